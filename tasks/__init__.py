@@ -1,0 +1,1 @@
+"""One module a stage of dvc.yaml: load, one domain call, save."""

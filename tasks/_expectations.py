@@ -1,0 +1,265 @@
+"""Great Expectations: the suites, their run and their Data Docs. The one module that imports it."""
+
+import logging
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import great_expectations as gx
+import great_expectations.expectations as gxe
+import pandas as pd
+
+from vocabgraft.params import COLUMNS, Format, ValidateDataParams
+from vocabgraft.vocabulary import KINDS
+
+SITE = "vocabgraft"
+BLANK = r"^\s*$"
+UNPRINTABLE = "[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffd]"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A frame to be judged, with its suite. The frame's index is 0, 1, 2, ..."""
+
+    name: str
+    frame: pd.DataFrame
+    expectations: tuple[gxe.Expectation, ...]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row that an expectation refused; `position` is its place in the table's frame, None for the whole table."""
+
+    table: str
+    position: int | None
+    column: str
+    value: str
+    reason: str
+
+
+def vocabulary_table(frame: pd.DataFrame, params: ValidateDataParams) -> Table:
+    """The suite of the vocabulary."""
+    return Table(
+        "vocabulary",
+        frame,
+        (
+            *_text("token", params.max_text_characters),
+            _expect(
+                gxe.ExpectColumnValuesToNotMatchRegex,
+                "token",
+                "holds whitespace; a token is one word, so add its words apart",
+                regex=r"\S\s+\S|^\s+\S|\S\s+$",
+            ),
+            _expect(gxe.ExpectColumnValuesToNotBeNull, "kind", f"is empty; allowed: {', '.join(KINDS)}"),
+            _expect(
+                gxe.ExpectColumnValuesToBeInSet,
+                "kind",
+                f"is no kind; allowed: {', '.join(KINDS)}",
+                value_set=list(KINDS),
+            ),
+            _nothing_in("collides_with", "token", "repeats, in another casing or the same, {value}; keep one"),
+            _expect(
+                gxe.ExpectColumnValuesToBeBetween,
+                "pieces",
+                "is one token in the base already; take it out",
+                shown="token",
+                min_value=2,
+                row_condition=gx.expectations.row_conditions.Column("readable_pieces") > 0,
+            ),
+            _expect(
+                gxe.ExpectColumnValuesToNotBeNull,
+                "description",
+                "is empty, which only a word whose pieces the base can read may have; describe it",
+                row_condition=(gx.expectations.row_conditions.Column("kind") == "special")
+                | (gx.expectations.row_conditions.Column("readable_pieces") == 0),
+            ),
+            _expect(
+                gxe.ExpectColumnValuesToBeBetween,
+                "uses",
+                f"is used in {{value}} texts of the training examples and contexts; needed: {params.min_uses} "
+                "(validate_data.min_uses); add examples or take it out",
+                shown="token",
+                min_value=params.min_uses,
+            ),
+            gxe.ExpectTableRowCountToBeBetween(
+                min_value=1,
+                max_value=params.max_new_tokens,
+                meta={"reason": f"allowed: 1 to {params.max_new_tokens} new tokens (validate_data.max_new_tokens)"},
+            ),
+        ),
+    )
+
+
+def contexts_table(frame: pd.DataFrame, params: ValidateDataParams) -> Table:
+    """The suite of the context sentences."""
+    repeated = _nothing_in("duplicate_of", "text", "repeats {value}; keep one")
+    return Table("contexts", frame, (*_text("text", params.max_text_characters), repeated))
+
+
+def retention_table(frame: pd.DataFrame, params: ValidateDataParams) -> Table:
+    """The suite of the retention pairs."""
+    return Table(
+        "retention",
+        frame,
+        (
+            *_text("sentence1", params.max_text_characters),
+            *_text("sentence2", params.max_text_characters),
+            _expect(gxe.ExpectColumnValuesToNotBeNull, "score", "is empty; allowed: a number from 0 to 1"),
+            _expect(
+                gxe.ExpectColumnValuesToNotBeNull,
+                "number",
+                "is not a number; allowed: 0 to 1",
+                shown="score",
+                row_condition=gx.expectations.row_conditions.Column("score").is_not_null(),
+            ),
+            _expect(
+                gxe.ExpectColumnValuesToBeBetween,
+                "number",
+                "is out of range; allowed: 0 to 1",
+                shown="score",
+                min_value=0,
+                max_value=1,
+            ),
+            _nothing_in("duplicate_of", "sentence1", "the pair repeats {value}; keep one"),
+            _nothing_in("contradicts", "score", "contradicts {value}, the same pair with another score; keep one"),
+            gxe.ExpectColumnUniqueValueCountToBeBetween(
+                column="number",
+                min_value=2,
+                meta={"reason": "all scores are the same, so no correlation can be measured; give differing scores"},
+            ),
+        ),
+    )
+
+
+def examples_table(
+    name: str, frame: pd.DataFrame, dataset_format: Format, params: ValidateDataParams, known_tokens: Sequence[str]
+) -> Table:
+    """The suite of one dataset."""
+    texts = [rule for column in COLUMNS[dataset_format] for rule in _text(column, params.max_text_characters)]
+    between_rows = [
+        _nothing_in("duplicate_of", COLUMNS[dataset_format][0], "the row repeats {value}; keep one"),
+        _nothing_in("leaks_from", COLUMNS[dataset_format][0], "leaks: a text of it is held out as well, in {value}"),
+    ]
+    if dataset_format == "triples":
+        own = [
+            _expect(
+                gxe.ExpectColumnValuesToBeInSet,
+                "token",
+                "has no token in the vocabulary; add `<|NAME|>` with kind special and a description",
+                shown="relation",
+                value_set=list(known_tokens),
+            ),
+            _nothing_in("contradicts", "relation", "contradicts {value}, which relates the same two the other way"),
+        ]
+    else:
+        own = [
+            _expect(
+                gxe.ExpectColumnValuesToBeInSet,
+                "same_text",
+                "equals its positive, so it teaches nothing",
+                shown="anchor",
+                value_set=[False],
+            )
+        ]
+    return Table(name, frame, (*texts, *own, *between_rows))
+
+
+def judge(tables: Sequence[Table], site: Path) -> list[Rejection]:
+    """Run every suite and write Data Docs as static HTML to `site`."""
+    # Great Expectations answers a missing progress-bar setting with a bar for each metric, on a terminal or not.
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+    _configure_site(context, site)
+    source = context.data_sources.add_pandas("raw")
+    rejections: list[Rejection] = []
+    for table in tables:
+        definition = source.add_dataframe_asset(table.name).add_batch_definition_whole_dataframe("all")
+        suite = context.suites.add(gx.ExpectationSuite(table.name))
+        for expectation in table.expectations:
+            suite.add_expectation(expectation)
+        validation = gx.ValidationDefinition(name=table.name, data=definition, suite=suite)
+        context.validation_definitions.add(validation)
+        result = validation.run(
+            batch_parameters={"dataframe": table.frame}, result_format={"result_format": "COMPLETE"}
+        )
+        for outcome in result.results:
+            rejections.extend(_rejections(table, outcome))
+    context.build_data_docs(site_names=[SITE])
+    return rejections
+
+
+def _expect(kind: type[gxe.Expectation], column: str, reason: str, shown: str | None = None, **arguments: Any) -> Any:
+    return kind(column=column, meta={"reason": reason, "shown": shown or column}, **arguments)
+
+
+def _text(column: str, longest: int) -> list[Any]:
+    return [
+        _expect(gxe.ExpectColumnValuesToNotBeNull, column, "is empty; fill it or take the row out"),
+        _expect(gxe.ExpectColumnValuesToNotMatchRegex, column, "holds spaces only; fill it", regex=BLANK),
+        _expect(
+            gxe.ExpectColumnValuesToNotMatchRegex,
+            column,
+            "holds a control or replacement character; check the file's encoding",
+            regex=UNPRINTABLE,
+        ),
+        _expect(
+            gxe.ExpectColumnValueLengthsToBeBetween,
+            column,
+            f"is too long; allowed: {longest} characters (validate_data.max_text_characters)",
+            min_value=1,
+            max_value=longest,
+        ),
+    ]
+
+
+def _nothing_in(column: str, shown: str, reason: str) -> Any:
+    return _expect(gxe.ExpectColumnValuesToBeNull, column, reason, shown)
+
+
+def _rejections(table: Table, outcome: Any) -> list[Rejection]:
+    if outcome.success:
+        return []
+    config = outcome.expectation_config
+    if outcome.exception_info and (message := _exception(outcome.exception_info)):
+        return [Rejection(table.name, None, config.kwargs.get("column", ""), config.type, message)]
+    reason = config.meta["reason"]
+    if "unexpected_index_list" not in outcome.result:
+        return [Rejection(table.name, None, "", str(outcome.result.get("observed_value")), reason)]
+    column, shown = config.kwargs["column"], config.meta["shown"]
+    return [
+        Rejection(
+            table=table.name,
+            position=int(position),
+            column=shown,
+            value=_shorten(table.frame[shown].iloc[position]),
+            reason=reason.replace("{value}", str(table.frame[column].iloc[position])),
+        )
+        for position in outcome.result["unexpected_index_list"]
+    ]
+
+
+def _exception(info: dict[str, Any]) -> str:
+    entries = [info] if "raised_exception" in info else list(info.values())
+    return "; ".join(str(entry.get("exception_message")) for entry in entries if entry.get("raised_exception"))
+
+
+def _shorten(value: Any) -> str:
+    text = "" if pd.isna(value) else re.sub(r"\s", " ", str(value))
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _configure_site(context: Any, site: Path) -> None:
+    shutil.rmtree(site, ignore_errors=True)
+    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(site.resolve())}
+    index = {"class_name": "DefaultSiteIndexBuilder"}
+    builder = {
+        "class_name": "SiteBuilder",
+        "site_index_builder": index,
+        "store_backend": store,
+        "show_how_to_buttons": False,
+    }
+    context.add_data_docs_site(SITE, builder)

@@ -1,0 +1,181 @@
+"""The MLflow tracking store and model registry. The one module that imports MLflow."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from vocabgraft.errors import VocabgraftError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+EXPERIMENT = "vocabgraft"
+DEFAULT_STORE = "sqlite:///mlflow.db"
+CHALLENGER, CHAMPION, PREVIOUS_CHAMPION = "challenger", "champion", "previous_champion"
+DIGEST_TAG = "content_digest"
+# Where MLflow's flavor puts the plain sentence-transformers folder inside a logged model.
+MODEL_SUBFOLDER = "model.sentence_transformer"
+# What a service needs to load the model; PEFT and this project are not among it.
+REQUIRED_TO_LOAD = ("sentence-transformers", "transformers", "tokenizers", "torch", "numpy")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What an MLflow run of a registration holds beside the model."""
+
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    curve: Sequence[Mapping[str, float]]
+    artifacts: Sequence[Path]
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version in the registry, with its aliases."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+
+
+def connect() -> MlflowClient:
+    """A client for `MLFLOW_TRACKING_URI`, by default the SQLite store beside the project.
+
+    Raises:
+        VocabgraftError: when the store cannot be reached.
+    """
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient()
+    try:
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise VocabgraftError(f"the MLflow store at {uri} cannot be used: {error.message}") from error
+    return client
+
+
+def resolve_version(uri: str) -> str:
+    """`models:/NAME@ALIAS` or `models:/NAME/VERSION` as `models:/NAME/VERSION`."""
+    name, separator, alias = uri.removeprefix("models:/").partition("@")
+    if not separator:
+        return uri
+    try:
+        found = connect().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        raise VocabgraftError(f"{uri} is not in the registry: {error.message}") from error
+    return f"models:/{name}/{found.version}"
+
+
+def download_model(uri: str) -> Path:
+    """The plain sentence-transformers folder of a registered version."""
+    connect()
+    try:
+        local = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except (MlflowException, OSError) as error:
+        raise VocabgraftError(f"{uri} cannot be read from the registry: {error}") from error
+    folder = local / MODEL_SUBFOLDER
+    if not folder.is_dir():
+        raise VocabgraftError(f"{uri} is no sentence-transformers model: {MODEL_SUBFOLDER} is missing in it")
+    return folder
+
+
+def find_by_digest(client: MlflowClient, name: str, digest: str) -> Registered | None:
+    """The newest version with this content, or None."""
+    try:
+        versions = client.search_model_versions(f"name = '{_quoted(name)}' and tags.{DIGEST_TAG} = '{digest}'")
+    except MlflowException as error:
+        raise VocabgraftError(f"the registry refuses the model name {name!r}: {error.message}") from error
+    newest = max(versions, key=lambda found: int(found.version), default=None)
+    return _described(client, newest) if newest else None
+
+
+def find_by_alias(client: MlflowClient, name: str, alias: str) -> Registered | None:
+    """The version that an alias names, or None."""
+    try:
+        return _described(client, client.get_model_version_by_alias(name, alias))
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise VocabgraftError(f"the registry cannot be read: {error.message}") from error
+
+
+def log_and_register(client: MlflowClient, name: str, model: "SentenceTransformer", record: RunRecord) -> Registered:
+    """Log one run with everything of it and register its model, the tags set in the same call.
+
+    Raises:
+        VocabgraftError: when the store or the registry refuses.
+    """
+    example = ["a short sentence", "another one"]
+    try:
+        mlflow.set_experiment(EXPERIMENT)
+        with mlflow.start_run(tags=dict(record.tags)) as run:
+            _log_figures(client, run.info.run_id, record)
+            for path in record.artifacts:
+                log = mlflow.log_artifacts if path.is_dir() else mlflow.log_artifact
+                log(str(path), path.name) if path.is_dir() else log(str(path))
+            logged = mlflow.sentence_transformers.log_model(
+                model,
+                name="model",
+                signature=mlflow.models.infer_signature(example, model.encode(example, show_progress_bar=False)),
+                input_example=example,
+                pip_requirements=[f"{package}=={_plain_version(package)}" for package in REQUIRED_TO_LOAD],
+                metadata={DIGEST_TAG: record.tags[DIGEST_TAG]},
+            )
+        registered = mlflow.register_model(logged.model_uri, name, tags=dict(record.tags))
+    except MlflowException as error:
+        raise VocabgraftError(f"MLflow refused the registration of {name!r}: {error.message}") from error
+    return _described(client, registered)
+
+
+def set_alias(client: MlflowClient, name: str, alias: str, model_version: int) -> None:
+    """Point an alias at a version."""
+    client.set_registered_model_alias(name, alias, str(model_version))
+
+
+def tag_version(client: MlflowClient, name: str, model_version: int, tags: Mapping[str, str]) -> None:
+    """Add tags to a version."""
+    for key, value in tags.items():
+        client.set_model_version_tag(name, str(model_version), key, value)
+
+
+def _log_figures(client: MlflowClient, run_id: str, record: RunRecord) -> None:
+    metrics = [Metric(key, value, 0, 0) for key, value in record.metrics.items()]
+    curve = [
+        Metric(f"train/{key}", float(value), 0, int(point["step"]))
+        for point in record.curve
+        for key, value in point.items()
+        if key in ("loss", "learning_rate")
+    ]
+    params = [Param(key, str(value)[:6000]) for key, value in record.params.items()]
+    client.log_batch(run_id, params=params[:100], tags=[RunTag("mlflow.note.content", "vocabgraft registration")])
+    for start in range(0, len(params[100:]), 100):
+        client.log_batch(run_id, params=params[100:][start : start + 100])
+    for start in range(0, len(metrics + curve), 1000):
+        client.log_batch(run_id, metrics=(metrics + curve)[start : start + 1000])
+
+
+def _described(client: MlflowClient, found: ModelVersion) -> Registered:
+    full = client.get_model_version(found.name, found.version)
+    return Registered(full.name, int(full.version), tuple(sorted(full.aliases)), dict(full.tags))
+
+
+def _plain_version(package: str) -> str:
+    # A local version such as +cpu names a build that the user's index need not have.
+    return version(package).partition("+")[0]
+
+
+def _quoted(name: str) -> str:
+    return name.replace("'", "''")

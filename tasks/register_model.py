@@ -1,0 +1,215 @@
+"""Stage register_model: the merged model in the MLflow registry, once for each content."""
+
+import json
+import logging
+import os
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks._registry import (
+    CHALLENGER,
+    CHAMPION,
+    DIGEST_TAG,
+    PREVIOUS_CHAMPION,
+    Registered,
+    RunRecord,
+    connect,
+    find_by_alias,
+    find_by_digest,
+    log_and_register,
+    set_alias,
+    tag_version,
+)
+from tasks._stage import run_stage
+from vocabgraft.artifacts import MANIFEST, digest_of, new_folder, read_json, require_artifact, write_json
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.params import GateParams, RegisterModelParams, load_params
+
+logger = logging.getLogger(__name__)
+
+RECORD = Path("reports/registration.json")
+BENEFIT_TAG, ITEMS_TAG = "benefit", "test_items_digest"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition of promotion: the figure seen and what it must be."""
+
+    name: str
+    figure: float | None
+    limit: str
+    holds: bool
+
+
+def register_model(
+    merged: Path,
+    adapter: Path,
+    checks: Path,
+    metrics: Path,
+    base_identity: Path,
+    datasets: Path,
+    out: Path,
+    params: RegisterModelParams,
+) -> None:
+    """Register the model unless its content is registered already, then decide on its aliases."""
+    digest = model_digest(merged)
+    if os.environ.get("DVC_EXP_NAME"):
+        logger.info("inside an experiment (%s): nothing is registered", os.environ["DVC_EXP_NAME"])
+    else:
+        figures = read_json(require_artifact(metrics))
+        items = digest_of(read_json(datasets.parent / MANIFEST)["files"])
+        tags = {DIGEST_TAG: digest, ITEMS_TAG: items, **_lineage(base_identity)}
+        _register(params, merged, adapter, checks, metrics, figures, tags)
+    with new_folder(out) as work:
+        write_json(work / "registration.json", {"name": params.name, DIGEST_TAG: digest})
+
+
+def model_digest(merged: Path) -> str:
+    """The content digest of the merged model, as its manifest has it."""
+    return str(read_json(require_artifact(merged / MANIFEST))["digest"])
+
+
+def gates_of(
+    figures: dict[str, Any], passed: bool, champion: Registered | None, items: str, params: GateParams
+) -> list[Gate]:
+    """Every gate with its figure: consistency, gain over base and champion, retention.
+
+    The champion's recorded figure counts only where it was measured on the same items.
+    """
+    base, merged = (_figure(figures[model], params.benefit) for model in ("base", "merged"))
+    retention = [figures[model]["retention"]["no_new_word"]["spearman"] for model in ("base", "merged")]
+    drop = round((retention[0] - retention[1]) / 100, 6)
+    gates = [
+        Gate("consistency", None, "every check passes", passed),
+        _gain_gate("gain over the base", merged - base, params.min_gain, strict=True),
+        Gate("retention drop", drop, f"at most {params.max_retention_drop:g}", drop <= params.max_retention_drop),
+    ]
+    if champion is not None:
+        comparable = champion.tags.get(ITEMS_TAG) == items and BENEFIT_TAG in champion.tags
+        gain = merged - float(champion.tags[BENEFIT_TAG]) if comparable else None
+        gates.append(
+            _gain_gate(f"gain over the champion, version {champion.version}", gain, params.min_gain, strict=False)
+        )
+    return gates
+
+
+def _register(
+    params: RegisterModelParams,
+    merged: Path,
+    adapter: Path,
+    checks: Path,
+    metrics: Path,
+    figures: dict[str, Any],
+    tags: dict[str, str],
+) -> None:
+    client = connect()
+    passed = bool(read_json(require_artifact(checks))["passed"])
+    if not passed:
+        raise VocabgraftError(f"{checks} says that a check failed, so the model is not registered")
+    champion = find_by_alias(client, params.name, CHAMPION)
+    registered = find_by_digest(client, params.name, tags[DIGEST_TAG])
+    if registered is None:
+        record = _record(figures, adapter, checks, metrics, {**tags, BENEFIT_TAG: str(_benefit(figures, params))})
+        registered = log_and_register(client, params.name, _load(merged), record)
+        logger.info("registered %s version %d", params.name, registered.version)
+    else:
+        logger.info("%s version %d has this content already", params.name, registered.version)
+    set_alias(client, params.name, CHALLENGER, registered.version)
+    is_champion = champion is not None and champion.version == registered.version
+    gates = gates_of(figures, passed, None if is_champion else champion, tags[ITEMS_TAG], params.gates)
+    promoted = all(gate.holds for gate in gates)
+    if promoted and not is_champion:
+        if champion is not None:
+            set_alias(client, params.name, PREVIOUS_CHAMPION, champion.version)
+        set_alias(client, params.name, CHAMPION, registered.version)
+    decision = [asdict(gate) for gate in gates]
+    tag_version(client, params.name, registered.version, {"gates": json.dumps(decision)})
+    for gate in gates:
+        logger.info("gate %-32s %-9s %s (%s)", gate.name, "holds" if gate.holds else "NOT MET", gate.figure, gate.limit)
+    if not promoted:
+        logger.info("not promoted: %s stays challenger", f"{params.name} version {registered.version}")
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        RECORD,
+        {
+            "name": params.name,
+            "version": registered.version,
+            "champion": promoted or is_champion,
+            DIGEST_TAG: tags[DIGEST_TAG],
+            "gates": decision,
+        },
+    )
+
+
+def _load(merged: Path) -> Any:
+    from vocabgraft.base_model import load_model
+
+    return load_model(require_artifact(merged), device="cpu")
+
+
+def _record(figures: dict[str, Any], adapter: Path, checks: Path, metrics: Path, tags: dict[str, str]) -> RunRecord:
+    return RunRecord(
+        params=_flat(load_params().model_dump(mode="json")),
+        metrics={key: float(value) for key, value in _flat(figures).items()},
+        curve=read_json(adapter / "curve.json"),
+        artifacts=[adapter, checks, metrics],
+        tags=tags,
+    )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        # MLflow's names allow no @.
+        flat |= _flat(inner, f"{prefix}.{key}".lstrip(".").replace("@", "_at_"))
+    return flat
+
+
+def _figure(figures: dict[str, Any], path: str) -> float:
+    dataset, subset, metric = path.split(".")
+    try:
+        return float(figures[dataset][subset][metric])
+    except KeyError as error:
+        raise VocabgraftError(
+            f"register_model.gates.benefit is {path!r}, which evaluate_model did not measure; "
+            f"it has {', '.join(sorted(_flat({dataset: figures[dataset]})))}"
+        ) from error
+
+
+def _benefit(figures: dict[str, Any], params: RegisterModelParams) -> float:
+    return _figure(figures["merged"], params.gates.benefit)
+
+
+def _gain_gate(name: str, gain: float | None, least: float, strict: bool) -> Gate:
+    if gain is None:
+        return Gate(name, None, "measured on other items, so not comparable", False)
+    gain = round(gain, 4)
+    holds = gain > least if strict else gain >= least
+    return Gate(name, gain, f"{'more than' if strict else 'at least'} {least:g}", holds)
+
+
+def _lineage(base_identity: Path) -> dict[str, str]:
+    base = read_json(require_artifact(base_identity))
+    changed = [line for line in _git("status", "--porcelain").splitlines() if not line.endswith("dvc.lock")]
+    return {
+        "base": base["model"],
+        "base_sha256": base["sha256"],
+        "git_commit": _git("rev-parse", "HEAD") or "none",
+        "git_dirty": str(bool(changed)).lower(),
+    }
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(register_model))

@@ -1,0 +1,174 @@
+"""Stage validate_data: raw files in, typed splits and the accepted vocabulary out."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tasks._base import resolve_base
+from tasks._expectations import (
+    Rejection,
+    Table,
+    contexts_table,
+    examples_table,
+    judge,
+    retention_table,
+    vocabulary_table,
+)
+from tasks._stage import run_stage
+from vocabgraft.artifacts import new_folder, write_json
+from vocabgraft.base_model import tokenizer_file
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.examples import (
+    annotate_vocabulary,
+    read_contexts,
+    read_examples,
+    read_retention,
+    read_vocabulary,
+    texts_of,
+)
+from vocabgraft.params import COLUMNS, OPTIONAL_COLUMNS, BaseParams, ValidateDataParams
+from vocabgraft.splits import SPLITS
+from vocabgraft.tokenizer import load_raw_tokenizer
+
+logger = logging.getLogger(__name__)
+
+SHOWN_ROWS = 10
+# Above this share of the base's own vocabulary, new rows need far more text than a vocabulary usually comes with.
+LARGE_VOCABULARY = 0.03
+
+
+def validate_data(raw: Path, out: Path, site: Path, params: ValidateDataParams, base: BaseParams) -> None:
+    """Judge the raw files with Great Expectations; write what is accepted and why the rest is not."""
+    folder, identity = resolve_base(base)
+    tokenizer = load_raw_tokenizer(tokenizer_file(folder))
+    examples = {dataset.name: read_examples(raw / "", dataset) for dataset in params.datasets}
+    contexts = read_contexts([raw / name for name in params.contexts])
+    training = [
+        text for dataset in params.datasets for text in texts_of(_only(examples[dataset.name], "train"), dataset.format)
+    ]
+    vocabulary = annotate_vocabulary(
+        read_vocabulary(raw / params.vocabulary), tokenizer, [*training, *contexts["text"]]
+    )
+    tables = [
+        vocabulary_table(vocabulary, params),
+        contexts_table(contexts, params),
+        retention_table(read_retention(raw / params.retention), params),
+        *(
+            examples_table(dataset.name, examples[dataset.name], dataset.format, params, list(vocabulary["token"]))
+            for dataset in params.datasets
+        ),
+    ]
+    rejections = judge(tables, site)
+    _refuse_or_quarantine(rejections, tables, params)
+    accepted = {table.name: _accepted(table, rejections) for table in tables}
+    warnings = _warnings(accepted["vocabulary"], tokenizer.get_vocab_size())
+    for warning in warnings:
+        logger.warning("warning: %s", warning)
+    with new_folder(out) as work:
+        write_json(work / "base.json", identity.as_json())
+        _write_accepted(work, accepted, params)
+        _rejected_rows(rejections, tables).to_csv(work / "rejected.csv", index=False)
+        write_json(work / "report.json", _report(accepted, rejections, warnings, params))
+
+
+def _refuse_or_quarantine(rejections: list[Rejection], tables: list[Table], params: ValidateDataParams) -> None:
+    fatal = [rejection for rejection in rejections if rejection.position is None]
+    if not rejections:
+        return
+    rows = _rejected_rows(rejections, tables)
+    if params.on_invalid == "fail" or fatal:
+        shown = "\n".join(_line(row) for row in rows.head(SHOWN_ROWS).to_dict("records"))
+        raise VocabgraftError(
+            f"{len(rows)} problems in the raw data, the first {min(SHOWN_ROWS, len(rows))}:\n{shown}\n"
+            "Mend them, or set validate_data.on_invalid to quarantine; all are in reports/data_docs/index.html"
+        )
+    rejected = {(rejection.table, rejection.position) for rejection in rejections}
+    share = len(rejected) / sum(len(table.frame) for table in tables)
+    if share > params.max_rejected_fraction:
+        raise VocabgraftError(
+            f"{len(rejected)} rows ({share:.1%}) would be quarantined; allowed: {params.max_rejected_fraction:.1%} "
+            f"(validate_data.max_rejected_fraction). The first: {_line(rows.iloc[0].to_dict())}"
+        )
+    logger.warning("warning: %d rows quarantined, %.1f %% of all", len(rejected), 100 * share)
+
+
+def _line(row: dict[Any, Any]) -> str:
+    where = f"  {row['file']}" + (f" row {row['row']}" if row["row"] else "")
+    return (
+        f"{where}, {row['column']} {row['value']!r}: {row['reason']}" if row["column"] else f"{where}: {row['reason']}"
+    )
+
+
+def _rejected_rows(rejections: list[Rejection], tables: list[Table]) -> pd.DataFrame:
+    frames = {table.name: table.frame for table in tables}
+    rows = []
+    for rejection in rejections:
+        frame, place = frames[rejection.table], rejection.position
+        file = frame["file"].iloc[0 if place is None else place] if len(frame) else rejection.table
+        row = "" if place is None else int(frame["row"].iloc[place])
+        rows.append((file, row, rejection.column, rejection.value, rejection.reason))
+    return pd.DataFrame(rows, columns=["file", "row", "column", "value", "reason"])
+
+
+def _accepted(table: Table, rejections: list[Rejection]) -> pd.DataFrame:
+    refused = {rejection.position for rejection in rejections if rejection.table == table.name}
+    return table.frame.drop(index=[position for position in refused if position is not None])
+
+
+def _only(frame: pd.DataFrame, split: str) -> pd.DataFrame:
+    return frame[frame["split"] == split]
+
+
+def _write_accepted(work: Path, accepted: dict[str, pd.DataFrame], params: ValidateDataParams) -> None:
+    vocabulary = accepted["vocabulary"].fillna({"description": ""})[["token", "kind", "description", "uses"]]
+    _write_parquet(vocabulary, work / "vocabulary.parquet")
+    _write_parquet(accepted["contexts"][["text"]], work / "contexts.parquet")
+    retention = accepted["retention"].assign(score=accepted["retention"]["number"])
+    _write_parquet(retention[["sentence1", "sentence2", "score"]], work / "retention.parquet")
+    index = []
+    for dataset in params.datasets:
+        frame = accepted[dataset.name]
+        kept = set(COLUMNS[dataset.format]) | set(OPTIONAL_COLUMNS[dataset.format])
+        columns = [column for column in frame.columns if column in kept]
+        (work / "datasets" / dataset.name).mkdir(parents=True)
+        for split in SPLITS:
+            _write_parquet(_only(frame, split)[columns], work / "datasets" / dataset.name / f"{split}.parquet")
+        if _only(frame, "train").empty:
+            raise VocabgraftError(f"dataset {dataset.name} has no training row left; add rows or lower held_out")
+        index.append({"name": dataset.name, "format": dataset.format})
+    write_json(work / "datasets" / "index.json", index)
+
+
+def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    frame.reset_index(drop=True).to_parquet(path, index=False)
+
+
+def _warnings(vocabulary: pd.DataFrame, base_size: int) -> list[str]:
+    if len(vocabulary) <= LARGE_VOCABULARY * base_size:
+        return []
+    share = len(vocabulary) / base_size
+    return [f"{len(vocabulary)} new tokens are {share:.1%} of the base's vocabulary; expect to need much more text"]
+
+
+def _report(
+    accepted: dict[str, pd.DataFrame], rejections: list[Rejection], warnings: list[str], params: ValidateDataParams
+) -> dict[str, Any]:
+    kinds = accepted["vocabulary"]["kind"].value_counts()
+    splits = {
+        dataset.name: {split: len(_only(accepted[dataset.name], split)) for split in SPLITS}
+        for dataset in params.datasets
+    }
+    return {
+        "new_tokens": {kind: int(kinds[kind]) for kind in sorted(kinds.index)},
+        "contexts": len(accepted["contexts"]),
+        "retention": len(accepted["retention"]),
+        "datasets": splits,
+        "rejected": len({(rejection.table, rejection.position) for rejection in rejections}),
+        "warnings": warnings,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(validate_data))

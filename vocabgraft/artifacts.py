@@ -1,0 +1,111 @@
+"""Artifact folders: written whole or not at all, with a manifest of content hashes written last."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vocabgraft.errors import VocabgraftError
+
+MANIFEST = "manifest.json"
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_digest(folder: Path) -> str:
+    """Hex SHA-256 over the names and hashes of a folder's files, its manifest left out."""
+    return digest_of(hash_files(folder))
+
+
+def digest_of(value: Any) -> str:
+    """Hex SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by relative POSIX path, the manifest left out."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
+
+
+def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
+    """Write readable JSON with sorted keys, the same bytes for the same value."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that an earlier stage wrote.
+
+    Raises:
+        VocabgraftError: when the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise VocabgraftError(f"{path} is damaged ({error}); `dvc checkout {path.parent}` brings it back") from error
+
+
+def require_artifact(path: Path) -> Path:
+    """Return `path`, an artifact's folder or a part of one, after checking that the artifact is complete.
+
+    Raises:
+        VocabgraftError: when it is missing, or its manifest is (a half-written folder).
+    """
+    if not path.exists():
+        raise _missing(path)
+    folder = path if path.is_dir() else path.parent
+    if not any((parent / MANIFEST).is_file() for parent in (folder, *folder.parents)):
+        raise VocabgraftError(f"{folder} has no {MANIFEST}, so it is incomplete; `dvc checkout {folder}` or run again")
+    return path
+
+
+@contextmanager
+def new_folder(destination: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `destination`, with its manifest, only if the block succeeds.
+
+    The work happens beside the destination, on the same file system, so that the move is a rename.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(destination)
+    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
+    try:
+        yield work
+        _finish(work)
+        if destination.exists():
+            shutil.rmtree(destination)
+        work.rename(destination)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _finish(work: Path) -> None:
+    # mkdtemp and safetensors make private folders and files; an artifact has the modes that a plain write gives.
+    mask = os.umask(0)
+    os.umask(mask)
+    files = hash_files(work)
+    write_json(work / MANIFEST, {"digest": digest_of(files), "files": files})
+    work.chmod(0o777 & ~mask)
+    for path in work.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def _remove_leftovers(destination: Path) -> None:
+    for leftover in destination.parent.glob(f".{destination.name}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _missing(path: Path) -> VocabgraftError:
+    stage = path.parts[1] if len(path.parts) > 1 and path.parts[0] == "data" else None
+    remedy = f"`dvc repro {stage}` makes it" if stage and stage != "raw" else "check the name"
+    return VocabgraftError(f"{path} is missing; {remedy}")

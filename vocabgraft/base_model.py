@@ -1,0 +1,124 @@
+"""The base model: found, identified by its content, loaded with nothing remote executed."""
+
+import importlib.util
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vocabgraft.artifacts import file_sha256
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.params import BaseParams
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+PACKAGE_PREFIX = "package:"
+REGISTRY_PREFIX = "models:/"
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """What a base model is, without saying where it lies on this machine.
+
+    `model` is never a floating alias: a registry alias is resolved to its version.
+    """
+
+    model: str
+    revision: str | None
+    sha256: str
+    tokenizer_sha256: str
+
+    def as_json(self) -> dict[str, str | None]:
+        """The identity as a mapping for `base.json`."""
+        return asdict(self)
+
+
+def locate_base(model: str, revision: str | None = None) -> Path:
+    """The local folder of a base given as `package:MODULE/FOLDER`, a folder, or a Hub id.
+
+    Raises:
+        VocabgraftError: when it is not there or the Hub cannot be reached.
+    """
+    if model.startswith(PACKAGE_PREFIX):
+        return _locate_in_package(model)
+    if model.startswith((".", "/", "~")) or Path(model).is_dir():
+        return _checked_folder(Path(model).expanduser(), model)
+    return _download(model, revision)
+
+
+def identify_base(folder: Path, params: BaseParams, resolved: str) -> BaseIdentity:
+    """Hash the weights and the tokenizer; refuse weights other than `params.sha256`."""
+    seen = _weights_sha256(folder)
+    if params.sha256 is not None and seen != params.sha256:
+        raise VocabgraftError(
+            f"base.sha256 is {params.sha256}, but model.safetensors of {params.model} has {seen}; "
+            "if that is the model you mean, put its value into params.yaml, otherwise restore the model"
+        )
+    return BaseIdentity(resolved, params.revision, seen, file_sha256(tokenizer_file(folder)))
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """The base's `tokenizer.json`, which every fast tokenizer has."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise VocabgraftError(
+            f"{folder} has no tokenizer.json; save the model once with today's transformers (a fast tokenizer)"
+        )
+    return path
+
+
+def load_model(folder: Path, device: str | None = None) -> "SentenceTransformer":
+    """Load a model folder from disk alone, in evaluation mode; nothing is fetched and no remote code is run."""
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(str(folder), device=device, local_files_only=True).eval()
+    except (OSError, ValueError) as error:
+        raise VocabgraftError(f"{folder} does not load as a sentence-transformers model: {error}") from error
+
+
+def _locate_in_package(model: str) -> Path:
+    module, _, inside = model.removeprefix(PACKAGE_PREFIX).partition("/")
+    found = importlib.util.find_spec(module) if module.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise VocabgraftError(
+            f"base.model is {model!r}, but no package {module!r} is installed; install it, "
+            "or name a Hub id, a folder or models:/NAME@ALIAS"
+        )
+    return _checked_folder(Path(next(iter(found.submodule_search_locations))) / inside, model)
+
+
+def _checked_folder(folder: Path, model: str) -> Path:
+    if not folder.is_dir():
+        raise VocabgraftError(f"base.model is {model!r}, but that folder is not there; correct it in params.yaml")
+    if not any(folder.glob("*.safetensors")):
+        raise VocabgraftError(f"base.model is {model!r}: no safetensors file in it; only safetensors are loaded")
+    return folder
+
+
+def _download(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # Weights in other formats are never read, so they are not fetched either.
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
+    except HFValidationError as error:
+        raise VocabgraftError(f"base.model is {model!r}, which is neither a folder nor a Hub id: {error}") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise VocabgraftError(
+            f"base.model is {model!r} at revision {revision or 'main'}: it is no local folder and the Hub did not "
+            f"give it{offline}; check the name, the network or HF_TOKEN, or download it once and name the folder"
+        ) from error
+
+
+def _weights_sha256(folder: Path) -> str:
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return file_sha256(files[0])
+    from vocabgraft.artifacts import digest_of
+
+    return digest_of({path.name: file_sha256(path) for path in files})

@@ -1,0 +1,199 @@
+"""What is known of each raw row before it is judged: its split, what it repeats, contradicts or leaks from."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from vocabgraft.data_files import read_lines, read_table
+from vocabgraft.params import COLUMNS, OPTIONAL_COLUMNS, DatasetParams, Format
+from vocabgraft.splits import SPLITS, split_of
+from vocabgraft.tokenizer import normalised, pieces_of
+from vocabgraft.vocabulary import KINDS, NewToken, relation_token
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# A relation that says two things differ cannot hold beside one that says that they are alike.
+UNLIKE = frozenset({"antonym", "distinctfrom", "notisa"})
+ALIKE = frozenset({"synonym", "isa", "similarto", "definedas", "formof", "instanceof"})
+
+
+def read_vocabulary(path: Path) -> pd.DataFrame:
+    """The raw vocabulary: token, kind, description, row, file."""
+    return read_table(path, ("token", "kind", "description")).assign(file=path.name)
+
+
+def read_contexts(paths: Sequence[Path]) -> pd.DataFrame:
+    """The raw context sentences of all files: text, row, file, duplicate_of."""
+    frames = [read_lines(path).assign(file=path.name) for path in paths]
+    if not frames:
+        return pd.DataFrame({"text": [], "row": [], "file": [], "duplicate_of": []}, dtype=object)
+    frame = pd.concat(frames, ignore_index=True)
+    return frame.assign(duplicate_of=_first_seen(frame, _folded(frame["text"])))
+
+
+def read_retention(path: Path) -> pd.DataFrame:
+    """The raw retention pairs: sentences, the score as text and as a number, duplicates and contradictions."""
+    frame = read_table(path, ("sentence1", "sentence2", "score")).assign(file=path.name)
+    key = _unordered(frame["sentence1"], frame["sentence2"])
+    number = pd.to_numeric(frame["score"], errors="coerce")
+    return frame.assign(
+        number=number.astype("float64"),
+        duplicate_of=_first_seen(frame, key + "\x1f" + number.astype(str)),
+        contradicts=_other_value(frame, key, number.astype(str)),
+    )
+
+
+def read_examples(folder: Path, dataset: DatasetParams) -> pd.DataFrame:
+    """The raw rows of one dataset with file, row, split and what is wrong between rows."""
+    columns, optional = COLUMNS[dataset.format], OPTIONAL_COLUMNS[dataset.format]
+    frames = []
+    for split in SPLITS:
+        if (name := getattr(dataset.files, split)) is None:
+            continue
+        frame = read_table(folder / name, columns, optional).assign(file=name)
+        frames.append(frame.assign(split=_splits(frame, dataset) if split == "train" else split))
+    frame = pd.concat(frames, ignore_index=True)
+    if dataset.format == "triples":
+        return _annotate_triples(frame)
+    return _annotate_pairs(frame)
+
+
+def annotate_vocabulary(frame: pd.DataFrame, base: "Tokenizer", texts: Sequence[str]) -> pd.DataFrame:
+    """Add what the base makes of each token, and in how many of the distinct `texts` it is used.
+
+    Columns: `pieces` (how many), `readable_pieces`, `collides_with` (an earlier token, or the same after the base's
+    normalisation and case folding), `uses`.
+    """
+    unknown = base.token_to_id("[UNK]") if base.token_to_id("[UNK]") is not None else base.token_to_id("<unk>")
+    tokens = frame["token"].fillna("")
+    pieces = [pieces_of(base, token) for token in tokens]
+    key = tokens.map(lambda token: normalised(base, token).casefold())
+    return frame.assign(
+        pieces=[len(ids) for ids in pieces],
+        readable_pieces=[sum(piece != unknown for piece in ids) for ids in pieces],
+        collides_with=_first_seen(frame, key, shown="token"),
+        uses=count_uses(base, new_tokens(frame), texts),
+    )
+
+
+def new_tokens(frame: pd.DataFrame) -> list[NewToken]:
+    """The vocabulary's rows as tokens; a missing description is the empty text."""
+    described = frame.fillna({"description": "", "token": ""})
+    return [
+        NewToken(token, kind, description)
+        for token, kind, description in zip(
+            described["token"], described["kind"], described["description"], strict=True
+        )
+    ]
+
+
+def count_uses(base: "Tokenizer", tokens: Sequence[NewToken], texts: Sequence[str]) -> list[int]:
+    """How many of the distinct texts hold each token, matched as the extended tokenizer will."""
+    from tokenizers import AddedToken, Tokenizer
+
+    extended = Tokenizer.from_str(base.to_str())
+    addable = [token for token in tokens if token.text.strip() and token.kind in KINDS]
+    extended.add_tokens(
+        [
+            AddedToken(token.text, single_word=token.kind == "word", normalized=token.kind != "special")
+            for token in addable
+        ]
+    )
+    counts: dict[int | None, int] = {}
+    for encoding in extended.encode_batch(sorted(set(texts)), add_special_tokens=False):
+        for token_id in set(encoding.ids):
+            counts[token_id] = counts.get(token_id, 0) + 1
+    return [counts.get(extended.token_to_id(token.text), 0) if token in addable else 0 for token in tokens]
+
+
+def texts_of(frame: pd.DataFrame, dataset_format: Format) -> list[str]:
+    """One text a triple (head, the relation's token, tail); both texts of a pair. Rows with a gap are left out."""
+    complete = frame.dropna(subset=list(COLUMNS[dataset_format]))
+    if dataset_format == "triples":
+        return [
+            f"{head} {relation_token(relation)} {tail}"
+            for head, relation, tail in zip(complete["head"], complete["relation"], complete["tail"], strict=True)
+        ]
+    return [*complete["anchor"], *complete["positive"]]
+
+
+def _splits(frame: pd.DataFrame, dataset: DatasetParams) -> list[str]:
+    group = "head" if dataset.format == "triples" else "group" if "group" in frame.columns else "anchor"
+    share = dataset.held_out
+    return [split_of(text or "", share.validation, share.test) for text in frame[group]]
+
+
+def _annotate_triples(frame: pd.DataFrame) -> pd.DataFrame:
+    relation = _folded(frame["relation"])
+    key = _folded(frame["head"]) + "\x1f" + relation + "\x1f" + _folded(frame["tail"])
+    ends = _unordered(frame["head"], frame["tail"])
+    side = relation.map(lambda name: "unlike" if name in UNLIKE else "alike" if name in ALIKE else "")
+    return frame.assign(
+        token=frame["relation"].map(relation_token, na_action="ignore"),
+        duplicate_of=_first_seen(frame, key + "\x1f" + frame["split"]),
+        contradicts=_other_value(frame, ends.where(side != "", key), side),
+        leaks_from=_other_split(frame, [key]),
+    )
+
+
+def _annotate_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    key = _unordered(frame["anchor"], frame["positive"])
+    return frame.assign(
+        duplicate_of=_first_seen(frame, key + "\x1f" + frame["split"]),
+        same_text=(_folded(frame["anchor"]) == _folded(frame["positive"])) & frame["anchor"].notna(),
+        leaks_from=_other_split(frame, [_folded(frame["anchor"]), _folded(frame["positive"])]),
+    )
+
+
+def _folded(texts: pd.Series) -> pd.Series:
+    return texts.fillna("").map(lambda text: " ".join(text.casefold().split()))
+
+
+def _unordered(left: pd.Series, right: pd.Series) -> pd.Series:
+    pairs = zip(_folded(left), _folded(right), strict=True)
+    return pd.Series(["\x1f".join(sorted(pair)) for pair in pairs], index=left.index, dtype=object)
+
+
+def _first_seen(frame: pd.DataFrame, key: pd.Series, shown: str | None = None) -> list[str | None]:
+    """For a row whose key came before, the first one's place (or its `shown` value); None for the first."""
+    first: dict[str, int] = {}
+    found: list[str | None] = []
+    for position, value in enumerate(key):
+        seen = first.setdefault(value, position)
+        found.append(None if seen == position else _place(frame, seen) if shown is None else frame[shown].iloc[seen])
+    return found
+
+
+def _other_value(frame: pd.DataFrame, key: pd.Series, value: pd.Series) -> list[str | None]:
+    """For a row whose key came before with another value, the place of that row."""
+    first: dict[str, int] = {}
+    seen = [first.setdefault(text, position) for position, text in enumerate(key)]
+    return [None if value.iloc[at] == value.iloc[here] else _place(frame, at) for here, at in enumerate(seen)]
+
+
+def _other_split(frame: pd.DataFrame, keys: Sequence[pd.Series]) -> list[str | None]:
+    """For a training row that shares a text with a held-out row, or a validation row with a test row, its place."""
+    rank = {"train": 0, "validation": 1, "test": 2}
+    held_out: dict[str, int] = {}
+    for key in keys:
+        for position, text in enumerate(key):
+            best = held_out.setdefault(text, position)
+            if rank[frame["split"].iloc[position]] > rank[frame["split"].iloc[best]]:
+                held_out[text] = position
+    leaks: Callable[[int, int], bool] = lambda here, there: (  # noqa: E731
+        rank[frame["split"].iloc[there]] > rank[frame["split"].iloc[here]]
+    )
+    found: list[str | None] = [None] * len(frame)
+    for key in keys:
+        for position, text in enumerate(key):
+            there = held_out[text]
+            if found[position] is None and text and leaks(position, there):
+                found[position] = f"{_place(frame, there)} ({frame['split'].iloc[there]})"
+    return found
+
+
+def _place(frame: pd.DataFrame, position: int) -> str:
+    return f"{frame['file'].iloc[position]} row {frame['row'].iloc[position]}"

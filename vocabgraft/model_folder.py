@@ -1,0 +1,28 @@
+"""Saving models so that equal models give equal folders."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vocabgraft.artifacts import read_json, write_json
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+# Traces of how a tokenizer was loaded, not of what it is.
+LOADING_TRACES = ("is_local", "local_files_only", "name_or_path")
+
+
+def save_model(model: "SentenceTransformer", folder: Path, adapter_base: str | None = None) -> None:
+    """Save a complete sentence-transformers folder: safetensors, no generated README, no absolute path.
+
+    Args:
+        model: with or without a PEFT adapter; with one, only the adapter's weights are written.
+        folder: an empty folder.
+        adapter_base: what the adapter's configuration names as its base.
+    """
+    model.save(str(folder), create_model_card=False, safe_serialization=True)
+    tokenizer_config = folder / "tokenizer_config.json"
+    config = {key: value for key, value in read_json(tokenizer_config).items() if key not in LOADING_TRACES}
+    write_json(tokenizer_config, config)
+    if (adapter_config := folder / "adapter_config.json").is_file():
+        write_json(adapter_config, {**read_json(adapter_config), "base_model_name_or_path": adapter_base})

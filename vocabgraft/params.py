@@ -1,0 +1,277 @@
+"""Typed, frozen parameters: one class a section of `params.yaml`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from vocabgraft.errors import VocabgraftError
+
+PARAMS_FILE = Path("params.yaml")
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+def _inside_raw(name: str) -> str:
+    if not name or name.startswith(("/", "~")) or ".." in Path(name).parts or "\0" in name:
+        raise ValueError(f"{name!r} does not name a file inside data/raw/; give a relative path without '..'")
+    return name
+
+
+RawFile = Annotated[str, AfterValidator(_inside_raw)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Format = Literal["triples", "pairs"]
+Method = Literal["tokens", "lora", "lora_and_tokens"]
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "triples": ("head", "relation", "tail"),
+    "pairs": ("anchor", "positive"),
+}
+OPTIONAL_COLUMNS: dict[str, tuple[str, ...]] = {"triples": (), "pairs": ("group",)}
+
+
+class Section(BaseModel):
+    """Strict and frozen: an unknown key or a value of another type is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PromptParams(Section):
+    """Text put before a query and before a document; None keeps what the base has."""
+
+    query: str | None = None
+    document: str | None = None
+
+
+class BaseParams(Section):
+    """Where the base model comes from and which weights it must have."""
+
+    model: Annotated[str, StringConstraints(min_length=1)]
+    revision: str | None = None
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    prompts: PromptParams = PromptParams()
+
+
+class FileParams(Section):
+    """Names of a dataset's files inside `data/raw/`."""
+
+    train: RawFile
+    validation: RawFile | None = None
+    test: RawFile | None = None
+
+
+class HeldOutParams(Section):
+    """Share of the groups kept out of training for each split."""
+
+    validation: Fraction = 0.0
+    test: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation + test is {self.validation + self.test}; it must leave something to train on")
+        return self
+
+
+class DatasetParams(Section):
+    """One dataset: its format, its files and how its held-out rows are chosen."""
+
+    name: Name
+    format: Format
+    files: FileParams
+    held_out: HeldOutParams = HeldOutParams()
+
+    @model_validator(mode="after")
+    def _one_source_a_split(self) -> Self:
+        for split in ("validation", "test"):
+            if getattr(self.files, split) and getattr(self.held_out, split):
+                raise ValueError(f"'{split}' is given as a file and as a share held out; keep one of them")
+        return self
+
+
+class ValidateDataParams(Section):
+    """Which files to read and what to accept."""
+
+    vocabulary: RawFile
+    contexts: list[RawFile] = []
+    retention: RawFile
+    datasets: Annotated[list[DatasetParams], Field(min_length=1)]
+    on_invalid: Literal["fail", "quarantine"] = "fail"
+    max_rejected_fraction: Fraction = 0.05
+    max_new_tokens: Count = 3000
+    min_uses: Annotated[int, Field(ge=0)] = 8
+    max_text_characters: Count = 2000
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [dataset.name for dataset in self.datasets]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"datasets share the name {', '.join(repeated)}; give each its own")
+        return self
+
+
+class ExtendTokenizerParams(Section):
+    """Limits on what may become a token."""
+
+    max_token_characters: Count = 64
+
+
+class ResizeBaseParams(Section):
+    """How the new rows start."""
+
+    initialisation: Literal["subword_mean"] = "subword_mean"
+
+
+class LoraParams(Section):
+    """Fields of peft's LoraConfig."""
+
+    r: Count = 16
+    alpha: Count = 32
+    dropout: Fraction = 0.05
+    target_modules: Annotated[list[str], Field(min_length=1)]
+
+
+class PhaseParams(Section):
+    """One phase of training: which of the method's parameters move, and for how long."""
+
+    train: Literal["rows", "adapter", "all"] = "all"
+    epochs: Count | None = None
+    learning_rate: Positive | None = None
+    rows_learning_rate: Positive | None = None
+
+
+class TrainAdapterParams(Section):
+    """What is trained, and how."""
+
+    method: Method
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Positive
+    rows_learning_rate: Positive
+    warmup_ratio: Fraction = 0.1
+    scale: Positive = 20.0
+    lora: LoraParams
+    phases: list[PhaseParams] = []
+
+    @model_validator(mode="after")
+    def _phases_fit_the_method(self) -> Self:
+        for number, phase in enumerate(self.phases, start=1):
+            if (phase.train == "rows" and self.method == "lora") or (
+                phase.train == "adapter" and self.method == "tokens"
+            ):
+                raise ValueError(f"phase {number} trains '{phase.train}', which method '{self.method}' does not have")
+        return self
+
+
+class MergeAdapterParams(Section):
+    """The merge has nothing to set."""
+
+
+class CheckConsistencyParams(Section):
+    """Limits of the checks."""
+
+    batch_size: Count = 64
+    merged_tolerance: Positive = 1e-5
+    min_change: Positive = 1e-4
+
+
+class EvaluateModelParams(Section):
+    """How the held-out items are scored."""
+
+    batch_size: Count = 64
+    recall_at: Count = 10
+
+
+class GateParams(Section):
+    """What a model must reach to become champion."""
+
+    benefit: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\.(all|new_word|no_new_word)\.[a-z_0-9@]+$")]
+    min_gain: float = 0.0
+    max_retention_drop: Annotated[float, Field(ge=0)] = 0.01
+
+
+class RegisterModelParams(Section):
+    """The registered model's name and its gates."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[^/:\x00]+$", min_length=1)]
+    gates: GateParams
+
+
+class Params(Section):
+    """The whole of `params.yaml`: the seed, the base and one section a stage."""
+
+    seed: Annotated[int, Field(ge=0)]
+    base: BaseParams
+    validate_data: ValidateDataParams
+    extend_tokenizer: ExtendTokenizerParams
+    resize_base: ResizeBaseParams
+    train_adapter: TrainAdapterParams
+    merge_adapter: MergeAdapterParams
+    check_consistency: CheckConsistencyParams
+    evaluate_model: EvaluateModelParams
+    register_model: RegisterModelParams
+
+    @model_validator(mode="after")
+    def _benefit_names_a_dataset(self) -> Self:
+        dataset = self.register_model.gates.benefit.split(".")[0]
+        names = [entry.name for entry in self.validate_data.datasets]
+        if dataset not in names:
+            raise ValueError(f"register_model.gates.benefit names the dataset '{dataset}'; allowed: {', '.join(names)}")
+        return self
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check `params.yaml`.
+
+    Raises:
+        VocabgraftError: naming the key, the value seen and what is allowed.
+    """
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise VocabgraftError(f"{path} is missing; run from the project's root, or `git checkout {path}`") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise VocabgraftError(f"{path} is not YAML: {error}") from error
+    return parse_params(loaded, str(path))
+
+
+def parse_params(loaded: Any, origin: str) -> Params:
+    """Turn a loaded mapping into `Params`; `origin` names it in errors."""
+    if not isinstance(loaded, dict):
+        raise VocabgraftError(f"{origin} holds {type(loaded).__name__}, not a mapping of sections")
+    try:
+        return Params.model_validate(loaded)
+    except ValidationError as error:
+        lines = [_explain(dict(detail)) for detail in error.errors()]
+        raise VocabgraftError(f"{origin}: " + "\n".join(lines)) from error
+
+
+def _explain(detail: dict[str, Any]) -> str:
+    location: tuple[str | int, ...] = detail["loc"]
+    key = ".".join(str(part) for part in location) or "(whole file)"
+    if detail["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields_at(location[:-1])) or "none"
+        return f"unknown key '{key}' (value {detail['input']!r}); allowed here: {allowed}"
+    if detail["type"] == "missing":
+        return f"key '{key}' is missing; add it"
+    if detail["type"] == "value_error":
+        return f"{key}: {detail['ctx']['error']}"
+    return f"key '{key}' is {detail['input']!r}; {detail['msg'].replace('Input should', 'it should')}"
+
+
+def _fields_at(location: tuple[str | int, ...]) -> list[str]:
+    model: Any = Params
+    for part in location:
+        if isinstance(part, str):
+            model = _section_of(model.model_fields[part].annotation)
+    return list(model.model_fields)
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(found for argument in get_args(annotation) if (found := _section_of(argument)) is not None)
