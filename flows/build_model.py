@@ -196,7 +196,7 @@ def _base_moved(stages: Sequence[Stage]) -> bool:
         return False
     from tasks._base import resolve_base
 
-    return resolve_base(base)[1].as_json() != read_json(identity)
+    return bool(resolve_base(base)[1].as_json() != read_json(identity))
 
 
 def _print_plan(planned: Sequence[Planned], console: Console) -> None:

@@ -169,8 +169,8 @@ def examples_table(
 
 def judge(tables: Sequence[Table], site: Path) -> list[Rejection]:
     """Run every suite and write Data Docs as static HTML to `site`."""
-    # Great Expectations answers a missing progress-bar setting with a bar for each metric, on a terminal or not.
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    # It announces, at a level of its own, a temporary folder for a default site that is not used.
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
     _configure_site(context, site)

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tasks._base import resolve_base
 from tasks._expectations import (
@@ -142,7 +144,10 @@ def _write_accepted(work: Path, accepted: dict[str, pd.DataFrame], params: Valid
 
 
 def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    frame.reset_index(drop=True).to_parquet(path, index=False)
+    # Types are stated, since those of an empty split cannot be told from its rows.
+    numbers = {"score": pa.float64(), "uses": pa.int64()}
+    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in frame.columns])
+    pq.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), path)
 
 
 def _warnings(vocabulary: pd.DataFrame, base_size: int) -> list[str]:

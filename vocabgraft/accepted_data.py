@@ -24,6 +24,10 @@ class AcceptedDataset:
         """The Parquet file of a split."""
         return require_artifact(self.folder / f"{split}.parquet")
 
+    def rows(self, split: Split) -> int:
+        """How many rows a split has."""
+        return int(pq.read_metadata(self.path(split)).num_rows)
+
     def columns(self, split: Split) -> dict[str, list[str]]:
         """The columns of a split as lists of text."""
         return cast(dict[str, list[str]], pq.read_table(self.path(split)).to_pydict())

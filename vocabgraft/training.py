@@ -64,7 +64,9 @@ def train_adapter(
     trainable = 0
     with tempfile.TemporaryDirectory() as scratch:
         train = {entry.name: load_pairs(entry, "train", Path(scratch)) for entry in datasets}
-        validation = {entry.name: load_pairs(entry, "validation", Path(scratch)) for entry in datasets}
+        validation = {
+            entry.name: load_pairs(entry, "validation", Path(scratch)) for entry in datasets if entry.rows("validation")
+        }
         for number, phase in enumerate(params.phases or [PhaseParams()], start=1):
             trainable = max(trainable, train_only(model, phase.train))
             logged = _train_phase(model, train, validation, params, phase, seed + number - 1, Path(scratch))
@@ -74,7 +76,7 @@ def train_adapter(
 
 
 def load_pairs(dataset: AcceptedDataset, split: Split, cache: Path) -> "Dataset":
-    """A split as columns `anchor` and `positive`, memory-mapped from Arrow files under `cache`."""
+    """A split that has rows, as columns `anchor` and `positive`, memory-mapped from Arrow files under `cache`."""
     from datasets import Dataset
 
     loaded = Dataset.from_parquet(str(dataset.path(split)), cache_dir=str(cache))
@@ -101,7 +103,7 @@ def _train_phase(
     from sentence_transformers import SentenceTransformerTrainer
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    held_out = DatasetDict({name: rows for name, rows in validation.items() if len(rows)})
+    held_out = DatasetDict(validation)
     examples = sum(len(rows) for rows in train.values())
     trainer = SentenceTransformerTrainer(
         model=model,

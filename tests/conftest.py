@@ -1,0 +1,159 @@
+"""Tiny real models, built in code: a BERT of two layers with a WordPiece tokenizer. No network, no downloads."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks._stage import switch_telemetry_off
+
+ROOT = Path(__file__).parent.parent
+
+WORDS = (
+    "a the of in and is kind dog cat animal house wood made used for to with stone stones kidney blood low high heart "
+    "pain water is able has as one its parts query passage liver sugar doctor patient treat drug sleep bark fish bird"
+).split()
+LETTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", ".", ",", "-", "'", "<", ">", "|", "?", ":"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _offline() -> None:
+    """No test may reach a network or send telemetry."""
+    os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
+    switch_telemetry_off()
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A new working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def build_wordpiece() -> Any:
+    """An uncased WordPiece tokenizer: the words above, and every letter as a first and a following piece."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys([*WORDS, *LETTERS])]
+    vocabulary += [f"##{letter}" for letter in LETTERS if letter.isalnum()]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    return tokenizer
+
+
+def build_tiny_base(folder: Path) -> Path:
+    """Save a tiny sentence-transformers model (BERT, mean pooling, Normalize) and return its folder."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    tokenizer = BertTokenizerFast(tokenizer_object=build_wordpiece(), model_max_length=64)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertModel(config)
+    raw = folder.parent / f"{folder.name}-transformer"
+    model.save_pretrained(raw)
+    tokenizer.save_pretrained(raw)
+    transformer = Transformer(str(raw))
+    pooled = SentenceTransformer(modules=[transformer, Pooling(32), Normalize()], device="cpu")
+    pooled.save(str(folder), create_model_card=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny base; shared by the session, never changed."""
+    return build_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+def write_lines(path: Path, lines: list[str]) -> Path:
+    """Write lines of text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tiny_project(in_folder: Path, tiny_base: Path) -> Path:
+    """The project's dvc.yaml and params.yaml over tiny raw data and the tiny base, as the working folder."""
+    build_tiny_project(in_folder, tiny_base)
+    return in_folder
+
+
+def build_tiny_project(root: Path, base: Path) -> None:
+    """Write params.yaml, dvc.yaml and data/raw of a project that runs in seconds."""
+    import yaml
+
+    raw = root / "data" / "raw"
+    words = ["nephrolith", "thrombopenia", "hepatoma", "gastrodyn"]
+    meanings = ["stone in the kidney", "low blood", "pain in the liver", "pain with fish"]
+    write_lines(
+        raw / "vocabulary.csv",
+        [
+            "token,kind,description",
+            *(f"{word},word,{meaning}" for word, meaning in zip(words, meanings, strict=True)),
+            "<|IsA|>,special,is a kind of",
+            "<|MadeOf|>,special,is made of",
+        ],
+    )
+    pairs = [
+        f"{prefix} {word} {suffix},{prefix} {meaning} {suffix},{prefix} {word}"
+        for word, meaning in zip(words, meanings, strict=True)
+        for prefix in ("a", "the", "high", "low")
+        for suffix in ("of the dog", "of a cat", "and sugar")
+    ]
+    write_lines(raw / "terms.csv", ["anchor,positive,group", *pairs])
+    triples = [
+        f"{head} {word},{relation},{tail} {word[:3]}"
+        for word in words
+        for head in ("old", "big", "new", "red", "own", "sad")
+        for relation, tail in (("IsA", "kind"), ("MadeOf", "wood"))
+    ]
+    write_lines(raw / "relations.csv", ["head,relation,tail", *triples])
+    write_lines(raw / "contexts.txt", [f"the {word} of the {w} is high" for word in words for w in WORDS[:12]])
+    retention = [
+        f"the {w} of the dog,a {w} is {v},{round(i % 11 / 10, 1)}"
+        for i, (w, v) in enumerate(zip(WORDS, WORDS[3:], strict=False))
+    ]
+    retention += [
+        f"the {w} and {word},{word} is {w},{round(i % 7 / 10, 1)}"
+        for i, w in enumerate(WORDS[:10])
+        for word in words[:2]
+    ]
+    write_lines(raw / "retention.csv", ["sentence1,sentence2,score", *retention])
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["base"] = {
+        "model": str(base),
+        "revision": None,
+        "sha256": None,
+        "prompts": {"query": None, "document": None},
+    }
+    params["validate_data"]["min_uses"] = 2
+    for dataset in params["validate_data"]["datasets"]:
+        dataset["held_out"] = {"validation": 0.15, "test": 0.25}
+    params["train_adapter"] |= {"epochs": 1, "batch_size": 8}
+    params["train_adapter"]["lora"]["r"] = 2
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    (root / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """An artifact's manifest."""
+    loaded: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return loaded
