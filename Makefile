@@ -1,0 +1,65 @@
+# The commands of this project. Each makes .venv first where it is missing or older than the pins.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+# The newest interpreter that the pins were made for; PYTHON=... overrides.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# The programs that `cmd` lines of dvc.yaml name come from .venv, and no library sends telemetry.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export GX_ANALYTICS_ENABLED ?= false
+export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+export DO_NOT_TRACK ?= true
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.PHONY: run test test-slow lint bench lock clean help
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+run: $(VENV)/.installed ## run the pipeline under Prefect; ARGS="--help" lists its options
+	python -m flows.build_model $(ARGS)
+
+test: $(VENV)/.installed-test ## run the tests (under 10 minutes on 2 cores)
+	python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-test ## run the tests that take longer
+	python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.installed-test ## style, types and import rules
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+bench: $(VENV)/.installed ## measure the whole chain on the shipped example
+	python -m benchmarks.whole_chain $(ARGS)
+
+lock: ## resolve the whole tree anew and write constraints.txt
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet -e ".[test]"
+	{ sed -n '/^#/p' constraints.txt; $(VENV)-lock/bin/pip freeze --exclude-editable \
+		| grep -v ' @ ' | sed -E 's/\+[A-Za-z0-9.]+$$//' | LC_ALL=C sort -f; } > constraints.new
+	mv constraints.new constraints.txt
+	rm -rf $(VENV)-lock
+
+clean: ## delete what a run made, except the DVC cache and the registry
+	rm -rf reports build .mypy_cache .ruff_cache .import_linter_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; found $$($(PYTHON) --version). Set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
