@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.plan:
             _print_plan(planned, console)
             return 0
-        results = _run_under_prefect(planned, options)
+        results = _run_under_prefect(planned, [stage.name for stage in stages], options)
     except VocabgraftError as error:
         print(f"build_model: {error}", file=sys.stderr)
         return 1
@@ -55,11 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_plan(planned: Sequence[Planned], root: Path, keep: list[StageResult]) -> Any:
+def run_plan(planned: Sequence[Planned], order: Sequence[str], root: Path, keep: list[StageResult]) -> Any:
     """The body of the flow: every stage a task run, started when its upstreams have ended.
 
     Args:
         planned: the stages in DVC's order.
+        order: every stage of the DAG in DVC's order, also those that are not planned.
         root: the project's folder.
         keep: gets the results, in the order of `planned`.
 
@@ -81,7 +82,7 @@ def run_plan(planned: Sequence[Planned], root: Path, keep: list[StageResult]) ->
         futures[name] = named.submit(entry, str(root), _Shared(outcomes, lock), wait_for=waits)
     for future in futures.values():
         future.wait()
-    restore_lock_order(root / "dvc.lock", [entry.stage.name for entry in planned])
+    restore_lock_order(root / "dvc.lock", order)
     keep.extend(outcomes[entry.stage.name] for entry in planned)
     create_markdown_artifact(markdown(keep), key="build-model", description="What became of each stage")
     failed = [result.name for result in keep if not result.outcome.succeeded]
@@ -114,7 +115,12 @@ def _stage_task() -> Any:
     @task(cache_policy=NO_CACHE, persist_result=False)
     def run_stage(entry: Planned, root: str, shared: _Shared) -> Any:
         logger = get_run_logger()
-        result = _run_stage(entry, Path(root), shared, logger.info)
+        # Stands if something unforeseen ends this task run, so that nothing behind it runs.
+        shared.add(StageResult(entry.stage.name, Outcome.FAILED, 0.0, "ended unexpectedly; the log above says why"))
+        try:
+            result = _run_stage(entry, Path(root), shared, logger.info)
+        except VocabgraftError as error:
+            result = StageResult(entry.stage.name, Outcome.FAILED, 0.0, str(error))
         shared.add(result)
         if not result.outcome.succeeded:
             return Failed(name=result.outcome.value, message=result.reason)
@@ -156,7 +162,9 @@ def _verify_registration(stage: Stage, root: Path, outcome: Outcome, detail: str
     return outcome, detail or "the registry had lost it"
 
 
-def _run_under_prefect(planned: Sequence[Planned], options: argparse.Namespace) -> list[StageResult]:
+def _run_under_prefect(
+    planned: Sequence[Planned], order: Sequence[str], options: argparse.Namespace
+) -> list[StageResult]:
     # A process without a server starts a temporary one, which takes 6 to 10 s here and more on a busy machine.
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
@@ -173,7 +181,7 @@ def _run_under_prefect(planned: Sequence[Planned], options: argparse.Namespace) 
         validate_parameters=False,
     )
     def build_model() -> Any:
-        return run_plan(planned, Path(), results)
+        return run_plan(planned, order, Path(), results)
 
     build_model(return_state=True)
     if not results:

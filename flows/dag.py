@@ -82,20 +82,19 @@ def plan(
 
 def restore_lock_order(lock_file: Path, order: Sequence[str]) -> None:
     """Put the stages of dvc.lock into the order that `dvc repro` writes; parallel runs write as they finish."""
-    from ruamel.yaml import YAML
+    from dvc.utils.serialize import dump_yaml, parse_yaml_for_update
 
     if not lock_file.is_file():
         return
-    yaml = YAML(typ="rt")
-    yaml.width = 4096
-    content = yaml.load(lock_file.read_text(encoding="utf-8"))
+    # DVC's own reader and writer, so that lines are folded as DVC folds them.
+    content = parse_yaml_for_update(lock_file.read_text(encoding="utf-8"), str(lock_file))
     names = list(content["stages"])
     wanted = [name for name in order if name in names] + [name for name in names if name not in order]
     if names == wanted:
         return
-    content["stages"] = {name: content["stages"][name] for name in wanted}
-    with lock_file.open("w", encoding="utf-8") as stream:
-        yaml.dump(content, stream)
+    for name in wanted:
+        content["stages"][name] = content["stages"].pop(name)
+    dump_yaml(str(lock_file), content)
 
 
 def _open(root: Path) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.params import parse_params
+from vocabgraft.params import parse_params_text, read_params_text
 
 
 def edit_params(path: Path, assignments: Sequence[str]) -> str:
@@ -18,23 +18,31 @@ def edit_params(path: Path, assignments: Sequence[str]) -> str:
             then left as it was.
     """
     from ruamel.yaml import YAML
+    from ruamel.yaml.representer import RoundTripRepresenter
+
+    class OwnRepresenter(RoundTripRepresenter):
+        """Representers belong to a class: added to the shared one, `null` would reach dvc.lock, which DVC writes."""
 
     yaml = YAML(typ="rt")
+    yaml.Representer = OwnRepresenter
     yaml.preserve_quotes = True
     yaml.width = 4096
     yaml.representer.add_representer(type(None), _represent_null)
     yaml.indent(mapping=2, sequence=4, offset=2)
-    before = path.read_text(encoding="utf-8")
-    content = yaml.load(before)
+    before = read_params_text(path)
+    content = _load(before, yaml, f"{path} is not YAML; mend it first")
     for assignment in assignments:
         _assign(content, assignment, yaml)
     stream = StringIO()
     yaml.dump(content, stream)
     after = stream.getvalue()
-    parse_params(YAML(typ="safe").load(after), str(path))
+    parse_params_text(after, str(path))
     if after == before:
         return ""
-    path.write_text(after, encoding="utf-8")
+    # Beside it and then in its place, so that a full disk leaves the old file whole.
+    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished.write_text(after, encoding="utf-8")
+    unfinished.replace(path)
     return "".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True), str(path), str(path), n=0))
 
 
@@ -50,15 +58,38 @@ def _assign(content: Any, assignment: str, yaml: Any) -> None:
     place = content
     for parent in parents:
         place = _descend(place, parent, key)
-    if isinstance(place, list):
-        place[int(last)] = yaml.load(text)
-    else:
-        place[last] = yaml.load(text)
+    if isinstance(place, dict):
+        place[last] = _load(text, yaml, f"--set {key}: {text!r} is not YAML")
+        return
+    _descend(place, last, key)
+    place[int(last)] = _load(text, yaml, f"--set {key}: {text!r} is not YAML")
 
 
 def _descend(place: Any, part: str, key: str) -> Any:
     try:
-        return place[int(part)] if isinstance(place, list) else place[part]
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        allowed = ", ".join(map(str, place)) if isinstance(place, dict) else f"0 to {len(place) - 1}"
-        raise VocabgraftError(f"--set {key}: there is no {part!r}; allowed: {allowed}") from error
+        if isinstance(place, dict):
+            return place[part]
+        if isinstance(place, list):
+            return place[int(part)]
+    except (KeyError, IndexError, ValueError) as error:
+        raise _no_such(place, part, key) from error
+    raise _no_such(place, part, key)
+
+
+def _no_such(place: Any, part: str, key: str) -> VocabgraftError:
+    if isinstance(place, dict):
+        allowed = f"allowed: {', '.join(map(str, place))}"
+    elif isinstance(place, list) and place:
+        allowed = f"allowed: 0 to {len(place) - 1}"
+    else:
+        allowed = f"{place!r} has no parts; set it as a whole"
+    return VocabgraftError(f"--set {key}: there is no {part!r}; {allowed}")
+
+
+def _load(text: str, yaml: Any, otherwise: str) -> Any:
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return yaml.load(text)
+    except YAMLError as error:
+        raise VocabgraftError(f"{otherwise}: {error}") from error

@@ -13,6 +13,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from vocabgraft.errors import VocabgraftError
 
@@ -59,11 +60,11 @@ def connect() -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
     mlflow.set_tracking_uri(uri)
-    client = MlflowClient()
     try:
+        client = MlflowClient()
         client.search_experiments(max_results=1)
-    except MlflowException as error:
-        raise VocabgraftError(f"the MLflow store at {uri} cannot be used: {error.message}") from error
+    except (MlflowException, SQLAlchemyError) as error:
+        raise VocabgraftError(f"the MLflow store at {uri} cannot be used: {error}") from error
     return client
 
 
@@ -95,10 +96,12 @@ def download_model(uri: str) -> Path:
 def find_by_digest(client: MlflowClient, name: str, digest: str) -> Registered | None:
     """The newest version with this content, or None."""
     try:
-        versions = client.search_model_versions(f"name = '{_quoted(name)}' and tags.{DIGEST_TAG} = '{digest}'")
+        # MLflow's filters cannot quote every name that its registry takes, so names are compared here.
+        found = client.search_model_versions(f"tags.{DIGEST_TAG} = '{digest}'")
     except MlflowException as error:
-        raise VocabgraftError(f"the registry refuses the model name {name!r}: {error.message}") from error
-    newest = max(versions, key=lambda found: int(found.version), default=None)
+        raise VocabgraftError(f"the registry cannot be read: {error.message}") from error
+    versions = [entry for entry in found if entry.name == name]
+    newest = max(versions, key=lambda entry: int(entry.version), default=None)
     return _described(client, newest) if newest else None
 
 
@@ -175,7 +178,3 @@ def _described(client: MlflowClient, found: ModelVersion) -> Registered:
 def _plain_version(package: str) -> str:
     # A local version such as +cpu names a build that the user's index need not have.
     return version(package).partition("+")[0]
-
-
-def _quoted(name: str) -> str:
-    return name.replace("'", "''")

@@ -113,7 +113,7 @@ def _explain_os_error(error: OSError) -> str:
     where = error.filename or "a file"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full while writing {where}; free some space (`dvc gc --workspace` helps) and run again"
-    return f"no permission to write {where}; make it writable and run again"
+    return f"no permission to read or write {where}; give it and run again"
 
 
 def _process_start() -> float:

@@ -79,12 +79,10 @@ def gates_of(
     The champion's recorded figure counts only where it was measured on the same items.
     """
     base, merged = (_figure(figures[model], params.benefit) for model in ("base", "merged"))
-    retention = [figures[model]["retention"]["no_new_word"]["spearman"] for model in ("base", "merged")]
-    drop = round((retention[0] - retention[1]) / 100, 6)
     gates = [
         Gate("consistency", None, "every check passes", passed),
         _gain_gate("gain over the base", merged - base, params.min_gain, strict=True),
-        Gate("retention drop", drop, f"at most {params.max_retention_drop:g}", drop <= params.max_retention_drop),
+        _retention_gate(figures, params.max_retention_drop),
     ]
     if champion is not None:
         comparable = champion.tags.get(ITEMS_TAG) == items and BENEFIT_TAG in champion.tags
@@ -182,6 +180,14 @@ def _figure(figures: dict[str, Any], path: str) -> float:
 
 def _benefit(figures: dict[str, Any], params: RegisterModelParams) -> float:
     return _figure(figures["merged"], params.gates.benefit)
+
+
+def _retention_gate(figures: dict[str, Any], most: float) -> Gate:
+    measured = [figures[model]["retention"].get("no_new_word") for model in ("base", "merged")]
+    if None in measured:
+        return Gate("retention drop", None, "too few retention pairs without a new word to measure it", False)
+    drop = round((measured[0]["spearman"] - measured[1]["spearman"]) / 100, 6)
+    return Gate("retention drop", drop, f"at most {most:g}", drop <= most)
 
 
 def _gain_gate(name: str, gain: float | None, least: float, strict: bool) -> Gate:

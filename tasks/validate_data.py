@@ -63,7 +63,9 @@ def validate_data(raw: Path, out: Path, site: Path, params: ValidateDataParams, 
         ),
     ]
     rejections = judge(tables, site)
-    _refuse_or_quarantine(rejections, tables, params)
+    if params.on_invalid == "quarantine":
+        rejections += _orphans(tables, rejections)
+    _refuse_or_quarantine(rejections, tables, params, site)
     accepted = {table.name: _accepted(table, rejections) for table in tables}
     warnings = _warnings(accepted["vocabulary"], tokenizer.get_vocab_size())
     for warning in warnings:
@@ -75,17 +77,31 @@ def validate_data(raw: Path, out: Path, site: Path, params: ValidateDataParams, 
         write_json(work / "report.json", _report(accepted, rejections, warnings, params))
 
 
-def _refuse_or_quarantine(rejections: list[Rejection], tables: list[Table], params: ValidateDataParams) -> None:
+def _orphans(tables: list[Table], rejections: list[Rejection]) -> list[Rejection]:
+    """The triples whose relation loses its token to the quarantine."""
+    vocabulary = tables[0]
+    lost = set(vocabulary.frame["token"].dropna()) - set(_accepted(vocabulary, rejections)["token"])
+    return [
+        Rejection(table.name, position, "relation", str(relation), f"has the token {token}, which is quarantined")
+        for table in tables
+        if "relation" in table.frame.columns
+        for position, (relation, token) in enumerate(zip(table.frame["relation"], table.frame["token"], strict=True))
+        if token in lost
+    ]
+
+
+def _refuse_or_quarantine(
+    rejections: list[Rejection], tables: list[Table], params: ValidateDataParams, site: Path
+) -> None:
     fatal = [rejection for rejection in rejections if rejection.position is None]
     if not rejections:
         return
     rows = _rejected_rows(rejections, tables)
     if params.on_invalid == "fail" or fatal:
         shown = "\n".join(_line(row) for row in rows.head(SHOWN_ROWS).to_dict("records"))
-        raise VocabgraftError(
-            f"{len(rows)} problems in the raw data, the first {min(SHOWN_ROWS, len(rows))}:\n{shown}\n"
-            "Mend them, or set validate_data.on_invalid to quarantine; all are in reports/data_docs/index.html"
-        )
+        # A quarantine takes out rows, which mends nothing that is wrong with a whole file.
+        remedy = "Mend them" if fatal else "Mend them, or set validate_data.on_invalid to quarantine"
+        raise VocabgraftError(f"{_count(len(rows))}:\n{shown}\n{remedy}; all are in {site}/index.html")
     rejected = {(rejection.table, rejection.position) for rejection in rejections}
     share = len(rejected) / sum(len(table.frame) for table in tables)
     if share > params.max_rejected_fraction:
@@ -94,6 +110,11 @@ def _refuse_or_quarantine(rejections: list[Rejection], tables: list[Table], para
             f"(validate_data.max_rejected_fraction). The first: {_line(rows.iloc[0].to_dict())}"
         )
     logger.warning("warning: %d rows quarantined, %.1f %% of all", len(rejected), 100 * share)
+
+
+def _count(problems: int) -> str:
+    counted = f"{problems} problem{'s' if problems > 1 else ''} in the raw data"
+    return counted if problems <= SHOWN_ROWS else f"{counted}, the first {SHOWN_ROWS}"
 
 
 def _line(row: dict[Any, Any]) -> str:

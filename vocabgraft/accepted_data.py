@@ -43,9 +43,10 @@ class AcceptedDataset:
         ]
 
     def groups(self, split: Split) -> list[str]:
-        """The group of each row: the column `group` of pairs where there is one, otherwise the anchor or head."""
+        """The group of each row: that of the column `group` of pairs where it has one, otherwise the anchor or head."""
         columns = self.columns(split)
-        return columns.get("group") or columns["anchor" if self.format == "pairs" else "head"]
+        own = columns["anchor" if self.format == "pairs" else "head"]
+        return [group or text for group, text in zip(columns.get("group", own), own, strict=True)]
 
 
 def read_datasets(folder: Path) -> list[AcceptedDataset]:

@@ -33,7 +33,7 @@ def digest_of(value: Any) -> str:
 
 def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below `folder`, by relative POSIX path, the manifest left out."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
 
 

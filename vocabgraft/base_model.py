@@ -104,7 +104,7 @@ def _download(model: str, revision: str | None) -> Path:
     try:
         # Weights in other formats are never read, so they are not fetched either.
         wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
-        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except HFValidationError as error:
         raise VocabgraftError(f"base.model is {model!r}, which is neither a folder nor a Hub id: {error}") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -113,6 +113,7 @@ def _download(model: str, revision: str | None) -> Path:
             f"base.model is {model!r} at revision {revision or 'main'}: it is no local folder and the Hub did not "
             f"give it{offline}; check the name, the network or HF_TOKEN, or download it once and name the folder"
         ) from error
+    return _checked_folder(folder, model)
 
 
 def _weights_sha256(folder: Path) -> str:

@@ -19,7 +19,7 @@ from vocabgraft.base_model import load_model
 from vocabgraft.encoding import Embeddings, encode
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.params import CheckConsistencyParams, Method
-from vocabgraft.tokenizer import ExtendedToken, holds_new_token
+from vocabgraft.tokenizer import ExtendedToken, holds_new_token, normalised
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -179,7 +179,9 @@ def one_id_each(evidence: Evidence) -> Check:
         token
         for token in evidence.tokens
         if tokenizer(token.text, add_special_tokens=False)["input_ids"] != [token.id]
-        or tokenizer.decode([token.id], skip_special_tokens=True).strip() != token.text
+        # A token that is matched in normalised text is also decoded to it: of an uncased base, in lower case.
+        or tokenizer.decode([token.id], skip_special_tokens=True).strip()
+        not in (token.text, normalised(tokenizer.backend_tokenizer, token.text).strip())
     ]
     return _at_most("one_id_each", "every new token is one id and decodes to itself", float(len(broken)), 0)
 

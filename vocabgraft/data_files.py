@@ -2,7 +2,10 @@
 
 import codecs
 import csv
+import glob
+import json
 import math
+import numbers
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 TABLE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 TEXT_ENDINGS = (".txt",)
-HEADER_LINES = {".csv": 1, ".tsv": 1}
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> "pd.DataFrame":
@@ -27,13 +30,17 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
         optional: names taken where they are there.
 
     Returns:
-        The named columns as text and `row`: the line of a CSV, TSV or JSONL file, the header being line 1, as long
-        as no field holds a line break; elsewhere the record's number. An empty field is None.
+        The named columns as text and `row`: the line where a record of a CSV, TSV or JSONL file starts, the header
+        being line 1; elsewhere the record's number. An empty field is None, and a blank line is no record.
 
     Raises:
-        VocabgraftError: for a file that is missing, empty, of another kind, not UTF-8 or without a column.
+        VocabgraftError: for a file that is missing, empty, of another kind, not UTF-8, without a column, with a row
+            of more fields than the header, or with values that are neither text nor numbers.
     """
+    import pandas as pd
+
     _check_file(path, TABLE_ENDINGS)
+    records = _csv_records(path) if path.suffix in SEPARATORS else None
     frame = _load(path)
     missing = [name for name in columns if name not in frame.columns]
     if missing:
@@ -43,10 +50,16 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
         )
     if frame.empty:
         raise VocabgraftError(f"{path} has a header and no rows; add rows or take it out of params.yaml")
+    lines = _json_lines(path, len(frame)) if records is None else records
+    if len(lines) != len(frame):
+        raise VocabgraftError(f"{path} has {len(lines)} records, but {len(frame)} were read; check its quotes")
+    frame = frame[[line is not None for line in lines]]
     chosen = [*columns, *(name for name in optional if name in frame.columns)]
-    table = frame[chosen].map(_as_text)
-    table["row"] = range(1 + HEADER_LINES.get(path.suffix, 0), len(table) + 1 + HEADER_LINES.get(path.suffix, 0))
-    return table
+    # Of the type object, since pandas' own text type makes NaN of None.
+    table = pd.DataFrame(
+        {name: pd.Series([_as_text(value, path, name) for value in frame[name]], dtype=object) for name in chosen}
+    )
+    return table.assign(row=[line for line in lines if line is not None])
 
 
 def read_lines(path: Path) -> "pd.DataFrame":
@@ -83,7 +96,9 @@ def _check_encoding(path: Path) -> None:
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             if (position := block.find(b"\0")) >= 0:
-                raise VocabgraftError(f"{path}: line {lines + 1 + block[:position].count(10)} holds a NUL; text only")
+                raise VocabgraftError(
+                    f"{path}: line {lines + 1 + block[:position].count(10)} holds a NUL; save the file as UTF-8"
+                )
             try:
                 decoder.decode(block)
             except UnicodeDecodeError as error:
@@ -105,28 +120,93 @@ def _load(path: Path) -> "pd.DataFrame":
 
     builder = {".tsv": "csv", ".jsonl": "json"}.get(path.suffix, path.suffix.removeprefix("."))
     options: dict[str, Any] = {}
-    if builder == "csv":
+    if separator := SEPARATORS.get(path.suffix):
         # Everything is read as text: "" is an empty field, while "NA" and "null" are words that a corpus may hold.
-        separator = "\t" if path.suffix == ".tsv" else ","
-        as_text = datasets.Features({name: datasets.Value("string") for name in _header(path, separator)})
+        as_text = datasets.Features({name: datasets.Value("string") for name in _header(path)})
         options = {"sep": separator, "features": as_text, "keep_default_na": False, "encoding": "utf-8-sig"}
+        # A blank line is kept, so that each record can be given its line.
+        options["skip_blank_lines"] = False
     with tempfile.TemporaryDirectory() as cache:
         datasets.disable_progress_bars()
+        # It logs what it raises, with the path of its cache; the error below says it once.
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
         try:
+            # It reads a name as a pattern, in which brackets stand for other letters.
+            name = glob.escape(str(path.absolute()))
             loaded = datasets.load_dataset(
-                builder, data_files=str(path), split="train", cache_dir=cache, keep_in_memory=True, **options
+                builder, data_files=name, split="train", cache_dir=cache, keep_in_memory=True, **options
             )
         except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError, KeyError) as error:
-            raise VocabgraftError(f"{path} cannot be read as {builder}: {error.__cause__ or error}") from error
+            cause = error.__cause__ or error
+            if isinstance(cause, OSError) and cause.errno is not None:
+                raise cause from None
+            raise VocabgraftError(_explain_unreadable(path, builder, str(cause))) from error
         return loaded.to_pandas()
 
 
-def _header(path: Path, separator: str) -> list[str]:
+def _explain_unreadable(path: Path, builder: str, problem: str) -> str:
+    if "corresponds to no data" in problem:
+        return f"{path} holds no rows; add rows or take it out of params.yaml"
+    if path.suffix == ".jsonl":
+        # Counted here, since the parser counts from 0 and anew in each block.
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+            try:
+                json.loads(line or "{}")
+            except json.JSONDecodeError as error:
+                return f"{path}: line {number} is not JSON: {error.msg}; write one record a line"
+    return f"{path} cannot be read as {builder}: {' '.join(problem.split())}; mend it or save it anew"
+
+
+def _header(path: Path) -> list[str]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        return next(csv.reader(stream, delimiter=separator), [])
+        return next(csv.reader(stream, delimiter=SEPARATORS[path.suffix]), [])
 
 
-def _as_text(value: Any) -> str | None:
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return None
-    return value if isinstance(value, str) else str(value)
+def _csv_records(path: Path) -> list[int | None]:
+    """The line where each record after the header starts; None for a blank line.
+
+    pandas takes the first field of a row that is longer than its header for an index, which moves every column by one.
+    """
+    header = _header(path)
+    if not header:
+        raise VocabgraftError(f"{path}: line 1 is blank; it must name the columns")
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
+        raise VocabgraftError(f"{path}: line 1 names column {', '.join(repeated)} more than once; keep one")
+    records: list[int | None] = []
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter=SEPARATORS[path.suffix], strict=True)
+        try:
+            next(reader)
+            start = reader.line_num + 1
+            for fields in reader:
+                if len(fields) > len(header):
+                    raise VocabgraftError(
+                        f"{path}: line {start} has {len(fields)} fields, but the header has {len(header)}; "
+                        "put a field that holds the separator in quotes"
+                    )
+                records.append(start if fields else None)
+                start = reader.line_num + 1
+        except csv.Error as error:
+            raise VocabgraftError(f"{path}: line {start} cannot be read: {error}; check its quotes") from error
+    if not any(records):
+        raise VocabgraftError(f"{path} has a header and no rows; add rows or take it out of params.yaml")
+    return records
+
+
+def _json_lines(path: Path, records: int) -> Sequence[int]:
+    """The line of each record of JSONL; the record's number of other kinds, and where a record spans lines."""
+    if path.suffix != ".jsonl":
+        return range(1, records + 1)
+    with path.open("rb") as stream:
+        lines = [number for number, line in enumerate(stream, start=1) if line.strip()]
+    return lines if len(lines) == records else range(1, records + 1)
+
+
+def _as_text(value: Any, path: Path, column: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value or None
+    if isinstance(value, numbers.Number):
+        return None if isinstance(value, float) and math.isnan(value) else str(value)
+    raise VocabgraftError(
+        f"{path}: column {column} holds {value!r}, read as {type(value).__name__}; allowed: text and numbers"
+    )

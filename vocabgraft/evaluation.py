@@ -72,10 +72,19 @@ def retrieval_set(dataset: AcceptedDataset) -> RetrievalSet:
 
 
 def ranks(retrieval: RetrievalSet, queries: Embeddings, documents: Embeddings) -> "np.ndarray[Any, Any]":
-    """Rank (1 is best) of each query's best relevant document, ties counted at their mean: shape (queries,)."""
+    """Rank (1 is best) of each query's best relevant document, ties counted at their mean: shape (queries,).
+
+    Raises:
+        VocabgraftError: for an embedding that is not made of numbers, which would otherwise rank first.
+    """
     found = np.zeros(len(queries))
     for row, query in enumerate(queries):
         scores = documents @ query
+        if not np.isfinite(scores).all():
+            raise VocabgraftError(
+                f"dataset {retrieval.name}: the similarity of the query {retrieval.queries[row]!r} to a document is "
+                "no number; the model's weights are damaged, so train it again with lower learning rates"
+            )
         best = scores[retrieval.relevant[row]].max()
         others = np.ones(len(scores), dtype=bool)
         others[retrieval.relevant[row]] = False
@@ -114,6 +123,8 @@ def evaluate(
     """
     extended = next(iter(others.values())).tokenizer
     new_ids = [token.id for token in tokens]
+    # A relation's token makes every query of triples hold a new token; what its subsets tell apart is a new word.
+    word_ids = [token.id for token in tokens if token.kind != "special"]
     described = [token.new_token for token in tokens]
     result: dict[str, dict[str, Any]] = {}
     for name, model in {"base": base, **others}.items():
@@ -126,7 +137,7 @@ def evaluate(
 
         result[name] = {
             **{
-                entry.name: _score_dataset(retrieval_set(entry), embed, extended, new_ids, recall_at)
+                entry.name: _score_dataset(retrieval_set(entry), embed, extended, word_ids, recall_at)
                 for entry in datasets
             },
             "retention": _score_retention(retention, embed, extended, new_ids),
@@ -136,11 +147,10 @@ def evaluate(
 
 
 def _score_dataset(
-    retrieval: RetrievalSet, embed: Encoder, tokenizer: Any, new_ids: Sequence[int], recall_at: int
+    retrieval: RetrievalSet, embed: Encoder, tokenizer: Any, word_ids: Sequence[int], recall_at: int
 ) -> dict[str, dict[str, float | int]]:
     found = ranks(retrieval, embed(retrieval.queries, "query"), embed(retrieval.documents, "document"))
-    # A relation's token makes every query of triples hold a new token; what matters here is a new word.
-    held = holds_new_token(tokenizer, retrieval.queries, new_ids)
+    held = holds_new_token(tokenizer, retrieval.queries, word_ids)
     return {subset: score(found[rows], recall_at) for subset, rows in _subsets(held).items()}
 
 
@@ -151,13 +161,16 @@ def _score_retention(
     similarity = (embed(first, None) * embed(second, None)).sum(axis=1)
     held = holds_new_token(tokenizer, first, new_ids) | holds_new_token(tokenizer, second, new_ids)
     return {
-        subset: {"spearman": _spearman(similarity[rows], np.array(scores)[rows]), "pairs": int(rows.sum())}
+        subset: {"spearman": rho, "pairs": int(rows.sum())}
         for subset, rows in _subsets(held).items()
-        if rows.sum() > 2
+        if (rho := _spearman(similarity[rows], np.array(scores)[rows])) is not None
     }
 
 
-def _spearman(similarity: "np.ndarray[Any, Any]", scores: "np.ndarray[Any, Any]") -> float:
+def _spearman(similarity: "np.ndarray[Any, Any]", scores: "np.ndarray[Any, Any]") -> float | None:
+    """In percent; None where fewer than three pairs, or equal values, leave no order to compare."""
+    if len(scores) < 3 or len(set(scores.tolist())) < 2 or len(set(similarity.tolist())) < 2:
+        return None
     return round(100 * float(spearmanr(similarity, scores).statistic), 4)
 
 

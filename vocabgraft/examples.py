@@ -38,11 +38,13 @@ def read_retention(path: Path) -> pd.DataFrame:
     """The raw retention pairs: sentences, the score as text and as a number, duplicates and contradictions."""
     frame = read_table(path, ("sentence1", "sentence2", "score")).assign(file=path.name)
     key = _unordered(frame["sentence1"], frame["sentence2"])
-    number = pd.to_numeric(frame["score"], errors="coerce")
+    number = pd.to_numeric(frame["score"], errors="coerce").astype("float64")
+    # A missing number as text, since a NaN differs from itself and its row would contradict itself.
+    shown = number.map(str)
     return frame.assign(
-        number=number.astype("float64"),
-        duplicate_of=_first_seen(frame, key + "\x1f" + number.astype(str)),
-        contradicts=_other_value(frame, key, number.astype(str)),
+        number=number,
+        duplicate_of=_first_seen(frame, key + "\x1f" + shown),
+        contradicts=_other_value(frame, key, shown),
     )
 
 
@@ -121,9 +123,13 @@ def texts_of(frame: pd.DataFrame, dataset_format: Format) -> list[str]:
 
 
 def _splits(frame: pd.DataFrame, dataset: DatasetParams) -> list[str]:
-    group = "head" if dataset.format == "triples" else "group" if "group" in frame.columns else "anchor"
+    own = frame["head" if dataset.format == "triples" else "anchor"]
+    groups = frame["group"] if "group" in frame.columns else own
     share = dataset.held_out
-    return [split_of(text or "", share.validation, share.test) for text in frame[group]]
+    # A row without a group is its own group: all of them together would share one split.
+    return [
+        split_of(group or text or "", share.validation, share.test) for group, text in zip(groups, own, strict=True)
+    ]
 
 
 def _annotate_triples(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Saving models so that equal models give equal folders."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vocabgraft.artifacts import read_json, write_json
 
@@ -25,4 +25,11 @@ def save_model(model: "SentenceTransformer", folder: Path, adapter_base: str | N
     config = {key: value for key, value in read_json(tokenizer_config).items() if key not in LOADING_TRACES}
     write_json(tokenizer_config, config)
     if (adapter_config := folder / "adapter_config.json").is_file():
-        write_json(adapter_config, {**read_json(adapter_config), "base_model_name_or_path": adapter_base})
+        # PEFT keeps these names in a set, whose order differs from process to process.
+        values = {key: _ordered(value) for key, value in read_json(adapter_config).items()}
+        write_json(adapter_config, {**values, "base_model_name_or_path": adapter_base})
+
+
+def _ordered(value: Any) -> Any:
+    is_names = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    return sorted(value) if is_names else value

@@ -24,6 +24,8 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Format = Literal["triples", "pairs"]
 Method = Literal["tokens", "lora", "lora_and_tokens"]
+# These stand beside the datasets' names in the figures of `evaluate_model`.
+RESERVED_NAMES = ("retention", "tokens_per_text")
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "triples": ("head", "relation", "tail"),
@@ -33,9 +35,9 @@ OPTIONAL_COLUMNS: dict[str, tuple[str, ...]] = {"triples": (), "pairs": ("group"
 
 
 class Section(BaseModel):
-    """Strict and frozen: an unknown key or a value of another type is refused."""
+    """Strict and frozen: an unknown key, a value of another type, an infinity or a NaN is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class PromptParams(Section):
@@ -109,6 +111,8 @@ class ValidateDataParams(Section):
         names = [dataset.name for dataset in self.datasets]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"datasets share the name {', '.join(repeated)}; give each its own")
+        if reserved := sorted(set(names) & set(RESERVED_NAMES)):
+            raise ValueError(f"a dataset is named {', '.join(reserved)}, as a figure of its own is; name it otherwise")
         return self
 
 
@@ -214,11 +218,14 @@ class Params(Section):
     register_model: RegisterModelParams
 
     @model_validator(mode="after")
-    def _benefit_names_a_dataset(self) -> Self:
-        dataset = self.register_model.gates.benefit.split(".")[0]
+    def _benefit_is_measured(self) -> Self:
+        dataset, _, metric = self.register_model.gates.benefit.split(".")
         names = [entry.name for entry in self.validate_data.datasets]
         if dataset not in names:
             raise ValueError(f"register_model.gates.benefit names the dataset '{dataset}'; allowed: {', '.join(names)}")
+        metrics = ["mrr", f"recall@{self.evaluate_model.recall_at}"]
+        if metric not in metrics:
+            raise ValueError(f"register_model.gates.benefit names the metric '{metric}'; allowed: {', '.join(metrics)}")
         return self
 
 
@@ -228,15 +235,30 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     Raises:
         VocabgraftError: naming the key, the value seen and what is allowed.
     """
-    import yaml
+    return parse_params_text(read_params_text(path), str(path))
 
+
+def read_params_text(path: Path) -> str:
+    """The text of a `params.yaml`; refused when it is missing or not UTF-8."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise VocabgraftError(f"{path} is missing; run from the project's root, or `git checkout {path}`") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise VocabgraftError(f"{path} is not YAML: {error}") from error
-    return parse_params(loaded, str(path))
+    except UnicodeDecodeError as error:
+        raise VocabgraftError(f"{path} is not UTF-8: {error}; save the file as UTF-8") from error
+
+
+def parse_params_text(text: str, origin: str) -> Params:
+    """Turn the text of a `params.yaml` into `Params`; `origin` names it in errors."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        # YAML 1.2, as DVC reads the file: in PyYAML's 1.1 `5e-4` is text and `on` is true.
+        loaded = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise VocabgraftError(f"{origin} is not YAML: {error}") from error
+    return parse_params(loaded, origin)
 
 
 def parse_params(loaded: Any, origin: str) -> Params:
@@ -259,7 +281,7 @@ def _explain(detail: dict[str, Any]) -> str:
     if detail["type"] == "missing":
         return f"key '{key}' is missing; add it"
     if detail["type"] == "value_error":
-        return f"{key}: {detail['ctx']['error']}"
+        return f"{key}: {detail['ctx']['error']}" if location else str(detail["ctx"]["error"])
     return f"key '{key}' is {detail['input']!r}; {detail['msg'].replace('Input should', 'it should')}"
 
 

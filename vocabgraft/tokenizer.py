@@ -125,7 +125,19 @@ def extend_tokenizer(
                 "token has it already; take it out of the vocabulary"
             )
         result.append(ExtendedToken(token.text, token.kind, token.description, token_id, pieces, described))
+    _require_one_id_each(tokenizer, result)
     return result
+
+
+def _require_one_id_each(tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[ExtendedToken]) -> None:
+    """Refuse two tokens that normalise to one text: which of them matches it differs from process to process."""
+    for token in tokens:
+        ids = tokenizer(token.text, add_special_tokens=False)["input_ids"]
+        if ids != [token.id]:
+            raise VocabgraftError(
+                f"token {token.text!r} has the id {token.id}, but is read as {ids}: it collides with another token, "
+                "which the base's normalisation makes the same; keep one of them in the vocabulary"
+            )
 
 
 def holds_new_token(

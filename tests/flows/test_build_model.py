@@ -1,0 +1,208 @@
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.build_model import main
+from flows.settings import edit_params
+from tests.conftest import write_lines
+
+from .projects import Trivial, add_stage, journal, lock_bytes, run_dvc, write_definition, write_project
+
+# Only a run beside `right` lets `left` end, and it ends after `right` is in dvc.lock, out of DVC's order.
+AFTER_RIGHT = (
+    'if [ -n "$SIDE_BY_SIDE" ]; then for i in $(seq 600); do grep -q " right:" dvc.lock && break; sleep 0.1; done; '
+    'grep -q " right:" dvc.lock; fi'
+)
+DIAMOND = {
+    "validate_data": Trivial(),
+    "left": Trivial(["validate_data"], ["train_adapter.epochs", "train_adapter.lora"], before=AFTER_RIGHT),
+    "right": Trivial(["validate_data"], ["base"]),
+    "join": Trivial(["left", "right"], ["evaluate_model", "train_adapter.rows_learning_rate"]),
+}
+FirstRun = tuple[Path, int, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def first_run(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FirstRun]:
+    """The diamond after one run of the flow: its folder, the exit code and the task runs' states."""
+    root = write_project(tmp_path_factory.mktemp("flow") / "project", DIAMOND)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("SIDE_BY_SIDE", "1")
+        patch.setattr(os, "cpu_count", lambda: 2)
+        code = main([])
+    yield root, code, states_of_last_run()
+
+
+@pytest.fixture
+def project(first_run: FirstRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the diamond after its first run, as the working folder."""
+    root = tmp_path / "project"
+    shutil.copytree(first_run[0], root)
+    monkeypatch.chdir(root)
+    return root
+
+
+def states_of_last_run() -> dict[str, str]:
+    """The state's name of every task run of the newest flow run, by the task run's name."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    with get_client(sync_client=True) as client:
+        newest = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)[0]
+        chosen = FlowRunFilter(id=FlowRunFilterId(any_=[newest.id]))
+        # The server records the states of task runs from events, a little after they happen.
+        for _ in range(100):
+            runs = client.read_task_runs(flow_run_filter=chosen)
+            if runs and all(run.state is not None and run.state.is_final() for run in runs):
+                break
+            time.sleep(0.1)
+    return {run.name: run.state.name for run in runs if run.state is not None}
+
+
+def test_every_task_run_is_named_after_its_stage_and_is_completed(first_run: FirstRun) -> None:
+    root, code, states = first_run
+    assert code == 0
+    assert states == dict.fromkeys(DIAMOND, "Completed")
+    assert sorted(journal(root)) == sorted(DIAMOND)
+
+
+def test_branches_run_side_by_side(first_run: FirstRun) -> None:
+    ran = journal(first_run[0])
+    assert ran.index("right") < ran.index("left"), "left waits until right is done, so they ran at the same time"
+
+
+def test_the_lock_file_is_that_of_dvc_repro_byte_for_byte(first_run: FirstRun, tmp_path: Path) -> None:
+    twin = write_project(tmp_path / "twin", DIAMOND)
+    run_dvc(twin, "repro")
+    assert journal(twin) == list(DIAMOND)
+    assert lock_bytes(first_run[0]) == lock_bytes(twin)
+
+
+def test_a_second_run_leaves_everything_unchanged(project: Path) -> None:
+    before, ran = lock_bytes(project), journal(project)
+    assert main([]) == 0
+    assert states_of_last_run() == dict.fromkeys(DIAMOND, "Unchanged")
+    assert (lock_bytes(project), journal(project)) == (before, ran)
+
+
+def test_a_run_until_a_stage_leaves_the_order_of_the_lock_file(project: Path) -> None:
+    before = lock_bytes(project)
+    assert main(["--until", "right"]) == 0
+    assert states_of_last_run() == {"validate_data": "Unchanged", "right": "Unchanged"}
+    assert lock_bytes(project) == before
+
+
+def test_a_stage_behind_equal_outputs_is_unchanged_and_known_outputs_are_restored(project: Path) -> None:
+    rest = dict.fromkeys(DIAMOND, "Unchanged")
+    ran = journal(project)
+    assert main(["--set", "train_adapter.epochs=7"]) == 0
+    assert states_of_last_run() == rest | {"left": "Completed"}
+    assert journal(project) == [*ran, "left"]
+    assert main(["--set", "train_adapter.epochs=2"]) == 0
+    assert states_of_last_run() == rest | {"left": "Restored"}
+    assert journal(project) == [*ran, "left"]
+
+
+def test_a_failing_stage_stops_what_reads_it_and_nothing_else(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    definition = (project / "dvc.yaml").read_text(encoding="utf-8")
+    broken = Trivial(DIAMOND["left"].reads, DIAMOND["left"].params, before="echo no such luck && false")
+    write_definition(project, DIAMOND | {"left": broken})
+    assert (project / "dvc.yaml").read_text(encoding="utf-8") != definition
+    (project / "raw.txt").write_text("other\n", encoding="utf-8")
+    assert main([]) == 1
+    expected = {"validate_data": "Completed", "left": "Failed", "right": "Completed", "join": "NotReady"}
+    assert states_of_last_run() == expected
+    assert journal(project)[-2:] == ["validate_data", "right"]
+    shown = capsys.readouterr().out
+    assert "no such luck" in shown
+    assert "left did not succeed" in shown
+
+
+def test_a_registry_that_cannot_be_read_fails_the_stage_and_says_so(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_project(tmp_path / "project", {"validate_data": Trivial()})
+    record = '{"name": "m", "content_digest": "0"}'
+    make = f"mkdir -p registered && echo '{record}' > registered/registration.json"
+    add_stage(root, "register_model", {"cmd": make, "deps": ["validate_data.txt"], "outs": ["registered"]})
+    monkeypatch.chdir(root)
+    write_lines(tmp_path / "damaged.db", ["this is no database"] * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/damaged.db")
+    assert main([]) == 1
+    assert states_of_last_run() == {"validate_data": "Completed", "register_model": "Failed"}
+    assert "the MLflow store at" in capsys.readouterr().out
+
+
+def test_a_plan_gives_reasons_and_runs_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_params(project / "params.yaml", ["train_adapter.epochs=7"])
+    before, ran = lock_bytes(project), journal(project)
+    assert main(["--plan"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "validate_data: unchanged",
+        "left: runs",
+        "  deps: params.yaml train_adapter.epochs modified",
+        "right: unchanged",
+        "join: runs",
+        "  left runs before it",
+    ]
+    assert (lock_bytes(project), journal(project)) == (before, ran)
+
+
+def test_a_forced_plan_runs_every_stage(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--plan", "--force"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [f"{name}: runs" for name in DIAMOND]
+    assert lines.count("  forced") == len(DIAMOND)
+
+
+def test_an_unknown_stage_is_named_with_the_allowed_ones(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--plan", "--until", "nowhere"]) == 1
+    said = capsys.readouterr().err
+    assert "'nowhere'" in said
+    assert ", ".join(DIAMOND) in said
+
+
+def test_set_edits_the_file_and_shows_the_difference(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (project / "params.yaml").read_text(encoding="utf-8").splitlines()
+    assert main(["--plan", "--set", "train_adapter.epochs=7", "--set", "seed=18"]) == 0
+    shown = capsys.readouterr().out
+    after = (project / "params.yaml").read_text(encoding="utf-8").splitlines()
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert changed == [("seed: 17", "seed: 18"), ("  epochs: 2", "  epochs: 7")]
+    for old, new in changed:
+        assert f"-{old}\n" in shown
+        assert f"+{new}\n" in shown
+    assert "left: runs" in shown
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("train_adapter.epochs=many", "train_adapter.epochs"),
+        ("train_adapter.nonsense=1", "allowed here: method, epochs"),
+        ("nowhere.at.all=1", "there is no 'nowhere'; allowed: seed, base"),
+        ("seed.of.all=1", "there is no 'of'; 17 has no parts"),
+        ("seed.first=1", "there is no 'first'; 17 has no parts"),
+        ("validate_data.contexts.5=more.txt", "there is no '5'; allowed: 0 to 0"),
+        ("validate_data.contexts.x=more.txt", "there is no 'x'; allowed: 0 to 0"),
+        ("base.model=[half", "'[half' is not YAML"),
+        ("seed", "SECTION.KEY=VALUE"),
+    ],
+)
+def test_a_setting_that_is_not_allowed_leaves_the_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], assignment: str, told: str
+) -> None:
+    root = write_project(tmp_path / "project", {"validate_data": Trivial()})
+    monkeypatch.chdir(root)
+    before = (root / "params.yaml").read_bytes()
+    assert main(["--plan", "--set", assignment]) == 1
+    assert told in capsys.readouterr().err
+    assert (root / "params.yaml").read_bytes() == before

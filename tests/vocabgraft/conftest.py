@@ -1,0 +1,180 @@
+"""Grafts of the tiny base: extended, resized, with an adapter, merged; made once and shared, never changed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import ROOT
+from vocabgraft.accepted_data import AcceptedDataset
+from vocabgraft.params import Format, Method, TrainAdapterParams, load_params
+from vocabgraft.splits import SPLITS
+from vocabgraft.tokenizer import ExtendedToken
+from vocabgraft.vocabulary import NewToken
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+NEW_TOKENS = (
+    NewToken("nephrolith", "word", "stone in the kidney"),
+    NewToken("Thrombopenia", "word", ""),
+    NewToken("->", "symbol", "is made of"),
+    NewToken("<|IsA|>", "special", "is a kind of"),
+)
+RESIZED = "data/resize_base"
+METHODS: tuple[Method, ...] = ("tokens", "lora", "lora_and_tokens")
+
+
+@dataclass(frozen=True)
+class Graft:
+    """The folders of a chain over the tiny base, up to an adapter with random weights and its merge.
+
+    The adapters name their base relative to `root`, so they load only from there.
+    """
+
+    base: Path
+    tokenizer: Path
+    tokens: tuple[ExtendedToken, ...]
+    root: Path
+    resized: Path
+    adapters: dict[Method, Path]
+    merged: dict[Method, Path]
+
+    @property
+    def new_ids(self) -> list[int]:
+        """The ids of the new tokens."""
+        return [token.id for token in self.tokens]
+
+
+@pytest.fixture(scope="session")
+def base_tokenizer(tiny_base: Path) -> "Tokenizer":
+    """The tiny base's own tokenizer; never changed."""
+    from vocabgraft.tokenizer import load_raw_tokenizer
+
+    return load_raw_tokenizer(tiny_base / "tokenizer.json")
+
+
+@pytest.fixture(scope="session")
+def extended(tiny_base: Path, base_tokenizer: "Tokenizer") -> "tuple[PreTrainedTokenizerFast, list[ExtendedToken]]":
+    """The tiny base's tokenizer with NEW_TOKENS, and those; never changed."""
+    from vocabgraft.tokenizer import extend_tokenizer, load_tokenizer
+
+    tokenizer = load_tokenizer(tiny_base)
+    return tokenizer, extend_tokenizer(tokenizer, base_tokenizer, NEW_TOKENS, 64)
+
+
+@pytest.fixture(scope="session")
+def graft(
+    tiny_base: Path,
+    extended: "tuple[PreTrainedTokenizerFast, list[ExtendedToken]]",
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Graft:
+    """A chain whose adapters hold random weights, as if trained."""
+    from vocabgraft.artifacts import new_folder
+    from vocabgraft.base_model import load_model
+    from vocabgraft.model_folder import save_model
+    from vocabgraft.params import PromptParams
+    from vocabgraft.resizing import resize_model
+    from vocabgraft.tokenizer import load_tokenizer
+
+    root = tmp_path_factory.mktemp("graft")
+    tokenizer, tokens = extended
+    tokenizer.save_pretrained(root / "tokenizer")
+    model = load_model(tiny_base, device="cpu")
+    resize_model(model, load_tokenizer(root / "tokenizer"), tokens, PromptParams())
+    with new_folder(root / RESIZED) as work:
+        save_model(model, work)
+    adapters = {method: save_random_adapter(root, method, tokens) for method in METHODS}
+    merged = {method: save_merged(root, method, adapters[method]) for method in METHODS}
+    return Graft(tiny_base, root / "tokenizer", tuple(tokens), root, root / RESIZED, adapters, merged)
+
+
+def save_random_adapter(root: Path, method: Method, tokens: Sequence[ExtendedToken], seed: int = 1) -> Path:
+    """Save an adapter with random weights over the resized base."""
+    import torch
+
+    from vocabgraft.adapters import adapter_parameters, add_adapter
+    from vocabgraft.artifacts import new_folder
+    from vocabgraft.base_model import load_model
+    from vocabgraft.model_folder import save_model
+
+    model = load_model(root / RESIZED, device="cpu")
+    add_adapter(model, method, [token.id for token in tokens], lora_params())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter_parameters(model).values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+    folder = root / f"adapter-{method}-{seed}"
+    with new_folder(folder) as work:
+        save_model(model, work, adapter_base=RESIZED)
+    return folder
+
+
+def save_merged(root: Path, method: Method, adapter: Path) -> Path:
+    """Merge an adapter into the resized base and save the result."""
+    from vocabgraft.adapters import merge_adapter
+    from vocabgraft.artifacts import new_folder
+    from vocabgraft.base_model import load_model
+    from vocabgraft.model_folder import save_model
+
+    model = load_model(root / RESIZED, device="cpu")
+    merge_adapter(model, adapter)
+    with new_folder(root / f"merged-{method}") as work:
+        save_model(model, work)
+    return root / f"merged-{method}"
+
+
+def load(folder: Path) -> "SentenceTransformer":
+    """A model of a graft, loaded anew, so that it may be changed."""
+    from vocabgraft.base_model import load_model
+
+    return load_model(folder, device="cpu")
+
+
+def rows_of(model: "SentenceTransformer") -> Any:
+    """The input embeddings."""
+    return model[0].auto_model.get_input_embeddings().weight.detach()
+
+
+def train_params(**changes: Any) -> TrainAdapterParams:
+    """The project's section `train_adapter`, made small, with changes."""
+    section = load_params(ROOT / "params.yaml").train_adapter.model_dump()
+    small = {"method": "tokens", "epochs": 1, "batch_size": 8, "phases": [], "lora": section["lora"] | {"r": 2}}
+    return TrainAdapterParams.model_validate(section | small | changes)
+
+
+def lora_params() -> Any:
+    """LoRA of rank 2."""
+    return train_params().lora
+
+
+WriteDataset = Callable[..., AcceptedDataset]
+
+
+@pytest.fixture
+def write_dataset(tmp_path: Path) -> WriteDataset:
+    """Write accepted splits as `validate_data` does: `write(name, format, train=[row, ...], test=[...])`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from vocabgraft.artifacts import write_json
+
+    def write(
+        name: str, dataset_format: Format, columns: Sequence[str], **splits: list[tuple[str | None, ...]]
+    ) -> AcceptedDataset:
+        folder = tmp_path / "accepted" / name
+        folder.mkdir(parents=True)
+        for split in SPLITS:
+            values = list(zip(*splits.get(split, []), strict=True)) or [()] * len(columns)
+            table = pa.table(
+                {column: pa.array(texts, pa.string()) for column, texts in zip(columns, values, strict=True)}
+            )
+            pq.write_table(table, folder / f"{split}.parquet")
+        write_json(folder / "manifest.json", {})
+        return AcceptedDataset(name, dataset_format, folder)
+
+    return write

@@ -1,0 +1,129 @@
+"""Training on the tiny base: what moves, that it is repeatable, and that a lost loss is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.vocabgraft.conftest import Graft, WriteDataset, load, rows_of, train_params
+from vocabgraft.accepted_data import AcceptedDataset
+from vocabgraft.adapters import adapter_parameters
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.training import TrainingResult, load_pairs, train_adapter
+
+HEADS = ("big", "old", "new", "red", "own", "sad", "dry", "wet")
+
+
+@pytest.fixture
+def datasets(write_dataset: WriteDataset) -> list[AcceptedDataset]:
+    """Sixteen pairs and eight triples, with a validation split of the pairs."""
+    pairs: list[tuple[str | None, ...]] = [
+        (f"{head} {word}", f"{head} {meaning}", word)
+        for head in HEADS
+        for word, meaning in (("nephrolith", "stone"), ("thrombopenia", "low blood"))
+    ]
+    triples: list[tuple[str | None, ...]] = [(f"{head} dog", "IsA", f"{head} animal") for head in HEADS]
+    return [
+        write_dataset("terms", "pairs", ("anchor", "positive", "group"), train=pairs, validation=pairs[:4]),
+        write_dataset("relations", "triples", ("head", "relation", "tail"), train=triples),
+    ]
+
+
+def train(graft: Graft, datasets: list[AcceptedDataset], seed: int = 3, **changes: Any) -> tuple[Any, TrainingResult]:
+    """Train an adapter over the resized tiny base."""
+    model = load(graft.resized)
+    return model, train_adapter(model, datasets, graft.new_ids, train_params(**changes), seed)
+
+
+def parts(model: Any) -> dict[str, torch.Tensor]:
+    """The adapter's weights, copied."""
+    return {name: parameter.detach().clone() for name, parameter in adapter_parameters(model).items()}
+
+
+def test_rows_are_trained_and_nothing_else_moves(graft: Graft, datasets: list[AcceptedDataset]) -> None:
+    model, result = train(graft, datasets)
+    (rows,) = parts(model).values()
+    start = rows_of(load(graft.resized))[graft.new_ids]
+    moved = (rows != start).any(dim=1).tolist()
+    # No text of these uses the symbol "->".
+    assert dict(zip((token.text for token in graft.tokens), moved, strict=True)) == {
+        "nephrolith": True,
+        "Thrombopenia": True,
+        "->": False,
+        "<|IsA|>": True,
+    }
+    assert result.trainable_parameters == rows.numel()
+    assert result.examples == 24
+    assert not model.training
+    frozen = load(graft.resized).state_dict()
+    after = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}
+    assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())
+
+
+def test_equal_seeds_give_equal_weights_and_curves_and_others_do_not(
+    graft: Graft, datasets: list[AcceptedDataset]
+) -> None:
+    (first, one), (second, two), (third, _) = (
+        train(graft, datasets, seed, method="lora_and_tokens") for seed in (3, 3, 4)
+    )
+    assert one == two
+    left, right, other = parts(first), parts(second), parts(third)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert any(not torch.equal(left[name], other[name]) for name in left)
+
+
+def test_a_phase_moves_its_part_alone(graft: Graft, datasets: list[AcceptedDataset]) -> None:
+    rows_first, _ = train(graft, datasets, method="lora_and_tokens", phases=[{"train": "rows"}])
+    lora_only, _ = train(graft, datasets, method="lora_and_tokens", phases=[{"train": "adapter"}])
+    start = rows_of(load(graft.resized))[graft.new_ids]
+    for model, rows_moved in ((rows_first, True), (lora_only, False)):
+        weights = parts(model)
+        rows = next(tensor for name, tensor in weights.items() if "trainable_tokens_delta" in name)
+        # LoRA's second matrix starts at zero.
+        lora = [tensor for name, tensor in weights.items() if ".lora_B" in name]
+        assert torch.equal(rows, start) != rows_moved
+        assert any(tensor.any() for tensor in lora) != rows_moved
+
+
+def test_the_curve_has_every_phase_and_no_timings(graft: Graft, datasets: list[AcceptedDataset]) -> None:
+    phases = [{"train": "rows", "epochs": 1}, {"train": "all", "epochs": 2}]
+    _, result = train(graft, datasets, method="lora_and_tokens", phases=phases)
+    assert [entry["phase"] for entry in result.curve] == sorted(entry["phase"] for entry in result.curve)
+    assert {entry["phase"] for entry in result.curve} == {1, 2}
+    keys = {key for entry in result.curve for key in entry}
+    assert {"loss", "step", "learning_rate"} <= keys
+    assert not [key for key in keys if "runtime" in key or "per_second" in key or "flos" in key]
+    assert max(entry["epoch"] for entry in result.curve if entry["phase"] == 2) == 2
+    assert any("eval" in key for key in keys)
+
+
+def test_more_training_lowers_the_loss(graft: Graft, datasets: list[AcceptedDataset]) -> None:
+    _, result = train(graft, datasets, epochs=6, batch_size=12, rows_learning_rate=0.1)
+    losses = [entry["loss"] for entry in result.curve if "loss" in entry]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+
+
+def test_a_loss_that_is_no_number_is_told_with_the_remedy(graft: Graft, datasets: list[AcceptedDataset]) -> None:
+    model = load(graft.resized)
+    with torch.no_grad():
+        model[0].auto_model.get_input_embeddings().weight[graft.new_ids[0]] = float("nan")
+    with pytest.raises(VocabgraftError, match=r"the loss is no number at step \d+; lower the learning rates"):
+        train_adapter(model, datasets, graft.new_ids, train_params(), 3)
+
+
+def test_prompts_of_the_model_are_trained_with(graft: Graft, datasets: list[AcceptedDataset]) -> None:
+    model = load(graft.resized)
+    model.prompts = {"query": "query ", "document": "passage "}
+    train_adapter(model, datasets, graft.new_ids, train_params(), 3)
+    without, _ = train(graft, datasets)
+    left, right = parts(model), parts(without)
+    assert any(not torch.equal(left[name], right[name]) for name in left)
+
+
+def test_pairs_and_triples_are_read_as_anchor_and_positive(datasets: list[AcceptedDataset], tmp_path: Path) -> None:
+    terms, relations = (load_pairs(dataset, "train", tmp_path / "cache") for dataset in datasets)
+    assert terms.column_names == relations.column_names == ["anchor", "positive"]
+    assert relations[0] == {"anchor": "big dog <|IsA|>", "positive": "big animal"}
+    assert list(zip(terms["anchor"], terms["positive"], strict=True)) == datasets[0].pairs("train")
+    assert list(zip(relations["anchor"], relations["positive"], strict=True)) == datasets[1].pairs("train")
