@@ -137,8 +137,9 @@ def _arguments(
         num_train_epochs=epochs,
         per_device_train_batch_size=params.batch_size,
         per_device_eval_batch_size=params.batch_size,
-        learning_rate=phase.learning_rate or params.learning_rate,
-        learning_rate_mapping={} if params.method == "lora" else {ROWS_PATTERN: rows_rate},
+        # The rate that the trainer logs is this one, so where rows alone are trained it is theirs.
+        learning_rate=rows_rate if params.method == "tokens" else phase.learning_rate or params.learning_rate,
+        learning_rate_mapping={ROWS_PATTERN: rows_rate} if params.method == "lora_and_tokens" else {},
         warmup_steps=params.warmup_ratio,
         lr_scheduler_type="cosine",
         # Decay would pull rows towards zero that no batch mentions.
