@@ -86,7 +86,15 @@ def reproduce(name: str, root: Path, force: bool, log: Callable[[str], None]) ->
 def environment() -> dict[str, str]:
     """The environment of a stage: this interpreter's programs first on the path, as the `cmd` lines expect."""
     programs = str(Path(sys.executable).parent)
-    return {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1"}
+    # Stages that run side by side share the cores; threads that wait by spinning slow each other's work (measured with
+    # two encoders on 2 cores: 10 to 25 % more texts a second when they sleep instead).
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {
+        **waiting,
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def end_group(process: "subprocess.Popen[str]") -> None:
