@@ -86,8 +86,8 @@ def reproduce(name: str, root: Path, force: bool, log: Callable[[str], None]) ->
 def environment() -> dict[str, str]:
     """The environment of a stage: this interpreter's programs first on the path, as the `cmd` lines expect."""
     programs = str(Path(sys.executable).parent)
-    # Stages that run side by side share the cores; threads that wait by spinning slow each other's work (measured with
-    # two encoders on 2 cores: 10 to 25 % more texts a second when they sleep instead).
+    # Stages that run side by side share the cores, and threads that wait by spinning take time from each other: beside
+    # another busy process on 2 cores an encoder did 104 and 121 texts a second sleeping, 95 and 97 spinning.
     waiting = {"OMP_WAIT_POLICY": "PASSIVE"}
     return {
         **waiting,
