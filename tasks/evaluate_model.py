@@ -6,10 +6,9 @@ from tasks._base import find_base
 from tasks._stage import run_stage
 from vocabgraft.accepted_data import read_datasets, read_retention
 from vocabgraft.artifacts import new_folder, require_artifact, write_json
-from vocabgraft.base_model import load_model
+from vocabgraft.base_model import load_model, prompts_of
 from vocabgraft.evaluation import evaluate
 from vocabgraft.params import BaseParams, EvaluateModelParams
-from vocabgraft.resizing import prompts_of
 from vocabgraft.tokenizer import read_tokens
 
 
@@ -26,7 +25,7 @@ def evaluate_model(
 ) -> None:
     """Measure what the new tokens bring and what they cost elsewhere."""
     base_model = load_model(find_base(base_identity))
-    base_model.prompts = prompts_of(base_model, base.prompts)
+    base_model.prompts = prompts_of(base_model.prompts, base.prompts)
     extended = {"resized": load_model(require_artifact(resized)), "merged": load_model(require_artifact(merged))}
     figures = evaluate(
         base_model,

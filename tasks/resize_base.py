@@ -1,37 +1,56 @@
 """Stage resize_base: the base with a row for each new token, saved before any adapter sees it."""
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from tasks._base import find_base
 from tasks._stage import run_stage
+from vocabgraft.accepted_data import read_contexts, read_datasets, training_texts
 from vocabgraft.artifacts import new_folder, write_json
-from vocabgraft.base_model import load_model
-from vocabgraft.model_folder import save_model
+from vocabgraft.new_rows import make_rows
 from vocabgraft.params import BaseParams, ResizeBaseParams
-from vocabgraft.resizing import resize_model
-from vocabgraft.tokenizer import load_tokenizer, read_tokens
+from vocabgraft.resizing import write_resized
+from vocabgraft.surgery import find_embedding, read_rows
+from vocabgraft.tokenizer import added_tokens, load_tokenizer, read_tokens
 
 
 def resize_base(
-    base_identity: Path, tokenizer: Path, tokens: Path, out: Path, params: ResizeBaseParams, base: BaseParams
+    base_identity: Path,
+    tokenizer: Path,
+    tokens: Path,
+    datasets: Path,
+    contexts: Path,
+    out: Path,
+    params: ResizeBaseParams,
+    base: BaseParams,
+    seed: int,
 ) -> None:
-    """Resize, initialise and save: an adapter trained on a resize that was not saved cannot be loaded again."""
-    model = load_model(find_base(base_identity), device="cpu")
-    new_tokens = read_tokens(tokens)
-    resize_model(model, load_tokenizer(tokenizer), new_tokens, base.prompts)
-    weight = model[0].auto_model.get_input_embeddings().weight
-    norms = weight.detach().norm(dim=1)
-    new = [token.id for token in new_tokens]
-    report = {
-        "initialisation": params.initialisation,
-        "rows": int(weight.shape[0]),
-        "new_rows": len(new),
-        "mean_norm_of_old_rows": round(float(norms[: min(new)].mean()), 6),
-        "mean_norm_of_new_rows": round(float(norms[new].mean()), 6),
-    }
+    """Initialise, resize and save: an adapter trained on a resize that was not saved cannot be loaded again."""
+    folder = find_base(base_identity)
+    extended = load_tokenizer(tokenizer)
+    added = added_tokens(read_tokens(tokens))
+    texts = training_texts(read_datasets(datasets), read_contexts(contexts))
+    rows, distillation = make_rows(folder, extended, added, texts, params, base.prompts, seed)
     with new_folder(out) as work:
-        save_model(model, work)
-        write_json(work / "report.json", report)
+        write_resized(folder, extended, rows, base.prompts, params.pad_to_multiple_of, work)
+        write_json(work / "report.json", {**_report(folder, work, rows, params), "distillation": distillation})
+
+
+def _report(base: Path, resized: Path, rows: torch.Tensor, params: ResizeBaseParams) -> dict[str, Any]:
+    old = read_rows(base, range(find_embedding(base).shape[0]))
+    return {
+        "initialisation": params.initialisation,
+        "rows": find_embedding(resized).shape[0],
+        "new_rows": len(rows),
+        "mean_norm_of_old_rows": _mean_norm(old),
+        "mean_norm_of_new_rows": _mean_norm(rows),
+    }
+
+
+def _mean_norm(rows: torch.Tensor) -> float:
+    return round(float(rows.float().norm(dim=1).mean()), 6) if len(rows) else 0.0
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vocabgraft.artifacts import file_sha256
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.params import BaseParams
+from vocabgraft.params import BaseParams, PromptParams
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -76,6 +77,14 @@ def load_model(folder: Path, device: str | None = None) -> "SentenceTransformer"
         return SentenceTransformer(str(folder), device=device, local_files_only=True).eval()
     except (OSError, ValueError) as error:
         raise VocabgraftError(f"{folder} does not load as a sentence-transformers model: {error}") from error
+
+
+def prompts_of(stored: Mapping[str, str], prompts: PromptParams) -> dict[str, str]:
+    """The base's prompts with those of `params.yaml` put over them."""
+    given = {
+        name: text for name, text in (("query", prompts.query), ("document", prompts.document)) if text is not None
+    }
+    return {**stored, **given}
 
 
 def _locate_in_package(model: str) -> Path:

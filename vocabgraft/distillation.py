@@ -15,10 +15,11 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from vocabgraft.encoding import Embeddings
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.precision import Precision, autocast, resolve_precision
+from vocabgraft.params import DistillationParams
+from vocabgraft.precision import autocast, resolve_precision
 from vocabgraft.token_rows import token_rows
 from vocabgraft.tokenizer import ExtendedToken
-from vocabgraft.vocabulary import read_with_descriptions
+from vocabgraft.vocabulary import NewToken, read_with_descriptions
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -38,27 +39,6 @@ TEMPLATES = (
 
 
 @dataclass(frozen=True)
-class DistillationSettings:
-    """How long and how fast.
-
-    Args:
-        epochs: passes over the contexts.
-        batch_size: texts a step.
-        learning_rate: of Adam at the start; it falls to zero along a cosine.
-        held_out: share of the contexts kept out, to measure fidelity.
-        least_fidelity: tokens under it are listed.
-        precision: `auto` is bfloat16 where the hardware multiplies it.
-    """
-
-    epochs: int = 2
-    batch_size: int = 64
-    learning_rate: float = 1e-2
-    held_out: float = 0.1
-    least_fidelity: float = 0.9
-    precision: Precision = "auto"
-
-
-@dataclass(frozen=True)
 class Context:
     """A text with at least one new token, as the student and as the teacher read it."""
 
@@ -73,15 +53,17 @@ def choose_contexts(
     tokenizer: "PreTrainedTokenizerFast",
     tokens: Sequence[ExtendedToken],
     per_token: int,
+    unknown_id: int | None,
 ) -> list[Context]:
     """The texts to distil from: those with a new token, in order, until each of its tokens has `per_token`.
 
-    A token with fewer gets the templates too.
+    A token with fewer gets the templates too. The teacher reads a special token, and any that it knows no piece of,
+    as its description.
 
     Raises:
         VocabgraftError: when no text holds a new token.
     """
-    found = _contexts(list(dict.fromkeys(texts)), tokenizer, tokens)
+    found = find_contexts(texts, tokenizer, tokens, unknown_id)
     if not found:
         raise VocabgraftError(
             f"none of the {len(texts)} training texts and contexts holds a new token; add sentences that use them"
@@ -96,7 +78,27 @@ def choose_contexts(
     rare = [token for token in tokens if uses[token.id] < per_token]
     known = {context.text for context in chosen}
     made = [template.format(token.text) for token in rare for template in TEMPLATES[: per_token - uses[token.id]]]
-    return chosen + _contexts([text for text in made if text not in known], tokenizer, tokens)
+    return chosen + find_contexts([text for text in made if text not in known], tokenizer, tokens, unknown_id)
+
+
+def find_contexts(
+    texts: Sequence[str],
+    tokenizer: "PreTrainedTokenizerFast",
+    tokens: Sequence[ExtendedToken],
+    unknown_id: int | None,
+) -> list[Context]:
+    """The distinct texts that hold a new token, in order, as the student and as the teacher read them."""
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
+        return []
+    new = {token.id for token in tokens}
+    described = [_as_described(token, unknown_id) for token in tokens]
+    encoded = tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
+    return [
+        Context(text, read_with_descriptions(text, described), held, len(ids))
+        for text, ids in zip(distinct, encoded, strict=True)
+        if (held := tuple(sorted(new.intersection(ids))))
+    ]
 
 
 def distil(
@@ -104,7 +106,7 @@ def distil(
     teacher: "SentenceTransformer",
     contexts: Sequence[Context],
     tokens: Sequence[ExtendedToken],
-    settings: DistillationSettings,
+    settings: DistillationParams,
     seed: int,
 ) -> dict[str, Any]:
     """Train the rows of the new tokens in `student` (changed in place) and report how near they came.
@@ -154,20 +156,10 @@ def fidelity(
     return np.asarray((pairs[0] * pairs[1]).sum(axis=1), dtype=np.float32)
 
 
-def _contexts(
-    texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[ExtendedToken]
-) -> list[Context]:
-    if not texts:
-        return []
-    new = {token.id for token in tokens}
-    described = [token.new_token for token in tokens]
-    found = []
-    for text, ids in zip(
-        texts, tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"], strict=True
-    ):
-        if held := tuple(sorted(new.intersection(ids))):
-            found.append(Context(text, read_with_descriptions(text, described), held, len(ids)))
-    return found
+def _as_described(token: ExtendedToken, unknown_id: int | None) -> NewToken:
+    """The token as `read_with_descriptions` should treat it: one of unknown pieces only is read as a special one."""
+    unreadable = all(piece == unknown_id for piece in token.pieces)
+    return NewToken(token.text, "special", token.description) if unreadable else token.new_token
 
 
 def _train(
@@ -175,7 +167,7 @@ def _train(
     targets: torch.Tensor,
     contexts: Sequence[Context],
     tokens: Sequence[ExtendedToken],
-    settings: DistillationSettings,
+    settings: DistillationParams,
     seed: int,
     precision: Any,
 ) -> None:

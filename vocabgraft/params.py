@@ -24,6 +24,8 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Format = Literal["triples", "pairs"]
 Method = Literal["tokens", "lora", "lora_and_tokens"]
+Heuristic = Literal["random_normal", "vocabulary_mean", "subword_mean", "description_mean", "similar_tokens"]
+Precision = Literal["auto", "float32", "bfloat16"]
 # These stand beside the datasets' names in the figures of `evaluate_model`.
 RESERVED_NAMES = ("retention", "tokens_per_text")
 
@@ -122,10 +124,36 @@ class ExtendTokenizerParams(Section):
     max_token_characters: Count = 64
 
 
-class ResizeBaseParams(Section):
-    """How the new rows start."""
+class DistillationParams(Section):
+    """How the new tokens are pulled to what their old pieces said.
 
-    initialisation: Literal["subword_mean"] = "subword_mean"
+    Attributes:
+        start: the method that gives the rows to start from.
+        epochs: passes over the contexts.
+        batch_size: texts a step.
+        learning_rate: of Adam at the start; it falls to zero along a cosine.
+        contexts_per_token: texts that each token is distilled from, at most; plain templates fill up what is missing.
+        held_out: share of the contexts kept out, to measure fidelity.
+        least_fidelity: tokens under it are listed.
+        precision: `auto` is bfloat16 where the hardware multiplies it.
+    """
+
+    start: Heuristic = "subword_mean"
+    epochs: Count = 2
+    batch_size: Count = 64
+    learning_rate: Positive = 1e-2
+    contexts_per_token: Count = 16
+    held_out: Fraction = 0.1
+    least_fidelity: Fraction = 0.9
+    precision: Precision = "auto"
+
+
+class ResizeBaseParams(Section):
+    """How the new rows start, and how many rows there are."""
+
+    initialisation: Heuristic | Literal["distillation"] = "distillation"
+    distillation: DistillationParams = DistillationParams()
+    pad_to_multiple_of: Count | None = None
 
 
 class LoraParams(Section):

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "float32", "bfloat16"]
+from vocabgraft.params import Precision
 
 
 def resolve_precision(setting: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:

@@ -1,46 +1,79 @@
-"""The base with room for the new tokens, complete and self-contained."""
+"""The base with a row for each new token: as a model in memory, and as a folder of its own."""
 
-from collections.abc import Sequence
+import copy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from vocabgraft.initialisation import subword_mean
+from vocabgraft.artifacts import read_json, write_json
+from vocabgraft.base_model import prompts_of
+from vocabgraft.model_folder import save_tokenizer
 from vocabgraft.params import PromptParams
-from vocabgraft.tokenizer import ExtendedToken
+from vocabgraft.surgery import resize_folder, transformer_folder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedTokenizerFast
 
+SETTINGS = "config_sentence_transformers.json"
 
-def resize_model(
-    model: "SentenceTransformer",
+
+def write_resized(
+    base: Path,
     tokenizer: "PreTrainedTokenizerFast",
-    tokens: Sequence[ExtendedToken],
+    rows: torch.Tensor,
     prompts: PromptParams,
+    pad_to_multiple_of: int | None,
+    destination: Path,
 ) -> None:
-    """Give `model` (changed in place) the extended tokenizer, a row for each new token, and its prompts.
+    """Write the base with new rows, the extended tokenizer and its prompts, complete and self-contained.
 
-    The old rows are not touched. Rows that the base holds beyond its tokenizer (padding) are kept and reused.
+    No weight but the input embeddings is read.
+
+    Args:
+        base: a model folder with safetensors weights.
+        tokenizer: the extended tokenizer; the rows are those of its last ids.
+        rows: (new tokens, width).
+        prompts: put over the base's own.
+        pad_to_multiple_of: makes the number of rows a multiple of this.
+        destination: an existing, empty folder.
+
+    Raises:
+        VocabgraftError: when the base is incomplete or damaged, or the rows do not fit.
     """
-    transformer = model[0].auto_model
-    unknown_id = model.tokenizer.unk_token_id
-    old = transformer.get_input_embeddings().weight.detach().clone()
-    rows = subword_mean(old, tokens, unknown_id)
-    if len(tokenizer) > old.shape[0]:
+    resize_folder(base, destination, rows, len(tokenizer), pad_to_multiple_of)
+    save_tokenizer(tokenizer, destination / transformer_folder(base).relative_to(base))
+    _with_prompts(destination / SETTINGS, prompts)
+
+
+def extended_copy(
+    model: "SentenceTransformer", tokenizer: "PreTrainedTokenizerFast", rows: torch.Tensor
+) -> "SentenceTransformer":
+    """The model with new rows and the extended tokenizer; all weights but the input embeddings are shared with it.
+
+    Args:
+        model: the base, left as it is.
+        tokenizer: the extended tokenizer; it gets the model's limit of length.
+        rows: (new tokens, width), of the tokenizer's last ids; rows that the base holds beyond its own tokenizer
+            (padding) are reused.
+    """
+    # Resizing gives the parameter of the embeddings other data, so that one is copied.
+    own = model[0].auto_model.get_input_embeddings().weight
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if tensor is not own}
+    copied = copy.deepcopy(model, shared)
+    transformer = copied[0].auto_model
+    if len(tokenizer) > transformer.get_input_embeddings().num_embeddings:
         # The rows are set below; the default would draw all of them almost identical (pairwise cosine 0.9999998).
         transformer.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
-        transformer.get_input_embeddings().weight[[token.id for token in tokens]] = rows
+        weight = transformer.get_input_embeddings().weight
+        weight[len(tokenizer) - len(rows) : len(tokenizer)] = rows.to(weight)
     tokenizer.model_max_length = model.max_seq_length
-    model[0].processor = tokenizer
-    model.prompts = prompts_of(model, prompts)
+    copied[0].processor = tokenizer
+    return copied
 
 
-def prompts_of(model: "SentenceTransformer", prompts: PromptParams) -> dict[str, str]:
-    """The base's prompts with those of `params.yaml` put over them."""
-    given = {
-        name: text for name, text in (("query", prompts.query), ("document", prompts.document)) if text is not None
-    }
-    return {**model.prompts, **given}
+def _with_prompts(settings: Path, prompts: PromptParams) -> None:
+    stored = read_json(settings) if settings.is_file() else {}
+    write_json(settings, {**stored, "prompts": prompts_of(stored.get("prompts") or {}, prompts)})

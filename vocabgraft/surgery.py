@@ -67,7 +67,7 @@ def find_embedding(folder: Path) -> EmbeddingTensor:
     Raises:
         VocabgraftError: when there are no complete safetensors weights, or the input embeddings are not among them.
     """
-    transformer = _transformer_folder(folder)
+    transformer = transformer_folder(folder)
     return _embedding_of(read_checkpoint(transformer), _load_config(transformer))
 
 
@@ -84,7 +84,7 @@ def read_rows(folder: Path, ids: Sequence[int]) -> torch.Tensor:
     Raises:
         VocabgraftError: as `find_embedding`, and for an id without a row.
     """
-    transformer = _transformer_folder(folder)
+    transformer = transformer_folder(folder)
     checkpoint = read_checkpoint(transformer)
     embedding = _embedding_of(checkpoint, _load_config(transformer))
     rows, width = embedding.shape
@@ -96,6 +96,11 @@ def read_rows(folder: Path, ids: Sequence[int]) -> torch.Tensor:
     read = torch.empty(len(ids), width, dtype=embedding.dtype)
     as_bytes(read)[:] = read_entries(checkpoint.tensors[embedding.name], ids)
     return read
+
+
+def initialiser_deviation(folder: Path) -> float:
+    """The standard deviation that a model's configuration starts weights with; 0.02 where it names none."""
+    return float(getattr(_load_config(transformer_folder(folder)).get_text_config(), "initializer_range", 0.02))
 
 
 def resize_folder(
@@ -124,7 +129,7 @@ def resize_folder(
     Raises:
         VocabgraftError: when the source is incomplete or damaged, or the rows do not fit.
     """
-    folder = _transformer_folder(source)
+    folder = transformer_folder(source)
     modules = [module for module in _module_folders(source) if source / module != folder]
     config = _load_config(folder)
     checkpoint = read_checkpoint(folder)
@@ -155,7 +160,12 @@ def _filled_or_empty(folder: Path) -> Iterator[None]:
         raise
 
 
-def _transformer_folder(folder: Path) -> Path:
+def transformer_folder(folder: Path) -> Path:
+    """The folder of the transformer in a model folder: the model's own, or that of its first module.
+
+    Raises:
+        VocabgraftError: when there is no configuration in it.
+    """
     modules = _module_folders(folder)
     found = folder / modules[0] if modules else folder
     if not (found / "config.json").is_file():

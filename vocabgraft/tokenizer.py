@@ -185,3 +185,8 @@ def _mean(lengths: Sequence[int]) -> float:
 def read_tokens(path: Path) -> list[ExtendedToken]:
     """The tokens that `extend_tokenizer` added, from its `tokens.json`, in order of their ids."""
     return [ExtendedToken.from_json(entry) for entry in read_json(require_artifact(path))]
+
+
+def added_tokens(tokens: Sequence[ExtendedToken]) -> list[ExtendedToken]:
+    """Those that the base does not have as a token already; one that it has is read by it as itself."""
+    return [token for token in tokens if token.pieces != (token.id,)]

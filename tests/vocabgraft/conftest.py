@@ -75,22 +75,28 @@ def graft(
 ) -> Graft:
     """A chain whose adapters hold random weights, as if trained."""
     from vocabgraft.artifacts import new_folder
-    from vocabgraft.base_model import load_model
-    from vocabgraft.model_folder import save_model
     from vocabgraft.params import PromptParams
-    from vocabgraft.resizing import resize_model
+    from vocabgraft.resizing import write_resized
     from vocabgraft.tokenizer import load_tokenizer
 
     root = tmp_path_factory.mktemp("graft")
     tokenizer, tokens = extended
     tokenizer.save_pretrained(root / "tokenizer")
-    model = load_model(tiny_base, device="cpu")
-    resize_model(model, load_tokenizer(root / "tokenizer"), tokens, PromptParams())
+    rows = mean_rows(tiny_base, tokens)
     with new_folder(root / RESIZED) as work:
-        save_model(model, work)
+        write_resized(tiny_base, load_tokenizer(root / "tokenizer"), rows, PromptParams(), None, work)
     adapters = {method: save_random_adapter(root, method, tokens) for method in METHODS}
     merged = {method: save_merged(root, method, adapters[method]) for method in METHODS}
     return Graft(tiny_base, root / "tokenizer", tuple(tokens), root, root / RESIZED, adapters, merged)
+
+
+def mean_rows(base: Path, tokens: Sequence[ExtendedToken]) -> Any:
+    """The mean of the rows of each token's pieces, of its description's where it is a special token."""
+    import torch
+
+    old = rows_of(load(base))
+    pieces = [token.description_pieces if token.kind == "special" else token.pieces for token in tokens]
+    return torch.stack([old[list(ids)].mean(dim=0) for ids in pieces])
 
 
 def save_random_adapter(root: Path, method: Method, tokens: Sequence[ExtendedToken], seed: int = 1) -> Path:

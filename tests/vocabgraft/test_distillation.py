@@ -1,6 +1,5 @@
 """Distillation: new tokens learn to say what their old pieces said."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,9 @@ from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from tests.vocabgraft.conftest import Graft, load, rows_of
-from vocabgraft.distillation import TEMPLATES, Context, DistillationSettings, choose_contexts, distil, fidelity
+from vocabgraft.distillation import TEMPLATES, Context, choose_contexts, distil, fidelity
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.params import DistillationParams
 
 WORDS = ("stone", "liver", "sugar", "patient", "doctor", "heart", "drug", "pain")
 TEXTS = [
@@ -20,12 +20,12 @@ TEXTS = [
     for other in WORDS[:4]
     for token in ("nephrolith", "thrombopenia", "<|IsA|> water", "-> wood")
 ]
-SETTINGS = DistillationSettings(epochs=6, batch_size=16, learning_rate=0.01, precision="float32")
+SETTINGS = DistillationParams(epochs=6, batch_size=16, learning_rate=0.01, precision="float32")
 
 
 def contexts_of(graft: Graft, per_token: int = 100) -> list[Context]:
     """Every text that holds a new token."""
-    return choose_contexts(TEXTS, load(graft.resized).tokenizer, graft.tokens, per_token)
+    return choose_contexts(TEXTS, load(graft.resized).tokenizer, graft.tokens, per_token, 1)
 
 
 def with_pooling(folder: Path, mode: str) -> SentenceTransformer:
@@ -71,7 +71,7 @@ def test_the_result_depends_on_the_seed_alone_and_the_global_generator_is_left(g
 
 
 def test_the_teacher_reads_a_special_token_as_its_description(graft: Graft) -> None:
-    (context,) = choose_contexts(["dog <|IsA|> animal"], load(graft.resized).tokenizer, graft.tokens, 1)[:1]
+    (context,) = choose_contexts(["dog <|IsA|> animal"], load(graft.resized).tokenizer, graft.tokens, 1, 1)[:1]
     assert context.teacher_text == "dog is a kind of animal"
 
 
@@ -84,7 +84,7 @@ def test_prompts_of_the_base_are_read_by_student_and_teacher(graft: Graft) -> No
 
 
 def test_a_token_that_few_texts_use_gets_templates(graft: Graft) -> None:
-    contexts = choose_contexts(["a nephrolith"], load(graft.resized).tokenizer, graft.tokens, 5)
+    contexts = choose_contexts(["a nephrolith"], load(graft.resized).tokenizer, graft.tokens, 5, 1)
     texts = [context.text for context in contexts]
     assert [TEMPLATES[number].format("<|IsA|>") in texts for number in range(6)] == [True] * 5 + [False]
     assert sum("nephrolith" in text for text in texts) == 5
@@ -99,11 +99,11 @@ def test_a_token_that_many_texts_use_gets_only_so_many(graft: Graft) -> None:
 
 def test_contexts_without_a_new_word_are_refused(graft: Graft) -> None:
     with pytest.raises(VocabgraftError, match="none of the 2 training texts and contexts holds a new token"):
-        choose_contexts(["a dog", "a cat"], load(graft.resized).tokenizer, graft.tokens, 4)
+        choose_contexts(["a dog", "a cat"], load(graft.resized).tokenizer, graft.tokens, 4, 1)
 
 
 def test_tokens_that_stay_far_from_the_teacher_are_named(graft: Graft) -> None:
-    strict = replace(SETTINGS, epochs=1, least_fidelity=1.0)
+    strict = SETTINGS.model_copy(update={"epochs": 1, "least_fidelity": 1.0})
     report = distil(load(graft.resized), load(graft.base), contexts_of(graft), graft.tokens, strict, seed=3)
     assert report["under_limit"] == sorted(report["by_token"])
     assert set(report["by_token"]) | set(report["not_measured"]) == {token.text for token in graft.tokens}

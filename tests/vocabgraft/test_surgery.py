@@ -225,10 +225,9 @@ def test_it_loads_in_stock_sentence_transformers_and_encodes_as_the_route_throug
 ) -> None:
     from sentence_transformers import SentenceTransformer
 
+    from tests.vocabgraft.conftest import mean_rows
     from vocabgraft.base_model import load_model
-    from vocabgraft.initialisation import subword_mean
-    from vocabgraft.params import PromptParams
-    from vocabgraft.resizing import resize_model
+    from vocabgraft.resizing import extended_copy
 
     tokenizer, tokens = extended
     model = load_model(tiny_base, device="cpu")
@@ -236,17 +235,16 @@ def test_it_loads_in_stock_sentence_transformers_and_encodes_as_the_route_throug
     if sharded:
         (source / "model.safetensors").unlink()
         saved(model[0].auto_model, source, shard="10KB")
-    rows = subword_mean(model[0].auto_model.get_input_embeddings().weight.detach(), tokens, 1)
+    rows = mean_rows(tiny_base, tokens)
     folder = tmp_path / "resized"
     folder.mkdir()
     resize_folder(source, folder, rows, len(tokenizer))
     assert (folder / INDEX).is_file() == sharded
     tokenizer.save_pretrained(folder)
-    resize_model(model, tokenizer, tokens, PromptParams())
     texts = ["the nephrolith of a dog", "house -> wood", "a cat"]
     stock = SentenceTransformer(str(folder), device="cpu")
     assert [type(module).__name__ for module in stock] == ["Transformer", "Pooling", "Normalize"]
-    assert (stock.encode(texts) == model.encode(texts)).all()
+    assert (stock.encode(texts) == extended_copy(model, tokenizer, rows).encode(texts)).all()
 
 
 def test_a_transformer_in_a_folder_of_its_own_and_a_pickled_module_are_taken_along(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""The rows of the new tokens: a heuristic start, and distillation from there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vocabgraft.base_model import load_model, prompts_of
+from vocabgraft.distillation import choose_contexts, distil
+from vocabgraft.initialisation import Start, initial_rows
+from vocabgraft.params import PromptParams, ResizeBaseParams
+from vocabgraft.resizing import extended_copy
+from vocabgraft.surgery import find_embedding, initialiser_deviation, read_rows
+from vocabgraft.tokenizer import ExtendedToken, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def make_rows(
+    base: Path,
+    tokenizer: "PreTrainedTokenizerFast",
+    tokens: Sequence[ExtendedToken],
+    texts: Sequence[str],
+    params: ResizeBaseParams,
+    prompts: PromptParams,
+    seed: int,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A row for each new token, by the method that `params.initialisation` names.
+
+    Only distillation loads the model; every other method reads its input embeddings alone.
+
+    Args:
+        base: the base's folder.
+        tokenizer: the extended tokenizer.
+        tokens: the tokens that were added.
+        texts: train split and contexts, which distillation chooses from; nothing held out may be among them.
+        params: the section `resize_base`.
+        prompts: put over the base's own.
+        seed: of what is drawn; the global generators are neither read nor changed.
+
+    Returns:
+        Rows of shape (tokens, width) in the type of the base's weights, and the report of the distillation, empty
+        for another method.
+
+    Raises:
+        VocabgraftError: for a token that the method cannot start, or when no text holds a new token.
+    """
+    distilled = params.initialisation == "distillation"
+    start = _start(base, tokens, seed)
+    rows = initial_rows(params.distillation.start if distilled else params.initialisation, start)
+    if not distilled or not tokens:
+        return rows, {}
+    teacher = load_model(base)
+    teacher.prompts = prompts_of(teacher.prompts, prompts)
+    contexts = choose_contexts(texts, tokenizer, tokens, params.distillation.contexts_per_token, start.unknown_id)
+    student = extended_copy(teacher, tokenizer, rows)
+    report = distil(student, teacher, contexts, tokens, params.distillation, seed)
+    weight = student[0].auto_model.get_input_embeddings().weight.detach()
+    return weight[[token.id for token in tokens]].to(rows), report
+
+
+def _start(base: Path, tokens: Sequence[ExtendedToken], seed: int) -> Start:
+    weight = read_rows(base, range(find_embedding(base).shape[0]))
+    return Start(weight, tuple(tokens), load_tokenizer(base).unk_token_id, seed, initialiser_deviation(base))
