@@ -62,5 +62,8 @@ def make_rows(
 
 
 def _start(base: Path, tokens: Sequence[ExtendedToken], seed: int) -> Start:
-    weight = read_rows(base, range(find_embedding(base).shape[0]))
-    return Start(weight, tuple(tokens), load_tokenizer(base).unk_token_id, seed, initialiser_deviation(base))
+    tokenizer = load_tokenizer(base)
+    # Rows beyond the tokenizer's size are padding, which no mean and no neighbour may come from.
+    used = min(find_embedding(base).shape[0], len(tokenizer))
+    weight = read_rows(base, range(used))
+    return Start(weight, tuple(tokens), tokenizer.unk_token_id, seed, initialiser_deviation(base))

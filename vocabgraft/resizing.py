@@ -65,7 +65,8 @@ def extended_copy(
     transformer = copied[0].auto_model
     if len(tokenizer) > transformer.get_input_embeddings().num_embeddings:
         # The rows are set below; the default would draw all of them almost identical (pairwise cosine 0.9999998).
-        transformer.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.random.fork_rng():
+            transformer.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
         weight = transformer.get_input_embeddings().weight
         weight[len(tokenizer) - len(rows) : len(tokenizer)] = rows.to(weight)

@@ -1,8 +1,8 @@
 """Trainable rows of an embedding whose other rows are frozen, at a cost that does not grow with the vocabulary."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -29,15 +29,66 @@ class TokenRows(nn.Module):
             )
         self.embedding = embedding
         self.rows = nn.Parameter(rows.detach().clone())
-        slots = torch.full((embedding.num_embeddings,), -1, dtype=torch.long, device=embedding.weight.device)
-        slots[list(token_ids)] = torch.arange(len(token_ids), device=slots.device)
-        self.register_buffer("slots", slots, persistent=False)
+        self.register_buffer("slots", _slots(embedding, token_ids), persistent=False)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings of shape (*ids.shape, width)."""
-        slots = self.get_buffer("slots")[ids]
-        trained = nn.functional.embedding(slots.clamp(min=0), self.rows)
-        return torch.where((slots >= 0).unsqueeze(-1), trained.to(self.embedding.weight.dtype), self.embedding(ids))
+        return _look_up(ids, self.get_buffer("slots"), self.rows, self.embedding)
+
+
+@contextmanager
+def fast_peft_rows(model: nn.Module) -> Iterator[int]:
+    """Within the block, PEFT's trainable token rows are looked up; give how many layers that is.
+
+    PEFT copies the whole matrix on every forward pass and makes a dense gradient of it. Parameters, values, gradients
+    and what is saved stay the same. A layer that is no plain embedding, such as an output matrix tied to it or one
+    that scales its result, keeps PEFT's forward.
+    """
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+
+    patched = [
+        module
+        for module in model.modules()
+        if isinstance(module, TrainableTokensLayer)
+        and type(module.base_layer) is nn.Embedding
+        and module.base_layer.max_norm is None
+        and len(module.active_adapters) == 1
+    ]
+    for layer in patched:
+        layer.forward_adapters = _peft_forward(layer)
+    try:
+        yield len(patched)
+    finally:
+        for layer in patched:
+            del layer.forward_adapters
+
+
+def _peft_forward(layer: Any) -> Callable[..., torch.Tensor]:
+    own, slots = layer.forward_adapters, {}
+
+    def forward(ids: torch.Tensor, active_adapters: Sequence[str], *args: Any, **options: Any) -> torch.Tensor:
+        if layer.disable_adapters or layer.merged or len(active_adapters) != 1:
+            plain: torch.Tensor = own(ids, active_adapters, *args, **options)
+            return plain
+        (name,) = active_adapters
+        if name not in slots:
+            slots[name] = _slots(layer.base_layer, layer.token_indices[name])
+        return _look_up(ids, slots[name], layer.trainable_tokens_delta[name], layer.base_layer)
+
+    return forward
+
+
+def _slots(embedding: nn.Embedding, token_ids: Sequence[int]) -> torch.Tensor:
+    """For each id its place among `token_ids`, or -1: shape (vocabulary,)."""
+    slots = torch.full((embedding.num_embeddings,), -1, dtype=torch.long, device=embedding.weight.device)
+    slots[list(token_ids)] = torch.arange(len(token_ids), device=slots.device)
+    return slots
+
+
+def _look_up(ids: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor, embedding: nn.Embedding) -> torch.Tensor:
+    places = slots[ids]
+    trained = nn.functional.embedding(places.clamp(min=0), rows)
+    return torch.where((places >= 0).unsqueeze(-1), trained.to(embedding.weight.dtype), embedding(ids))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import math
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vocabgraft.accepted_data import AcceptedDataset
-from vocabgraft.adapters import ROWS_PATTERN, add_adapter, train_only
+from vocabgraft.adapters import ROWS, ROWS_PATTERN, add_adapter, train_only
+from vocabgraft.constant_texts import constant_texts
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.params import PhaseParams, TrainAdapterParams
 from vocabgraft.splits import Split
+from vocabgraft.token_rows import fast_peft_rows
 from vocabgraft.vocabulary import relation_token
 
 if TYPE_CHECKING:
@@ -69,7 +72,7 @@ def train_adapter(
         }
         for number, phase in enumerate(params.phases or [PhaseParams()], start=1):
             trainable = max(trainable, train_only(model, phase.train))
-            logged = _train_phase(model, train, validation, params, phase, seed + number - 1, Path(scratch))
+            logged = _train_phase(model, train, validation, params, phase, seed + number - 1, Path(scratch), new_ids)
             curve.extend({"phase": number, **entry} for entry in logged)
     model.eval()
     return TrainingResult(curve, trainable, sum(len(dataset) for dataset in train.values()))
@@ -98,6 +101,7 @@ def _train_phase(
     phase: PhaseParams,
     seed: int,
     scratch: Path,
+    new_ids: Sequence[int],
 ) -> list[dict[str, Any]]:
     from datasets import DatasetDict
     from sentence_transformers import SentenceTransformerTrainer
@@ -112,8 +116,15 @@ def _train_phase(
         eval_dataset=held_out or None,
         loss=MultipleNegativesRankingLoss(model, scale=params.scale),
     )
-    trainer.train()
+    with fast_peft_rows(model), _constants(model, new_ids):
+        trainer.train()
     return _without_timings(trainer.state.log_history)
+
+
+def _constants(model: "SentenceTransformer", new_ids: Sequence[int]) -> AbstractContextManager[None]:
+    """Where rows alone are trained, texts without one of them are embedded once."""
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return constant_texts(model, new_ids) if all(ROWS.search(name) for name in trained) else nullcontext()
 
 
 def _arguments(

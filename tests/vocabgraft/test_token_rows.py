@@ -1,12 +1,16 @@
 """Trainable rows beside frozen ones."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
-from tests.vocabgraft.conftest import Graft, load, rows_of
+from tests.vocabgraft.conftest import Graft, load, lora_params, rows_of
+from vocabgraft.adapters import adapter_parameters, add_adapter
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.token_rows import TokenRows, token_rows
+from vocabgraft.params import Method
+from vocabgraft.token_rows import TokenRows, fast_peft_rows, token_rows
 
 TRAINED = [7, 3]
 
@@ -67,3 +71,44 @@ def test_a_failure_leaves_the_old_rows(graft: Graft) -> None:
             layer.rows += 1
         raise RuntimeError
     assert torch.equal(rows_of(model), before)
+
+
+@pytest.mark.parametrize("method", ["tokens", "lora_and_tokens"])
+def test_pefts_rows_give_the_same_values_and_gradients_when_looked_up(graft: Graft, method: Method) -> None:
+    results = []
+    for fast in (False, True):
+        model = load(graft.resized)
+        add_adapter(model, method, graft.new_ids, lora_params())
+        torch.manual_seed(0)
+        for parameter in adapter_parameters(model).values():
+            parameter.data = torch.randn(parameter.shape)
+        model.eval()
+        with fast_peft_rows(model) if fast else nullcontext(0) as layers:
+            assert layers == fast
+            features = model.preprocess(["the nephrolith <|IsA|> a stone", "a dog"])
+            embedded = model(features)["sentence_embedding"]
+            embedded[:, 0].sum().backward()
+        gradients = {name: parameter.grad for name, parameter in adapter_parameters(model).items()}
+        results.append((embedded.detach(), gradients, model[0].auto_model.state_dict()))
+    (slow_values, slow_gradients, slow_state), (fast_values, fast_gradients, fast_state) = results
+    assert torch.equal(slow_values, fast_values)
+    assert slow_gradients.keys() == fast_gradients.keys()
+    for name, gradient in slow_gradients.items():
+        torch.testing.assert_close(fast_gradients[name], gradient)
+    assert slow_state.keys() == fast_state.keys()
+
+
+def test_pefts_own_forward_is_back_afterwards_and_serves_a_disabled_adapter(graft: Graft) -> None:
+    model = load(graft.resized)
+    plain = model.encode(["a nephrolith"])
+    add_adapter(model, "tokens", graft.new_ids, lora_params())
+    for parameter in adapter_parameters(model).values():
+        parameter.data += 1
+    with fast_peft_rows(model):
+        trained = model.encode(["a nephrolith"])
+        model.disable_adapters()
+        assert (model.encode(["a nephrolith"]) == plain).all()
+        model.enable_adapters()
+    assert (model.encode(["a nephrolith"]) == trained).all()
+    assert not (trained == plain).all()
+    assert not any("forward_adapters" in vars(module) for module in model.modules())

@@ -1,0 +1,89 @@
+"""Texts without a trained token are embedded once while rows are trained."""
+
+import pytest
+import torch
+
+from tests.vocabgraft.conftest import Graft, load
+from vocabgraft.constant_texts import constant_texts
+
+TEXTS = [
+    "a dog",
+    "the nephrolith of the dog is in the kidney",
+    "the dog and the cat",
+    "a nephrolith",
+    "a dog",
+    "thrombopenia <|IsA|> blood",
+]
+
+
+def embed(graft: Graft, model: object, texts: list[str]) -> torch.Tensor:
+    """Embeddings as a loss gets them."""
+    features = model.preprocess(texts)  # type: ignore[attr-defined]
+    embedded: torch.Tensor = model(features)["sentence_embedding"]  # type: ignore[operator]
+    return embedded
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], TEXTS[1:2], TEXTS * 20])
+def test_embeddings_are_those_of_the_model_in_order(graft: Graft, texts: list[str]) -> None:
+    model = load(graft.resized)
+    expected = embed(graft, model, texts)
+    with constant_texts(model, graft.new_ids):
+        torch.testing.assert_close(embed(graft, model, texts), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(embed(graft, model, texts), expected, atol=1e-6, rtol=0)
+
+
+def test_gradients_of_the_rows_are_those_of_the_plain_model(graft: Graft) -> None:
+    gradients = []
+    for constant in (False, True):
+        model = load(graft.resized)
+        weight = model[0].auto_model.get_input_embeddings().weight
+        generator = torch.Generator().manual_seed(0)
+        target = torch.randn(len(TEXTS), 32, generator=generator)
+        if constant:
+            with constant_texts(model, graft.new_ids):
+                (embed(graft, model, TEXTS) * target).sum().backward()
+        else:
+            (embed(graft, model, TEXTS) * target).sum().backward()
+        gradients.append(weight.grad[graft.new_ids])
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+def test_a_text_without_a_trained_token_is_computed_once_and_one_with_it_every_time(
+    graft: Graft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(graft.resized)
+    seen: list[int] = []
+    model[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0]["input_ids"])))
+    with constant_texts(model, graft.new_ids):
+        embed(graft, model, TEXTS)
+        assert sum(seen) == 3 + 2
+        seen.clear()
+        embed(graft, model, TEXTS)
+        assert sum(seen) == 3
+    seen.clear()
+    embed(graft, model, TEXTS)
+    assert sum(seen) == len(TEXTS)
+
+
+def test_constants_are_made_without_dropout_and_the_mode_is_put_back(graft: Graft) -> None:
+    model = load(graft.resized).train()
+    with constant_texts(model, graft.new_ids):
+        first, again = embed(graft, model, TEXTS), embed(graft, model, TEXTS)
+    assert model.training
+    assert torch.equal(first[[0, 2, 4]], again[[0, 2, 4]])
+    assert not torch.equal(first[[1, 3, 5]], again[[1, 3, 5]])
+
+
+def test_a_prompt_makes_another_text(graft: Graft) -> None:
+    model = load(graft.resized)
+    with constant_texts(model, graft.new_ids):
+        plain = embed(graft, model, ["a dog"])
+        prompted = model(model.preprocess(["a dog"], prompt="query "))["sentence_embedding"]
+    assert not torch.allclose(plain, prompted)
+
+
+def test_the_models_own_forward_is_back_after_an_error(graft: Graft) -> None:
+    model = load(graft.resized)
+    with pytest.raises(RuntimeError, match="stop"), constant_texts(model, graft.new_ids):
+        raise RuntimeError("stop")
+    assert "forward" not in vars(model)
