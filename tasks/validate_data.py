@@ -47,7 +47,7 @@ SHOWN_ROWS = 10
 LARGE_VOCABULARY = 0.03
 
 
-# A word in more of the general sentences than this is a common one. Natural text has some 50 words as frequent.
+# A word in this share of general sentences is common: in the shipped ones 36 words are, `the` to `woman`.
 COMMON_SHARE = 0.02
 LEAST_COMMON_USES = 5
 SHOWN_WORDS = 5

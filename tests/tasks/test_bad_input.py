@@ -323,7 +323,7 @@ REFUSED = [
         ),
         (
             "2 problems ",
-            "row 8, token '<|Has\\u200bA|>': is not what texts hold after normalisation, which makes it <|hasa|>; spell",
+            "row 8, token '<|Has\\u200bA|>': is not what texts hold after normalisation, which makes it <|hasa|>",
             "row 9, token '<|a\u0301|>': is not what texts hold after normalisation, which makes it <|\u00e1|>; spell",
         ),
     ),
