@@ -83,6 +83,11 @@ def vocabulary_table(frame: pd.DataFrame, params: ValidateDataParams, max_token_
                 "token",
                 "is not what texts hold after normalisation, which makes it {value}; spell it with plain characters",
             ),
+            _nothing_in(
+                "hides",
+                "token",
+                "hides {value} of the base in texts that hold it in part; make it a symbol or take it out",
+            ),
             _expect(
                 gxe.ExpectColumnValuesToNotBeNull,
                 "description",

@@ -11,6 +11,7 @@ from vocabgraft.params import COLUMNS, OPTIONAL_COLUMNS, DatasetParams, Format
 from vocabgraft.splits import SPLITS, split_of
 from vocabgraft.tokenizer import (
     added_token,
+    hidden_by,
     is_one_token,
     matched_otherwise,
     normalised,
@@ -82,12 +83,15 @@ def annotate_vocabulary(frame: pd.DataFrame, base: "Tokenizer", texts: Sequence[
         needs_description: 1 for a new token whose row starts from its description.
         readable_description: pieces of the description that the base can read.
         normal: its text as the base normalises it; rewritten_as: what a special token becomes that is not stable.
+        hides: a token of the base that would be lost in texts that hold the new word in part only.
         collides_with: an earlier row that is the same to the base, or a special token in another casing.
         uses: texts that hold it.
     """
     before = tokens_added_before(base)
     tokens = new_tokens(frame)
     normal = [normalised(base, token.text).strip() if token.text.strip() else None for token in tokens]
+    added = list(base.get_added_tokens_decoder().values())
+    judged = [token.text not in before and bool(text) for token, text in zip(tokens, normal, strict=True)]
     return frame.assign(
         kept=[int(token.text in before) for token in tokens],
         kept_as=_objects([matched_otherwise(before, token) for token in tokens]),
@@ -96,6 +100,7 @@ def annotate_vocabulary(frame: pd.DataFrame, base: "Tokenizer", texts: Sequence[
         readable_description=[len(readable(base, pieces_of(base, token.description))) for token in tokens],
         normal=_objects(normal),
         rewritten_as=_objects([rewritten(base, t.text) if t.kind == "special" else None for t in tokens]),
+        hides=_objects([hidden_by(base, added, t) if new else None for t, new in zip(tokens, judged, strict=True)]),
         collides_with=_collisions(frame, tokens, normal),
         uses=count_uses(base, tokens, texts),
     )
@@ -135,11 +140,17 @@ def count_uses(base: "Tokenizer", tokens: Sequence[NewToken], texts: Sequence[st
 
     extended = Tokenizer.from_str(base.to_str())
     before = tokens_added_before(base)
+
+    def read(text: str, raw: bool) -> str:
+        return text if raw else normalised(base, text)
+
     # What is nothing to the base would cut every text apart.
     countable = {token for token in tokens if normalised(base, token.text).strip() and token.kind in KINDS}
-    # A token that is there is not added again, be it of the base or an earlier row: that would change how it matches.
-    first = {token.text: token for token in reversed(tokens) if token in countable and token.text not in before}
-    extended.add_tokens([added_token(token) for token in reversed(first.values())])
+    # A token that is there is not added again, be it of the base or an earlier row: that would change how it matches,
+    # and of two that are the same once normalised either may match.
+    taken = {read(text, not added.normalized) for text, (_, added) in before.items()}
+    wanted = {read(token.text, token.kind == "special"): token for token in reversed(tokens) if token in countable}
+    extended.add_tokens([added_token(token) for text, token in reversed(wanted.items()) if text not in taken])
     counts: dict[int | None, int] = {}
     for encoding in extended.encode_batch(sorted(set(texts)), add_special_tokens=False):
         for token_id in set(encoding.ids):

@@ -206,6 +206,47 @@ def matched_otherwise(before: Mapping[str, tuple[int, "AddedToken"]], token: New
     return "special" if not found[1].normalized else "word" if found[1].single_word else "symbol"
 
 
+def hidden_by(base: "Tokenizer", added: Iterable["AddedToken"], token: NewToken) -> str | None:
+    """A token of the base that a new word would hide in texts that do not hold the word.
+
+    Where the longer of two tokens is met but not whole, the library looks no further in what it spans: with
+    `beta-blocker` added, `beta` of an earlier run would be lost in `beta-blockers`.
+
+    Args:
+        base: whose normalisation decides.
+        added: all that was ever added to it.
+        token: the new one.
+    """
+    if not added_token(token).single_word:
+        return None
+    word = normalised(base, token.text)
+    parted = not all(_is_part_of_a_word(sign) for sign in word)
+    for known in added:
+        # Inside a word without punctuation no whole word can begin or end.
+        if not known.normalized or known.content == token.text or (known.single_word and not parted):
+            continue
+        if _may_begin_inside(word, normalised(base, known.content), known.single_word):
+            return str(known.content)
+    return None
+
+
+def _may_begin_inside(word: str, known: str, whole: bool) -> bool:
+    """Whether a text with `word` in it, but not whole, may hold `known`, begun inside `word`."""
+    for at in range(len(word)):
+        end = at + len(known)
+        if not (known.startswith(word[at:]) if end > len(word) else word.startswith(known, at)):
+            continue
+        beside = (word[at - 1] if at else "", word[end : end + 1])
+        if not whole or not any(sign and _is_part_of_a_word(sign) for sign in beside):
+            return True
+    return False
+
+
+def _is_part_of_a_word(sign: str) -> bool:
+    """As the library has it, to which marks and joiners are parts too."""
+    return sign.isalnum() or unicodedata.category(sign) in ("Mn", "Mc", "Me", "Pc") or sign in "\u200c\u200d"
+
+
 def _matching(added: "AddedToken") -> tuple[bool, bool]:
     return added.single_word, added.normalized
 
@@ -246,8 +287,9 @@ def extend_tokenizer(
         )
     for token in kept:
         _require_same_matching(before, token)
+    added = list(base.get_added_tokens_decoder().values())
     for token in new:
-        _require_addable(base, token, max_token_characters)
+        _require_addable(base, added, token, max_token_characters)
     tokenizer.add_tokens([added_token(token) for token in new])
     own = {token.text: (before[token.text][0],) for token in again}
     result = [ExtendedToken(t.text, t.kind, t.description, own[t.text][0], own[t.text], own[t.text]) for t in again]
@@ -288,7 +330,9 @@ def _require_same_matching(before: Mapping[str, tuple[int, "AddedToken"]], token
         )
 
 
-def _require_addable(base: "Tokenizer", token: NewToken, max_token_characters: int) -> None:
+def _require_addable(
+    base: "Tokenizer", added: Sequence["AddedToken"], token: NewToken, max_token_characters: int
+) -> None:
     """The last guard: `validate_data` judges the same of every row at once."""
     pieces = own_pieces(base, token)
     starts = readable(base, pieces_of(base, token.description))
@@ -303,6 +347,8 @@ def _require_addable(base: "Tokenizer", token: NewToken, max_token_characters: i
         problem = "is one token in the base already; take it out of the vocabulary"
     elif token.kind == "special" and (read := rewritten(base, token.text)) is not None:
         problem = f"is a special token that normalisation makes {read!r}; spell it with plain characters"
+    elif (hidden := hidden_by(base, added, token)) is not None:
+        problem = f"hides {hidden!r} of the base in texts that hold it in part; make it a symbol or take it out"
     elif not starts and (token.kind == "special" or not readable(base, pieces)):
         problem = f"has no piece to start from and the description {token.description!r}; describe it in words"
     else:

@@ -153,6 +153,15 @@ def test_a_second_run_with_nothing_to_do_says_what_to_do(
     assert not EXTENDED.exists()
 
 
+def test_a_word_that_would_hide_a_kept_one_is_refused(second_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    append("vocabulary.csv", "nephrolith-like,word,like a stone")
+    put("validate_data", "min_uses", 0)
+    assert run("validate_data") == 1
+    says = capsys.readouterr().err
+    assert "1 problem " in says
+    assert "token 'nephrolith-like': hides nephrolith of the base in texts that hold it in part; make it" in says
+
+
 def test_a_kept_token_of_another_kind_is_refused(second_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (RAW / "vocabulary.csv").read_text(encoding="utf-8").replace("hepatoma,word", "hepatoma,symbol")
     (RAW / "vocabulary.csv").write_text(text, encoding="utf-8")

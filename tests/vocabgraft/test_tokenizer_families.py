@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import find, given, settings
+from hypothesis import HealthCheck, assume, find, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
@@ -15,7 +15,9 @@ from tests.tokenizer_families import FAMILIES, as_fast
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.tokenizer import (
     ExtendedToken,
+    added_token,
     extend_tokenizer,
+    hidden_by,
     load_raw_tokenizer,
     load_tokenizer,
     matches_inside,
@@ -271,6 +273,52 @@ def test_a_second_run_keeps_the_first_ones_tokens_and_adds_to_them(family: Famil
 def test_after_a_second_run_a_text_with_words_of_the_first_alone_has_its_ids(grown: Family, text: str) -> None:
     if not any(_holds(grown.base, token, text) for token in MORE):
         assert tuple(grown.ids(text)) == pieces_of(grown.base, text)
+
+
+@pytest.mark.parametrize(
+    ("word", "hidden"),
+    [
+        ("nephrolith-like", "nephrolith"),
+        ("post-nephrolith", "nephrolith"),
+        ("x-beta", "beta-blocker"),
+        ("c->d", "->"),
+        (f"x{INTEGRAL}", INTEGRAL),
+        ("x-", "->"),
+        ("nephroliths", None),
+        ("xnephrolith-like", None),
+        ("pre-nephroliths", None),
+        ("<|IsA|>-like", None),
+    ],
+)
+def test_a_word_that_would_hide_one_of_the_base_is_refused(family: Family, word: str, hidden: str | None) -> None:
+    base = family.extended.backend_tokenizer
+    added = list(base.get_added_tokens_decoder().values())
+    assert hidden_by(base, added, NewToken(word, "word", "")) == hidden
+    assert hidden_by(base, added, NewToken(word, "symbol", "")) is None
+    if hidden is not None:
+        with pytest.raises(VocabgraftError, match=r"hides .* of the base in texts that hold it in part"):
+            extend_tokenizer(as_fast(base), base, [NewToken(word, "word", "")], 64)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(word=st.lists(PARTS, min_size=2, max_size=4).map("".join), text=TEXTS, data=st.data())
+def test_any_word_of_a_second_run_leaves_the_first_ones_alone(
+    family: Family, word: str, text: str, data: st.DataObject
+) -> None:
+    from tokenizers import Tokenizer
+
+    base = Tokenizer.from_str(family.extended.backend_tokenizer.to_str())
+    token = NewToken(word, "word", "")
+    added = list(base.get_added_tokens_decoder().values())
+    assume(normalised(base, word).strip() and word not in tokens_added_before(base))
+    assume(hidden_by(base, added, token) is None)
+    grown = Tokenizer.from_str(base.to_str())
+    grown.add_tokens([added_token(token)])
+    read = (
+        text + data.draw(st.sampled_from(["", "a", " "])) + word + data.draw(st.sampled_from(["s", "-s", "", "\u0301"]))
+    )
+    if not _holds(base, token, read):
+        assert grown.encode(read, add_special_tokens=False).ids == base.encode(read, add_special_tokens=False).ids
 
 
 @pytest.fixture(scope="module")
