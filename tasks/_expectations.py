@@ -40,13 +40,15 @@ class Rejection:
     reason: str
 
 
-def vocabulary_table(frame: pd.DataFrame, params: ValidateDataParams) -> Table:
-    """The suite of the vocabulary."""
+def vocabulary_table(frame: pd.DataFrame, params: ValidateDataParams, max_token_characters: int) -> Table:
+    """The suite of the vocabulary; a token that the base has from an earlier run is not asked what a new one is."""
+    column = gx.expectations.row_conditions.Column
+    new, described = column("kept") == 0, column("needs_description") == 1
     return Table(
         "vocabulary",
         frame,
         (
-            *_text("token", params.max_text_characters),
+            *_text("token", max_token_characters, "extend_tokenizer.max_token_characters"),
             _expect(
                 gxe.ExpectColumnValuesToNotMatchRegex,
                 "token",
@@ -63,18 +65,42 @@ def vocabulary_table(frame: pd.DataFrame, params: ValidateDataParams) -> Table:
             _nothing_in("collides_with", "token", "repeats, in another casing or the same, {value}; keep one"),
             _expect(
                 gxe.ExpectColumnValuesToBeBetween,
-                "pieces",
+                "one_token",
                 "is one token in the base already; take it out",
                 shown="token",
-                min_value=2,
-                row_condition=gx.expectations.row_conditions.Column("readable_pieces") > 0,
+                max_value=0,
+            ),
+            _nothing_in("kept_as", "kind", "is not its kind in the base, which has it as {value}; make it that"),
+            _expect(
+                gxe.ExpectColumnValuesToNotMatchRegex,
+                "normal",
+                "is nothing after the base's normalisation, so it would match everywhere; take it out",
+                shown="token",
+                regex=BLANK,
+            ),
+            _nothing_in(
+                "rewritten_as",
+                "token",
+                "is not what texts hold after normalisation, which makes it {value}; spell it with plain characters",
+            ),
+            _nothing_in(
+                "hides",
+                "token",
+                "hides {value} of the base in texts that hold it in part; make it a symbol or take it out",
             ),
             _expect(
                 gxe.ExpectColumnValuesToNotBeNull,
                 "description",
                 "is empty, which only a word whose pieces the base can read may have; describe it",
-                row_condition=(gx.expectations.row_conditions.Column("kind") == "special")
-                | (gx.expectations.row_conditions.Column("readable_pieces") == 0),
+                row_condition=described,
+            ),
+            _expect(
+                gxe.ExpectColumnValuesToBeBetween,
+                "readable_description",
+                "has no piece that the base can read; describe it in words of the base's language",
+                shown="description",
+                min_value=1,
+                row_condition=described & column("description").is_not_null(),
             ),
             _expect(
                 gxe.ExpectColumnValuesToBeBetween,
@@ -83,10 +109,11 @@ def vocabulary_table(frame: pd.DataFrame, params: ValidateDataParams) -> Table:
                 "(validate_data.min_uses); add examples or take it out",
                 shown="token",
                 min_value=params.min_uses,
+                row_condition=new,
             ),
             gxe.ExpectTableRowCountToBeBetween(
-                min_value=1,
                 max_value=params.max_new_tokens,
+                row_condition=new,
                 meta={
                     "reason": f"has {{value}} rows; allowed: 1 to {params.max_new_tokens} new tokens "
                     "(validate_data.max_new_tokens); take some out or raise it"
@@ -202,7 +229,7 @@ def _expect(kind: type[gxe.Expectation], column: str, reason: str, shown: str | 
     return kind(column=column, meta={"reason": reason, "shown": shown or column}, **arguments)
 
 
-def _text(column: str, longest: int) -> list[Any]:
+def _text(column: str, longest: int, setting: str = "validate_data.max_text_characters") -> list[Any]:
     return [
         _expect(gxe.ExpectColumnValuesToNotBeNull, column, "is empty; fill it or take the row out"),
         _expect(gxe.ExpectColumnValuesToNotMatchRegex, column, "holds spaces only; fill it", regex=BLANK),
@@ -215,7 +242,7 @@ def _text(column: str, longest: int) -> list[Any]:
         _expect(
             gxe.ExpectColumnValueLengthsToBeBetween,
             column,
-            f"is too long; allowed: {longest} characters (validate_data.max_text_characters)",
+            f"is too long; allowed: {longest} characters ({setting})",
             min_value=1,
             max_value=longest,
         ),

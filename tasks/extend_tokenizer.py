@@ -1,7 +1,9 @@
 """Stage extend_tokenizer: the base's tokenizer with the accepted vocabulary added."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tasks._base import find_base
 from tasks._stage import run_stage
@@ -9,24 +11,62 @@ from vocabgraft.accepted_data import read_contexts, read_datasets, read_new_toke
 from vocabgraft.artifacts import new_folder, write_json
 from vocabgraft.base_model import tokenizer_file
 from vocabgraft.params import ExtendTokenizerParams
+from vocabgraft.tokenizer import (
+    ExtendedToken,
+    SegmentationReport,
+    load_raw_tokenizer,
+    load_tokenizer,
+    segmentation_report,
+    tokens_added_before,
+)
 from vocabgraft.tokenizer import extend_tokenizer as extend
-from vocabgraft.tokenizer import load_raw_tokenizer, load_tokenizer, segmentation_report
+from vocabgraft.vocabulary import NewToken
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def extend_tokenizer(
     base_identity: Path, vocabulary: Path, datasets: Path, contexts: Path, out: Path, params: ExtendTokenizerParams
 ) -> None:
-    """Add the accepted tokens; report what that does to the training texts."""
+    """Add the accepted tokens that the base does not have; report what that does to the training texts.
+
+    `tokens.json` lists the tokens whose rows train; those that the base has from an earlier run are kept as they are
+    and stand in the report alone, unless `retrain` names them.
+    """
     folder = find_base(base_identity)
     tokenizer = load_tokenizer(folder)
     base_tokenizer = load_raw_tokenizer(tokenizer_file(folder))
-    tokens = extend(tokenizer, base_tokenizer, read_new_tokens(vocabulary), params.max_token_characters)
+    wanted = read_new_tokens(vocabulary)
+    tokens = extend(tokenizer, base_tokenizer, wanted, params.max_token_characters, params.retrain)
     texts = training_texts(read_datasets(datasets), read_contexts(contexts))
-    report = segmentation_report(base_tokenizer, tokenizer, tokens, texts)
+    report = _report(segmentation_report(base_tokenizer, tokenizer, tokens, texts), base_tokenizer, tokens, wanted)
     with new_folder(out) as work:
         tokenizer.save_pretrained(work / "tokenizer")
         write_json(work / "tokens.json", [token.as_json() for token in tokens])
-        write_json(work / "report.json", asdict(report))
+        write_json(work / "report.json", report)
+
+
+def _report(
+    segmentation: SegmentationReport, base: "Tokenizer", tokens: Sequence[ExtendedToken], wanted: Sequence[NewToken]
+) -> dict[str, Any]:
+    """The figures of all texts; each trained token's id, old pieces (ids and texts) and texts; the kept ones' ids."""
+    figures = asdict(segmentation)
+    uses, before = figures.pop("uses"), tokens_added_before(base)
+    listed = [
+        {
+            "text": token.text,
+            "kind": token.kind,
+            "id": token.id,
+            "retrained": token.retrained,
+            "pieces": token.pieces,
+            "read_as": [base.id_to_token(piece) for piece in token.pieces],
+            "texts": uses[token.text],
+        }
+        for token in tokens
+    ]
+    kept = [{"text": token.text, "id": before[token.text][0]} for token in wanted if token.text in before]
+    return {**figures, "tokens": listed, "kept": kept}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -24,15 +24,21 @@ from vocabgraft.base_model import tokenizer_file
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.examples import (
     annotate_vocabulary,
+    count_uses,
+    inside_others,
+    new_tokens,
     read_contexts,
     read_examples,
     read_retention,
     read_vocabulary,
     texts_of,
 )
-from vocabgraft.params import COLUMNS, OPTIONAL_COLUMNS, BaseParams, ValidateDataParams
+from vocabgraft.params import COLUMNS, OPTIONAL_COLUMNS, BaseParams, ExtendTokenizerParams, ValidateDataParams
 from vocabgraft.splits import SPLITS
-from vocabgraft.tokenizer import load_raw_tokenizer
+from vocabgraft.tokenizer import load_raw_tokenizer, tokens_added_before
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +47,20 @@ SHOWN_ROWS = 10
 LARGE_VOCABULARY = 0.03
 
 
-def validate_data(raw: Path, out: Path, site: Path, params: ValidateDataParams, base: BaseParams) -> None:
+# A word in this share of general sentences is common: in the shipped ones 36 words are, `the` to `woman`.
+COMMON_SHARE = 0.02
+LEAST_COMMON_USES = 5
+SHOWN_WORDS = 5
+
+
+def validate_data(
+    raw: Path,
+    out: Path,
+    site: Path,
+    params: ValidateDataParams,
+    base: BaseParams,
+    extend_tokenizer: ExtendTokenizerParams,
+) -> None:
     """Judge the raw files with Great Expectations; write what is accepted and why the rest is not."""
     folder, identity = resolve_base(base)
     tokenizer = load_raw_tokenizer(tokenizer_file(folder))
@@ -53,12 +72,14 @@ def validate_data(raw: Path, out: Path, site: Path, params: ValidateDataParams, 
     vocabulary = annotate_vocabulary(
         read_vocabulary(raw / params.vocabulary), tokenizer, [*training, *contexts["text"]]
     )
+    # A relation's token that the base has from an earlier run need not be listed again.
+    known_tokens = [*vocabulary["token"], *tokens_added_before(tokenizer)]
     tables = [
-        vocabulary_table(vocabulary, params),
+        vocabulary_table(vocabulary, params, extend_tokenizer.max_token_characters),
         contexts_table(contexts, params),
         retention_table(read_retention(raw / params.retention), params),
         *(
-            examples_table(dataset.name, examples[dataset.name], dataset.format, params, list(vocabulary["token"]))
+            examples_table(dataset.name, examples[dataset.name], dataset.format, params, known_tokens)
             for dataset in params.datasets
         ),
     ]
@@ -67,7 +88,7 @@ def validate_data(raw: Path, out: Path, site: Path, params: ValidateDataParams, 
         rejections += _orphans(tables, rejections)
     _refuse_or_quarantine(rejections, tables, params, site)
     accepted = {table.name: _accepted(table, rejections) for table in tables}
-    warnings = _warnings(accepted["vocabulary"], tokenizer.get_vocab_size())
+    warnings = _warnings(_new(accepted["vocabulary"]), accepted["retention"], tokenizer)
     for warning in warnings:
         logger.warning("warning: %s", warning)
     with new_folder(out) as work:
@@ -80,7 +101,7 @@ def validate_data(raw: Path, out: Path, site: Path, params: ValidateDataParams, 
 def _orphans(tables: list[Table], rejections: list[Rejection]) -> list[Rejection]:
     """The triples whose relation loses its token to the quarantine."""
     vocabulary = tables[0]
-    lost = set(vocabulary.frame["token"].dropna()) - set(_accepted(vocabulary, rejections)["token"])
+    lost = set(_new(vocabulary.frame)["token"].dropna()) - set(_accepted(vocabulary, rejections)["token"])
     return [
         Rejection(table.name, position, "relation", str(relation), f"has the token {token}, which is quarantined")
         for table in tables
@@ -144,6 +165,10 @@ def _only(frame: pd.DataFrame, split: str) -> pd.DataFrame:
     return frame[frame["split"] == split]
 
 
+def _new(vocabulary: pd.DataFrame) -> pd.DataFrame:
+    return vocabulary[vocabulary["kept"] == 0]
+
+
 def _write_accepted(work: Path, accepted: dict[str, pd.DataFrame], params: ValidateDataParams) -> None:
     vocabulary = accepted["vocabulary"].fillna({"description": ""})[["token", "kind", "description", "uses"]]
     _write_parquet(vocabulary, work / "vocabulary.parquet")
@@ -171,23 +196,69 @@ def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
     pq.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), path)
 
 
-def _warnings(vocabulary: pd.DataFrame, base_size: int) -> list[str]:
-    if len(vocabulary) <= LARGE_VOCABULARY * base_size:
-        return []
+def _warnings(vocabulary: pd.DataFrame, retention: pd.DataFrame, base: "Tokenizer") -> list[str]:
+    found = [
+        _too_many(vocabulary, base.get_vocab_size()),
+        _inside_another(vocabulary),
+        _common(vocabulary, [*retention["sentence1"], *retention["sentence2"]], base),
+    ]
+    return [warning for warning in found if warning]
+
+
+def _too_many(vocabulary: pd.DataFrame, base_size: int) -> str | None:
     share = len(vocabulary) / base_size
-    return [f"{len(vocabulary)} new tokens are {share:.1%} of the base's vocabulary; expect to need much more text"]
+    if share <= LARGE_VOCABULARY:
+        return None
+    return f"{len(vocabulary)} new tokens are {share:.1%} of the base's vocabulary; expect to need much more text"
+
+
+def _inside_another(vocabulary: pd.DataFrame) -> str | None:
+    names = dict(zip(vocabulary["normal"], vocabulary["token"], strict=True))
+    inside = inside_others(list(names))
+    if not inside:
+        return None
+    shown = _shown([f"{names[part]} in {names[whole]}" for part, whole in inside.items()])
+    return (
+        f"{len(inside)} new tokens stand inside another ({shown}); each is matched for itself, and where both begin at "
+        "one place only the longer is tried"
+    )
+
+
+def _common(vocabulary: pd.DataFrame, sentences: list[str], base: "Tokenizer") -> str | None:
+    """Words that are common in general text, for which the retention sentences stand.
+
+    The frequent words of its language are one token in any base, and those are refused. What is left to find is a word
+    that the user's own general text is full of: whatever it is, each of those vectors changes.
+    """
+    words = vocabulary[vocabulary["kind"] == "word"]
+    distinct = list(dict.fromkeys(sentences))
+    uses = count_uses(base, new_tokens(words), distinct)
+    least = max(LEAST_COMMON_USES, COMMON_SHARE * len(distinct))
+    common = [f"{word} in {count}" for word, count in zip(words["token"], uses, strict=True) if count >= least]
+    if not common:
+        return None
+    return (
+        f"{len(common)} new words are common in general text ({_shown(common)} of {len(distinct)} sentences of the "
+        "retention pairs); each changes the vectors of all those texts, so take out what the base reads well"
+    )
+
+
+def _shown(entries: list[str]) -> str:
+    return ", ".join(entries[:SHOWN_WORDS]) + (", ..." if len(entries) > SHOWN_WORDS else "")
 
 
 def _report(
     accepted: dict[str, pd.DataFrame], rejections: list[Rejection], warnings: list[str], params: ValidateDataParams
 ) -> dict[str, Any]:
-    kinds = accepted["vocabulary"]["kind"].value_counts()
+    new = _new(accepted["vocabulary"])
+    kinds = new["kind"].value_counts()
     splits = {
         dataset.name: {split: len(_only(accepted[dataset.name], split)) for split in SPLITS}
         for dataset in params.datasets
     }
     return {
         "new_tokens": {kind: int(kinds[kind]) for kind in sorted(kinds.index)},
+        "kept_tokens": len(accepted["vocabulary"]) - len(new),
         "contexts": len(accepted["contexts"]),
         "retention": len(accepted["retention"]),
         "datasets": splits,

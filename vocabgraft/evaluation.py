@@ -115,7 +115,7 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Score the base and the extended models on the same texts.
 
-    The base reads a special token as its description, since that is all that it could have been given.
+    The base reads a new special token as its description, since that is all that it could have been given.
 
     Returns:
         For each model: each dataset's subsets (`all`, `new_word`, `no_new_word` by the query) with their figures,
@@ -125,7 +125,7 @@ def evaluate(
     new_ids = [token.id for token in tokens]
     # A relation's token makes every query of triples hold a new token; what its subsets tell apart is a new word.
     word_ids = [token.id for token in tokens if token.kind != "special"]
-    described = [token.new_token for token in tokens]
+    described = [token.new_token for token in tokens if not token.retrained]
     result: dict[str, dict[str, Any]] = {}
     for name, model in {"base": base, **others}.items():
 

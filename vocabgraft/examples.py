@@ -9,7 +9,18 @@ import pandas as pd
 from vocabgraft.data_files import read_lines, read_table
 from vocabgraft.params import COLUMNS, OPTIONAL_COLUMNS, DatasetParams, Format
 from vocabgraft.splits import SPLITS, split_of
-from vocabgraft.tokenizer import normalised, pieces_of
+from vocabgraft.tokenizer import (
+    added_token,
+    hidden_by,
+    is_one_token,
+    matched_otherwise,
+    normalised,
+    own_pieces,
+    pieces_of,
+    readable,
+    rewritten,
+    tokens_added_before,
+)
 from vocabgraft.vocabulary import KINDS, NewToken, relation_token
 
 if TYPE_CHECKING:
@@ -66,19 +77,50 @@ def read_examples(folder: Path, dataset: DatasetParams) -> pd.DataFrame:
 def annotate_vocabulary(frame: pd.DataFrame, base: "Tokenizer", texts: Sequence[str]) -> pd.DataFrame:
     """Add what the base makes of each token, and in how many of the distinct `texts` it is used.
 
-    Columns: `pieces` (how many), `readable_pieces`, `collides_with` (an earlier token, or the same after the base's
-    normalisation and case folding), `uses`.
+    Columns:
+        kept: 1 when the base has the token from an earlier run, otherwise 0; kept_as: its kind there, if another.
+        one_token: 1 when the base has it on its own account.
+        needs_description: 1 for a new token whose row starts from its description.
+        readable_description: pieces of the description that the base can read.
+        normal: its text as the base normalises it; rewritten_as: what a special token becomes that is not stable.
+        hides: a token of the base that would be lost in texts that hold the new word in part only.
+        collides_with: an earlier row that is the same to the base, or a special token in another casing.
+        uses: texts that hold it.
     """
-    unknown = base.token_to_id("[UNK]") if base.token_to_id("[UNK]") is not None else base.token_to_id("<unk>")
-    tokens = frame["token"].fillna("")
-    pieces = [pieces_of(base, token) for token in tokens]
-    key = tokens.map(lambda token: normalised(base, token).casefold())
+    before = tokens_added_before(base)
+    tokens = new_tokens(frame)
+    normal = [normalised(base, token.text).strip() if token.text.strip() else None for token in tokens]
+    added = list(base.get_added_tokens_decoder().values())
+    judged = [token.text not in before and bool(text) for token, text in zip(tokens, normal, strict=True)]
     return frame.assign(
-        pieces=[len(ids) for ids in pieces],
-        readable_pieces=[sum(piece != unknown for piece in ids) for ids in pieces],
-        collides_with=_first_seen(frame, key, shown="token"),
-        uses=count_uses(base, new_tokens(frame), texts),
+        kept=[int(token.text in before) for token in tokens],
+        kept_as=_objects([matched_otherwise(before, token) for token in tokens]),
+        one_token=[int(token.text not in before and is_one_token(base, token)) for token in tokens],
+        needs_description=[int(token.text not in before and _starts_from_description(base, token)) for token in tokens],
+        readable_description=[len(readable(base, pieces_of(base, token.description))) for token in tokens],
+        normal=_objects(normal),
+        rewritten_as=_objects([rewritten(base, t.text) if t.kind == "special" else None for t in tokens]),
+        hides=_objects([hidden_by(base, added, t) if new else None for t, new in zip(tokens, judged, strict=True)]),
+        collides_with=_collisions(frame, tokens, normal),
+        uses=count_uses(base, tokens, texts),
     )
+
+
+def _starts_from_description(base: "Tokenizer", token: NewToken) -> bool:
+    return token.kind == "special" or not readable(base, own_pieces(base, token))
+
+
+def _objects(values: Sequence[str | None]) -> pd.Series:
+    # As objects, since a column of None alone would be of numbers.
+    return pd.Series(values, dtype=object)
+
+
+def _collisions(frame: pd.DataFrame, tokens: Sequence[NewToken], normal: Sequence[str | None]) -> list[str | None]:
+    same = _first_seen(frame, pd.Series([text or "" for text in normal], dtype=object), shown="token")
+    # Special tokens of two casings are two to the tokenizer, but surely one to whoever wrote them.
+    special = [t.text.casefold() if t.kind == "special" else f"row {at}\x1f" for at, t in enumerate(tokens)]
+    recased = _first_seen(frame, pd.Series(special, dtype=object), shown="token")
+    return [first or second for first, second in zip(same, recased, strict=True)]
 
 
 def new_tokens(frame: pd.DataFrame) -> list[NewToken]:
@@ -94,21 +136,39 @@ def new_tokens(frame: pd.DataFrame) -> list[NewToken]:
 
 def count_uses(base: "Tokenizer", tokens: Sequence[NewToken], texts: Sequence[str]) -> list[int]:
     """How many of the distinct texts hold each token, matched as the extended tokenizer will."""
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import Tokenizer
 
     extended = Tokenizer.from_str(base.to_str())
-    addable = [token for token in tokens if token.text.strip() and token.kind in KINDS]
-    extended.add_tokens(
-        [
-            AddedToken(token.text, single_word=token.kind == "word", normalized=token.kind != "special")
-            for token in addable
-        ]
-    )
+    before = tokens_added_before(base)
+
+    def read(text: str, raw: bool) -> str:
+        return text if raw else normalised(base, text)
+
+    # What is nothing to the base would cut every text apart.
+    countable = {token for token in tokens if normalised(base, token.text).strip() and token.kind in KINDS}
+    # A token that is there is not added again, be it of the base or an earlier row: that would change how it matches,
+    # and of two that are the same once normalised either may match.
+    taken = {read(text, not added.normalized) for text, (_, added) in before.items()}
+    wanted = {read(token.text, token.kind == "special"): token for token in reversed(tokens) if token in countable}
+    extended.add_tokens([added_token(token) for text, token in reversed(wanted.items()) if text not in taken])
     counts: dict[int | None, int] = {}
     for encoding in extended.encode_batch(sorted(set(texts)), add_special_tokens=False):
         for token_id in set(encoding.ids):
             counts[token_id] = counts.get(token_id, 0) + 1
-    return [counts.get(extended.token_to_id(token.text), 0) if token in addable else 0 for token in tokens]
+    return [counts.get(extended.token_to_id(token.text), 0) if token in countable else 0 for token in tokens]
+
+
+def inside_others(tokens: Sequence[str]) -> dict[str, str]:
+    """The tokens that stand inside another of them, each with the first that it stands in."""
+    known = set(tokens)
+    found: dict[str, str] = {}
+    for token in tokens:
+        # The parts of every token, looked up: comparing every token with every other would take minutes for 30,000.
+        parts = (token[start:end] for start in range(len(token)) for end in range(start + 1, len(token) + 1))
+        for part in parts:
+            if part != token and part in known:
+                found.setdefault(part, token)
+    return found
 
 
 def texts_of(frame: pd.DataFrame, dataset_format: Format) -> list[str]:

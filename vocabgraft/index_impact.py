@@ -43,7 +43,7 @@ def measure_impact(
         blocks: texts, as many at a time as memory should hold.
     """
     names = {token.id: token.text for token in tokens}
-    new_tokens = [token.new_token for token in tokens]
+    new_tokens = [token.new_token for token in tokens if not token.retrained]
     uses = dict.fromkeys(names.values(), 0)
     texts = changed = before = after = 0
     for block in blocks:
@@ -65,7 +65,8 @@ def without_new_tokens(extended: "Tokenizer", tokens: Sequence[ExtendedToken]) -
     """The base's tokenizer: the extended one without what was added to it."""
     from tokenizers import Tokenizer
 
-    new_ids = {token.id for token in tokens}
+    # A token that trains again is one that the base has.
+    new_ids = {token.id for token in tokens if not token.retrained}
     loaded = json.loads(extended.to_str())
     loaded["added_tokens"] = [entry for entry in loaded["added_tokens"] if entry["id"] not in new_ids]
     return Tokenizer.from_str(json.dumps(loaded))

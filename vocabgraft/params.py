@@ -119,9 +119,10 @@ class ValidateDataParams(Section):
 
 
 class ExtendTokenizerParams(Section):
-    """Limits on what may become a token."""
+    """Limits on what may become a token, and which tokens of an earlier run train again."""
 
     max_token_characters: Count = 64
+    retrain: list[Annotated[str, StringConstraints(min_length=1)]] = []
 
 
 class DistillationParams(Section):

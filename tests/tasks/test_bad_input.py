@@ -311,6 +311,41 @@ REFUSED = [
         ("1 problem ", "vocabulary.csv row 8, token 'kidney'", "is one token in the base already; take it out"),
     ),
     Fault(
+        "a token that is nothing to the base",
+        all_of(append("vocabulary.csv", "\u0301,symbol,an accent"), setting("validate_data.min_uses", 0)),
+        ("1 problem ", "vocabulary.csv row 8, token", "is nothing after the base's normalisation"),
+    ),
+    Fault(
+        "special tokens that texts hold in another form",
+        all_of(
+            append("vocabulary.csv", "<|Has\u200bA|>,special,has a", "<|a\u0301|>,special,is a"),
+            setting("validate_data.min_uses", 0),
+        ),
+        (
+            "2 problems ",
+            "row 8, token '<|Has\\u200bA|>': is not what texts hold after normalisation, which makes it <|hasa|>",
+            "row 9, token '<|a\u0301|>': is not what texts hold after normalisation, which makes it <|\u00e1|>; spell",
+        ),
+    ),
+    Fault(
+        "an unknown symbol without a description, and with one that is unknown too",
+        all_of(
+            append("vocabulary.csv", "\u222e,symbol,", "\u222f,symbol,\u222e", "<|PartOf|>,special,\u222e"),
+            setting("validate_data.min_uses", 0),
+        ),
+        (
+            "3 problems ",
+            "row 8, description '': is empty, which only a word whose pieces the base can read may have; describe it",
+            "row 9, description '\u222e': has no piece that the base can read; describe it in words",
+            "row 10, description '\u222e': has no piece that the base can read",
+        ),
+    ),
+    Fault(
+        "a token that is too long",
+        all_of(append("vocabulary.csv", f"{'x' * 65},word,long"), setting("validate_data.min_uses", 0)),
+        ("1 problem ", "is too long; allowed: 64 characters (extend_tokenizer.max_token_characters)"),
+    ),
+    Fault(
         "a token of spaces",
         append("vocabulary.csv", "   ,word,again"),
         ("vocabulary.csv row 8, token '   '", "holds spaces only; fill it"),
@@ -490,6 +525,7 @@ def test_a_write_that_fails_gives_one_message_and_no_output(
 ) -> None:
     # A large share of new tokens is warned of once the data is good, which the empty standard output must not show.
     monkeypatch.setattr("tasks.validate_data.LARGE_VOCABULARY", 1.0)
+    monkeypatch.setattr("tasks.validate_data.COMMON_SHARE", 1.0)
     monkeypatch.setattr(place, failure)
     before = hash_files(RAW)
     assert run() == 1
@@ -511,6 +547,33 @@ def test_a_raw_file_that_may_not_be_read_is_named(
     assert run() == 1
     captured = capsys.readouterr()
     assert_one_message(captured.err, captured.out, ["data/raw/terms.csv cannot be read: no permission"])
+
+
+def warnings() -> list[str]:
+    found: list[str] = json.loads((OUT / "report.json").read_text())["warnings"]
+    return found
+
+
+def test_what_is_allowed_but_doubtful_is_warned_of_and_reported(
+    tiny_project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tasks.validate_data.COMMON_SHARE", 0.15)
+    append("vocabulary.csv", "Nephro,word,of the kidney", "hepat,word,of the liver")()
+    setting("validate_data.min_uses", 0)()
+    assert run() == 0
+    large, inside, common = warnings()
+    assert "8 new tokens are " in large
+    assert "2 new tokens stand inside another (Nephro in nephrolith, hepat in hepatoma); each is matched" in inside
+    assert "2 new words are common in general text (nephrolith in 20, thrombopenia in 20 of " in common
+    said = capsys.readouterr().out
+    assert all(f"warning: {warning}" in said for warning in (large, inside, common))
+
+
+def test_a_harmless_vocabulary_is_not_warned_of(tiny_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.validate_data.LARGE_VOCABULARY", 1.0)
+    monkeypatch.setattr("tasks.validate_data.COMMON_SHARE", 0.5)
+    assert run() == 0
+    assert warnings() == []
 
 
 def dvc_stages() -> dict[str, Any]:

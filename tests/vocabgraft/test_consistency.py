@@ -156,7 +156,9 @@ def _with_tokenizer(evidence: Evidence, tokenizer: "PreTrainedTokenizerFast") ->
 
 def _match_inside_words(evidence: Evidence, graft: Graft) -> Evidence:
     tokenizer = load_tokenizer(graft.base)
-    everywhere = [NewToken(token.text, "special" if token.kind == "special" else "symbol", "") for token in NEW_TOKENS]
+    everywhere = [
+        NewToken(token.text, "special" if token.kind == "special" else "symbol", "is") for token in NEW_TOKENS
+    ]
     extend_tokenizer(tokenizer, load_raw_tokenizer(graft.base / "tokenizer.json"), everywhere, 64)
     return _with_tokenizer(evidence, tokenizer)
 
@@ -273,6 +275,19 @@ def test_a_planted_fault_is_caught_by_the_check_for_it(
     assert run_check(name, sound["tokens"]).verdict == "passed"
     found = run_check(name, plant(sound["tokens"], graft))
     assert (found.name, found.verdict) == (name, "failed")
+
+
+def test_a_kept_row_between_those_that_train_is_an_old_one(sound: dict[Method, Evidence]) -> None:
+    # As after a second run: the base has all rows, the first and the last trained, those between were kept.
+    grown, model = changed(sound["tokens"].base), changed(sound["tokens"].merged)
+    embeddings = grown[0].auto_model.get_input_embeddings()
+    embeddings.weight = torch.nn.Parameter(rows_of(model).clone())
+    first, kept, *_, last = sound["tokens"].tokens
+    second = replace(sound["tokens"], base=grown, merged=model, tokens=(first, last))
+    rows_of(model)[[first.id, last.id]] += 1
+    assert run_check("old_rows_merged", second).figure == 0
+    rows_of(model)[kept.id] += 1e-6
+    assert run_check("old_rows_merged", second).figure == 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from tests.conftest import write_lines
 from vocabgraft.examples import (
     annotate_vocabulary,
     count_uses,
+    inside_others,
     new_tokens,
     read_contexts,
     read_examples,
@@ -155,11 +156,54 @@ def vocabulary(folder: Path, base: "Tokenizer", lines: list[str], texts: list[st
     return annotate_vocabulary(read_vocabulary(path), base, texts)
 
 
-def test_what_the_base_makes_of_a_token_is_counted(tmp_path: Path, base_tokenizer: "Tokenizer") -> None:
-    lines = ["kidney,word,", "kidneys,word,", "\u4e2d,symbol,middle", ",word,"]
+def test_what_the_base_makes_of_a_token_is_told(tmp_path: Path, base_tokenizer: "Tokenizer") -> None:
+    lines = [
+        "kidney,word,",
+        "kidneys,word,",
+        "\u4e2d,symbol,middle",
+        ",word,",
+        "<|IsA|>,special,\u4e2d",
+        "\u0301,symbol,x",
+    ]
     frame = vocabulary(tmp_path, base_tokenizer, lines, [])
-    assert list(frame["pieces"]) == [1, 2, 1, 0]
-    assert list(frame["readable_pieces"]) == [1, 2, 0, 0]
+    assert list(frame["one_token"]) == [1, 0, 0, 0, 0, 0]
+    assert list(frame["needs_description"]) == [0, 0, 1, 1, 1, 1]
+    assert list(frame["readable_description"]) == [0, 0, 6, 0, 0, 1]
+    assert told(frame, "normal") == ["kidney", "kidneys", "\u4e2d", None, "<|isa|>", ""]
+    assert list(frame["kept"]) == [0] * 6
+    assert told(frame, "kept_as") == told(frame, "rewritten_as") == [None] * 6
+
+
+def test_tokens_of_an_earlier_run_are_kept_and_keep_how_they_match(
+    tmp_path: Path, base_tokenizer: "Tokenizer", extended: Any
+) -> None:
+    grown = extended[0].backend_tokenizer
+    before = grown.to_str()
+    lines = ["nephrolith,word,", "Thrombopenia,symbol,x", "<|IsA|>,special,is", "Nephrolith,word,", "hepatoma,word,"]
+    frame = vocabulary(tmp_path, grown, lines, ["a nephrolith", "nephroliths", "xthrombopenia", "a hepatoma <|IsA|> b"])
+    assert list(frame["kept"]) == [1, 1, 1, 0, 0]
+    assert told(frame, "kept_as") == [None, "word", None, None, None]
+    assert list(frame["one_token"]) == [0, 0, 0, 1, 0]
+    assert list(frame["needs_description"]) == [0] * 5
+    assert told(frame, "collides_with") == [None, None, None, "nephrolith", None]
+    assert list(frame["uses"]) == [1, 0, 1, 0, 1]
+    assert grown.to_str() == before
+
+
+def test_what_is_nothing_to_the_base_is_not_looked_for(base_tokenizer: "Tokenizer") -> None:
+    tokens = [NewToken("\u0301", "symbol", "accent"), NewToken("nephrolith", "word", "")]
+    assert count_uses(base_tokenizer, tokens, ["a nephrolith", "n\u0301"]) == [0, 1]
+
+
+def test_of_rows_with_one_text_the_first_says_how_it_matches(base_tokenizer: "Tokenizer") -> None:
+    tokens = [NewToken("nephro", "word", ""), NewToken("nephro", "symbol", "")]
+    assert count_uses(base_tokenizer, tokens, ["nephrolith", "a nephro"]) == [1, 1]
+
+
+def test_words_inside_others_are_told_with_the_first_of_those() -> None:
+    words = ["nephro", "nephrolith", "cholith", "lith", "other", "nephro-lith"]
+    assert inside_others(words) == {"nephro": "nephrolith", "lith": "nephrolith"}
+    assert inside_others([]) == {}
 
 
 def test_tokens_that_the_base_normalises_to_one_collide(tmp_path: Path, base_tokenizer: "Tokenizer") -> None:
