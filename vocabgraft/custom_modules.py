@@ -53,8 +53,10 @@ def add_modules(folder: Path, modules: Sequence[ModuleParams], seed: int) -> Non
     """
     if not modules:
         return
-    model = load_model(folder, device="cpu")
-    insert_modules(model, modules, seed)
+    # Loading draws weights, too, before it reads them.
+    with torch.random.fork_rng(devices=[]):
+        model = load_model(folder, device="cpu")
+        insert_modules(model, modules, seed)
     _write(model, folder)
 
 
@@ -327,7 +329,8 @@ def _step(
     seen = _shapes(features)
     try:
         with torch.no_grad():
-            after: dict[str, Any] = module(features, task=task) if _takes_task(module) else module(dict(features))
+            options = {"task": task} if "task" in getattr(module, "forward_kwargs", ()) else {}
+            after: dict[str, Any] = module(dict(features), **options)
         now = _shapes(after)
     except Exception as error:
         raise VocabgraftError(
@@ -341,10 +344,6 @@ def _step(
         if not bool(after[name].isfinite().all()):
             raise VocabgraftError(f"{label} makes numbers of {name} that are not finite; change how it starts")
     return after
-
-
-def _takes_task(module: torch.nn.Module) -> bool:
-    return "task" in getattr(module, "forward_kwargs", ())
 
 
 def _shapes(features: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -388,7 +387,8 @@ def _load_like(module: Any, folder: Path, inside: str) -> torch.nn.Module:
 
     # A Router finds its own layers' classes by their dotted names, which it refuses for others than the library's.
     known = {"module_classes": own_module_classes(folder)} if isinstance(module, Router) else {}
-    loaded: torch.nn.Module = type(module).load(str(folder), subfolder=inside, local_files_only=True, **known)
+    with torch.random.fork_rng(devices=[]):
+        loaded: torch.nn.Module = type(module).load(str(folder), subfolder=inside, local_files_only=True, **known)
     return loaded
 
 
