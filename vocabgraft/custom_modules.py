@@ -256,11 +256,12 @@ def _defaults(model: "SentenceTransformer", params: LayerParams, place: Place, w
         model[0].auto_model.config.output_hidden_states = True
         layers = model[0].auto_model.config.num_hidden_layers
         return {"embedding_dimension": width, "num_hidden_layers": layers, "layer_start": 0}
-    return {
+    sizes: dict[str, dict[str, Any]] = {
         "Normalize": {"module_input_name": FEATURE[place]},
         "LayerNorm": {"dimension": width},
         "CNN": {"in_embedding_dimension": width},
-    }.get(params.type, {})
+    }
+    return sizes.get(params.type, {})
 
 
 def _activation(given: Any, label: str) -> Any:
