@@ -26,7 +26,8 @@ def evaluate_model(
     """Measure what the new tokens bring and what they cost elsewhere."""
     base_model = load_model(find_base(base_identity))
     base_model.prompts = prompts_of(base_model.prompts, base.prompts)
-    extended = {"resized": load_model(require_artifact(resized)), "merged": load_model(require_artifact(merged))}
+    folders = {"resized": resized, "merged": merged}
+    extended = {name: load_model(require_artifact(path), own_modules=True) for name, path in folders.items()}
     figures = evaluate(
         base_model,
         extended,

@@ -11,7 +11,7 @@ from vocabgraft.model_folder import save_model
 
 def merge_adapter(resized: Path, adapter: Path, out: Path) -> None:
     """Merge on the CPU, so that the result does not depend on where it is made."""
-    model = load_model(require_artifact(resized), device="cpu")
+    model = load_model(require_artifact(resized), device="cpu", own_modules=True)
     merge(model, require_artifact(adapter))
     with new_folder(out) as work:
         save_model(model, work)

@@ -93,6 +93,16 @@ def gates_of(
     return gates
 
 
+def own_module_gates(merged: Path, params: GateParams) -> list[Gate]:
+    """A gate where the model needs own module classes: a service that lacks them cannot load it."""
+    from vocabgraft.base_model import own_module_types
+
+    if not (names := own_module_types(merged)):
+        return []
+    limit = f"no own classes; it needs {', '.join(names)}; register_model.gates.allow_own_modules waives this"
+    return [Gate("own modules", float(len(names)), limit, params.allow_own_modules)]
+
+
 def _register(
     params: RegisterModelParams,
     merged: Path,
@@ -117,6 +127,7 @@ def _register(
     set_alias(client, params.name, CHALLENGER, registered.version)
     is_champion = champion is not None and champion.version == registered.version
     gates = gates_of(figures, passed, None if is_champion else champion, tags[ITEMS_TAG], params.gates)
+    gates += own_module_gates(merged, params.gates)
     promoted = all(gate.holds for gate in gates)
     if promoted and not is_champion:
         if champion is not None:
@@ -144,7 +155,7 @@ def _register(
 def _load(merged: Path) -> Any:
     from vocabgraft.base_model import load_model
 
-    return load_model(require_artifact(merged), device="cpu")
+    return load_model(require_artifact(merged), device="cpu", own_modules=True)
 
 
 def _record(figures: dict[str, Any], adapter: Path, checks: Path, metrics: Path, tags: dict[str, str]) -> RunRecord:

@@ -9,6 +9,7 @@ from tasks._base import find_base
 from tasks._stage import run_stage
 from vocabgraft.accepted_data import read_contexts, read_datasets, training_texts
 from vocabgraft.artifacts import new_folder, write_json
+from vocabgraft.custom_modules import add_modules
 from vocabgraft.new_rows import make_rows
 from vocabgraft.params import BaseParams, ResizeBaseParams
 from vocabgraft.resizing import write_resized
@@ -35,6 +36,7 @@ def resize_base(
     rows, distillation = make_rows(folder, extended, added, texts, params, base.prompts, seed)
     with new_folder(out) as work:
         write_resized(folder, extended, rows, base.prompts, params.pad_to_multiple_of, work)
+        add_modules(work, params.modules, seed)
         write_json(work / "report.json", {**_report(folder, work, rows, params), "distillation": distillation})
 
 

@@ -16,7 +16,7 @@ def train_adapter(
     resized: Path, tokens: Path, datasets: Path, out: Path, params: TrainAdapterParams, seed: int
 ) -> None:
     """Train, then save the adapter as a folder that stock sentence-transformers loads from the project's root."""
-    model = load_model(require_artifact(resized))
+    model = load_model(require_artifact(resized), own_modules=True)
     new_ids = [token.id for token in read_tokens(tokens)]
     result = train(model, read_datasets(datasets), new_ids, params, seed)
     with new_folder(out) as work:

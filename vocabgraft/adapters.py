@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from vocabgraft.custom_modules import custom_parameters, load_custom_modules
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.params import LoraParams, Method
 
@@ -65,11 +66,15 @@ def adapter_parameters(model: "SentenceTransformer") -> dict[str, torch.nn.Param
 def train_only(model: "SentenceTransformer", part: Part) -> int:
     """Let only a part of the adapter be trained; return how many numbers that is.
 
+    Custom modules belong to the part `adapter`. PEFT freezes the transformer alone, so everything else is frozen here:
+    a base may have layers of its own after it.
+
     Raises:
         VocabgraftError: when the adapter has no such part.
     """
     trained = 0
-    for name, parameter in adapter_parameters(model).items():
+    model.requires_grad_(False)
+    for name, parameter in (adapter_parameters(model) | custom_parameters(model)).items():
         is_row = bool(ROWS.search(name))
         parameter.requires_grad_(part == "all" or (part == "rows") == is_row)
         trained += parameter.numel() if parameter.requires_grad else 0
@@ -79,7 +84,10 @@ def train_only(model: "SentenceTransformer", part: Part) -> int:
 
 
 def merge_adapter(resized: "SentenceTransformer", adapter: Path) -> None:
-    """Merge a saved adapter into the resized base (changed in place), which then needs no PEFT to load."""
+    """Merge a saved adapter into the resized base (changed in place), which then needs no PEFT to load.
+
+    Custom modules are taken from the adapter's folder, where they lie as they were trained.
+    """
     from peft import PeftModel
 
     with warnings.catch_warnings():
@@ -88,6 +96,7 @@ def merge_adapter(resized: "SentenceTransformer", adapter: Path) -> None:
         wrapped = PeftModel.from_pretrained(resized[0].auto_model, str(adapter))
         merged = wrapped.merge_and_unload()
     resized[0].auto_model = merged
+    load_custom_modules(resized, adapter)
 
 
 def _require_modules(model: "SentenceTransformer", names: Sequence[str]) -> None:

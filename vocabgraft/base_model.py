@@ -1,5 +1,6 @@
 """The base model: found, identified by its content, loaded with nothing remote executed."""
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -7,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vocabgraft.artifacts import file_sha256
+from vocabgraft.artifacts import file_sha256, read_json
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.params import BaseParams, PromptParams
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from torch.nn import Module
 
 PACKAGE_PREFIX = "package:"
 REGISTRY_PREFIX = "models:/"
@@ -69,14 +71,68 @@ def tokenizer_file(folder: Path) -> Path:
     return path
 
 
-def load_model(folder: Path, device: str | None = None) -> "SentenceTransformer":
-    """Load a model folder from disk alone, in evaluation mode; nothing is fetched and no remote code is run."""
+def load_model(folder: Path, device: str | None = None, own_modules: bool = False) -> "SentenceTransformer":
+    """Load a model folder from disk alone, in evaluation mode; nothing is fetched and no remote code is run.
+
+    Args:
+        folder: a saved sentence-transformers model.
+        device: where to put it; by default where torch finds the fastest.
+        own_modules: let the folder name classes of this project's user (`resize_base.modules`), imported from the
+            working folder. For folders that the project made itself, never for a base.
+    """
     from sentence_transformers import SentenceTransformer
 
+    classes = own_module_classes(folder) if own_modules else {}
+    options = {"device": device, "local_files_only": True}
     try:
-        return SentenceTransformer(str(folder), device=device, local_files_only=True).eval()
+        if classes:
+            # The public way to a class of one's own, trust_remote_code, would also run code that lies in the folder.
+            return SentenceTransformer._load_with_module_classes(str(folder), classes, **options).eval()
+        return SentenceTransformer(str(folder), **options).eval()
     except (OSError, ValueError) as error:
         raise VocabgraftError(f"{folder} does not load as a sentence-transformers model: {error}") from error
+
+
+def own_module_types(folder: Path) -> list[str]:
+    """Dotted names of the classes that a saved model needs and sentence-transformers does not have."""
+    listed = folder / "modules.json"
+    names = [entry["type"] for entry in read_json(listed)] if listed.is_file() else []
+    for routes in sorted(folder.rglob("router_config.json")):
+        names += read_json(routes)["types"].values()
+    return sorted({name for name in names if not name.startswith("sentence_transformers.")})
+
+
+def own_module_classes(folder: Path) -> dict[str, type["Module"]]:
+    """The classes of `own_module_types` by name, imported."""
+    return {name: import_own_module(name) for name in own_module_types(folder)}
+
+
+def import_own_module(name: str) -> type["Module"]:
+    """The module class `MODULE.CLASS`, importable from the working folder.
+
+    Raises:
+        VocabgraftError: when it does not import or is no module class.
+    """
+    from torch import nn
+
+    place, _, class_name = name.rpartition(".")
+    remedy = "it must be importable from the project's root, where the stages run"
+    try:
+        found = getattr(importlib.import_module(place), class_name, None)
+    except Exception as error:
+        raise VocabgraftError(
+            f"the own module {name!r} does not import ({type(error).__name__}: {error}); {remedy}"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        seen = "nothing" if found is None else repr(found)
+        raise VocabgraftError(f"{name!r} is {seen}, not a class of torch.nn.Module; {remedy}")
+    for method in ("save", "load"):
+        if not callable(getattr(found, method, None)):
+            raise VocabgraftError(
+                f"{name!r} has no method {method}; derive it from "
+                "sentence_transformers.sentence_transformer.modules.Module"
+            )
+    return found
 
 
 def prompts_of(stored: Mapping[str, str], prompts: PromptParams) -> dict[str, str]:

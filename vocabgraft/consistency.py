@@ -16,6 +16,7 @@ import torch
 from vocabgraft.adapters import merge_adapter
 from vocabgraft.artifacts import read_json
 from vocabgraft.base_model import load_model
+from vocabgraft.custom_modules import custom_modules, custom_weight
 from vocabgraft.encoding import Embeddings, encode
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.params import CheckConsistencyParams, Method
@@ -84,9 +85,8 @@ def gather_evidence(
     Raises:
         VocabgraftError: when there is no probe of one of the two kinds.
     """
-    loaded = {name: load_model(path, device="cpu") for name, path in (("base", base), ("resized", resized))}
-    merged_model = load_model(merged, device="cpu")
-    in_memory = load_model(resized, device="cpu")
+    merged_model = load_model(merged, device="cpu", own_modules=True)
+    in_memory = load_model(resized, device="cpu", own_modules=True)
     merge_adapter(in_memory, adapter)
     distinct = list(dict.fromkeys(texts))
     held = holds_new_token(merged_model.tokenizer, distinct, [token.id for token in tokens])
@@ -98,9 +98,9 @@ def gather_evidence(
             "needed, so add retention pairs with and without new words"
         )
     return Evidence(
-        base=loaded["base"],
-        resized=loaded["resized"],
-        adapter=load_model(adapter, device="cpu"),
+        base=load_model(base, device="cpu"),
+        resized=load_model(resized, device="cpu", own_modules=True),
+        adapter=load_model(adapter, device="cpu", own_modules=True),
         merged=merged_model,
         merged_in_memory=in_memory,
         adapter_config=read_json(adapter / "adapter_config.json"),
@@ -143,7 +143,7 @@ def new_rows_trained(evidence: Evidence) -> Check:
 
 
 def other_weights(evidence: Evidence) -> Check:
-    """Weights other than the embeddings that differ from the base's."""
+    """Weights of the base other than the embeddings that differ after merging; custom modules are no part of it."""
     protects = "training rows changed nothing but rows"
     if evidence.method != "tokens":
         return _not_applicable("other_weights", protects)
@@ -151,7 +151,10 @@ def other_weights(evidence: Evidence) -> Check:
     embeddings = {name for name, tensor in merged.items() if tensor.shape[:1] == _rows(evidence.merged).shape[:1]}
     compared = (set(base) | set(merged)) - embeddings
     different = [
-        name for name in compared if name not in base or name not in merged or not torch.equal(base[name], merged[name])
+        name
+        for name in sorted(compared)
+        if not custom_weight(name)
+        and (name not in base or name not in merged or not torch.equal(base[name], merged[name]))
     ]
     return _at_most("other_weights", protects, float(len(different)), 0)
 
@@ -161,6 +164,9 @@ def untouched_texts(evidence: Evidence) -> Check:
     protects = "stored vectors of texts without a new word stay valid, bit for bit"
     if evidence.method != "tokens":
         return _not_applicable("untouched_texts", protects)
+    if custom_modules(evidence.merged):
+        reason = "none: custom modules were trained, and they move every text"
+        return _not_applicable("untouched_texts", protects, reason)
     return _at_most("untouched_texts", protects, _difference(evidence, "base", "merged", evidence.without_new), 0)
 
 
@@ -272,5 +278,5 @@ def _at_most(name: str, protects: str, figure: float, limit: float) -> Check:
     return Check(name, protects, figure, f"at most {limit:g}", "passed" if figure <= limit else "failed")
 
 
-def _not_applicable(name: str, protects: str) -> Check:
-    return Check(name, protects, 0.0, "none for this method", "does not apply")
+def _not_applicable(name: str, protects: str, reason: str = "none for this method") -> Check:
+    return Check(name, protects, 0.0, reason, "does not apply")

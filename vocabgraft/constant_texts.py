@@ -94,7 +94,7 @@ def _rows(features: Features, places: torch.Tensor) -> Features:
     kept = slice(int(filled[0]), int(filled[-1]) + 1)
 
     def part(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape[0] != rows:
+        if not _is_by_row(value, rows):
             return value
         return value[places][:, kept] if value.ndim == 2 else value[places]
 
@@ -102,7 +102,11 @@ def _rows(features: Features, places: torch.Tensor) -> Features:
 
 
 def _key(features: Features, place: int) -> bytes:
-    """What tells a text from another: its ids, and how many of them are a prompt that pooling may leave out."""
+    """What tells a text from another: its ids, and what is said of the whole batch (its prompt, its route)."""
     ids = features["input_ids"][place][features["attention_mask"][place].bool()]
-    prompt = features.get("prompt_length", 0)
-    return bytes(ids.cpu().numpy().tobytes()) + str(prompt).encode()
+    said = {name: value for name, value in features.items() if not _is_by_row(value, len(features["input_ids"]))}
+    return bytes(ids.cpu().numpy().tobytes()) + repr(sorted(said.items())).encode()
+
+
+def _is_by_row(value: Any, rows: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == rows

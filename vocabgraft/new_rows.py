@@ -49,8 +49,10 @@ def make_rows(
     """
     distilled = params.initialisation == "distillation"
     start = _start(base, tokens, seed)
+    if not tokens:
+        return start.weight[:0], {}
     rows = initial_rows(params.distillation.start if distilled else params.initialisation, start)
-    if not distilled or not tokens:
+    if not distilled:
         return rows, {}
     teacher = load_model(base)
     teacher.prompts = prompts_of(teacher.prompts, prompts)

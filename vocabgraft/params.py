@@ -24,6 +24,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Format = Literal["triples", "pairs"]
 Method = Literal["tokens", "lora", "lora_and_tokens"]
+Place = Literal["before_pooling", "after_pooling"]
 Heuristic = Literal["random_normal", "vocabulary_mean", "subword_mean", "description_mean", "similar_tokens"]
 Precision = Literal["auto", "float32", "bfloat16"]
 # These stand beside the datasets' names in the figures of `evaluate_model`.
@@ -149,12 +150,36 @@ class DistillationParams(Section):
     precision: Precision = "auto"
 
 
+class LayerParams(Section):
+    """A layer: a stock class of sentence-transformers by name or an own one as MODULE.CLASS, and its arguments."""
+
+    type: Annotated[str, StringConstraints(min_length=1)]
+    arguments: dict[str, Any] = {}
+
+
+class ModuleParams(LayerParams):
+    """A layer beside the pooling; a Router has one list of layers for queries and one for documents."""
+
+    place: Place
+    routes: dict[str, Annotated[list[LayerParams], Field(min_length=1)]] = {}
+
+    @model_validator(mode="after")
+    def _a_router_has_both_routes(self) -> Self:
+        if self.type != "Router" and self.routes:
+            raise ValueError(f"{self.type} has no routes; only a Router has")
+        if self.type == "Router" and set(self.routes) != {"query", "document"}:
+            seen = ", ".join(self.routes) or "none"
+            raise ValueError(f"the routes of a Router are query and document, each with layers; here: {seen}")
+        return self
+
+
 class ResizeBaseParams(Section):
-    """How the new rows start, and how many rows there are."""
+    """How the new rows start, how many rows there are, and which layers stand beside the pooling."""
 
     initialisation: Heuristic | Literal["distillation"] = "distillation"
     distillation: DistillationParams = DistillationParams()
     pad_to_multiple_of: Count | None = None
+    modules: list[ModuleParams] = []
 
 
 class LoraParams(Section):
@@ -191,10 +216,8 @@ class TrainAdapterParams(Section):
     @model_validator(mode="after")
     def _phases_fit_the_method(self) -> Self:
         for number, phase in enumerate(self.phases, start=1):
-            if (phase.train == "rows" and self.method == "lora") or (
-                phase.train == "adapter" and self.method == "tokens"
-            ):
-                raise ValueError(f"phase {number} trains '{phase.train}', which method '{self.method}' does not have")
+            if phase.train == "rows" and self.method == "lora":
+                raise ValueError(f"phase {number} trains 'rows', which method 'lora' does not have")
         return self
 
 
@@ -223,6 +246,7 @@ class GateParams(Section):
     benefit: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\.(all|new_word|no_new_word)\.[a-z_0-9@]+$")]
     min_gain: float = 0.0
     max_retention_drop: Annotated[float, Field(ge=0)] = 0.01
+    allow_own_modules: bool = False
 
 
 class RegisterModelParams(Section):
@@ -245,6 +269,17 @@ class Params(Section):
     check_consistency: CheckConsistencyParams
     evaluate_model: EvaluateModelParams
     register_model: RegisterModelParams
+
+    @model_validator(mode="after")
+    def _phases_have_something_to_train(self) -> Self:
+        if self.train_adapter.method == "tokens" and not self.resize_base.modules:
+            for number, phase in enumerate(self.train_adapter.phases, start=1):
+                if phase.train == "adapter":
+                    raise ValueError(
+                        f"train_adapter.phases: phase {number} trains 'adapter', which method 'tokens' does not have "
+                        "(with resize_base.modules it would train these)"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _benefit_is_measured(self) -> Self:
@@ -317,7 +352,8 @@ def _explain(detail: dict[str, Any]) -> str:
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     model: Any = Params
     for part in location:
-        if isinstance(part, str):
+        # Names that the user gives, such as a Router's routes, are no fields.
+        if isinstance(part, str) and part in model.model_fields:
             model = _section_of(model.model_fields[part].annotation)
     return list(model.model_fields)
 
@@ -325,4 +361,5 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
 def _section_of(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(found for argument in get_args(annotation) if (found := _section_of(argument)) is not None)
+    found = (_section_of(argument) for argument in get_args(annotation))
+    return next((section for section in found if section is not None), None)

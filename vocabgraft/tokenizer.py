@@ -417,5 +417,5 @@ def read_tokens(path: Path) -> list[ExtendedToken]:
 
 
 def added_tokens(tokens: Sequence[ExtendedToken]) -> list[ExtendedToken]:
-    """Those that the base does not have as a token already; one that it has is read by it as itself."""
-    return [token for token in tokens if token.pieces != (token.id,)]
+    """Those that the base does not have as a token already."""
+    return [token for token in tokens if not token.retrained]

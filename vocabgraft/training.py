@@ -13,6 +13,7 @@ import torch
 from vocabgraft.accepted_data import AcceptedDataset
 from vocabgraft.adapters import ROWS, ROWS_PATTERN, add_adapter, train_only
 from vocabgraft.constant_texts import constant_texts
+from vocabgraft.custom_modules import custom_parameters, has_heads
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.params import PhaseParams, TrainAdapterParams
 from vocabgraft.splits import Split
@@ -141,6 +142,7 @@ def _arguments(
 
     epochs = phase.epochs or params.epochs
     rows_rate = phase.rows_learning_rate or params.rows_learning_rate
+    only_rows = params.method == "tokens" and not custom_parameters(model)
     steps = max(1, examples // params.batch_size) * epochs
     return SentenceTransformerTrainingArguments(
         output_dir=str(scratch / "trainer"),
@@ -149,8 +151,8 @@ def _arguments(
         per_device_train_batch_size=params.batch_size,
         per_device_eval_batch_size=params.batch_size,
         # The rate that the trainer logs is this one, so where rows alone are trained it is theirs.
-        learning_rate=rows_rate if params.method == "tokens" else phase.learning_rate or params.learning_rate,
-        learning_rate_mapping={ROWS_PATTERN: rows_rate} if params.method == "lora_and_tokens" else {},
+        learning_rate=rows_rate if only_rows else phase.learning_rate or params.learning_rate,
+        learning_rate_mapping={} if only_rows or params.method == "lora" else {ROWS_PATTERN: rows_rate},
         warmup_steps=params.warmup_ratio,
         lr_scheduler_type="cosine",
         # Decay would pull rows towards zero that no batch mentions.
@@ -159,6 +161,7 @@ def _arguments(
         batch_sampler=BatchSamplers.NO_DUPLICATES,
         multi_dataset_batch_sampler=MultiDatasetBatchSamplers.PROPORTIONAL,
         prompts={"anchor": model.prompts.get("query", ""), "positive": model.prompts.get("document", "")},
+        router_mapping={"anchor": "query", "positive": "document"} if has_heads(model) else {},
         logging_steps=max(1, steps // POINTS_OF_CURVE),
         logging_nan_inf_filter=False,
         eval_strategy="epoch" if evaluated else "no",

@@ -56,6 +56,13 @@ class Made:
         return model_digest(self.root / "merged")
 
 
+OWN_NORM = """
+from sentence_transformers.sentence_transformer.modules import Normalize
+
+class OwnNorm(Normalize):
+    pass
+"""
+
 Make = Callable[..., Made]
 
 
@@ -133,6 +140,26 @@ def test_a_model_that_misses_a_gate_stays_challenger_and_is_told_so(
     assert [gate["name"] for gate in record["gates"] if not gate["holds"]] == [unmet]
     assert f"not promoted: {made.name} version 1 stays challenger" in caplog.text
     assert next(line for line in caplog.messages if "NOT MET" in line).startswith(f"gate {unmet}")
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_model_with_an_own_class_becomes_champion_only_where_that_is_waived(
+    make: Make, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    made = make("first")
+    (made.root / "own").mkdir()
+    (made.root / "own" / "own_norm.py").write_text(OWN_NORM, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(made.root / "own"))
+    merged = made.root / "merged"
+    modules = read_json(merged / "modules.json")
+    write_json(merged / "modules.json", [*modules[:-1], {**modules[-1], "type": "own_norm.OwnNorm"}])
+    gates = GATES.model_copy(update={"allow_own_modules": allowed})
+    register_model(**made.paths(), params=RegisterModelParams(name=made.name, gates=gates))
+    assert made.digest_at(CHALLENGER) == made.digest
+    assert made.digest_at(CHAMPION) == (made.digest if allowed else None)
+    gate = next(gate for gate in read_json(RECORD)["gates"] if gate["name"] == "own modules")
+    assert gate["holds"] is allowed
+    assert "own_norm.OwnNorm; register_model.gates.allow_own_modules" in gate["limit"]
 
 
 def test_missing_a_gate_is_no_failure_of_the_stage(make: Make, capfd: pytest.CaptureFixture[str]) -> None:

@@ -63,3 +63,9 @@ def test_rows_of_padding_are_no_neighbours_and_in_no_mean(graft: Graft, tmp_path
         save_model(model, work)
     padded, _ = rows_by(replace(graft, base=tmp_path / "padded"), initialisation="similar_tokens")
     assert torch.equal(plain, padded)
+
+
+def test_without_a_token_to_add_there_are_no_rows(graft: Graft) -> None:
+    section, tokenizer = ResizeBaseParams(), load_tokenizer(graft.base)
+    rows, report = make_rows(graft.base, tokenizer, [], TEXTS, section, PromptParams(), seed=5)
+    assert rows.shape == (0, 32) and report == {}
