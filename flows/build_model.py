@@ -192,19 +192,35 @@ def _run_under_prefect(
 def _forced(stages: Sequence[Stage], options: argparse.Namespace) -> frozenset[str]:
     if options.force:
         return frozenset(stage.name for stage in stages)
-    return frozenset({IDENTIFYING_STAGE}) if _base_moved(stages) else frozenset()
+    return frozenset({IDENTIFYING_STAGE}) if base_moved(stages) else frozenset()
 
 
-def _base_moved(stages: Sequence[Stage]) -> bool:
+def base_moved(stages: Sequence[Stage]) -> bool:
     """Whether a base that may change under the same name (an alias, a folder) is another than the last run's."""
     base = load_params().base
     floating = base.model.startswith(REGISTRY_PREFIX) or Path(base.model).is_dir()
-    identity = next(stage.outs[0] for stage in stages if stage.name == IDENTIFYING_STAGE) / "base.json"
-    if not floating or not identity.is_file():
+    identity = _output(stages, IDENTIFYING_STAGE, "base.json")
+    if not floating or identity is None or _is_own_result(stages, base.model):
         return False
     from tasks._base import resolve_base
 
     return bool(resolve_base(base)[1].as_json() != read_json(identity))
+
+
+def _is_own_result(stages: Sequence[Stage], model: str) -> bool:
+    """Whether a registered model is what this chain made: growing on it again would find nothing to add."""
+    registration = _output(stages, REGISTERING_STAGE, "registration.json")
+    if registration is None or not model.startswith(REGISTRY_PREFIX):
+        return False
+    from tasks._registry import digest_of_registered
+
+    return digest_of_registered(model) == read_json(registration)["content_digest"]
+
+
+def _output(stages: Sequence[Stage], name: str, file: str) -> Path | None:
+    """A file of a stage's output, where the graph has the stage and the file is there."""
+    found = next((stage.outs[0] / file for stage in stages if stage.name == name), None)
+    return found if found is not None and found.is_file() else None
 
 
 def _print_plan(planned: Sequence[Planned], console: Console) -> None:

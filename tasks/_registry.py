@@ -93,6 +93,15 @@ def download_model(uri: str) -> Path:
     return folder
 
 
+def digest_of_registered(uri: str) -> str | None:
+    """The content digest that a registered version is tagged with; None for one that this project did not register."""
+    name, _, number = resolve_version(uri).removeprefix("models:/").rpartition("/")
+    try:
+        return connect().get_model_version(name, number).tags.get(DIGEST_TAG)
+    except MlflowException as error:
+        raise VocabgraftError(f"{uri} is not in the registry: {error.message}") from error
+
+
 def find_by_digest(client: MlflowClient, name: str, digest: str) -> Registered | None:
     """The newest version with this content, or None."""
     try:

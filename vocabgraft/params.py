@@ -142,9 +142,9 @@ class DistillationParams(Section):
 
     start: Heuristic = "subword_mean"
     epochs: Count = 2
-    batch_size: Count = 64
-    learning_rate: Positive = 1e-2
-    contexts_per_token: Count = 16
+    batch_size: Count = 32
+    learning_rate: Positive = 5e-3
+    contexts_per_token: Count = 64
     held_out: Fraction = 0.1
     least_fidelity: Fraction = 0.9
     precision: Precision = "auto"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.build_model import main
+from flows.build_model import base_moved, main
+from flows.dag import Stage
 from flows.settings import edit_params
 from tests.conftest import write_lines
 
@@ -206,3 +207,24 @@ def test_a_setting_that_is_not_allowed_leaves_the_file_alone(
     assert main(["--plan", "--set", assignment]) == 1
     assert told in capsys.readouterr().err
     assert (root / "params.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(("digest", "moved"), [("made here", False), ("made elsewhere", True), (None, True)])
+def test_a_registered_base_has_moved_unless_it_is_what_this_chain_made(
+    project: Path, monkeypatch: pytest.MonkeyPatch, digest: str | None, moved: bool
+) -> None:
+    from vocabgraft.artifacts import write_json
+    from vocabgraft.base_model import BaseIdentity
+
+    edit_params(Path("params.yaml"), ["base.model=models:/name@champion", "base.sha256=null"])
+    for stage, file, content in (
+        ("validate_data", "base.json", BaseIdentity("models:/name/1", None, "a", "b").as_json()),
+        ("register_model", "registration.json", {"name": "name", "content_digest": "made here"}),
+    ):
+        Path(stage).mkdir()
+        write_json(Path(stage) / file, content)
+    stages = [Stage(name, (), (Path(name),)) for name in ("validate_data", "register_model")]
+    monkeypatch.setattr("tasks._registry.digest_of_registered", lambda uri: digest)
+    newest = BaseIdentity("models:/name/2", None, "c", "d")
+    monkeypatch.setattr("tasks._base.resolve_base", lambda base: (Path(), newest))
+    assert base_moved(stages) is moved
