@@ -59,11 +59,16 @@ def register_model(
         logger.info("inside an experiment (%s): nothing is registered", os.environ["DVC_EXP_NAME"])
     else:
         figures = read_json(require_artifact(metrics))
-        items = digest_of(read_json(datasets.parent / MANIFEST)["files"])
-        tags = {DIGEST_TAG: digest, ITEMS_TAG: items, **_lineage(base_identity)}
+        tags = {DIGEST_TAG: digest, ITEMS_TAG: _items_digest(datasets), **_lineage(base_identity)}
         _register(params, merged, adapter, checks, metrics, figures, tags)
     with new_folder(out) as work:
         write_json(work / "registration.json", {"name": params.name, DIGEST_TAG: digest})
+
+
+def _items_digest(datasets: Path) -> str:
+    """A digest of the examples alone: queries and documents come from all of their splits."""
+    files = read_json(datasets.parent / MANIFEST)["files"]
+    return digest_of({name: digest for name, digest in files.items() if name.startswith(f"{datasets.name}/")})
 
 
 def model_digest(merged: Path) -> str:
