@@ -214,7 +214,7 @@ def _is_own_result(stages: Sequence[Stage], model: str) -> bool:
         return False
     from tasks._registry import digest_of_registered
 
-    return digest_of_registered(model) == read_json(registration)["content_digest"]
+    return bool(digest_of_registered(model) == read_json(registration)["content_digest"])
 
 
 def _output(stages: Sequence[Stage], name: str, file: str) -> Path | None:

@@ -39,7 +39,8 @@ def model_summary(stages: Sequence[Stage], registration: Path) -> Group:
     cells = [f"{figures[model]['tokens_per_text']:.2f}" for model in ("base", "resized", "merged")]
     table.add_row("tokens per text", *cells)
     tokens = ", ".join(f"{count} {kind}" for kind, count in added.items())
-    return Group(table, f"added tokens: {tokens}", *_registered(record))
+    distilled = read_json(folder["resize_base"] / "report.json").get("distillation")
+    return Group(table, f"added tokens: {tokens}", *_fidelity(distilled), *_registered(record))
 
 
 def markdown(results: Sequence[StageResult]) -> str:
@@ -59,6 +60,23 @@ def _rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
         for subset, metrics in subsets.items()
         for metric in metrics
         if metric not in ("queries", "pairs")
+    ]
+
+
+def _fidelity(distilled: dict[str, Any] | None) -> list[str]:
+    """How near texts with new tokens are to what the base makes of them; nothing where rows were not distilled."""
+    if not distilled or not distilled["after"]:
+        return []
+    groups = [
+        f"{name.replace('_', ' ')} {figures['mean']:.3f} (10th percentile {figures['p10']:.3f})"
+        for name, figures in distilled["after"].items()
+        if name != "all"
+    ]
+    under = len(distilled["under_limit"])
+    kept_out = distilled["contexts"]["held_out"]
+    return [
+        f"fidelity of the distilled rows, cosine to the base on {kept_out} texts kept out: {', '.join(groups)}; "
+        f"tokens under the limit: {under}"
     ]
 
 
