@@ -1,6 +1,8 @@
 """Ranks against a naive count of every candidate, ties, filtering, blocks; and the evaluator."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import ROOT
 from tests.vocabgraft.conftest import Graft, load
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.link_prediction import LinkPredictionEvaluator, rank_figures, rank_triples
@@ -278,3 +281,22 @@ def test_an_evaluator_that_makes_no_sense_is_refused(options: dict[str, Any], me
     given_options: dict[str, Any] = {"heads": HEADS, "relations": RELATIONS, "tails": TAILS} | options
     with pytest.raises(VocabgraftError, match=message):
         LinkPredictionEvaluator(**given_options)
+
+
+MANY_ENTITIES = """
+import resource
+import numpy as np
+from vocabgraft.link_prediction import rank_triples
+generator = np.random.default_rng(0)
+entities = generator.standard_normal((100_000, 384), dtype=np.float32)
+triples = generator.integers(0, 100_000, (300, 3))
+known = generator.integers(0, 100_000, (100_000, 3))
+rank_triples(entities[triples[:, 0]], entities, triples, known, "tail")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_entities_fit_in_two_gigabytes() -> None:
+    done = subprocess.run([sys.executable, "-c", MANY_ENTITIES], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 2e9
