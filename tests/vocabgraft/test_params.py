@@ -81,7 +81,7 @@ def test_an_unknown_key_of_a_phase_is_named_by_its_place() -> None:
         ("validate_data.on_invalid", "ignore", "'ignore'", "'fail' or 'quarantine'"),
         ("validate_data.max_rejected_fraction", 1.2, "1.2", "less than or equal to 1"),
         ("validate_data.datasets", [], "[]", "at least 1 item"),
-        ("validate_data.datasets.0.format", "csv", "'csv'", "'triples' or 'pairs'"),
+        ("validate_data.datasets.0.format", "csv", "'csv'", "'triples', 'pairs', 'triplets'"),
         ("validate_data.datasets.0.name", "a/b", "'a/b'", "A-Za-z0-9"),
         ("extend_tokenizer.max_token_characters", 0, "0", "greater than or equal to 1"),
         ("train_adapter.method", "full", "'full'", "'tokens', 'lora' or 'lora_and_tokens'"),

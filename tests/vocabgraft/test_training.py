@@ -10,7 +10,9 @@ from tests.vocabgraft.conftest import Graft, WriteDataset, load, rows_of, train_
 from vocabgraft.accepted_data import AcceptedDataset
 from vocabgraft.adapters import adapter_parameters
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.training import TrainingResult, load_pairs, train_adapter
+from vocabgraft.losses import LOSSES
+from vocabgraft.training import TrainingResult, train_adapter
+from vocabgraft.training_data import load_rows
 
 HEADS = ("big", "old", "new", "red", "own", "sad", "dry", "wet")
 
@@ -122,7 +124,8 @@ def test_prompts_of_the_model_are_trained_with(graft: Graft, datasets: list[Acce
 
 
 def test_pairs_and_triples_are_read_as_anchor_and_positive(datasets: list[AcceptedDataset], tmp_path: Path) -> None:
-    terms, relations = (load_pairs(dataset, "train", tmp_path / "cache") for dataset in datasets)
+    entry = LOSSES["MultipleNegativesRankingLoss"]
+    terms, relations = (load_rows(dataset, "train", entry, tmp_path / "cache") for dataset in datasets)
     assert terms.column_names == relations.column_names == ["anchor", "positive"]
     assert relations[0] == {"anchor": "big dog <|IsA|>", "positive": "big animal"}
     assert list(zip(terms["anchor"], terms["positive"], strict=True)) == datasets[0].pairs("train")
