@@ -20,10 +20,21 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 # What a loss reads of a row. `pair` is anchor and positive, and with triplets the negatives after them; `noisy` is a
 # text without some of its words, and the text; `contrast` two texts and whether they are one.
 Reads = Literal[
-    "pair", "triple", "scored", "labelled_pair", "labelled_text", "single", "noisy", "contrast", "teacher", "margin"
+    "pair",
+    "triplet",
+    "triple",
+    "scored",
+    "labelled_pair",
+    "labelled_text",
+    "single",
+    "noisy",
+    "contrast",
+    "teacher",
+    "margin",
 ]
 READS: dict[Reads, tuple[Format, ...]] = {
     "pair": ("triples", "pairs"),
+    "triplet": (),
     "triple": ("triples",),
     "scored": ("scored_pairs",),
     "labelled_pair": ("labelled_pairs",),
@@ -114,7 +125,7 @@ LOSSES: dict[str, LossEntry] = {
         # It gives two terms by name, which a wrapper cannot add up.
         wrappers=(),
     ),
-    "TripletLoss": LossEntry("pair", ("distance_metric", "triplet_margin"), negatives=1),
+    "TripletLoss": LossEntry("triplet", ("distance_metric", "triplet_margin"), negatives=1),
     "TranslationLoss": LossEntry(
         "triple",
         ("p", "squared", "margin", "negatives"),

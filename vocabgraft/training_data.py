@@ -25,6 +25,7 @@ DOCUMENT_COLUMNS = ("positive", "negative", *MORE_NEGATIVES)
 OTHER_COLUMNS = ("head", "relation", "tail", "sentence1", "sentence2", "text", "noisy", "other")
 COLUMNS_READ: dict[Reads, tuple[str, ...]] = {
     "pair": ("anchor", "positive", "negative", *MORE_NEGATIVES),
+    "triplet": ("anchor", "positive", "negative"),
     "triple": ("head", "relation", "tail"),
     "scored": ("sentence1", "sentence2", "label"),
     "labelled_pair": ("sentence1", "sentence2", "label"),
