@@ -1,6 +1,7 @@
 """Evaluators: each on each format that it fits, best weights by a figure, and stopping early."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.evaluator_building import build_evaluator
 from vocabgraft.evaluators import EVALUATORS, check_evaluator, default_evaluator, evaluators_for
 from vocabgraft.losses import DEFAULT_LOSS, FORMATS, Format
-from vocabgraft.params import COLUMNS, EvaluatorParams
+from vocabgraft.params import COLUMNS, EvaluatorParams, Method
 from vocabgraft.trainer import AdapterTrainer, digest_of_trained
 from vocabgraft.training import TrainingResult, train_adapter
 
@@ -125,6 +126,16 @@ def test_the_best_weights_are_kept(graft: Graft, write_dataset: WriteDataset, mo
     model, _ = train(graft, dataset, [{"dataset": "own"}], epochs=4, best_metric="own_cosine_mrr@10")
     assert len(set(digests)) == 4
     assert digest_of_trained(model) == digests[1]
+
+
+@pytest.mark.parametrize("method", ["tokens", "lora_and_tokens"])
+def test_the_best_weights_are_found_where_a_stage_runs(
+    graft: Graft, write_dataset: WriteDataset, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A checkpoint names its base as the stage does, from the project's root.
+    monkeypatch.chdir(graft.root)
+    model, dataset = load(Path("data/resize_base")), with_validation(write_dataset, "pairs")
+    train_adapter(model, [dataset], graft.new_ids, train_params(method=method, best_metric="eval_loss"), 3)
 
 
 def test_best_weights_that_do_not_load_are_an_error(
