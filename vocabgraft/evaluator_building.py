@@ -10,8 +10,10 @@ from torch import nn
 from vocabgraft.accepted_data import AcceptedDataset
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.evaluators import EVALUATORS, default_evaluator
+from vocabgraft.losses import LOSSES
 from vocabgraft.params import MORE_NEGATIVES, EvaluatorParams
 from vocabgraft.splits import SPLITS
+from vocabgraft.vocabulary import relation_token
 
 if TYPE_CHECKING:
     pass
@@ -41,6 +43,10 @@ def build_evaluator(
             f"{place} has no row to evaluate on; raise held_out.validation or give files.validation, or take it out"
         )
     defaults = {"name": dataset.name, "batch_size": batch_size, "write_csv": False}
+    if name == "LinkPredictionEvaluator":
+        # As the loss means a relation: a vector to add, or a word of a question.
+        is_translation = LOSSES[loss_name].reads == "triple"
+        defaults |= {"scoring": "translation" if is_translation else "text", "template": dataset.template}
     options = defaults | {key: _value(key, value) for key, value in params.arguments.items()}
     try:
         return _class(name)(**BUILDERS[name](dataset, loss, options))
@@ -85,9 +91,15 @@ def _retrieval(dataset: AcceptedDataset, loss: nn.Module, options: Arguments) ->
 
 
 def _link_prediction(dataset: AcceptedDataset, loss: nn.Module, options: Arguments) -> Arguments:
-    known = {split: dataset.columns(split) for split in SPLITS if split != "test"}
-    kept = {name: value for name, value in options.items() if name != "write_csv"}
-    return kept | {"triples": known["validation"], "known": list(known.values())}
+    """The validation triples among all that are known but the test's, which no choice may see."""
+    columns = {split: _with_tokens(dataset.columns(split)) for split in SPLITS if split != "test"}
+    asked = columns["validation"]
+    known = {name: [text for split in columns.values() for text in split[name]] for name in asked}
+    return options | {"heads": asked["head"], "relations": asked["relation"], "tails": asked["tail"], "known": known}
+
+
+def _with_tokens(columns: dict[str, list[str]]) -> dict[str, list[str]]:
+    return columns | {"relation": [relation_token(name) for name in columns["relation"]]}
 
 
 def _translation(dataset: AcceptedDataset, loss: nn.Module, options: Arguments) -> Arguments:

@@ -39,7 +39,21 @@ EVALUATORS: dict[str, EvaluatorEntry] = {
             "write_predictions",
         ),
     ),
-    "LinkPredictionEvaluator": EvaluatorEntry(("triples",), (), own_module="vocabgraft.link_prediction"),
+    "LinkPredictionEvaluator": EvaluatorEntry(
+        ("triples",),
+        (
+            "name",
+            "batch_size",
+            "write_csv",
+            "scoring",
+            "template",
+            "inverse_template",
+            "similarity",
+            "leave_out_query",
+            "scores_at_once",
+        ),
+        own_module="vocabgraft.link_prediction",
+    ),
     "TranslationEvaluator": EvaluatorEntry(("triples", "pairs"), (*_TRUNCATED, "print_wrong_matches")),
     "TripletEvaluator": EvaluatorEntry(
         ("triplets", "margins"), (*_TRUNCATED, *_SIMILARITY, "margin", "main_similarity_function")
@@ -96,5 +110,4 @@ def check_evaluator(dataset_format: Format, loss: str, name: str | None, argumen
         )
     if chosen == "LabelAccuracyEvaluator" and loss != "SoftmaxLoss":
         raise ValueError(f"LabelAccuracyEvaluator asks the classifier of SoftmaxLoss, and the dataset's loss is {loss}")
-    if EVALUATORS[chosen].own_module is None:
-        check_arguments(chosen, arguments, EVALUATORS[chosen].arguments)
+    check_arguments(chosen, arguments, EVALUATORS[chosen].arguments)
