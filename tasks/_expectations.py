@@ -3,7 +3,8 @@
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import great_expectations as gx
 import great_expectations.expectations as gxe
 import pandas as pd
 
-from vocabgraft.params import COLUMNS, Format, ValidateDataParams
+from vocabgraft.losses import Format
+from vocabgraft.params import COLUMNS, MORE_NEGATIVES, DatasetParams, ValidateDataParams, text_columns
 from vocabgraft.vocabulary import KINDS
 
 SITE = "vocabgraft"
@@ -168,37 +170,138 @@ def retention_table(frame: pd.DataFrame, params: ValidateDataParams) -> Table:
 
 
 def examples_table(
-    name: str, frame: pd.DataFrame, dataset_format: Format, params: ValidateDataParams, known_tokens: Sequence[str]
+    dataset: DatasetParams, frame: pd.DataFrame, params: ValidateDataParams, known_tokens: Sequence[str]
 ) -> Table:
     """The suite of one dataset."""
-    texts = [rule for column in COLUMNS[dataset_format] for rule in _text(column, params.max_text_characters)]
-    between_rows = [
-        _nothing_in("duplicate_of", COLUMNS[dataset_format][0], "the row repeats {value}; keep one"),
-        _nothing_in("leaks_from", COLUMNS[dataset_format][0], "leaks: a text of it is held out as well, in {value}"),
+    first = COLUMNS[dataset.format][0]
+    more = [name for name in MORE_NEGATIVES if name in frame.columns]
+    texts = [
+        rule for column in (*text_columns(dataset.format), *more) for rule in _text(column, params.max_text_characters)
     ]
-    if dataset_format == "triples":
-        own = [
-            _expect(
-                gxe.ExpectColumnValuesToBeInSet,
-                "token",
-                "has no token in the vocabulary; add `<|NAME|>` with kind special and a description",
-                shown="relation",
-                # Without the gaps: a suite that holds a NaN differs from itself, which Great Expectations refuses.
-                value_set=[token for token in known_tokens if isinstance(token, str)],
-            ),
-            _nothing_in("contradicts", "relation", "contradicts {value}, which relates the same two the other way"),
-        ]
-    else:
-        own = [
-            _expect(
-                gxe.ExpectColumnValuesToBeInSet,
-                "same_text",
-                "equals its positive, so it teaches nothing",
-                shown="anchor",
-                value_set=[False],
-            )
-        ]
-    return Table(name, frame, (*texts, *own, *between_rows))
+    between_rows = [
+        _nothing_in("duplicate_of", first, "the row repeats {value}; keep one"),
+        _nothing_in("leaks_from", first, "leaks: a text of it is held out as well, in {value}"),
+    ]
+    own: dict[Format, Callable[[], list[Any]]] = {
+        "triples": lambda: _of_triples(known_tokens),
+        "pairs": lambda: [_same_text()],
+        "triplets": lambda: [_same_text(), _same_negative()],
+        "scored_pairs": lambda: _of_scores(dataset),
+        "labelled_pairs": lambda: _of_labels(dataset, frame),
+        "labelled_texts": lambda: _of_labels(dataset, frame),
+        "texts": list,
+        "teacher_embeddings": lambda: _of_embeddings(frame),
+        "margins": lambda: [*_number("margin", None, None), _other_value("margin"), _same_negative()],
+    }
+    return Table(dataset.name, frame, (*texts, *own[dataset.format](), *between_rows))
+
+
+def _of_triples(known_tokens: Sequence[str]) -> list[Any]:
+    return [
+        _expect(
+            gxe.ExpectColumnValuesToBeInSet,
+            "token",
+            "has no token in the vocabulary; add `<|NAME|>` with kind special and a description",
+            shown="relation",
+            # Without the gaps: a suite that holds a NaN differs from itself, which Great Expectations refuses.
+            value_set=[token for token in known_tokens if isinstance(token, str)],
+        ),
+        _nothing_in("contradicts", "relation", "contradicts {value}, which relates the same two the other way"),
+    ]
+
+
+def _of_scores(dataset: DatasetParams) -> list[Any]:
+    # The others compare scores with each other, so that any numbers will do.
+    is_cosine = dataset.chosen_loss.name == "CosineSimilarityLoss"
+    return [*_number("score", *((-1, 1) if is_cosine else (None, None))), _other_value("score")]
+
+
+def _of_labels(dataset: DatasetParams, frame: pd.DataFrame) -> list[Any]:
+    highest = _highest_label(dataset, frame)
+    allowed = "a whole number from 0" + ("" if highest is None else f" to {highest} ({dataset.chosen_loss.name})")
+    whole = _expect(
+        gxe.ExpectColumnValuesToMatchRegex,
+        "label",
+        f"is no label; allowed: {allowed}",
+        regex=r"^\s*[+-]?\d+(\.0*)?\s*$",
+    )
+    return [*_number("label", 0, highest, allowed), whole, _other_value("label")]
+
+
+def _highest_label(dataset: DatasetParams, frame: pd.DataFrame) -> int | None:
+    """Of a pair: 1, or with classes one less than there are; labels of texts have no limit."""
+    if dataset.format == "labelled_texts":
+        return None
+    if dataset.chosen_loss.name != "SoftmaxLoss":
+        return 1
+    # A gap in the numbers would be a class without an example.
+    return int(dataset.chosen_loss.arguments.get("num_labels", frame["number"].nunique())) - 1
+
+
+def _of_embeddings(frame: pd.DataFrame) -> list[Any]:
+    widths = frame["width"].mode()
+    width = int(widths.iloc[0]) if len(widths) else 0
+    return [
+        _expect(gxe.ExpectColumnValuesToNotBeNull, "width", "has no embedding; fill it or take the row out", "text"),
+        _expect(
+            gxe.ExpectColumnValuesToBeInSet,
+            "width",
+            f"has an embedding of {{value}} numbers where most have {width}; make them alike",
+            "text",
+            value_set=[width],
+        ),
+        _expect(
+            gxe.ExpectColumnValuesToBeInSet,
+            "finite",
+            "has an embedding that holds a NaN or an infinity; embed it anew",
+            "text",
+            value_set=[1],
+        ),
+    ]
+
+
+def _number(column: str, least: float | None, most: float | None, allowed: str | None = None) -> list[Any]:
+    allowed = allowed or ("a number" if least is None else f"a number from {least} to {most}")
+    given = gx.expectations.row_conditions.Column(column).is_not_null()
+    rules = [
+        _expect(gxe.ExpectColumnValuesToNotBeNull, column, f"is empty; allowed: {allowed}"),
+        _expect(
+            gxe.ExpectColumnValuesToNotBeNull,
+            "number",
+            f"is not a number; allowed: {allowed}",
+            shown=column,
+            row_condition=given,
+        ),
+    ]
+    reason = f"is out of range; allowed: {allowed}"
+    # The largest floats, since an infinity is no number either.
+    limits = {"min_value": -sys.float_info.max if least is None else least}
+    limits["max_value"] = sys.float_info.max if most is None else most
+    return [*rules, _expect(gxe.ExpectColumnValuesToBeBetween, "number", reason, shown=column, **limits)]
+
+
+def _other_value(column: str) -> Any:
+    return _nothing_in("contradicts", column, f"contradicts {{value}}, the same texts with another {column}; keep one")
+
+
+def _same_text() -> Any:
+    return _expect(
+        gxe.ExpectColumnValuesToBeInSet,
+        "same_text",
+        "equals its positive, so it teaches nothing",
+        shown="anchor",
+        value_set=[False],
+    )
+
+
+def _same_negative() -> Any:
+    return _expect(
+        gxe.ExpectColumnValuesToBeInSet,
+        "same_negative",
+        "is a negative that equals the text that it should differ from; take it out",
+        shown="negative",
+        value_set=[False],
+    )
 
 
 def judge(tables: Sequence[Table], site: Path) -> list[Rejection]:

@@ -31,7 +31,7 @@ def check_consistency(
         VocabgraftError: naming the checks that failed.
     """
     first, second, _ = read_retention(data / "retention.parquet")
-    held_out = [text for entry in read_datasets(data / "datasets") for pair in entry.pairs("test") for text in pair]
+    held_out = [text for entry in read_datasets(data / "datasets") for text in entry.texts("test")]
     evidence = gather_evidence(
         base=find_base(base_identity),
         resized=require_artifact(resized),

@@ -7,18 +7,24 @@ from vocabgraft.accepted_data import read_datasets
 from vocabgraft.artifacts import new_folder, require_artifact, write_json
 from vocabgraft.base_model import load_model
 from vocabgraft.model_folder import save_model
-from vocabgraft.params import TrainAdapterParams
+from vocabgraft.params import TrainAdapterParams, ValidateDataParams
 from vocabgraft.tokenizer import read_tokens
 from vocabgraft.training import train_adapter as train
 
 
 def train_adapter(
-    resized: Path, tokens: Path, datasets: Path, out: Path, params: TrainAdapterParams, seed: int
+    resized: Path,
+    tokens: Path,
+    datasets: Path,
+    out: Path,
+    params: TrainAdapterParams,
+    seed: int,
+    validate_data: ValidateDataParams,
 ) -> None:
     """Train, then save the adapter as a folder that stock sentence-transformers loads from the project's root."""
     model = load_model(require_artifact(resized), own_modules=True)
     new_ids = [token.id for token in read_tokens(tokens)]
-    result = train(model, read_datasets(datasets), new_ids, params, seed)
+    result = train(model, read_datasets(datasets), new_ids, params, seed, validate_data.datasets)
     with new_folder(out) as work:
         save_model(model, work, adapter_base=resized.as_posix())
         write_json(work / "curve.json", _curve(result.curve))

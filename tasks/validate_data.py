@@ -33,7 +33,16 @@ from vocabgraft.examples import (
     read_vocabulary,
     texts_of,
 )
-from vocabgraft.params import COLUMNS, OPTIONAL_COLUMNS, BaseParams, ExtendTokenizerParams, ValidateDataParams
+from vocabgraft.params import (
+    COLUMNS,
+    LABELS,
+    NUMBERS,
+    OPTIONAL_COLUMNS,
+    BaseParams,
+    DatasetParams,
+    ExtendTokenizerParams,
+    ValidateDataParams,
+)
 from vocabgraft.splits import SPLITS
 from vocabgraft.tokenizer import load_raw_tokenizer, tokens_added_before
 
@@ -67,7 +76,9 @@ def validate_data(
     examples = {dataset.name: read_examples(raw / "", dataset) for dataset in params.datasets}
     contexts = read_contexts([raw / name for name in params.contexts])
     training = [
-        text for dataset in params.datasets for text in texts_of(_only(examples[dataset.name], "train"), dataset.format)
+        text
+        for dataset in params.datasets
+        for text in texts_of(_only(examples[dataset.name], "train"), dataset.format, dataset.template)
     ]
     vocabulary = annotate_vocabulary(
         read_vocabulary(raw / params.vocabulary), tokenizer, [*training, *contexts["text"]]
@@ -78,10 +89,7 @@ def validate_data(
         vocabulary_table(vocabulary, params, extend_tokenizer.max_token_characters),
         contexts_table(contexts, params),
         retention_table(read_retention(raw / params.retention), params),
-        *(
-            examples_table(dataset.name, examples[dataset.name], dataset.format, params, known_tokens)
-            for dataset in params.datasets
-        ),
+        *(examples_table(dataset, examples[dataset.name], params, known_tokens) for dataset in params.datasets),
     ]
     rejections = judge(tables, site)
     if params.on_invalid == "quarantine":
@@ -177,7 +185,7 @@ def _write_accepted(work: Path, accepted: dict[str, pd.DataFrame], params: Valid
     _write_parquet(retention[["sentence1", "sentence2", "score"]], work / "retention.parquet")
     index = []
     for dataset in params.datasets:
-        frame = accepted[dataset.name]
+        frame = _with_numbers(accepted[dataset.name], dataset)
         kept = set(COLUMNS[dataset.format]) | set(OPTIONAL_COLUMNS[dataset.format])
         columns = [column for column in frame.columns if column in kept]
         (work / "datasets" / dataset.name).mkdir(parents=True)
@@ -185,14 +193,32 @@ def _write_accepted(work: Path, accepted: dict[str, pd.DataFrame], params: Valid
             _write_parquet(_only(frame, split)[columns], work / "datasets" / dataset.name / f"{split}.parquet")
         if _only(frame, "train").empty:
             raise VocabgraftError(f"dataset {dataset.name} has no training row left; add rows or lower held_out")
-        index.append({"name": dataset.name, "format": dataset.format})
+        _require_classes(_only(frame, "train"), dataset)
+        template = {"template": dataset.template} if dataset.format == "triples" else {}
+        index.append({"name": dataset.name, "format": dataset.format} | template)
     write_json(work / "datasets" / "index.json", index)
+
+
+def _with_numbers(frame: pd.DataFrame, dataset: DatasetParams) -> pd.DataFrame:
+    for column in COLUMNS[dataset.format]:
+        if column in (*NUMBERS, *LABELS):
+            frame = frame.assign(**{column: frame["number"]})
+    return frame
+
+
+def _require_classes(train: pd.DataFrame, dataset: DatasetParams) -> None:
+    if dataset.format == "labelled_texts" and (train["label"].value_counts() > 1).sum() < 2:
+        raise VocabgraftError(
+            f"dataset {dataset.name} has fewer than two labels with two training texts each, so there is no triplet to "
+            "learn from; add rows or lower held_out"
+        )
 
 
 def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
     # Types are stated, since those of an empty split cannot be told from its rows.
-    numbers = {"score": pa.float64(), "uses": pa.int64()}
-    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in frame.columns])
+    types = {"uses": pa.int64(), "embedding": pa.list_(pa.float32())}
+    types |= dict.fromkeys(NUMBERS, pa.float64()) | dict.fromkeys(LABELS, pa.int64())
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in frame.columns])
     pq.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), path)
 
 

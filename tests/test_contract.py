@@ -292,7 +292,7 @@ BROKEN_STAGES: list[tuple[Callable[[Stages], list[str]], Callable[[Stages], obje
     ),
     (
         of_project(check_read_params),
-        put("train_adapter", "params", ["train_adapter"]),
+        put("train_adapter", "params", ["train_adapter", "validate_data.datasets"]),
         ["train_adapter: params seed listed or taken, not both"],
     ),
     (

@@ -2,23 +2,31 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 
 from vocabgraft.artifacts import read_json, require_artifact
-from vocabgraft.params import Format
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.losses import Format
+from vocabgraft.params import COLUMNS, DEFAULT_TEMPLATE, MORE_NEGATIVES, RETRIEVAL_FORMATS, text_columns
 from vocabgraft.splits import Split
 from vocabgraft.vocabulary import NewToken, relation_token
 
 
 @dataclass(frozen=True)
 class AcceptedDataset:
-    """One dataset's name, format and folder of Parquet splits."""
+    """One dataset's name, format and folder of Parquet splits, and what its triples ask for their tail."""
 
     name: str
     format: Format
     folder: Path
+    template: str = DEFAULT_TEMPLATE
+
+    @property
+    def is_retrieval(self) -> bool:
+        """Whether a row is a question with its answer."""
+        return self.format in RETRIEVAL_FORMATS
 
     def path(self, split: Split) -> Path:
         """The Parquet file of a split."""
@@ -28,31 +36,55 @@ class AcceptedDataset:
         """How many rows a split has."""
         return int(pq.read_metadata(self.path(split)).num_rows)
 
-    def columns(self, split: Split) -> dict[str, list[str]]:
-        """The columns of a split as lists of text."""
-        return cast(dict[str, list[str]], pq.read_table(self.path(split)).to_pydict())
+    def columns(self, split: Split) -> dict[str, list[Any]]:
+        """The columns of a split as lists: of text, or of what the format holds beside it."""
+        return cast(dict[str, list[Any]], pq.read_table(self.path(split)).to_pydict())
 
     def pairs(self, split: Split) -> list[tuple[str, str]]:
-        """Anchor and positive of each row; of a triple, `head relation-token` and `tail`."""
+        """Anchor and positive of each row; of a triple, its template filled and `tail`.
+
+        Raises:
+            VocabgraftError: when a row of this format asks nothing.
+        """
+        if not self.is_retrieval:
+            allowed = ", ".join(RETRIEVAL_FORMATS)
+            raise VocabgraftError(
+                f"dataset {self.name}: a row of {self.format} is no pair; formats that are: {allowed}"
+            )
         columns = self.columns(split)
-        if self.format == "pairs":
+        if self.format != "triples":
             return list(zip(columns["anchor"], columns["positive"], strict=True))
         return [
-            (f"{head} {relation_token(relation)}", tail)
+            (self.question(head, relation), tail)
             for head, relation, tail in zip(columns["head"], columns["relation"], columns["tail"], strict=True)
         ]
 
-    def groups(self, split: Split) -> list[str]:
-        """The group of each row: that of the column `group` of pairs where it has one, otherwise the anchor or head."""
+    def question(self, head: str, relation: str) -> str:
+        """What a triple asks for its tail: the template with the head and the relation's token."""
+        return self.template.format(head=head, relation=relation_token(relation))
+
+    def texts(self, split: Split) -> list[str]:
+        """Every text of a split as a model reads it, column by column of a row; of triples as `pairs` has them."""
+        if self.format == "triples":
+            return [text for pair in self.pairs(split) for text in pair]
         columns = self.columns(split)
-        own = columns["anchor" if self.format == "pairs" else "head"]
+        names = [*text_columns(self.format), *(name for name in MORE_NEGATIVES if name in columns)]
+        return [text for row in zip(*(columns[name] for name in names), strict=True) for text in row]
+
+    def groups(self, split: Split) -> list[str]:
+        """The group of each row: that of its column `group` where it has one, otherwise its first text."""
+        columns = self.columns(split)
+        own = columns[COLUMNS[self.format][0]]
         return [group or text for group, text in zip(columns.get("group", own), own, strict=True)]
 
 
 def read_datasets(folder: Path) -> list[AcceptedDataset]:
     """The datasets that `validate_data` accepted, in the order of `params.yaml`."""
     index = read_json(require_artifact(folder / "index.json"))
-    return [AcceptedDataset(entry["name"], entry["format"], folder / entry["name"]) for entry in index]
+    return [
+        AcceptedDataset(entry["name"], entry["format"], folder / entry["name"], entry.get("template", DEFAULT_TEMPLATE))
+        for entry in index
+    ]
 
 
 def read_new_tokens(path: Path) -> list[NewToken]:
@@ -76,8 +108,9 @@ def training_texts(datasets: list[AcceptedDataset], contexts: list[str]) -> list
     """Every distinct text of the train splits and contexts, in order of first appearance."""
     texts: dict[str, None] = {}
     for dataset in datasets:
-        for anchor, positive in dataset.pairs("train"):
-            pair = (anchor, positive) if dataset.format == "pairs" else (f"{anchor} {positive}",)
-            texts.update(dict.fromkeys(pair))
+        if dataset.format == "triples":
+            texts.update(dict.fromkeys(f"{question} {tail}" for question, tail in dataset.pairs("train")))
+        else:
+            texts.update(dict.fromkeys(dataset.texts("train")))
     texts.update(dict.fromkeys(contexts))
     return list(texts)

@@ -21,17 +21,21 @@ TEXT_ENDINGS = (".txt",)
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> "pd.DataFrame":
-    """Read a table of text columns.
+def read_table(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = (), vectors: Sequence[str] = ()
+) -> "pd.DataFrame":
+    """Read a table of text columns, and columns of vectors.
 
     Args:
         path: CSV, TSV, JSON, JSONL or Parquet, told by its ending.
         columns: names that must be there, in the order returned.
         optional: names taken where they are there.
+        vectors: those of the columns that hold a list of numbers a row, which CSV and TSV cannot.
 
     Returns:
-        The named columns as text and `row`: the line where a record of a CSV, TSV or JSONL file starts, the header
-        being line 1; elsewhere the record's number. An empty field is None, and a blank line is no record.
+        The named columns as text, or as arrays of 32-bit floats, and `row`: the line where a record of a CSV, TSV or
+        JSONL file starts, the header being line 1; elsewhere the record's number. An empty field is None, and a blank
+        line is no record.
 
     Raises:
         VocabgraftError: for a file that is missing, empty, of another kind, not UTF-8, without a column, with a row
@@ -40,6 +44,11 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
     import pandas as pd
 
     _check_file(path, TABLE_ENDINGS)
+    if vectors and path.suffix in SEPARATORS:
+        raise VocabgraftError(
+            f"{path}: column {', '.join(vectors)} holds lists of numbers, which {path.suffix} cannot; "
+            "save it as .parquet or .jsonl"
+        )
     records = _csv_records(path) if path.suffix in SEPARATORS else None
     frame = _load(path)
     missing = [name for name in columns if name not in frame.columns]
@@ -56,8 +65,9 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
     frame = frame[[line is not None for line in lines]]
     chosen = [*columns, *(name for name in optional if name in frame.columns)]
     # Of the type object, since pandas' own text type makes NaN of None.
+    readers = {name: _as_vector if name in vectors else _as_text for name in chosen}
     table = pd.DataFrame(
-        {name: pd.Series([_as_text(value, path, name) for value in frame[name]], dtype=object) for name in chosen}
+        {name: pd.Series([readers[name](value, path, name) for value in frame[name]], dtype=object) for name in chosen}
     )
     return table.assign(row=[line for line in lines if line is not None])
 
@@ -209,4 +219,21 @@ def _as_text(value: Any, path: Path, column: str) -> str | None:
         return None if isinstance(value, float) and math.isnan(value) else str(value)
     raise VocabgraftError(
         f"{path}: column {column} holds {value!r}, read as {type(value).__name__}; allowed: text and numbers"
+    )
+
+
+def _as_vector(value: Any, path: Path, column: str) -> Any:
+    import numpy as np
+
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, (list, tuple, np.ndarray)):
+        try:
+            vector = np.asarray(value, dtype=np.float32)
+        except (TypeError, ValueError):
+            vector = np.zeros((0, 0), dtype=np.float32)
+        if vector.ndim == 1 and len(vector):
+            return vector
+    raise VocabgraftError(
+        f"{path}: column {column} holds {str(value)[:60]!r}, read as {type(value).__name__}; allowed: a list of numbers"
     )

@@ -56,7 +56,7 @@ def retrieval_set(dataset: AcceptedDataset) -> RetrievalSet:
         for _, document in pairs[split]:
             position.setdefault(document, len(position))
     documents = list(position)
-    if dataset.format == "pairs":
+    if dataset.format != "triples":
         answers = _by_key(dataset.groups("test"), [position[document] for _, document in pairs["test"]])
         queries = dict(zip((anchor for anchor, _ in pairs["test"]), dataset.groups("test"), strict=True))
         relevant = [answers[group] for group in queries.values()]
@@ -139,6 +139,7 @@ def evaluate(
             **{
                 entry.name: _score_dataset(retrieval_set(entry), embed, extended, word_ids, recall_at)
                 for entry in datasets
+                if entry.is_retrieval
             },
             "retention": _score_retention(retention, embed, extended, new_ids),
             "tokens_per_text": _tokens_per_text(model, read, datasets),
@@ -181,7 +182,7 @@ def _subsets(held: BoolArray) -> dict[str, BoolArray]:
 def _tokens_per_text(
     model: Any, read: Callable[[Sequence[str]], list[str]], datasets: Sequence[AcceptedDataset]
 ) -> float:
-    texts = [text for dataset in datasets for pair in dataset.pairs("test") for text in pair]
+    texts = [text for dataset in datasets for text in dataset.texts("test")]
     lengths = [len(ids) for ids in model.tokenizer(read(texts), add_special_tokens=False, verbose=False)["input_ids"]]
     return round(sum(lengths) / len(lengths), 4)
 

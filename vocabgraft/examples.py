@@ -4,10 +4,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from vocabgraft.data_files import read_lines, read_table
-from vocabgraft.params import COLUMNS, OPTIONAL_COLUMNS, DatasetParams, Format
+from vocabgraft.losses import Format
+from vocabgraft.params import (
+    COLUMNS,
+    DEFAULT_TEMPLATE,
+    MORE_NEGATIVES,
+    OPTIONAL_COLUMNS,
+    VECTORS,
+    DatasetParams,
+    text_columns,
+)
 from vocabgraft.splits import SPLITS, split_of
 from vocabgraft.tokenizer import (
     added_token,
@@ -62,16 +72,15 @@ def read_retention(path: Path) -> pd.DataFrame:
 def read_examples(folder: Path, dataset: DatasetParams) -> pd.DataFrame:
     """The raw rows of one dataset with file, row, split and what is wrong between rows."""
     columns, optional = COLUMNS[dataset.format], OPTIONAL_COLUMNS[dataset.format]
+    vectors = [name for name in columns if name in VECTORS]
     frames = []
     for split in SPLITS:
         if (name := getattr(dataset.files, split)) is None:
             continue
-        frame = read_table(folder / name, columns, optional).assign(file=name)
+        frame = read_table(folder / name, columns, optional, vectors).assign(file=name)
         frames.append(frame.assign(split=_splits(frame, dataset) if split == "train" else split))
     frame = pd.concat(frames, ignore_index=True)
-    if dataset.format == "triples":
-        return _annotate_triples(frame)
-    return _annotate_pairs(frame)
+    return ANNOTATIONS[dataset.format](frame)
 
 
 def annotate_vocabulary(frame: pd.DataFrame, base: "Tokenizer", texts: Sequence[str]) -> pd.DataFrame:
@@ -171,19 +180,20 @@ def inside_others(tokens: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def texts_of(frame: pd.DataFrame, dataset_format: Format) -> list[str]:
-    """One text a triple (head, the relation's token, tail); both texts of a pair. Rows with a gap are left out."""
+def texts_of(frame: pd.DataFrame, dataset_format: Format, template: str = DEFAULT_TEMPLATE) -> list[str]:
+    """One text a triple (its template filled, and its tail); every text of other rows. Rows with a gap are left out."""
     complete = frame.dropna(subset=list(COLUMNS[dataset_format]))
     if dataset_format == "triples":
         return [
-            f"{head} {relation_token(relation)} {tail}"
+            f"{template.format(head=head, relation=relation_token(relation))} {tail}"
             for head, relation, tail in zip(complete["head"], complete["relation"], complete["tail"], strict=True)
         ]
-    return [*complete["anchor"], *complete["positive"]]
+    more = [name for name in MORE_NEGATIVES if name in complete.columns]
+    return [text for name in (*text_columns(dataset_format), *more) for text in complete[name].dropna()]
 
 
 def _splits(frame: pd.DataFrame, dataset: DatasetParams) -> list[str]:
-    own = frame["head" if dataset.format == "triples" else "anchor"]
+    own = frame[COLUMNS[dataset.format][0]]
     groups = frame["group"] if "group" in frame.columns else own
     share = dataset.held_out
     # A row without a group is its own group: all of them together would share one split.
@@ -212,6 +222,90 @@ def _annotate_pairs(frame: pd.DataFrame) -> pd.DataFrame:
         same_text=(_folded(frame["anchor"]) == _folded(frame["positive"])) & frame["anchor"].notna(),
         leaks_from=_other_split(frame, [_folded(frame["anchor"]), _folded(frame["positive"])]),
     )
+
+
+def _annotate_triplets(frame: pd.DataFrame) -> pd.DataFrame:
+    anchor, positive = _folded(frame["anchor"]), _folded(frame["positive"])
+    names = ["negative", *(name for name in MORE_NEGATIVES if name in frame.columns)]
+    negatives = [_folded(frame[name]) for name in names]
+    return frame.assign(
+        duplicate_of=_first_seen(frame, _joined([anchor, positive, *negatives, frame["split"]])),
+        same_text=(anchor == positive) & frame["anchor"].notna(),
+        same_negative=_any_negative_is_right([anchor, positive], negatives),
+        leaks_from=_other_split(frame, [anchor, positive]),
+    )
+
+
+def _annotate_scored_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    return _annotate_valued(frame, _unordered(frame["sentence1"], frame["sentence2"]), "score")
+
+
+def _annotate_labelled_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    # In order: what one sentence says of another need not hold the other way round.
+    return _annotate_valued(frame, _joined([_folded(frame["sentence1"]), _folded(frame["sentence2"])]), "label")
+
+
+def _annotate_labelled_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    return _annotate_valued(frame, _folded(frame["text"]), "label")
+
+
+def _annotate_margins(frame: pd.DataFrame) -> pd.DataFrame:
+    query, positive, negative = (_folded(frame[name]) for name in ("query", "positive", "negative"))
+    annotated = _annotate_valued(frame, _joined([query, positive, negative]), "margin")
+    return annotated.assign(
+        same_negative=_any_negative_is_right([positive], [negative]), leaks_from=_other_split(frame, [query])
+    )
+
+
+def _annotate_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    key = _folded(frame["text"])
+    return frame.assign(
+        duplicate_of=_first_seen(frame, _joined([key, frame["split"]])), leaks_from=_other_split(frame, [key])
+    )
+
+
+def _annotate_teacher_embeddings(frame: pd.DataFrame) -> pd.DataFrame:
+    numbers = [vector is None or bool(np.isfinite(vector).all()) for vector in frame["embedding"]]
+    return _annotate_texts(frame).assign(
+        width=[None if vector is None else len(vector) for vector in frame["embedding"]],
+        finite=[int(finite) for finite in numbers],
+    )
+
+
+def _annotate_valued(frame: pd.DataFrame, key: pd.Series, column: str) -> pd.DataFrame:
+    number = pd.to_numeric(frame[column], errors="coerce").astype("float64")
+    # As text, since a NaN differs from itself and its row would contradict itself.
+    shown = number.map(str)
+    return frame.assign(
+        number=number,
+        duplicate_of=_first_seen(frame, _joined([key, shown, frame["split"]])),
+        contradicts=_other_value(frame, key, shown),
+        leaks_from=_other_split(frame, [key]),
+    )
+
+
+def _any_negative_is_right(right: Sequence[pd.Series], negatives: Sequence[pd.Series]) -> list[bool]:
+    return [
+        any(text and text in answers for text in texts)
+        for texts, answers in zip(zip(*negatives, strict=True), zip(*right, strict=True), strict=True)
+    ]
+
+
+def _joined(parts: Sequence[pd.Series]) -> pd.Series:
+    return pd.Series(["\x1f".join(row) for row in zip(*parts, strict=True)], index=parts[0].index, dtype=object)
+
+
+ANNOTATIONS: dict[Format, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "triples": _annotate_triples,
+    "pairs": _annotate_pairs,
+    "triplets": _annotate_triplets,
+    "scored_pairs": _annotate_scored_pairs,
+    "labelled_pairs": _annotate_labelled_pairs,
+    "labelled_texts": _annotate_labelled_texts,
+    "texts": _annotate_texts,
+    "teacher_embeddings": _annotate_teacher_embeddings,
+    "margins": _annotate_margins,
+}
 
 
 def _folded(texts: pd.Series) -> pd.Series:

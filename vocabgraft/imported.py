@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.params import DatasetParams, FileParams, Format, HeldOutParams, ValidateDataParams
+from vocabgraft.losses import Format
+from vocabgraft.params import DatasetParams, FileParams, HeldOutParams, ValidateDataParams
 from vocabgraft.relations import SYMMETRIC, describe_relation
 from vocabgraft.splits import split_of
 from vocabgraft.vocabulary import NewToken, relation_token

@@ -3,9 +3,22 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.evaluators import check_evaluator
+from vocabgraft.losses import DEFAULT_LOSS, Format, check_loss, check_method
+from vocabgraft.training_arguments import check_training_arguments
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -22,7 +35,6 @@ RawFile = Annotated[str, AfterValidator(_inside_raw)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Format = Literal["triples", "pairs"]
 Method = Literal["tokens", "lora", "lora_and_tokens"]
 Place = Literal["before_pooling", "after_pooling"]
 Heuristic = Literal["random_normal", "vocabulary_mean", "subword_mean", "description_mean", "similar_tokens"]
@@ -30,11 +42,36 @@ Precision = Literal["auto", "float32", "bfloat16"]
 # These stand beside the datasets' names in the figures of `evaluate_model`.
 RESERVED_NAMES = ("retention", "tokens_per_text")
 
-COLUMNS: dict[str, tuple[str, ...]] = {
+# The first column is the one whose hash splits, unless a row has a group.
+COLUMNS: dict[Format, tuple[str, ...]] = {
     "triples": ("head", "relation", "tail"),
     "pairs": ("anchor", "positive"),
+    "triplets": ("anchor", "positive", "negative"),
+    "scored_pairs": ("sentence1", "sentence2", "score"),
+    "labelled_pairs": ("sentence1", "sentence2", "label"),
+    "labelled_texts": ("text", "label"),
+    "texts": ("text",),
+    "teacher_embeddings": ("text", "embedding"),
+    "margins": ("query", "positive", "negative", "margin"),
 }
-OPTIONAL_COLUMNS: dict[str, tuple[str, ...]] = {"triples": (), "pairs": ("group",)}
+MORE_NEGATIVES = tuple(f"negative_{number}" for number in range(2, 17))
+OPTIONAL_COLUMNS: dict[Format, tuple[str, ...]] = {
+    **dict.fromkeys(COLUMNS, ("group",)),
+    "triples": (),
+    "triplets": (*MORE_NEGATIVES, "group"),
+}
+# Columns that hold no text; every other does.
+NUMBERS = ("score", "margin")
+LABELS = ("label",)
+VECTORS = ("embedding",)
+# Formats that ask a question and know its answer, which evaluate_model measures.
+RETRIEVAL_FORMATS: tuple[Format, ...] = ("triples", "pairs", "triplets")
+DEFAULT_TEMPLATE = "{head} {relation}"
+
+
+def text_columns(dataset_format: Format) -> tuple[str, ...]:
+    """The columns of a format that hold texts, those that it must have."""
+    return tuple(name for name in COLUMNS[dataset_format] if name not in (*NUMBERS, *LABELS, *VECTORS))
 
 
 class Section(BaseModel):
@@ -80,13 +117,68 @@ class HeldOutParams(Section):
         return self
 
 
+class WrapperParams(Section):
+    """A loss around another, such as MatryoshkaLoss: its class and its arguments."""
+
+    name: Annotated[str, StringConstraints(min_length=1)]
+    arguments: dict[str, Any] = {}
+
+
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class LossParams(WrapperParams):
+    """The loss of a dataset: its class, its arguments, and what is put around it, innermost first."""
+
+    wrappers: list[Annotated[WrapperParams, BeforeValidator(_by_name)]] = []
+
+
 class DatasetParams(Section):
-    """One dataset: its format, its files and how its held-out rows are chosen."""
+    """One dataset: its format, its files, how its held-out rows are chosen, and what is learnt from it.
+
+    Attributes:
+        loss: by name, or with arguments and wrappers; None is the default of the format.
+        weight: of the dataset's loss.
+        template: what a triple asks for its tail, where its loss is one for pairs.
+    """
 
     name: Name
     format: Format
     files: FileParams
     held_out: HeldOutParams = HeldOutParams()
+    loss: Annotated[LossParams | None, BeforeValidator(_by_name)] = None
+    weight: Positive = 1.0
+    template: str = DEFAULT_TEMPLATE
+
+    @field_validator("template")
+    @classmethod
+    def _template_asks_with_both(cls, template: str) -> str:
+        try:
+            filled = template.format(head="\0", relation="\1")
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ValueError(f"{template!r} is no template of {{head}} and {{relation}} ({error})") from error
+        if "\0" not in filled or "\1" not in filled:
+            raise ValueError(f"{template!r} leaves out {{head}} or {{relation}}; a template holds both")
+        return template
+
+    @model_validator(mode="after")
+    def _loss_fits_the_format(self) -> Self:
+        loss = self.chosen_loss
+        check_loss(self.format, loss.name, loss.arguments, [(entry.name, entry.arguments) for entry in loss.wrappers])
+        if self.template != DEFAULT_TEMPLATE and self.format != "triples":
+            raise ValueError(f"template is of triples, and the format is {self.format}; take it out")
+        return self
+
+    @property
+    def chosen_loss(self) -> LossParams:
+        """The loss, or the default of the format."""
+        return self.loss or LossParams(name=DEFAULT_LOSS[self.format])
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether a file or a share is given for the validation split."""
+        return bool(self.files.validation or self.held_out.validation)
 
     @model_validator(mode="after")
     def _one_source_a_split(self) -> Self:
@@ -200,8 +292,30 @@ class PhaseParams(Section):
     rows_learning_rate: Positive | None = None
 
 
+class EvaluatorParams(Section):
+    """An evaluator on the validation split of a dataset; without a name, that of its format."""
+
+    dataset: Name
+    name: Annotated[str, StringConstraints(min_length=1)] | None = None
+    arguments: dict[str, Any] = {}
+
+
+class EarlyStoppingParams(Section):
+    """Stop after so many evaluations in a row in which the best metric did not improve by more than the threshold."""
+
+    patience: Count = 3
+    threshold: Annotated[float, Field(ge=0)] = 0.0
+
+
 class TrainAdapterParams(Section):
-    """What is trained, and how."""
+    """What is trained, and how.
+
+    Attributes:
+        arguments: of SentenceTransformerTrainingArguments, by name.
+        evaluators: run with each evaluation on the validation split.
+        best_metric: the weights of the evaluation that was best in it are kept; None keeps the last.
+        early_stopping: on `best_metric`.
+    """
 
     method: Method
     epochs: Count
@@ -212,6 +326,22 @@ class TrainAdapterParams(Section):
     scale: Positive = 20.0
     lora: LoraParams
     phases: list[PhaseParams] = []
+    arguments: dict[str, Any] = {}
+    evaluators: list[EvaluatorParams] = []
+    best_metric: Annotated[str, StringConstraints(min_length=1)] | None = None
+    early_stopping: EarlyStoppingParams | None = None
+
+    @field_validator("arguments")
+    @classmethod
+    def _arguments_are_the_trainers(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        check_training_arguments(arguments)
+        return arguments
+
+    @model_validator(mode="after")
+    def _stopping_has_a_metric(self) -> Self:
+        if self.early_stopping and not self.best_metric:
+            raise ValueError("early_stopping watches best_metric, which is not set; set it, such as eval_loss")
+        return self
 
     @model_validator(mode="after")
     def _phases_fit_the_method(self) -> Self:
@@ -282,15 +412,52 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _losses_can_be_trained(self) -> Self:
+        for number, dataset in enumerate(self.validate_data.datasets):
+            loss = dataset.chosen_loss
+            try:
+                check_method(loss.name, loss.arguments, self.train_adapter.method)
+            except ValueError as error:
+                raise ValueError(f"validate_data.datasets.{number}.loss: {error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _evaluators_have_data(self) -> Self:
+        datasets = {entry.name: entry for entry in self.validate_data.datasets}
+        for number, evaluator in enumerate(self.train_adapter.evaluators):
+            try:
+                _check_evaluator(evaluator, datasets)
+            except ValueError as error:
+                raise ValueError(f"train_adapter.evaluators.{number}: {error}") from error
+        if self.train_adapter.best_metric and not any(entry.has_validation for entry in datasets.values()):
+            raise ValueError(
+                "train_adapter.best_metric is measured on validation splits, and no dataset has one; give "
+                "held_out.validation or files.validation"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _benefit_is_measured(self) -> Self:
         dataset, _, metric = self.register_model.gates.benefit.split(".")
-        names = [entry.name for entry in self.validate_data.datasets]
+        names = [entry.name for entry in self.validate_data.datasets if entry.format in RETRIEVAL_FORMATS]
         if dataset not in names:
             raise ValueError(f"register_model.gates.benefit names the dataset '{dataset}'; allowed: {', '.join(names)}")
         metrics = ["mrr", f"recall@{self.evaluate_model.recall_at}"]
         if metric not in metrics:
             raise ValueError(f"register_model.gates.benefit names the metric '{metric}'; allowed: {', '.join(metrics)}")
         return self
+
+
+def _check_evaluator(evaluator: EvaluatorParams, datasets: dict[str, DatasetParams]) -> None:
+    if evaluator.dataset not in datasets:
+        raise ValueError(f"there is no dataset {evaluator.dataset}; allowed: {', '.join(datasets)}")
+    dataset = datasets[evaluator.dataset]
+    check_evaluator(dataset.format, dataset.chosen_loss.name, evaluator.name, evaluator.arguments)
+    if not dataset.has_validation:
+        raise ValueError(
+            f"the dataset {dataset.name} has no validation split to evaluate on; give held_out.validation or "
+            "files.validation"
+        )
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

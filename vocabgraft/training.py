@@ -2,9 +2,9 @@
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,13 @@ from vocabgraft.adapters import ROWS, ROWS_PATTERN, add_adapter, train_only
 from vocabgraft.constant_texts import constant_texts
 from vocabgraft.custom_modules import custom_parameters, has_heads
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.params import PhaseParams, TrainAdapterParams
+from vocabgraft.evaluator_building import build_evaluator
+from vocabgraft.loss_building import build_loss, load_guides, own_parameters
+from vocabgraft.losses import DEFAULT_LOSS, LOSSES, works_with_constants
+from vocabgraft.params import DatasetParams, LossParams, PhaseParams, TrainAdapterParams
 from vocabgraft.splits import Split
 from vocabgraft.token_rows import fast_peft_rows
-from vocabgraft.vocabulary import relation_token
+from vocabgraft.training_data import DOCUMENT_COLUMNS, OTHER_COLUMNS, QUERY_COLUMNS, load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,17 +41,47 @@ class TrainingResult:
     examples: int
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A dataset with what is learnt from it, and its rows as the loss reads them."""
+
+    dataset: AcceptedDataset
+    loss: LossParams
+    weight: float
+    train: "Dataset"
+    validation: "Dataset | None"
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return self.dataset.name
+
+
+@dataclass
+class Session:
+    """What stays the same, or is kept, over the phases of a training."""
+
+    model: "SentenceTransformer"
+    lessons: Sequence[Lesson]
+    new_ids: Sequence[int]
+    params: TrainAdapterParams
+    scratch: Path
+    guides: Mapping[str, "SentenceTransformer"]
+    losses: dict[str, torch.nn.Module] = field(default_factory=dict)
+
+
 def train_adapter(
     model: "SentenceTransformer",
     datasets: Sequence[AcceptedDataset],
     new_ids: Sequence[int],
     params: TrainAdapterParams,
     seed: int,
+    settings: Sequence[DatasetParams] = (),
 ) -> TrainingResult:
     """Put an adapter on the resized base (changed in place) and train it, phase after phase.
 
-    Pairs are trained with an in-batch softmax (MultipleNegativesRankingLoss); a triple is the pair of
-    `head relation-token` and `tail`.
+    Each dataset is trained with its loss; by default pairs with an in-batch softmax (MultipleNegativesRankingLoss),
+    for which a triple is the pair of `head relation-token` and `tail`.
 
     Args:
         model: the resized base as it was saved; an adapter over a resize that was not saved cannot be loaded again.
@@ -56,119 +89,216 @@ def train_adapter(
         new_ids: ids whose rows are trained.
         params: the section `train_adapter`.
         seed: of the adapter's start and of the order of the examples.
+        settings: the datasets as params.yaml has them, for their losses and weights; the default where one is absent.
 
     Raises:
-        VocabgraftError: when the loss stops being a number.
+        VocabgraftError: when the loss stops being a number, memory does not hold a batch, or the best weights of an
+            evaluation are lost. The model then has the last weights that were good.
     """
     from transformers import set_seed
 
-    set_seed(seed)
-    add_adapter(model, params.method, new_ids, params.lora)
-    curve: list[dict[str, Any]] = []
-    trainable = 0
     with tempfile.TemporaryDirectory() as scratch:
-        train = {entry.name: load_pairs(entry, "train", Path(scratch)) for entry in datasets}
-        validation = {
-            entry.name: load_pairs(entry, "validation", Path(scratch)) for entry in datasets if entry.rows("validation")
-        }
+        by_name = {entry.name: entry for entry in settings}
+        lessons = [_lesson(entry, by_name.get(entry.name), Path(scratch), seed) for entry in datasets]
+        guides = load_guides([lesson.loss for lesson in lessons], model)
+        set_seed(seed)
+        add_adapter(model, params.method, new_ids, params.lora)
+        session = Session(model, lessons, new_ids, params, Path(scratch), guides)
+        curve: list[dict[str, Any]] = []
+        trainable = 0
         for number, phase in enumerate(params.phases or [PhaseParams()], start=1):
             trainable = max(trainable, train_only(model, phase.train))
-            logged = _train_phase(model, train, validation, params, phase, seed + number - 1, Path(scratch), new_ids)
+            logged = _train_phase(session, phase, seed + number - 1)
             curve.extend({"phase": number, **entry} for entry in logged)
     model.eval()
-    return TrainingResult(curve, trainable, sum(len(dataset) for dataset in train.values()))
+    return TrainingResult(curve, trainable, sum(len(lesson.train) for lesson in lessons))
 
 
-def load_pairs(dataset: AcceptedDataset, split: Split, cache: Path) -> "Dataset":
-    """A split that has rows, as columns `anchor` and `positive`, memory-mapped from Arrow files under `cache`."""
-    from datasets import Dataset
+def _lesson(dataset: AcceptedDataset, settings: DatasetParams | None, cache: Path, seed: int) -> Lesson:
+    loss = settings.chosen_loss if settings else LossParams(name=DEFAULT_LOSS[dataset.format])
+    entry = LOSSES[loss.name]
 
-    loaded = Dataset.from_parquet(str(dataset.path(split)), cache_dir=str(cache))
-    if dataset.format == "pairs":
-        return loaded.select_columns(["anchor", "positive"])
-    return loaded.map(_triples_as_pairs, batched=True, remove_columns=loaded.column_names)
+    def rows(split: Split) -> "Dataset":
+        return load_rows(dataset, split, entry, cache, seed, scores_each=loss.name == "DistillKLDivLoss")
 
-
-def _triples_as_pairs(batch: dict[str, list[str]]) -> dict[str, list[str]]:
-    anchors = [f"{head} {relation_token(name)}" for head, name in zip(batch["head"], batch["relation"], strict=True)]
-    return {"anchor": anchors, "positive": batch["tail"]}
+    validation = rows("validation") if dataset.rows("validation") else None
+    return Lesson(dataset, loss, settings.weight if settings else 1.0, rows("train"), validation)
 
 
-def _train_phase(
-    model: "SentenceTransformer",
-    train: dict[str, "Dataset"],
-    validation: dict[str, "Dataset"],
-    params: TrainAdapterParams,
-    phase: PhaseParams,
-    seed: int,
-    scratch: Path,
-    new_ids: Sequence[int],
-) -> list[dict[str, Any]]:
+def _train_phase(session: Session, phase: PhaseParams, seed: int) -> list[dict[str, Any]]:
     from datasets import DatasetDict
-    from sentence_transformers import SentenceTransformerTrainer
-    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    held_out = DatasetDict(validation)
-    examples = sum(len(rows) for rows in train.values())
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=_arguments(model, params, phase, seed, examples, bool(held_out), scratch),
-        train_dataset=DatasetDict(train),
-        eval_dataset=held_out or None,
-        loss=MultipleNegativesRankingLoss(model, scale=params.scale),
-    )
-    with fast_peft_rows(model), _constants(model, new_ids):
-        trainer.train()
+    from vocabgraft.trainer import AdapterTrainer
+
+    model, params, lessons = session.model, session.params, session.lessons
+    losses = _losses(session, seed)
+    by_name = {lesson.name: lesson for lesson in lessons}
+    _require_datasets(params, by_name)
+    evaluators = [
+        build_evaluator(
+            entry,
+            by_name[entry.dataset].dataset,
+            by_name[entry.dataset].loss.name,
+            losses[entry.dataset],
+            params.batch_size,
+        )
+        for entry in params.evaluators
+    ]
+    held_out = DatasetDict({lesson.name: lesson.validation for lesson in lessons if lesson.validation is not None})
+    try:
+        trainer = AdapterTrainer(
+            model=model,
+            args=_arguments(session, phase, seed, bool(held_out)),
+            train_dataset=DatasetDict({lesson.name: lesson.train for lesson in lessons}),
+            eval_dataset=held_out or None,
+            loss=losses,
+            evaluator=evaluators or None,
+            early_stopping=params.early_stopping,
+        )
+    except (ValueError, TypeError) as error:
+        raise VocabgraftError(f"the trainer refuses its settings: {error}; see train_adapter.arguments") from error
+    with fast_peft_rows(model), _constants(session):
+        _run(trainer, params)
+    trainer.require_best()
     return _without_timings(trainer.state.log_history)
 
 
-def _constants(model: "SentenceTransformer", new_ids: Sequence[int]) -> AbstractContextManager[None]:
-    """Where rows alone are trained, texts without one of them are embedded once."""
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return constant_texts(model, new_ids) if all(ROWS.search(name) for name in trained) else nullcontext()
+def _run(trainer: Any, params: TrainAdapterParams) -> None:
+    from vocabgraft.trainer import told_of_memory
+
+    try:
+        trainer.train()
+    except (RuntimeError, MemoryError) as error:
+        if not told_of_memory(error):
+            raise
+        told = str(error).splitlines()[0][:200]
+        raise VocabgraftError(
+            f"memory does not hold the training with train_adapter.batch_size {params.batch_size} ({told}); "
+            "lower it, set train_adapter.arguments to {auto_find_batch_size: true}, or take a Cached loss, such as "
+            "CachedMultipleNegativesRankingLoss with arguments: {mini_batch_size: 16}, which holds any batch"
+        ) from error
 
 
-def _arguments(
-    model: "SentenceTransformer",
-    params: TrainAdapterParams,
-    phase: PhaseParams,
-    seed: int,
-    examples: int,
-    evaluated: bool,
-    scratch: Path,
-) -> Any:
+def _losses(session: Session, seed: int) -> dict[str, torch.nn.Module]:
+    """The loss of each dataset: made once, so that a classifier goes on learning in the next phase.
+
+    A loss that trains a copy of the model is made anew, since a copy knows nothing of what a phase freezes.
+    """
+    for lesson in session.lessons:
+        if lesson.name in session.losses and not LOSSES[lesson.loss.name].copies_model:
+            continue
+        rows = [lesson.train] + ([lesson.validation] if lesson.validation is not None else [])
+        session.losses[lesson.name] = build_loss(
+            session.model,
+            lesson.dataset,
+            lesson.loss,
+            rows,
+            lesson.weight,
+            session.params.scale,
+            session.guides,
+            seed,
+        )
+    for name in session.losses:
+        # The trainer puts the losses into a Sequential by these names.
+        if hasattr(torch.nn.Sequential, name):
+            raise VocabgraftError(f"a dataset is named {name}, a name that torch has for itself; name it otherwise")
+    return session.losses
+
+
+def _require_datasets(params: TrainAdapterParams, lessons: Mapping[str, Lesson]) -> None:
+    for entry in params.evaluators:
+        if entry.dataset not in lessons:
+            raise VocabgraftError(
+                f"train_adapter.evaluators names the dataset {entry.dataset}; allowed: {', '.join(lessons)}"
+            )
+
+
+def _constants(session: Session) -> AbstractContextManager[None]:
+    """Where rows alone are trained, texts without one of them are embedded once, if no loss looks inside the model."""
+    trained = [name for name, parameter in session.model.named_parameters() if parameter.requires_grad]
+    rows_alone = all(ROWS.search(name) for name in trained)
+    seen_from_outside = all(
+        works_with_constants(lesson.loss.name, [wrapper.name for wrapper in lesson.loss.wrappers])
+        for lesson in session.lessons
+    )
+    return constant_texts(session.model, session.new_ids) if rows_alone and seen_from_outside else nullcontext()
+
+
+def _arguments(session: Session, phase: PhaseParams, seed: int, evaluated: bool) -> Any:
     from sentence_transformers import SentenceTransformerTrainingArguments
-    from sentence_transformers.sentence_transformer.training_args import BatchSamplers, MultiDatasetBatchSamplers
 
+    model, params = session.model, session.params
     epochs = phase.epochs or params.epochs
     rows_rate = phase.rows_learning_rate or params.rows_learning_rate
-    only_rows = params.method == "tokens" and not custom_parameters(model)
+    besides = any(not ROWS.search(name) for name in own_parameters(session.losses, model))
+    only_rows = params.method == "tokens" and not custom_parameters(model) and not besides
+    examples = sum(len(lesson.train) for lesson in session.lessons)
     steps = max(1, examples // params.batch_size) * epochs
-    return SentenceTransformerTrainingArguments(
-        output_dir=str(scratch / "trainer"),
-        seed=seed,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=params.batch_size,
-        per_device_eval_batch_size=params.batch_size,
+    owned: dict[str, Any] = {
+        "output_dir": str(session.scratch / "trainer"),
+        "seed": seed,
+        "num_train_epochs": epochs,
+        "per_device_train_batch_size": params.batch_size,
         # The rate that the trainer logs is this one, so where rows alone are trained it is theirs.
-        learning_rate=rows_rate if only_rows else phase.learning_rate or params.learning_rate,
-        learning_rate_mapping={} if only_rows or params.method == "lora" else {ROWS_PATTERN: rows_rate},
-        warmup_steps=params.warmup_ratio,
-        lr_scheduler_type="cosine",
+        "learning_rate": rows_rate if only_rows else phase.learning_rate or params.learning_rate,
+        "learning_rate_mapping": {} if only_rows or params.method == "lora" else {ROWS_PATTERN: rows_rate},
+        "warmup_steps": params.warmup_ratio,
+        "logging_nan_inf_filter": False,
+        **_columns(model),
+        **_best(params),
+    }
+    defaults: dict[str, Any] = {
+        "per_device_eval_batch_size": params.batch_size,
+        "lr_scheduler_type": "cosine",
         # Decay would pull rows towards zero that no batch mentions.
-        weight_decay=0.0,
-        # A batch that holds the positive of another of its rows would teach that it is wrong.
-        batch_sampler=BatchSamplers.NO_DUPLICATES,
-        multi_dataset_batch_sampler=MultiDatasetBatchSamplers.PROPORTIONAL,
-        prompts={"anchor": model.prompts.get("query", ""), "positive": model.prompts.get("document", "")},
-        router_mapping={"anchor": "query", "positive": "document"} if has_heads(model) else {},
-        logging_steps=max(1, steps // POINTS_OF_CURVE),
-        logging_nan_inf_filter=False,
-        eval_strategy="epoch" if evaluated else "no",
-        save_strategy="no",
-        report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
+        "weight_decay": 0.0,
+        "batch_sampler": _batch_sampler(session.lessons),
+        "multi_dataset_batch_sampler": "proportional",
+        "logging_steps": max(1, steps // POINTS_OF_CURVE),
+        "eval_strategy": "epoch" if evaluated else "no",
+        "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    given = dict(params.arguments)
+    owned["learning_rate_mapping"] = given.pop("learning_rate_mapping", {}) | owned["learning_rate_mapping"]
+    try:
+        return SentenceTransformerTrainingArguments(**(defaults | owned | given))
+    except (ValueError, TypeError) as error:
+        raise VocabgraftError(f"train_adapter.arguments are refused by the trainer: {error}") from error
+
+
+def _columns(model: "SentenceTransformer") -> dict[str, Any]:
+    """The prompt and the route of each column that a loss may read."""
+    queries = dict.fromkeys(QUERY_COLUMNS, model.prompts.get("query", ""))
+    documents = dict.fromkeys(DOCUMENT_COLUMNS, model.prompts.get("document", ""))
+    routes = dict.fromkeys(QUERY_COLUMNS, "query") | dict.fromkeys((*DOCUMENT_COLUMNS, *OTHER_COLUMNS), "document")
+    return {"prompts": queries | documents, "router_mapping": routes if has_heads(model) else {}}
+
+
+def _best(params: TrainAdapterParams) -> dict[str, Any]:
+    from vocabgraft.trainer import lower_is_better
+
+    if params.best_metric is None:
+        return {"save_strategy": "no"}
+    return {
+        "save_strategy": "best",
+        "save_only_model": True,
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": params.best_metric,
+        "greater_is_better": not lower_is_better(params.best_metric),
+    }
+
+
+def _batch_sampler(lessons: Sequence[Lesson]) -> Any:
+    from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+
+    from vocabgraft.trainer import by_label_or_apart
+
+    if any(lesson.dataset.format == "labelled_texts" for lesson in lessons):
+        return by_label_or_apart
+    # A batch that holds the positive of another of its rows would teach that it is wrong.
+    return BatchSamplers.NO_DUPLICATES
 
 
 def _without_timings(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

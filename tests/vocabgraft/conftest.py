@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import ROOT
 from vocabgraft.accepted_data import AcceptedDataset
-from vocabgraft.params import Format, Method, TrainAdapterParams, load_params
+from vocabgraft.losses import Format
+from vocabgraft.params import LABELS, NUMBERS, VECTORS, Method, TrainAdapterParams, load_params
 from vocabgraft.splits import SPLITS
 from vocabgraft.tokenizer import ExtendedToken
 from vocabgraft.vocabulary import NewToken
@@ -170,14 +171,19 @@ def write_dataset(tmp_path: Path) -> WriteDataset:
     from vocabgraft.artifacts import write_json
 
     def write(
-        name: str, dataset_format: Format, columns: Sequence[str], **splits: list[tuple[str | None, ...]]
+        name: str, dataset_format: Format, columns: Sequence[str], **splits: list[tuple[Any, ...]]
     ) -> AcceptedDataset:
         folder = tmp_path / "accepted" / name
         folder.mkdir(parents=True)
         for split in SPLITS:
             values = list(zip(*splits.get(split, []), strict=True)) or [()] * len(columns)
+            types = dict.fromkeys(NUMBERS, pa.float64()) | dict.fromkeys(LABELS, pa.int64())
+            types |= dict.fromkeys(VECTORS, pa.list_(pa.float32()))
             table = pa.table(
-                {column: pa.array(texts, pa.string()) for column, texts in zip(columns, values, strict=True)}
+                {
+                    column: pa.array(list(entries), types.get(column, pa.string()))
+                    for column, entries in zip(columns, values, strict=True)
+                }
             )
             pq.write_table(table, folder / f"{split}.parquet")
         write_json(folder / "manifest.json", {})

@@ -1,6 +1,8 @@
 """Parameters: every mistake is named with its key, the value seen and what is allowed."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +83,7 @@ def test_an_unknown_key_of_a_phase_is_named_by_its_place() -> None:
         ("validate_data.on_invalid", "ignore", "'ignore'", "'fail' or 'quarantine'"),
         ("validate_data.max_rejected_fraction", 1.2, "1.2", "less than or equal to 1"),
         ("validate_data.datasets", [], "[]", "at least 1 item"),
-        ("validate_data.datasets.0.format", "csv", "'csv'", "'triples' or 'pairs'"),
+        ("validate_data.datasets.0.format", "csv", "'csv'", "'triples', 'pairs', 'triplets'"),
         ("validate_data.datasets.0.name", "a/b", "'a/b'", "A-Za-z0-9"),
         ("extend_tokenizer.max_token_characters", 0, "0", "greater than or equal to 1"),
         ("train_adapter.method", "full", "'full'", "'tokens', 'lora' or 'lora_and_tokens'"),
@@ -138,11 +140,63 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("validate_data.datasets.0.name", "retention", "a dataset is named retention"),
         ("validate_data.datasets.0.name", "tokens_per_text", "a dataset is named tokens_per_text"),
         ("train_adapter.phases", [{"train": "adapter"}], "phase 1 trains 'adapter', which method 'tokens' does not"),
+        (
+            "validate_data.datasets.1.loss",
+            "TripletLoss",
+            "TripletLoss does not fit the format pairs (it reads triplets)",
+        ),
+        ("validate_data.datasets.1.loss", {"name": "GISTEmbedLoss"}, "GISTEmbedLoss needs the argument guide"),
+        ("train_adapter.arguments", {"push_to_hub": True}, "push_to_hub is not yours to set"),
+        ("train_adapter.arguments", {"learning_rate": 1.0}, "repeats the setting train_adapter.learning_rate"),
+        (
+            "train_adapter.evaluators",
+            [{"dataset": "term"}],
+            "evaluators.0: there is no dataset term; allowed: relations",
+        ),
+        (
+            "train_adapter.evaluators",
+            [{"dataset": "terms", "name": "TripletEvaluator"}],
+            "evaluators.0: TripletEvaluator does not fit the format pairs",
+        ),
+        ("train_adapter.early_stopping", {"patience": 2}, "early_stopping watches best_metric, which is not set"),
         ("register_model.gates.benefit", "term.all.mrr", "the dataset 'term'; allowed: relations, terms"),
     ],
 )
 def test_values_that_do_not_fit_each_other_are_told(path: str, value: Any, told: str) -> None:
     assert told in complaint(put(path, value))
+
+
+def test_what_is_measured_on_a_validation_split_needs_one() -> None:
+    changed = put("train_adapter.evaluators", [{"dataset": "terms"}])
+    changed["train_adapter"]["best_metric"] = "eval_loss"
+    assert parse_params(changed, "params.yaml").train_adapter.evaluators[0].dataset == "terms"
+    for dataset in changed["validate_data"]["datasets"]:
+        dataset["held_out"] = {"test": 0.1}
+    assert "the dataset terms has no validation split to evaluate on" in complaint(changed)
+    changed["train_adapter"]["evaluators"] = []
+    assert "train_adapter.best_metric is measured on validation splits, and no dataset has one" in complaint(changed)
+
+
+def test_the_benefit_is_of_a_dataset_that_asks_something() -> None:
+    changed = put("validate_data.datasets.1.format", "scored_pairs")
+    assert "names the dataset 'terms'; allowed: relations" in complaint(changed)
+
+
+def test_a_loss_is_given_by_name_or_with_its_arguments() -> None:
+    by_name, whole = (
+        parse_params(put("validate_data.datasets.1.loss", loss), "params.yaml").validate_data.datasets[1]
+        for loss in ("MegaBatchMarginLoss", {"name": "MegaBatchMarginLoss", "arguments": {}, "wrappers": []})
+    )
+    assert by_name == whole
+    assert parse_params(PROJECT, "params.yaml").validate_data.datasets[1].chosen_loss.name.startswith("MultipleNeg")
+
+
+def test_reading_the_file_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, vocabgraft.params; print([m for m in ('torch', 'datasets', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_phase_of_rows_is_refused_where_the_method_has_none() -> None:

@@ -10,7 +10,10 @@ from tests.vocabgraft.conftest import Graft, WriteDataset, load, rows_of, train_
 from vocabgraft.accepted_data import AcceptedDataset
 from vocabgraft.adapters import adapter_parameters
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.training import TrainingResult, load_pairs, train_adapter
+from vocabgraft.losses import LOSSES
+from vocabgraft.params import DatasetParams
+from vocabgraft.training import TrainingResult, train_adapter
+from vocabgraft.training_data import load_rows
 
 HEADS = ("big", "old", "new", "red", "own", "sad", "dry", "wet")
 
@@ -108,8 +111,35 @@ def test_a_loss_that_is_no_number_is_told_with_the_remedy(graft: Graft, datasets
     model = load(graft.resized)
     with torch.no_grad():
         model[0].auto_model.get_input_embeddings().weight[graft.new_ids[0]] = float("nan")
-    with pytest.raises(VocabgraftError, match=r"the loss is no number at step \d+; lower the learning rates"):
+    with pytest.raises(VocabgraftError, match=r"the loss is no number at step \d+; lower the learning rates") as caught:
         train_adapter(model, datasets, graft.new_ids, train_params(), 3)
+    assert "rows of the dataset terms: '" in str(caught.value)
+
+
+def test_a_lost_loss_leaves_the_last_good_weights(
+    graft: Graft, datasets: list[AcceptedDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vocabgraft.loss_building import WeightedLoss
+
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def lost_at_the_third(self: WeightedLoss, features: Any, labels: Any = None) -> Any:
+        seen.append(parts(self.model))
+        return self.loss(features, labels) * (float("nan") if len(seen) == 3 else 1.0)
+
+    monkeypatch.setattr(WeightedLoss, "forward", lost_at_the_third)
+    files = {"train": "x.csv"}
+    settings = [
+        DatasetParams.model_validate({"name": entry.name, "format": entry.format, "files": files, "weight": 0.5})
+        for entry in datasets
+    ]
+    model = load(graft.resized)
+    with pytest.raises(VocabgraftError, match=r"no number at step 3; .* has the weights of the step before"):
+        train_adapter(model, datasets, graft.new_ids, train_params(epochs=3), 3, settings)
+    (rows,) = parts(model).values()
+    assert torch.isfinite(rows).all()
+    assert torch.equal(rows, next(iter(seen[2].values())))
+    assert not torch.equal(rows, next(iter(seen[0].values())))
 
 
 def test_prompts_of_the_model_are_trained_with(graft: Graft, datasets: list[AcceptedDataset]) -> None:
@@ -122,7 +152,8 @@ def test_prompts_of_the_model_are_trained_with(graft: Graft, datasets: list[Acce
 
 
 def test_pairs_and_triples_are_read_as_anchor_and_positive(datasets: list[AcceptedDataset], tmp_path: Path) -> None:
-    terms, relations = (load_pairs(dataset, "train", tmp_path / "cache") for dataset in datasets)
+    entry = LOSSES["MultipleNegativesRankingLoss"]
+    terms, relations = (load_rows(dataset, "train", entry, tmp_path / "cache") for dataset in datasets)
     assert terms.column_names == relations.column_names == ["anchor", "positive"]
     assert relations[0] == {"anchor": "big dog <|IsA|>", "positive": "big animal"}
     assert list(zip(terms["anchor"], terms["positive"], strict=True)) == datasets[0].pairs("train")
