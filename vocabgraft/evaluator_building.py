@@ -57,7 +57,7 @@ def build_evaluator(
 def _class(name: str) -> Any:
     if EVALUATORS[name].own_module:
         # Named here, so that dvc.yaml's deps of code can be told from the imports.
-        from vocabgraft import link_prediction  # type: ignore[attr-defined]
+        from vocabgraft import link_prediction
 
         return link_prediction.LinkPredictionEvaluator
     from sentence_transformers.sentence_transformer import evaluation

@@ -159,7 +159,7 @@ def _require_width(model: "SentenceTransformer", loss: LossParams, rows: "Datase
 def _class(name: str, own_module: str | None = None) -> Any:
     if own_module:
         # Named here, so that dvc.yaml's deps of code can be told from the imports.
-        from vocabgraft import objectives  # type: ignore[attr-defined]
+        from vocabgraft import objectives
 
         return getattr(objectives, name)
     from sentence_transformers.sentence_transformer import losses
