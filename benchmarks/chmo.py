@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 DEFAULT_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+Array = np.ndarray[Any, np.dtype[Any]]
 WORD = re.compile(r"[^\W\d_]{3,}")
 LEAST_PIECES, LEAST_USES = 3, 4
 
@@ -105,9 +106,16 @@ def load_sts(data: Path) -> tuple[list[str], list[str], list[float]]:
     return [row[0] for row in rows], [row[1] for row in rows], [float(row[2]) for row in rows]
 
 
-def paired_interval(differences: Sequence[float], seed: int = 0, samples: int = 2000) -> tuple[float, float]:
+def ranks_of(queries: Array, documents: Array, answers: Sequence[int]) -> Array:
+    """Rank (1 is best) of each query's answer among the documents, ties at their mean: shape (queries,)."""
+    scores = queries @ documents.T
+    right = scores[np.arange(len(scores)), list(answers)][:, None]
+    found: Array = (scores > right).sum(axis=1) + 0.5 * ((scores == right).sum(axis=1) - 1) + 1
+    return found
+
+
+def paired_interval(values: Array, seed: int = 0, samples: int = 2000) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of paired differences."""
-    values = np.asarray(differences)
     generator = np.random.default_rng(seed)
     means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(samples)]
     low, high = np.quantile(means, [0.025, 0.975])

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from benchmarks.chmo import DEFAULT_DATA, Chmo, load_chmo, load_sts, new_words, paired_interval
+from benchmarks.chmo import DEFAULT_DATA, Chmo, load_chmo, load_sts, new_words, paired_interval, ranks_of
 from vocabgraft.base_model import load_model, locate_base, tokenizer_file
 from vocabgraft.distillation import choose_contexts, distil, fidelity, find_contexts
 from vocabgraft.encoding import Embeddings, encode
@@ -127,9 +127,7 @@ class Judge:
     def _figures(self, embeddings: Embeddings, cosines: "np.ndarray[Any, Any]") -> Figures:
         place = {text: number for number, text in enumerate(self.texts)}
         rows = [embeddings[[place[text] for text in texts]] for texts in (self.queries, self.names, *self.sts[:2])]
-        scores = rows[0] @ rows[1].T
-        right = scores[np.arange(len(scores)), self.answers][:, None]
-        ranks = (scores > right).sum(axis=1) + 0.5 * ((scores == right).sum(axis=1) - 1) + 1
+        ranks = ranks_of(rows[0], rows[1], self.answers)
         rho = spearmanr((rows[2] * rows[3]).sum(axis=1), self.sts[2]).statistic
         return Figures(
             1 / ranks, self.new_word, 100 * float(rho), float(cosines.mean()), float(np.quantile(cosines, 0.1))
