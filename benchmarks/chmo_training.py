@@ -4,7 +4,8 @@ python -m benchmarks.chmo_training [--seeds 3] [--methods tokens lora ...] [--sp
 
 Concepts are held out whole: their synonyms are the queries, the names of all concepts the documents; training pairs
 are the synonyms and definitions of the other concepts with their names. New rows start distilled. `control` is LoRA
-with the same data and budget and no new token. Search recipes with `--split validation`; the table is for the test split.
+with the same data and budget and no new token. Search recipes with `--split validation`; the table is for the test
+split.
 """
 
 import argparse

@@ -60,7 +60,7 @@ def main() -> None:
 def _measure(rows: int, width: int, repeats: int) -> tuple[float, float]:
     model = Embedder(rows, width)
     config = TrainableTokensConfig(token_indices=list(range(rows - NEW, rows)), target_modules=["embedding"])
-    wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
+    wrapped = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, rows, (BATCH, LENGTH), generator=generator)
     ids[:, 0] = torch.randint(rows - NEW, rows, (BATCH,), generator=generator)
