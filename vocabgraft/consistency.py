@@ -54,6 +54,7 @@ class Evidence:
     merged: "SentenceTransformer"
     merged_in_memory: "SentenceTransformer"
     adapter_config: dict[str, Any]
+    without_training_text: frozenset[str]
     tokens: tuple[ExtendedToken, ...]
     method: Method
     with_new: tuple[str, ...]
@@ -104,12 +105,17 @@ def gather_evidence(
         merged=merged_model,
         merged_in_memory=in_memory,
         adapter_config=read_json(adapter / "adapter_config.json"),
+        without_training_text=_without_training_text(adapter / "report.json"),
         tokens=tuple(tokens),
         method=method,
         with_new=with_new,
         without_new=without_new,
         params=params,
     )
+
+
+def _without_training_text(report: Path) -> frozenset[str]:
+    return frozenset(read_json(report)["tokens_without_training_text"]) if report.is_file() else frozenset()
 
 
 def check_all(evidence: Evidence) -> list[Check]:
@@ -134,11 +140,12 @@ def new_rows_finite(evidence: Evidence) -> Check:
 
 
 def new_rows_trained(evidence: Evidence) -> Check:
-    """New rows that training left where they started."""
-    protects = "every new row was trained and reached the merged model"
+    """New rows that training left where they started, those apart that no training text holds."""
+    protects = "every new row with a training text was trained and reached the merged model"
     if evidence.method == "lora":
         return _not_applicable("new_rows_trained", protects)
-    start, end = (_rows(model)[evidence.new_ids] for model in (evidence.resized, evidence.merged))
+    trained = [token.id for token in evidence.tokens if token.text not in evidence.without_training_text]
+    start, end = (_rows(model)[trained] for model in (evidence.resized, evidence.merged))
     return _at_most("new_rows_trained", protects, float((start == end).all(dim=1).sum()), 0)
 
 

@@ -33,7 +33,11 @@ def constant_texts(model: "SentenceTransformer", trained_ids: Sequence[int]) -> 
         parts = [_embed(original, features, places, options) for places in _by_length(mask, changing)]
         parts.append(_constants(model, original, features, (~changing).nonzero().flatten(), table, options))
         places = torch.cat([part[0] for part in parts])
-        return {**features, "sentence_embedding": torch.cat([part[1] for part in parts])[places.argsort()]}
+        embedded = torch.cat([part[1] for part in parts])[places.argsort()]
+        if torch.is_grad_enabled() and not embedded.requires_grad:
+            # A batch of constants: its loss moves nothing, and must still be one that can be differentiated.
+            embedded = embedded + 0.0 * sum(row.sum() for row in model.parameters() if row.requires_grad)
+        return {**features, "sentence_embedding": embedded}
 
     # An attribute of the instance stands before the class's method, also for a wrapper such as that for several
     # processes; the losses of sentence-transformers that change the forward pass do it in the same way.

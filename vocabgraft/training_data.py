@@ -1,5 +1,6 @@
 """Accepted rows as the columns that a loss reads, memory-mapped from Arrow files."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,3 +116,11 @@ def _a_row_for_each_negative(batch: Batch) -> Batch:
 def _as_scores(batch: Batch) -> Batch:
     # A softmax over scores knows their differences alone, so the negative's may be 0.
     return {"label": [[margin, 0.0] for margin in batch["label"]]}
+
+
+def ids_without_text(tokenizer: Any, datasets: Sequence[AcceptedDataset], ids: Sequence[int]) -> list[int]:
+    """Those of `ids` that no text of a train split holds; training cannot move their rows."""
+    texts = list(dict.fromkeys(text for dataset in datasets for text in dataset.texts("train")))
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    held = {token for text in encoded for token in text}
+    return [token for token in ids if token not in held]

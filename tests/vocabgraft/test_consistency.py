@@ -330,6 +330,14 @@ def test_figures_count_what_is_wrong(sound: dict[Method, Evidence], graft: Graft
     assert run_check("one_id_each", _swap_ids_of_the_list(sound["tokens"], graft)).figure == 2
 
 
+def test_a_row_without_a_training_text_may_stay_and_another_may_not(
+    sound: dict[Method, Evidence], graft: Graft
+) -> None:
+    reset = _reset_adapter(sound["tokens"], graft)
+    excused = replace(reset, without_training_text=frozenset(token.text for token in graft.tokens[1:]))
+    assert run_check("new_rows_trained", excused).figure == 1
+
+
 def test_the_limits_are_those_of_the_parameters(sound: dict[Method, Evidence]) -> None:
     tight = CheckConsistencyParams(merged_tolerance=1e-12, min_change=100.0)
     evidence = replace(sound["lora_and_tokens"], params=tight)

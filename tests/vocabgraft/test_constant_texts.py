@@ -87,3 +87,13 @@ def test_the_models_own_forward_is_back_after_an_error(graft: Graft) -> None:
     with pytest.raises(RuntimeError, match="stop"), constant_texts(model, graft.new_ids):
         raise RuntimeError("stop")
     assert "forward" not in vars(model)
+
+
+def test_a_batch_without_a_trained_token_has_a_gradient_of_zero(graft: Graft) -> None:
+    model = load(graft.resized)
+    weight = model[0].auto_model.get_input_embeddings().weight
+    with constant_texts(model, graft.new_ids):
+        embed(graft, model, ["a dog", "the cat"]).sum().backward()
+        assert weight.grad is not None and not weight.grad.any()
+        with torch.no_grad():
+            assert not embed(graft, model, ["a dog"]).requires_grad

@@ -13,7 +13,7 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.losses import LOSSES
 from vocabgraft.params import DatasetParams
 from vocabgraft.training import TrainingResult, train_adapter
-from vocabgraft.training_data import load_rows
+from vocabgraft.training_data import ids_without_text, load_rows
 
 HEADS = ("big", "old", "new", "red", "own", "sad", "dry", "wet")
 
@@ -158,3 +158,14 @@ def test_pairs_and_triples_are_read_as_anchor_and_positive(datasets: list[Accept
     assert relations[0] == {"anchor": "big dog <|IsA|>", "positive": "big animal"}
     assert list(zip(terms["anchor"], terms["positive"], strict=True)) == datasets[0].pairs("train")
     assert list(zip(relations["anchor"], relations["positive"], strict=True)) == datasets[1].pairs("train")
+
+
+def test_tokens_that_no_training_text_holds_are_told_apart(graft: Graft, write_dataset: WriteDataset) -> None:
+    columns = ("anchor", "positive")
+    rows = {"train": [("a nephrolith", "a stone"), ("a dog", "-> a cat")], "test": [("a thrombopenia", "blood")]}
+    dataset = write_dataset("terms", "pairs", columns, **rows)
+    tokenizer = load(graft.resized).tokenizer
+    names = {token.id: token.text for token in graft.tokens}
+    lacking = ids_without_text(tokenizer, [dataset], graft.new_ids)
+    assert [names[token] for token in lacking] == ["Thrombopenia", "<|IsA|>"]
+    assert ids_without_text(tokenizer, [], graft.new_ids) == graft.new_ids
