@@ -131,7 +131,10 @@ def _register(
         logger.info("%s version %d has this content already", params.name, registered.version)
     set_alias(client, params.name, CHALLENGER, registered.version)
     is_champion = champion is not None and champion.version == registered.version
-    gates = gates_of(figures, passed, None if is_champion else champion, tags[ITEMS_TAG], params.gates)
+    # Grown on the champion, the base of every figure is the champion itself, on the same items.
+    is_base = champion is not None and tags["base"] == f"models:/{params.name}/{champion.version}"
+    compared = None if is_champion or is_base else champion
+    gates = gates_of(figures, passed, compared, tags[ITEMS_TAG], params.gates)
     gates += own_module_gates(merged, params.gates)
     promoted = all(gate.holds for gate in gates)
     if promoted and not is_champion:

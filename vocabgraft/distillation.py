@@ -175,11 +175,12 @@ def _train(
     student.eval()
     generator = torch.Generator().manual_seed(seed)
     batches_per_epoch = -(-len(contexts) // settings.batch_size)
+    epochs = max(settings.epochs, -(-settings.least_steps // batches_per_epoch))
     with token_rows(student, [token.id for token in tokens]) as rows:
         optimizer = torch.optim.Adam([rows.rows], lr=settings.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, batches_per_epoch * settings.epochs)
-        for epoch in range(settings.epochs):
-            progress = tqdm(total=batches_per_epoch, desc=f"distillation, epoch {epoch + 1} of {settings.epochs}")
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, batches_per_epoch * epochs)
+        for epoch in range(epochs):
+            progress = tqdm(total=batches_per_epoch, desc=f"distillation, epoch {epoch + 1} of {epochs}")
             for batch in _batches(contexts, settings.batch_size, generator):
                 with autocast(precision, student.device):
                     embedded = _forward(student, [contexts[place].text for place in batch], _prompt(student))

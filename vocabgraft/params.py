@@ -224,6 +224,7 @@ class DistillationParams(Section):
     Attributes:
         start: the method that gives the rows to start from.
         epochs: passes over the contexts.
+        least_steps: few contexts are passed over more often, until there are as many steps.
         batch_size: texts a step.
         learning_rate: of Adam at the start; it falls to zero along a cosine.
         contexts_per_token: texts that each token is distilled from, at most; plain templates fill up what is missing.
@@ -234,6 +235,7 @@ class DistillationParams(Section):
 
     start: Heuristic = "subword_mean"
     epochs: Count = 2
+    least_steps: Count = 100
     batch_size: Count = 32
     learning_rate: Positive = 5e-3
     contexts_per_token: Count = 64

@@ -82,7 +82,12 @@ def make(in_folder: Path, tiny_base: Path, store: str, monkeypatch: pytest.Monke
     name = f"tiny's {in_folder.name}"
 
     def build(
-        mark: str, gain: float = 5.0, drop: float = 0.0, passed: bool = True, items: str = "the test items"
+        mark: str,
+        gain: float = 5.0,
+        drop: float = 0.0,
+        passed: bool = True,
+        items: str = "the test items",
+        base: str = "package:base/model",
     ) -> Made:
         root = in_folder / mark
         with new_folder(root / "merged") as work:
@@ -95,7 +100,7 @@ def make(in_folder: Path, tiny_base: Path, store: str, monkeypatch: pytest.Monke
         with new_folder(root / "metrics") as work:
             write_json(work / "metrics.json", figures(gain, drop))
         with new_folder(root / "data") as work:
-            write_json(work / "base.json", {"model": "package:base/model", "sha256": "0" * 64})
+            write_json(work / "base.json", {"model": base, "sha256": "0" * 64})
             # What only describes the data differs from model to model and stands in no comparison's way.
             write_json(work / "report.json", {"model": mark})
             (work / "datasets").mkdir()
@@ -199,6 +204,17 @@ def test_figures_of_other_items_are_not_compared(make: Make) -> None:
     assert first.digest_at(CHAMPION) == first.digest
     unmet = [gate for gate in read_json(RECORD)["gates"] if not gate["holds"]]
     assert [gate["limit"] for gate in unmet] == ["measured on other items, so not comparable"]
+
+
+def test_a_model_grown_on_the_champion_is_compared_with_it_as_its_base(make: Make) -> None:
+    first = make("first", gain=5.0)
+    first.register()
+    second = make("second", gain=0.5, items="other items", base=f"models:/{first.name}/1")
+    second.register()
+    assert (first.digest_at(CHAMPION), first.digest_at(PREVIOUS_CHAMPION)) == (second.digest, first.digest)
+    third = make("third", gain=9.0, items="still others", base=f"models:/{first.name}/1")
+    third.register()
+    assert first.digest_at(CHAMPION) == second.digest
 
 
 def test_the_same_content_is_one_version_however_often_it_is_registered(make: Make) -> None:

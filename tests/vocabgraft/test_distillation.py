@@ -20,7 +20,7 @@ TEXTS = [
     for other in WORDS[:4]
     for token in ("nephrolith", "thrombopenia", "<|IsA|> water", "-> wood")
 ]
-SETTINGS = DistillationParams(epochs=6, batch_size=16, learning_rate=0.01, precision="float32")
+SETTINGS = DistillationParams(epochs=6, least_steps=1, batch_size=16, learning_rate=0.01, precision="float32")
 
 
 def contexts_of(graft: Graft, per_token: int = 100) -> list[Context]:
@@ -107,3 +107,14 @@ def test_tokens_that_stay_far_from_the_teacher_are_named(graft: Graft) -> None:
     report = distil(load(graft.resized), load(graft.base), contexts_of(graft), graft.tokens, strict, seed=3)
     assert report["under_limit"] == sorted(report["by_token"])
     assert set(report["by_token"]) | set(report["not_measured"]) == {token.text for token in graft.tokens}
+
+
+def test_few_contexts_are_passed_over_until_there_are_enough_steps(graft: Graft) -> None:
+    few = choose_contexts(TEXTS[:6], load(graft.resized).tokenizer, graft.tokens, 1, 1)
+    reports = {}
+    for least in (1, 60):
+        settings = SETTINGS.model_copy(update={"epochs": 1, "least_steps": least, "held_out": 0.0})
+        student, teacher = load(graft.resized), load(graft.base)
+        distil(student, teacher, few, graft.tokens, settings, seed=3)
+        reports[least] = fidelity(student, teacher, few, 16).mean()
+    assert reports[60] > reports[1] + 0.01
