@@ -63,17 +63,28 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
 
     def get_train_dataloader(self) -> Any:
-        """The batches of one process, and of several each one's share of the same batches.
-
-        accelerate would give whole batches in turn, of several datasets at one step, and of unequal lengths at the end
-        of each dataset: what the processes gather would not fit together.
-        """
-        world = self.args.world_size
-        if world == 1:
+        """The batches of one process, and of several each one's share of the same batches."""
+        if self.args.world_size == 1:
             return super().get_train_dataloader()
+        return self._shared(self.train_dataset, self.args.train_batch_size, "train")
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As in training, so that a loss over whole batches is that of one process."""
+        chosen = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        if self.args.world_size == 1 or chosen is None:
+            return super().get_eval_dataloader(eval_dataset)
+        return self._shared(chosen, self.args.eval_batch_size, "eval")
+
+    def _shared(self, dataset: Any, share: int, kind: str) -> Any:
+        """Accelerate itself would give whole batches in turn.
+
+        They are of several datasets at one step, and of unequal lengths at the end of each: what the processes gather
+        would not fit together.
+        """
         from accelerate.data_loader import prepare_data_loader
 
-        loader = self._build_dataloader(self.train_dataset, self.args.train_batch_size * world, dataset_kind="train")
+        world = self.args.world_size
+        loader = self._build_dataloader(dataset, share * world, dataset_kind=kind)
         shares = SharesOfBatches(loader.batch_sampler, self.args.process_index, world)
         options = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "pin_memory")}
         shared = torch.utils.data.DataLoader(loader.dataset, batch_sampler=shares, **options)
@@ -259,6 +270,8 @@ class _Moments(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, trainer: AdapterTrainer) -> None:
         self.trainer = trainer
+        # Those of the last step; the scheduler has moved on when its figures are logged.
+        self.rates: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         self.trainer.take_progress()
@@ -269,15 +282,21 @@ class _Moments(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         self.trainer.epoch_has_ended = True
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if self.trainer.listener:
+            self.rates = self.trainer.learning_rates()
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **options: Any) -> None:
         if self.trainer.listener and state.is_world_process_zero:
             figures = {name: value for name, value in (logs or {}).items() if isinstance(value, (int, float))}
-            rates = self.trainer.learning_rates() if "loss" in figures else {}
-            self.trainer.listener(state.global_step, figures | rates)
+            self.trainer.listener(state.global_step, figures | (self.rates if "loss" in figures else {}))
 
 
 class SharesOfBatches:
-    """One process's share of every batch: all see the same batches, and their shares have one length."""
+    """One process's share of every batch: all see the same batches, and their shares have one length.
+
+    It has no `batch_size`: accelerate would take the last shares for padded and leave some losses out of their mean.
+    """
 
     def __init__(self, batches: Any, rank: int, world: int) -> None:
         """Take a batch sampler."""

@@ -321,7 +321,7 @@ def _arguments(
         **_best(params),
     }
     defaults: dict[str, Any] = {
-        "per_device_eval_batch_size": params.batch_size,
+        "per_device_eval_batch_size": params.batch_size // processes.world_size(),
         "lr_scheduler_type": "cosine",
         # Decay would pull rows towards zero that no batch mentions.
         "weight_decay": 0.0,
@@ -338,9 +338,12 @@ def _arguments(
     given = {name: value for name, value in params.arguments.items() if name != "report_to"}
     owned["learning_rate_mapping"] = given.pop("learning_rate_mapping", {}) | owned["learning_rate_mapping"]
     try:
-        return SentenceTransformerTrainingArguments(**(defaults | owned | given))
+        arguments = SentenceTransformerTrainingArguments(**(defaults | owned | given))
     except (ValueError, TypeError) as error:
         raise VocabgraftError(f"train_adapter.arguments are refused by the trainer: {error}") from error
+    # The library drops last batches where several processes train, since its own split makes them unequal.
+    arguments.dataloader_drop_last = bool(given.get("dataloader_drop_last", False))
+    return arguments
 
 
 def _columns(model: "SentenceTransformer") -> dict[str, Any]:

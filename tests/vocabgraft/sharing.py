@@ -35,11 +35,16 @@ def first_gradients(resized: Path, folder: Path, new_ids: list[int], changes: di
     finally:
         AdapterTrainer.training_step = own  # type: ignore[method-assign]
     trained = {name: value.detach() for name, value in model.named_parameters() if "trainable_tokens" in name}
-    return {"gradients": seen, "trained": trained, "steps": max(entry["step"] for entry in result.curve)}
+    return {
+        "gradients": seen,
+        "trained": trained,
+        "curve": [(e["phase"], e["step"], e.get("loss"), e.get("eval_terms_loss")) for e in result.curve],
+    }
 
 
 CHANGES: dict[str, Any] = {
-    "batch_size": 8,
+    # Not all of a dataset's batches are of one length then.
+    "batch_size": 10,
     "epochs": 2,
     "method": "lora_and_tokens",
     "lora": {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["query"]},

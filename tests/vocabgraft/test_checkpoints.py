@@ -36,7 +36,7 @@ def datasets(write_dataset: WriteDataset) -> list[AcceptedDataset]:
     ]
     triples: list[tuple[str | None, ...]] = [(f"{head} dog", "IsA", f"{head} animal") for head in HEADS]
     return [
-        write_dataset("terms", "pairs", ("anchor", "positive", "group"), train=pairs, validation=pairs[:5]),
+        write_dataset("terms", "pairs", ("anchor", "positive", "group"), train=pairs, validation=pairs[:6]),
         write_dataset("relations", "triples", ("head", "relation", "tail"), train=triples),
     ]
 
