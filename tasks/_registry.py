@@ -2,7 +2,10 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -150,6 +153,44 @@ def log_and_register(client: MlflowClient, name: str, model: "SentenceTransforme
     except MlflowException as error:
         raise VocabgraftError(f"MLflow refused the registration of {name!r}: {error.message}") from error
     return _described(client, registered)
+
+
+@contextmanager
+def live_run(name: str, params: Mapping[str, Any]) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A run of its own; what is yielded logs the figures of a step into it at once.
+
+    A store that fails later on is told of once and does not stop what is measured.
+    """
+    client = connect()
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    number = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+    run = client.create_run(number, run_name=name, tags={"vocabgraft.kind": "live metrics"}).info.run_id
+    client.log_batch(run, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
+    failed = False
+
+    def log(step: int, figures: Mapping[str, float]) -> None:
+        nonlocal failed
+        if failed:
+            return
+        now = int(time.time() * 1000)
+        try:
+            client.log_batch(run, [Metric(metric_name(key), value, now, step) for key, value in figures.items()])
+        except (MlflowException, SQLAlchemyError) as error:
+            failed = True
+            logging.getLogger(__name__).warning("live metrics stop here, the training goes on: %s", error)
+
+    status = "FAILED"
+    try:
+        yield log
+        status = "FINISHED"
+    finally:
+        if not failed:
+            client.set_terminated(run, status)
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: `terms_cosine_mrr@10` becomes `terms_cosine_mrr_at_10`."""
+    return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"))
 
 
 def set_alias(client: MlflowClient, name: str, alias: str, model_version: int) -> None:

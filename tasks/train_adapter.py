@@ -1,17 +1,29 @@
 """Stage train_adapter: a PEFT adapter over the resized base."""
 
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from tasks._stage import run_stage
+from vocabgraft import processes
 from vocabgraft.accepted_data import read_datasets
-from vocabgraft.artifacts import new_folder, require_artifact, write_json
+from vocabgraft.artifacts import content_digest, new_folder, require_artifact, write_json
 from vocabgraft.base_model import load_model
+from vocabgraft.checkpoints import key_of
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.model_folder import save_model
 from vocabgraft.params import TrainAdapterParams, ValidateDataParams
 from vocabgraft.tokenizer import read_tokens
+from vocabgraft.training import TrainingResult
 from vocabgraft.training import train_adapter as train
 from vocabgraft.training_data import ids_without_text
+
+# Outside of data/, since DVC deletes a stage's output before it runs.
+CHECKPOINTS = Path(".checkpoints/train_adapter")
+CURVE_PLOT = Path("reports/training_curve.svg")
 
 
 def train_adapter(
@@ -24,26 +36,89 @@ def train_adapter(
     validate_data: ValidateDataParams,
 ) -> None:
     """Train, then save the adapter as a folder that stock sentence-transformers loads from the project's root."""
+    paths = {"resized": resized, "tokens": tokens, "datasets": datasets, "out": out}
+    if params.processes > 1 and not processes.is_worker():
+        options = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
+        processes.launch(["-m", "tasks.train_adapter", *options], params.processes)
+        return
+    if processes.is_worker():
+        processes.enter()
     model = load_model(require_artifact(resized), own_modules=True)
-    new_tokens, data = read_tokens(tokens), read_datasets(datasets)
+    new_tokens, accepted = read_tokens(tokens), read_datasets(datasets)
     new_ids = [token.id for token in new_tokens]
-    untrained = ids_without_text(model.tokenizer, data, new_ids) if params.method != "lora" else []
+    untrained = ids_without_text(model.tokenizer, accepted, new_ids) if params.method != "lora" else []
     _require_something_to_train(len(untrained), len(new_ids))
-    result = train(model, data, new_ids, params, seed, validate_data.datasets)
-    with new_folder(out) as work:
-        save_model(model, work, adapter_base=resized.as_posix())
-        write_json(work / "curve.json", _curve(result.curve))
-        write_json(
-            work / "report.json",
-            {
-                "method": params.method,
-                "trainable_parameters": result.trainable_parameters,
-                "examples": result.examples,
-                "tokens_without_training_text": [token.text for token in new_tokens if token.id in untrained],
-                "final_loss": [entry["loss"] for entry in result.curve if "loss" in entry][-1],
-                "log": result.curve,
-            },
-        )
+    checkpoints = CHECKPOINTS / _key(paths, params, seed, validate_data)
+    with _live_metrics(params) as listener:
+        result = train(model, accepted, new_ids, params, seed, validate_data.datasets, checkpoints, listener)
+    without_text = [token.text for token in new_tokens if token.id in untrained]
+    if processes.rank() == 0:
+        with new_folder(out) as work:
+            save_model(model, work, adapter_base=resized.as_posix())
+            write_json(work / "curve.json", _curve(result.curve))
+            write_json(work / "report.json", _report(result, params, without_text))
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        _draw(result.curve)
+    if processes.is_worker():
+        processes.leave()
+
+
+def _key(paths: Mapping[str, Path], params: TrainAdapterParams, seed: int, validate_data: ValidateDataParams) -> str:
+    """What a checkpoint must have been made from to be taken; how often they are written makes no difference."""
+    return key_of(
+        {
+            "resized": content_digest(paths["resized"]),
+            "tokens": paths["tokens"].read_text(encoding="utf-8"),
+            "datasets": content_digest(paths["datasets"]),
+            "params": params.model_dump(exclude={"checkpoint_every"}),
+            "seed": seed,
+            "settings": [dataset.model_dump() for dataset in validate_data.datasets],
+            "world": processes.world_size(),
+        }
+    )
+
+
+def _live_metrics(params: TrainAdapterParams) -> AbstractContextManager[Any]:
+    """What figures are told to while they come: an MLflow run of their own where params.yaml asks for it."""
+    if "mlflow" not in params.arguments.get("report_to", ()) or processes.rank():
+        return nullcontext()
+    from tasks._registry import live_run
+
+    flat = {name: value for name, value in params.model_dump().items() if value not in (None, [], {})}
+    return live_run(params.arguments.get("run_name") or "train_adapter", flat)
+
+
+def _report(result: TrainingResult, params: TrainAdapterParams, without_text: list[str]) -> dict[str, Any]:
+    return {
+        "tokens_without_training_text": without_text,
+        "method": params.method,
+        "precision": result.precision,
+        "trainable_parameters": result.trainable_parameters,
+        "examples": result.examples,
+        "final_loss": [entry["loss"] for entry in result.curve if "loss" in entry][-1],
+        "log": result.curve,
+    }
+
+
+def _draw(log: list[dict[str, Any]]) -> None:
+    """The losses over the steps of all phases; not tracked, since its bytes are those of a version of matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    before, lines = 0, dict[str, list[tuple[int, float]]]()
+    for phase in sorted({entry["phase"] for entry in log}):
+        entries = [entry for entry in log if entry["phase"] == phase]
+        for entry in entries:
+            for name in (name for name in entry if name == "loss" or re.fullmatch("eval_.*loss", name)):
+                lines.setdefault(name, []).append((before + entry["step"], entry[name]))
+        before += max(entry["step"] for entry in entries)
+    for name, points in sorted(lines.items()):
+        axes.plot(*zip(*points, strict=True), marker="." if name != "loss" else None, label=name)
+    axes.set(xlabel="step", ylabel="loss")
+    axes.legend()
+    CURVE_PLOT.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(CURVE_PLOT)
 
 
 def _require_something_to_train(untrained: int, tokens: int) -> None:

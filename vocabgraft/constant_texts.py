@@ -1,6 +1,6 @@
 """Training rows only computes what they can change: every other text has an embedding that is a constant."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,19 @@ ROWS_OF_A_PASS = 32
 
 
 @contextmanager
-def constant_texts(model: "SentenceTransformer", trained_ids: Sequence[int]) -> Iterator[None]:
+def constant_texts(
+    model: "SentenceTransformer", trained_ids: Sequence[int], table: dict[bytes, torch.Tensor] | None = None
+) -> Iterator[None]:
     """Within the block, the model's forward takes the embedding of a text without a trained id from a table.
 
     The table fills as texts come: each distinct one is embedded once, in evaluation mode and without a gradient. That
     is right only while nothing but the rows of `trained_ids` moves. The other texts of a batch are embedded as always,
     those of like length together. Only `sentence_embedding` is given back, so a loss that reads token embeddings or
-    several layers does not work with it.
+    several layers does not work with it. A `table` that is given is filled, and what it holds already is taken.
     """
     original = model.forward
-    table: dict[bytes, torch.Tensor] = {}
+    table = {} if table is None else table
+    trained_parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trained = torch.as_tensor(sorted(trained_ids), device=model.device)
 
     def forward(features: Features, **options: Any) -> Features:
@@ -33,11 +36,8 @@ def constant_texts(model: "SentenceTransformer", trained_ids: Sequence[int]) -> 
         parts = [_embed(original, features, places, options) for places in _by_length(mask, changing)]
         parts.append(_constants(model, original, features, (~changing).nonzero().flatten(), table, options))
         places = torch.cat([part[0] for part in parts])
-        embedded = torch.cat([part[1] for part in parts])[places.argsort()]
-        if torch.is_grad_enabled() and not embedded.requires_grad:
-            # A batch of constants: its loss moves nothing, and must still be one that can be differentiated.
-            embedded = embedded + 0.0 * sum(row.sum() for row in model.parameters() if row.requires_grad)
-        return {**features, "sentence_embedding": embedded}
+        embeddings = torch.cat([part[1] for part in parts])[places.argsort()]
+        return {**features, "sentence_embedding": _linked(embeddings, *trained_parameters)}
 
     # An attribute of the instance stands before the class's method, also for a wrapper such as that for several
     # processes; the losses of sentence-transformers that change the forward pass do it in the same way.
@@ -46,6 +46,26 @@ def constant_texts(model: "SentenceTransformer", trained_ids: Sequence[int]) -> 
         yield
     finally:
         del model.forward
+
+
+class _Linked(torch.autograd.Function):
+    """The embeddings, as if they came from the trained rows, which get no gradient by this way.
+
+    A batch without a trained id would have a loss without a graph, and of several processes one would wait for the
+    gradients of another for ever.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: torch.Tensor, *trained: torch.Tensor) -> torch.Tensor:
+        ctx.trained = len(trained)
+        return embeddings.view_as(embeddings)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (gradient, *[None] * ctx.trained)
+
+
+_linked: Callable[..., torch.Tensor] = _Linked.apply
 
 
 Part = tuple[torch.Tensor, torch.Tensor]

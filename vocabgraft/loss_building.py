@@ -1,5 +1,6 @@
 """Losses made from params.yaml: classes by name, their arguments, what the data say, wrappers and weights."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from vocabgraft.base_model import load_model
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.losses import LOSSES
 from vocabgraft.params import LossParams
+from vocabgraft.processes import world_size
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,10 +73,14 @@ def build_loss(
     arguments = {name: _value(loss.name, name, value, place) for name, value in loss.arguments.items()}
     if entry.in_batch_softmax:
         arguments.setdefault("scale", scale)
+    loss_class = _class(loss.name, entry.own_module)
+    if world_size() > 1 and "gather_across_devices" in inspect.signature(loss_class).parameters:
+        # The candidates are then those of the whole batch, as in one process.
+        arguments.setdefault("gather_across_devices", True)
     if entry.guided:
         arguments["guide"] = (guides or {})[loss.arguments["guide"]]
     arguments |= _from_the_data(model, dataset, loss, rows, seed, place)
-    built = _make(_class(loss.name, entry.own_module), (model,), arguments, place)
+    built = _make(loss_class, (model,), arguments, place)
     for wrapper in loss.wrappers:
         built = _make(_class(wrapper.name), (model, built), dict(wrapper.arguments), f"{place} in {wrapper.name}")
     return built if weight == 1 else WeightedLoss(model, built, weight)

@@ -309,10 +309,20 @@ class EarlyStoppingParams(Section):
     threshold: Annotated[float, Field(ge=0)] = 0.0
 
 
+class LauncherParams(Section):
+    """How many processes of this machine train together, each with its share of every batch."""
+
+    processes: Count = 1
+
+
 class TrainAdapterParams(Section):
     """What is trained, and how.
 
     Attributes:
+        batch_size: rows of a batch, those of all processes together.
+        precision: `auto` is bfloat16 where the hardware multiplies it.
+        checkpoint_every: steps between two checkpoints, from which a training that was killed goes on; None for none.
+        launcher: of several processes; None is one.
         arguments: of SentenceTransformerTrainingArguments, by name.
         evaluators: run with each evaluation on the validation split.
         best_metric: the weights of the evaluation that was best in it are kept; None keeps the last.
@@ -332,6 +342,9 @@ class TrainAdapterParams(Section):
     evaluators: list[EvaluatorParams] = []
     best_metric: Annotated[str, StringConstraints(min_length=1)] | None = None
     early_stopping: EarlyStoppingParams | None = None
+    precision: Precision = "auto"
+    checkpoint_every: Count | None = 50
+    launcher: LauncherParams | None = None
 
     @field_validator("arguments")
     @classmethod
@@ -343,6 +356,29 @@ class TrainAdapterParams(Section):
     def _stopping_has_a_metric(self) -> Self:
         if self.early_stopping and not self.best_metric:
             raise ValueError("early_stopping watches best_metric, which is not set; set it, such as eval_loss")
+        return self
+
+    @model_validator(mode="after")
+    def _processes_share_a_batch(self) -> Self:
+        processes = self.processes
+        if self.batch_size % processes or self.batch_size < 2 * processes:
+            raise ValueError(
+                f"launcher.processes is {processes} and batch_size {self.batch_size}, the rows of all processes "
+                f"together; give a multiple of {processes} with at least 2 rows for each process"
+            )
+        if processes > 1 and self.arguments.get("auto_find_batch_size"):
+            raise ValueError("auto_find_batch_size works in one process alone; take it or launcher out of the section")
+        return self
+
+    @property
+    def processes(self) -> int:
+        """How many processes of this machine train together."""
+        return self.launcher.processes if self.launcher else 1
+
+    @model_validator(mode="after")
+    def _precision_is_said_once(self) -> Self:
+        if self.arguments.get("fp16") and self.precision != "auto":
+            raise ValueError(f"arguments.fp16 is set and precision is {self.precision}; keep one of them")
         return self
 
     @model_validator(mode="after")

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vocabgraft import processes
 from vocabgraft.accepted_data import AcceptedDataset
 from vocabgraft.adapters import ROWS, ROWS_PATTERN, add_adapter, train_only
+from vocabgraft.artifacts import read_json
+from vocabgraft.checkpoints import CURVE, WEIGHTS, PhaseCheckpoints, is_whole, load_weights, save_done
 from vocabgraft.constant_texts import constant_texts
 from vocabgraft.custom_modules import custom_parameters, has_heads
 from vocabgraft.errors import VocabgraftError
@@ -19,6 +22,7 @@ from vocabgraft.evaluator_building import build_evaluator
 from vocabgraft.loss_building import build_loss, load_guides, own_parameters
 from vocabgraft.losses import DEFAULT_LOSS, LOSSES, works_with_constants
 from vocabgraft.params import DatasetParams, LossParams, PhaseParams, TrainAdapterParams
+from vocabgraft.precision import resolve_precision
 from vocabgraft.splits import Split
 from vocabgraft.token_rows import fast_peft_rows
 from vocabgraft.training_data import DOCUMENT_COLUMNS, OTHER_COLUMNS, QUERY_COLUMNS, load_rows
@@ -26,6 +30,8 @@ from vocabgraft.training_data import DOCUMENT_COLUMNS, OTHER_COLUMNS, QUERY_COLU
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
+
+    from vocabgraft.trainer import Listener
 
 # Figures of the trainer that differ between two equal runs.
 TIMINGS = ("runtime", "_per_second", "total_flos")
@@ -39,6 +45,7 @@ class TrainingResult:
     curve: list[dict[str, Any]]
     trainable_parameters: int
     examples: int
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,18 @@ class Session:
     params: TrainAdapterParams
     scratch: Path
     guides: Mapping[str, "SentenceTransformer"]
+    checkpoints: Path | None = None
+    listener: "Listener | None" = None
     losses: dict[str, torch.nn.Module] = field(default_factory=dict)
+    steps_before: int = 0
+
+    def of_phase(self, number: int) -> PhaseCheckpoints | None:
+        """Where a phase keeps its checkpoints."""
+        if self.checkpoints is None or self.params.checkpoint_every is None:
+            return None
+        return PhaseCheckpoints(
+            self.checkpoints / f"phase-{number}", self.params.checkpoint_every, rank=processes.rank()
+        )
 
 
 def train_adapter(
@@ -77,6 +95,8 @@ def train_adapter(
     params: TrainAdapterParams,
     seed: int,
     settings: Sequence[DatasetParams] = (),
+    checkpoints: Path | None = None,
+    listener: "Listener | None" = None,
 ) -> TrainingResult:
     """Put an adapter on the resized base (changed in place) and train it, phase after phase.
 
@@ -90,6 +110,9 @@ def train_adapter(
         params: the section `train_adapter`.
         seed: of the adapter's start and of the order of the examples.
         settings: the datasets as params.yaml has them, for their losses and weights; the default where one is absent.
+        checkpoints: a folder that is this training's alone. A training that finds one in it goes on from there, to the
+            weights that it would have had; the caller deletes the folder when it has saved them.
+        listener: called with a step, counted over all phases, and the figures of it that are logged.
 
     Raises:
         VocabgraftError: when the loss stops being a number, memory does not hold a batch, or the best weights of an
@@ -103,15 +126,16 @@ def train_adapter(
         guides = load_guides([lesson.loss for lesson in lessons], model)
         set_seed(seed)
         add_adapter(model, params.method, new_ids, params.lora)
-        session = Session(model, lessons, new_ids, params, Path(scratch), guides)
+        session = Session(model, lessons, new_ids, params, Path(scratch), guides, checkpoints, listener)
         curve: list[dict[str, Any]] = []
         trainable = 0
         for number, phase in enumerate(params.phases or [PhaseParams()], start=1):
             trainable = max(trainable, train_only(model, phase.train))
-            logged = _train_phase(session, phase, seed + number - 1)
+            logged = _phase(session, phase, number, seed + number - 1)
             curve.extend({"phase": number, **entry} for entry in logged)
     model.eval()
-    return TrainingResult(curve, trainable, sum(len(lesson.train) for lesson in lessons))
+    examples = sum(len(lesson.train) for lesson in lessons)
+    return TrainingResult(curve, trainable, examples, _precision(model, params))
 
 
 def _lesson(dataset: AcceptedDataset, settings: DatasetParams | None, cache: Path, seed: int) -> Lesson:
@@ -125,13 +149,33 @@ def _lesson(dataset: AcceptedDataset, settings: DatasetParams | None, cache: Pat
     return Lesson(dataset, loss, settings.weight if settings else 1.0, rows("train"), validation)
 
 
-def _train_phase(session: Session, phase: PhaseParams, seed: int) -> list[dict[str, Any]]:
+def _phase(session: Session, phase: PhaseParams, number: int, seed: int) -> list[dict[str, Any]]:
+    """Train a phase and keep what came of it, or take that where it is kept."""
+    checkpoints = session.of_phase(number)
+    losses = _losses(session, seed)
+    if checkpoints and is_whole(checkpoints.done):
+        load_weights(session.model, losses, checkpoints.done / WEIGHTS)
+        curve: list[dict[str, Any]] = read_json(checkpoints.done / CURVE)
+    else:
+        curve = _train_phase(session, phase, seed, losses, checkpoints)
+        if checkpoints and processes.rank() == 0:
+            save_done(session.model, losses, curve, checkpoints.done)
+    session.steps_before += max(entry.get("step", 0) for entry in curve)
+    return curve
+
+
+def _train_phase(
+    session: Session,
+    phase: PhaseParams,
+    seed: int,
+    losses: dict[str, torch.nn.Module],
+    checkpoints: PhaseCheckpoints | None,
+) -> list[dict[str, Any]]:
     from datasets import DatasetDict
 
     from vocabgraft.trainer import AdapterTrainer
 
     model, params, lessons = session.model, session.params, session.lessons
-    losses = _losses(session, seed)
     by_name = {lesson.name: lesson for lesson in lessons}
     _require_datasets(params, by_name)
     evaluators = [
@@ -148,26 +192,43 @@ def _train_phase(session: Session, phase: PhaseParams, seed: int) -> list[dict[s
     try:
         trainer = AdapterTrainer(
             model=model,
-            args=_arguments(session, phase, seed, bool(held_out)),
+            args=_arguments(session, phase, seed, bool(held_out), checkpoints),
             train_dataset=DatasetDict({lesson.name: lesson.train for lesson in lessons}),
             eval_dataset=held_out or None,
             loss=losses,
             evaluator=evaluators or None,
             early_stopping=params.early_stopping,
+            checkpoints=checkpoints,
+            listener=_counted_on(session.listener, session.steps_before),
         )
     except (ValueError, TypeError) as error:
         raise VocabgraftError(f"the trainer refuses its settings: {error}; see train_adapter.arguments") from error
-    with fast_peft_rows(model), _constants(session):
+    with fast_peft_rows(model), _constants(session, checkpoints):
         _run(trainer, params)
     trainer.require_best()
+    _unwrap(losses, model)
     return _without_timings(trainer.state.log_history)
+
+
+def _counted_on(listener: "Listener | None", before: int) -> "Listener | None":
+    if listener is None:
+        return None
+    return lambda step, figures: listener(before + step, figures)
+
+
+def _unwrap(losses: Mapping[str, torch.nn.Module], model: "SentenceTransformer") -> None:
+    """Take out torch's wrapper for several processes, which knows what was trained in this phase alone."""
+    for loss in losses.values():
+        for module in list(loss.modules()):
+            if isinstance(getattr(module, "model", None), torch.nn.parallel.DistributedDataParallel):
+                module.model = model
 
 
 def _run(trainer: Any, params: TrainAdapterParams) -> None:
     from vocabgraft.trainer import told_of_memory
 
     try:
-        trainer.train()
+        trainer.train_or_resume()
     except (RuntimeError, MemoryError) as error:
         if not told_of_memory(error):
             raise
@@ -213,7 +274,7 @@ def _require_datasets(params: TrainAdapterParams, lessons: Mapping[str, Lesson])
             )
 
 
-def _constants(session: Session) -> AbstractContextManager[None]:
+def _constants(session: Session, checkpoints: PhaseCheckpoints | None) -> AbstractContextManager[None]:
     """Where rows alone are trained, texts without one of them are embedded once, if no loss looks inside the model."""
     trained = [name for name, parameter in session.model.named_parameters() if parameter.requires_grad]
     rows_alone = all(ROWS.search(name) for name in trained)
@@ -221,10 +282,18 @@ def _constants(session: Session) -> AbstractContextManager[None]:
         works_with_constants(lesson.loss.name, [wrapper.name for wrapper in lesson.loss.wrappers])
         for lesson in session.lessons
     )
-    return constant_texts(session.model, session.new_ids) if rows_alone and seen_from_outside else nullcontext()
+    if not (rows_alone and seen_from_outside):
+        return nullcontext()
+    return constant_texts(session.model, session.new_ids, checkpoints.table if checkpoints else None)
 
 
-def _arguments(session: Session, phase: PhaseParams, seed: int, evaluated: bool) -> Any:
+def _precision(model: "SentenceTransformer", params: TrainAdapterParams) -> str:
+    return "float16" if params.arguments.get("fp16") else resolve_precision(params.precision, model.device)
+
+
+def _arguments(
+    session: Session, phase: PhaseParams, seed: int, evaluated: bool, checkpoints: PhaseCheckpoints | None
+) -> Any:
     from sentence_transformers import SentenceTransformerTrainingArguments
 
     model, params = session.model, session.params
@@ -235,20 +304,24 @@ def _arguments(session: Session, phase: PhaseParams, seed: int, evaluated: bool)
     examples = sum(len(lesson.train) for lesson in session.lessons)
     steps = max(1, examples // params.batch_size) * epochs
     owned: dict[str, Any] = {
-        "output_dir": str(session.scratch / "trainer"),
+        # The best weights must outlive a kill too.
+        "output_dir": str(checkpoints.best if checkpoints else session.scratch / "trainer"),
         "seed": seed,
         "num_train_epochs": epochs,
-        "per_device_train_batch_size": params.batch_size,
+        "per_device_train_batch_size": params.batch_size // processes.world_size(),
         # The rate that the trainer logs is this one, so where rows alone are trained it is theirs.
         "learning_rate": rows_rate if only_rows else phase.learning_rate or params.learning_rate,
         "learning_rate_mapping": {} if only_rows or params.method == "lora" else {ROWS_PATTERN: rows_rate},
         "warmup_steps": params.warmup_ratio,
         "logging_nan_inf_filter": False,
+        "bf16": _precision(model, params) == "bfloat16",
+        # Live metrics go by the listener, which knows where the store is.
+        "report_to": "none",
         **_columns(model),
         **_best(params),
     }
     defaults: dict[str, Any] = {
-        "per_device_eval_batch_size": params.batch_size,
+        "per_device_eval_batch_size": params.batch_size // processes.world_size(),
         "lr_scheduler_type": "cosine",
         # Decay would pull rows towards zero that no batch mentions.
         "weight_decay": 0.0,
@@ -256,15 +329,21 @@ def _arguments(session: Session, phase: PhaseParams, seed: int, evaluated: bool)
         "multi_dataset_batch_sampler": "proportional",
         "logging_steps": max(1, steps // POINTS_OF_CURVE),
         "eval_strategy": "epoch" if evaluated else "no",
-        "report_to": "none",
+        # Without it the library looks for a GPU before it joins processes on a CPU, and refuses bfloat16 there.
+        "use_cpu": model.device.type == "cpu",
+        # Each forward pass of a step sees another column, so none of them says what the step uses.
+        "ddp_find_unused_parameters": False if processes.world_size() > 1 else None,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    given = dict(params.arguments)
+    given = {name: value for name, value in params.arguments.items() if name != "report_to"}
     owned["learning_rate_mapping"] = given.pop("learning_rate_mapping", {}) | owned["learning_rate_mapping"]
     try:
-        return SentenceTransformerTrainingArguments(**(defaults | owned | given))
+        arguments = SentenceTransformerTrainingArguments(**(defaults | owned | given))
     except (ValueError, TypeError) as error:
         raise VocabgraftError(f"train_adapter.arguments are refused by the trainer: {error}") from error
+    # The library drops last batches where several processes train, since its own split makes them unequal.
+    arguments.dataloader_drop_last = bool(given.get("dataloader_drop_last", False))
+    return arguments
 
 
 def _columns(model: "SentenceTransformer") -> dict[str, Any]:

@@ -9,7 +9,7 @@ ALLOWED: tuple[str, ...] = tuple(
     """
     max_steps lr_scheduler_type lr_scheduler_kwargs optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon
     optim_target_modules gradient_accumulation_steps average_tokens_across_devices max_grad_norm label_smoothing_factor
-    bf16 fp16 bf16_full_eval fp16_full_eval tf32 activation_checkpointing activation_checkpointing_kwargs
+    fp16 bf16_full_eval fp16_full_eval tf32 activation_checkpointing activation_checkpointing_kwargs
     gradient_checkpointing gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode
     use_liger_kernel liger_kernel_config use_cache neftune_noise_alpha torch_empty_cache_steps auto_find_batch_size
     logging_strategy logging_steps logging_first_step log_on_each_node include_num_input_tokens_seen log_level
@@ -31,11 +31,12 @@ SETTINGS: dict[str, str] = {
     "warmup_steps": "train_adapter.warmup_ratio",
     "load_best_model_at_end": "train_adapter.best_metric",
     "metric_for_best_model": "train_adapter.best_metric",
+    "bf16": "train_adapter.precision",
     "seed": "seed",
     "prompts": "base.prompts",
     "router_mapping": "resize_base.modules",
 }
-_CHECKPOINTS = "checkpoints are the pipeline's: one of each best evaluation where train_adapter.best_metric is set"
+_CHECKPOINTS = "checkpoints are the pipeline's (train_adapter.checkpoint_every, train_adapter.best_metric)"
 _PUBLISHING = "a model is published by register_model alone, and nothing leaves the machine"
 _STAGES = "what is trained and evaluated is said by the stages"
 _FIXED = "sentence-transformers sets it itself"

@@ -89,11 +89,11 @@ def test_the_models_own_forward_is_back_after_an_error(graft: Graft) -> None:
     assert "forward" not in vars(model)
 
 
-def test_a_batch_without_a_trained_token_has_a_gradient_of_zero(graft: Graft) -> None:
+def test_a_batch_without_a_trained_token_can_be_differentiated_and_moves_nothing(graft: Graft) -> None:
     model = load(graft.resized)
     weight = model[0].auto_model.get_input_embeddings().weight
     with constant_texts(model, graft.new_ids):
         embed(graft, model, ["a dog", "the cat"]).sum().backward()
-        assert weight.grad is not None and not weight.grad.any()
+        assert weight.grad is None or not weight.grad.any()
         with torch.no_grad():
             assert not embed(graft, model, ["a dog"]).requires_grad

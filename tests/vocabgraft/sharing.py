@@ -1,0 +1,60 @@
+"""One of several processes of tests/vocabgraft/test_processes.py: trains one step and writes its gradients."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.vocabgraft.conftest import load, train_params
+from tests.vocabgraft.test_checkpoints import accepted
+from vocabgraft import processes
+from vocabgraft.trainer import AdapterTrainer
+from vocabgraft.training import train_adapter
+
+
+def first_gradients(resized: Path, folder: Path, new_ids: list[int], changes: dict[str, Any]) -> dict[str, Any]:
+    """The gradients of the first step, and the weights after the training."""
+    own, seen = AdapterTrainer.training_step, dict[str, torch.Tensor]()
+
+    def step(self: AdapterTrainer, *args: Any) -> torch.Tensor:
+        loss = own(self, *args)
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None:
+                seen.setdefault(name, parameter.grad.clone())
+        return loss
+
+    AdapterTrainer.training_step = step  # type: ignore[method-assign]
+    model = load(resized)
+    for module in model.modules():
+        # Each process would drop other values.
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    try:
+        result = train_adapter(model, accepted(folder), new_ids, train_params(**changes), 3)
+    finally:
+        AdapterTrainer.training_step = own  # type: ignore[method-assign]
+    trained = {name: value.detach() for name, value in model.named_parameters() if "trainable_tokens" in name}
+    return {
+        "gradients": seen,
+        "trained": trained,
+        "curve": [(e["phase"], e["step"], e.get("loss"), e.get("eval_terms_loss")) for e in result.curve],
+    }
+
+
+CHANGES: dict[str, Any] = {
+    # Not all of a dataset's batches are of one length then.
+    "batch_size": 10,
+    "epochs": 2,
+    "method": "lora_and_tokens",
+    "lora": {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["query"]},
+    "phases": [{"train": "rows", "epochs": 1}, {"train": "all", "epochs": 1}],
+}
+
+
+if __name__ == "__main__":
+    processes.enter()
+    resized, folder, out, *ids = sys.argv[1:]
+    found = first_gradients(Path(resized), Path(folder), [int(number) for number in ids], CHANGES)
+    torch.save(found, Path(out) / f"{processes.rank()}.pt")
+    processes.leave()

@@ -1,0 +1,104 @@
+"""Several processes train as one does, and none is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.vocabgraft.conftest import Graft, train_params
+from tests.vocabgraft.sharing import CHANGES, first_gradients
+from tests.vocabgraft.test_checkpoints import datasets
+from vocabgraft.accepted_data import AcceptedDataset
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.processes import launch
+from vocabgraft.trainer import SharesOfBatches
+
+__all__ = ["datasets"]
+
+
+# Two processes import torch and the rest on what may be two busy cores: 26 s there.
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_one(
+    graft: Graft,
+    datasets: list[AcceptedDataset],
+    tmp_path: Path,
+) -> None:
+    folder = datasets[0].folder.parent
+    alone = first_gradients(graft.resized, folder, graft.new_ids, CHANGES)
+    ids = [str(number) for number in graft.new_ids]
+    launch(["-m", "tests.vocabgraft.sharing", str(graft.resized), str(folder), str(tmp_path), *ids], 2)
+    both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert [entry[:2] for entry in both[0]["curve"]] == [entry[:2] for entry in alone["curve"]]
+    for shared, single in zip(both[0]["curve"], alone["curve"], strict=True):
+        for here, there in zip(shared[2:], single[2:], strict=True):
+            assert here == (there if there is None else pytest.approx(there, rel=1e-4)), single
+    assert alone["gradients"]
+    for name, gradient in alone["gradients"].items():
+        for shared in both:
+            difference = (shared["gradients"][name] - gradient).norm()
+            assert difference <= 1e-4 * gradient.norm(), name
+    for name, rows in both[0]["trained"].items():
+        assert torch.equal(rows, both[1]["trained"][name])
+        assert torch.allclose(rows, alone["trained"][name], atol=1e-3)
+
+
+def test_an_error_of_one_ends_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = "import os, sys, time; sys.exit('no luck') if os.environ['RANK'] == '1' else time.sleep(60)"
+    started = time.monotonic()
+    with pytest.raises(VocabgraftError, match="process 1 of 2 ended with exit code 1, and the others were stopped"):
+        launch(["-c", code], 2)
+    assert time.monotonic() - started < 30
+    assert "no luck" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_none_outlives_its_launcher(how: signal.Signals, tmp_path: Path) -> None:
+    worker = (
+        "import os, time; from pathlib import Path; from vocabgraft.processes import enter; enter(); "
+        f"Path({str(tmp_path)!r}, os.environ['RANK']).write_text(str(os.getpid())); time.sleep(60)"
+    )
+    code = f"from vocabgraft.processes import launch; launch(['-c', {worker!r}], 2)"
+    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    _until(lambda: all(path.is_file() and path.read_text() for path in (tmp_path / "0", tmp_path / "1")))
+    workers = [int((tmp_path / number).read_text()) for number in "01"]
+    os.kill(launcher.pid, how)
+    assert launcher.wait(timeout=20) != 0
+    _until(lambda: not any(psutil.pid_exists(pid) and _runs(pid) for pid in workers))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _until(condition: "object", seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "too late"
+        time.sleep(0.1)
+
+
+def test_more_processes_than_there_is_room_for_are_refused() -> None:
+    with pytest.raises(VocabgraftError, match=r"launcher.processes is 100000, and this machine has \d+ \w+; allowed"):
+        launch(["-c", "pass"], 100_000)
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(8, 3), (2, 2)])
+def test_a_batch_that_processes_cannot_share_is_refused(batch_size: int, processes: int) -> None:
+    with pytest.raises(ValueError, match=f"launcher.processes is {processes} and batch_size {batch_size}"):
+        train_params(batch_size=batch_size, launcher={"processes": processes})
+
+
+def test_shares_are_of_one_length_and_of_the_same_batches() -> None:
+    batches = [[1, 2, 3, 4], [5, 6, 7], [8]]
+    shares = [list(SharesOfBatches(batches, rank, 2)) for rank in (0, 1)]
+    assert shares == [[[1, 2], [5], [8]], [[3, 4], [6], [8]]]
