@@ -13,11 +13,13 @@ from tests.tokenizer_families import build_unigram
 from tests.vocabgraft.conftest import NEW_TOKENS, Graft, load, rows_of
 from vocabgraft.artifacts import new_folder, write_json
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.params import PromptParams
-from vocabgraft.resizing import resize_model
+from vocabgraft.new_rows import make_rows
+from vocabgraft.params import PromptParams, ResizeBaseParams
+from vocabgraft.resizing import write_resized
 from vocabgraft.tokenizer import (
     ExtendedToken,
     added_token,
+    added_tokens,
     extend_tokenizer,
     holds_new_token,
     load_raw_tokenizer,
@@ -234,16 +236,17 @@ def test_rows_of_a_first_run_stay_and_those_that_train_again_start_from_themselv
     import torch
 
     merged = graft.merged["tokens"]
-    model, before = load(merged), rows_of(load(merged))
+    before = rows_of(load(merged))
     tokenizer, base = load_tokenizer(merged), load_raw_tokenizer(merged / "tokenizer.json")
     more = [NewToken("hepatoma", "word", ""), NewToken("<|MadeOf|>", "special", "is made of")]
     tokens = extend_tokenizer(tokenizer, base, [*NEW_TOKENS, *more], 64, ["<|IsA|>", "nephrolith"])
-    resize_model(model, tokenizer, tokens, PromptParams())
-    after = rows_of(model)
+    method = ResizeBaseParams(initialisation="subword_mean")
+    rows, _ = make_rows(merged, tokenizer, added_tokens(tokens), [], method, PromptParams(), seed=0)
+    (tmp_path / "second").mkdir()
+    write_resized(merged, tokenizer, rows, PromptParams(), None, tmp_path / "second")
+    after = rows_of(load(tmp_path / "second"))
     assert len(after) == len(before) + 2
     torch.testing.assert_close(after[: len(before)], before, rtol=0, atol=0)
-    model.save(str(tmp_path / "second"), create_model_card=False)
-    assert torch.equal(rows_of(load(tmp_path / "second")), after)
     texts = ["a nephrolith", "dog <|IsA|> cat", "thrombopenia, x->y"]
     assert load_tokenizer(tmp_path / "second")(texts)["input_ids"] == graft_ids(graft, texts)
 
