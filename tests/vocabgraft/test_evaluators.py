@@ -54,8 +54,6 @@ def train(
 def test_every_evaluator_gives_its_figure_on_every_format_that_it_fits(
     graft: Graft, write_dataset: WriteDataset, name: str, dataset_format: Format
 ) -> None:
-    if EVALUATORS[name].own_module and not importlib.util.find_spec(str(EVALUATORS[name].own_module)):
-        pytest.skip(f"{EVALUATORS[name].own_module} is not here yet")
     dataset = with_validation(write_dataset, dataset_format)
     loss: Any = torch.nn.Identity()
     model = load(graft.resized)
