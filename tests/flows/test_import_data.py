@@ -44,6 +44,12 @@ def with_section(printed: str) -> Params:
     return parse_params(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")) | section, "params.yaml")
 
 
+def validate(params: Params) -> None:
+    """Run the stage on the project's raw files."""
+    raw, out, site = Path("data/raw"), Path("data/validate_data"), Path("reports/docs")
+    validate_data(raw, out, site, params.validate_data, params.base, params.extend_tokenizer)
+
+
 @pytest.mark.parametrize("kind", ["obo", "skos"])
 def test_an_imported_ontology_passes_validate_data_without_a_rejected_row(
     kind: str, tiny_project: Path, capsys: pytest.CaptureFixture[str]
@@ -51,7 +57,7 @@ def test_an_imported_ontology_passes_validate_data_without_a_rejected_row(
     assert import_sample(kind) == 0
     params = with_section(capsys.readouterr().out)
     assert params.validate_data.on_invalid == "fail"
-    validate_data(Path("data/raw"), Path("data/validate_data"), Path("reports/docs"), params.validate_data, params.base)
+    validate(params)
     report = read_json(Path("data/validate_data/report.json"))
     assert report["rejected"] == 0
     assert report["new_tokens"]["special"] == 2
@@ -69,7 +75,7 @@ def test_imported_assertions_pass_validate_data_without_a_rejected_row(
     Path("params.yaml").write_text(gate, encoding="utf-8")
     assert "benefit: relations.all.mrr" in printed
     params = with_section(printed)
-    validate_data(Path("data/raw"), Path("data/validate_data"), Path("reports/docs"), params.validate_data, params.base)
+    validate(params)
     assert read_json(Path("data/validate_data/report.json"))["new_tokens"] == {"special": 3}
 
 
