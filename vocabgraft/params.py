@@ -320,6 +320,7 @@ class TrainAdapterParams(Section):
 
     Attributes:
         batch_size: rows of a batch, those of all processes together.
+        group_by_length: batches of rows of like length, which pad less; not for `labelled_texts`.
         precision: `auto` is bfloat16 where the hardware multiplies it.
         checkpoint_every: steps between two checkpoints, from which a training that was killed goes on; None for none.
         launcher: of several processes; None is one.
@@ -336,6 +337,7 @@ class TrainAdapterParams(Section):
     rows_learning_rate: Positive
     warmup_ratio: Fraction = 0.1
     scale: Positive = 20.0
+    group_by_length: bool = False
     lora: LoraParams
     phases: list[PhaseParams] = []
     arguments: dict[str, Any] = {}

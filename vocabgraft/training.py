@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -296,6 +297,8 @@ def _arguments(
 ) -> Any:
     from sentence_transformers import SentenceTransformerTrainingArguments
 
+    from vocabgraft.batches import batches_of
+
     model, params = session.model, session.params
     epochs = phase.epochs or params.epochs
     rows_rate = phase.rows_learning_rate or params.rows_learning_rate
@@ -325,7 +328,7 @@ def _arguments(
         "lr_scheduler_type": "cosine",
         # Decay would pull rows towards zero that no batch mentions.
         "weight_decay": 0.0,
-        "batch_sampler": _batch_sampler(session.lessons),
+        "batch_sampler": partial(batches_of, by_length=params.group_by_length),
         "multi_dataset_batch_sampler": "proportional",
         "logging_steps": max(1, steps // POINTS_OF_CURVE),
         "eval_strategy": "epoch" if evaluated else "no",
@@ -367,17 +370,6 @@ def _best(params: TrainAdapterParams) -> dict[str, Any]:
         "metric_for_best_model": params.best_metric,
         "greater_is_better": not lower_is_better(params.best_metric),
     }
-
-
-def _batch_sampler(lessons: Sequence[Lesson]) -> Any:
-    from sentence_transformers.sentence_transformer.training_args import BatchSamplers
-
-    from vocabgraft.trainer import by_label_or_apart
-
-    if any(lesson.dataset.format == "labelled_texts" for lesson in lessons):
-        return by_label_or_apart
-    # A batch that holds the positive of another of its rows would teach that it is wrong.
-    return BatchSamplers.NO_DUPLICATES
 
 
 def _without_timings(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
