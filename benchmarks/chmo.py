@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 DEFAULT_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 Array = np.ndarray[Any, np.dtype[Any]]
 WORD = re.compile(r"[^\W\d_]{3,}")
-FIRST_SENTENCE = re.compile(r"(.+?[a-z)]\.) [A-Z]")
 LEAST_PIECES, LEAST_USES = 3, 4
 
 
@@ -36,12 +35,6 @@ class Concept:
     name: str
     definition: str
     synonyms: tuple[str, ...]
-
-    @property
-    def first_sentence(self) -> str:
-        """The definition's; the whole where it is one."""
-        found = FIRST_SENTENCE.match(self.definition)
-        return found.group(1) if found else self.definition
 
     @property
     def texts(self) -> list[str]:
