@@ -112,7 +112,7 @@ class _LookUp(torch.autograd.Function):
     """The row at each place, or the weight's at the id where the place is -1; the weight has no gradient.
 
     The way back is one pass that skips frozen positions. Left to autograd it goes through `where` and then adds every
-    position to some row, which is 0.6 of the time of both ways.
+    position to some row, and both ways take 1.5 times as long (64 x 16 ids, 30,522 x 384, one core).
     """
 
     @staticmethod
@@ -125,9 +125,9 @@ class _LookUp(torch.autograd.Function):
         return torch.where((places >= 0).unsqueeze(-1), trained, nn.functional.embedding(ids, weight))
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, torch.Tensor, None]:
         (places,) = ctx.saved_tensors
-        # Its padding index is the place that is left out; sums in the order of the positions, as embedding's own.
+        # -1 as the padding index leaves out the frozen positions.
         rows = torch.ops.aten.embedding_dense_backward(gradient.to(ctx.dtype), places, ctx.rows, -1, False)
         return None, None, rows, None
 
