@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainer
-from sentence_transformers.base.sampler import GroupByLabelBatchSampler, NoDuplicatesBatchSampler
+from sentence_transformers.base.sampler import (
+    DefaultBatchSampler,
+    GroupByLabelBatchSampler,
+    NoDuplicatesBatchSampler,
+)
 from transformers import TrainerCallback
 
 from vocabgraft.adapters import ROWS
@@ -17,6 +21,7 @@ from vocabgraft.checkpoints import WEIGHTS, PhaseCheckpoints, load_weights, save
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.loss_building import own_parameters
 from vocabgraft.params import EarlyStoppingParams
+from vocabgraft.training_data import COLUMNS_READ
 
 DIGEST = "trained.sha256"
 SHOWN_TEXTS = 3
@@ -338,13 +343,33 @@ def told_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(part in str(error) for part in OUT_OF_MEMORY)
 
 
-def by_label_or_apart(dataset: Any, batch_size: int, **options: Any) -> Any:
-    """The batch sampler of labelled texts, which puts several of each label into a batch; that of pairs for others."""
+def batches_of_columns(dataset: Any, batch_size: int, **options: Any) -> Any:
+    """The batch sampler of a dataset, by the columns that its loss reads.
+
+    A batch of labelled texts has several of each label. One of triples is drawn at random: their losses mask what is
+    true besides, and a batch in which no text comes twice could hold each relation only once. One of other rows has no
+    text twice, since the positive of another row would be taken for a negative.
+    """
     kinds = dataset.features
+    if set(COLUMNS_READ["triple"]) <= set(kinds):
+        return RandomBatches(dataset, batch_size=batch_size, **options)
     labelled = {"text", "label"} <= set(kinds) and str(getattr(kinds["label"], "dtype", "")).startswith("int")
     if labelled and batch_size >= 4 and batch_size % 2 == 0 and _has_two_groups(dataset["label"]):
         return GroupByLabelBatchSampler(dataset, batch_size=batch_size, **options)
     return NoDuplicatesBatchSampler(dataset, batch_size=batch_size, **options)
+
+
+class RandomBatches(DefaultBatchSampler):  # type: ignore[misc]
+    """Batches in a random order, kept in 4 bytes a row; torch's own sampler makes a list of it, of 40 bytes a row."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.generator is not None and self.seed is not None:
+            self.generator.manual_seed(self.seed + self.epoch)
+        rows = len(self.sampler)
+        number = torch.int32 if rows <= torch.iinfo(torch.int32).max else torch.int64
+        order = torch.randperm(rows, generator=self.generator, dtype=number)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield order[start : start + self.batch_size].tolist()
 
 
 def _has_two_groups(labels: Sequence[int]) -> bool:

@@ -303,6 +303,9 @@ def _arguments(
     only_rows = params.method == "tokens" and not custom_parameters(model) and not besides
     examples = sum(len(lesson.train) for lesson in session.lessons)
     steps = max(1, examples // params.batch_size) * epochs
+    # Fewer steps than the trainer is asked to log after would leave a curve without a point.
+    most = params.arguments.get("max_steps", -1)
+    steps = min(steps, most) if most > 0 else steps
     owned: dict[str, Any] = {
         # The best weights must outlive a kill too.
         "output_dir": str(checkpoints.best if checkpoints else session.scratch / "trainer"),
@@ -372,10 +375,12 @@ def _best(params: TrainAdapterParams) -> dict[str, Any]:
 def _batch_sampler(lessons: Sequence[Lesson]) -> Any:
     from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
-    from vocabgraft.trainer import by_label_or_apart
+    from vocabgraft.trainer import batches_of_columns
 
-    if any(lesson.dataset.format == "labelled_texts" for lesson in lessons):
-        return by_label_or_apart
+    if any(
+        lesson.dataset.format == "labelled_texts" or LOSSES[lesson.loss.name].reads == "triple" for lesson in lessons
+    ):
+        return batches_of_columns
     # A batch that holds the positive of another of its rows would teach that it is wrong.
     return BatchSamplers.NO_DUPLICATES
 
