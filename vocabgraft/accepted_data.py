@@ -1,5 +1,6 @@
 """Reading what `validate_data` accepted."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,8 @@ from vocabgraft.losses import Format
 from vocabgraft.params import COLUMNS, DEFAULT_TEMPLATE, MORE_NEGATIVES, RETRIEVAL_FORMATS, text_columns
 from vocabgraft.splits import Split
 from vocabgraft.vocabulary import NewToken, relation_token
+
+ROWS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,7 @@ class AcceptedDataset:
             raise VocabgraftError(
                 f"dataset {self.name}: a row of {self.format} is no pair; formats that are: {allowed}"
             )
-        columns = self.columns(split)
-        if self.format != "triples":
-            return list(zip(columns["anchor"], columns["positive"], strict=True))
-        return [
-            (self.question(head, relation), tail)
-            for head, relation, tail in zip(columns["head"], columns["relation"], columns["tail"], strict=True)
-        ]
+        return self._pairs(self.columns(split))
 
     def question(self, head: str, relation: str) -> str:
         """What a triple asks for its tail: the template with the head and the relation's token."""
@@ -65,17 +62,33 @@ class AcceptedDataset:
 
     def texts(self, split: Split) -> list[str]:
         """Every text of a split as a model reads it, column by column of a row; of triples as `pairs` has them."""
-        if self.format == "triples":
-            return [text for pair in self.pairs(split) for text in pair]
-        columns = self.columns(split)
-        names = [*text_columns(self.format), *(name for name in MORE_NEGATIVES if name in columns)]
-        return [text for row in zip(*(columns[name] for name in names), strict=True) for text in row]
+        return [text for block in self.text_blocks(split) for text in block]
+
+    def text_blocks(self, split: Split) -> Iterator[list[str]]:
+        """The texts of some rows after those of others, so that a file of any size fits into memory."""
+        with pq.ParquetFile(self.path(split)) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE):
+                yield self._texts(batch.to_pydict())
 
     def groups(self, split: Split) -> list[str]:
         """The group of each row: that of its column `group` where it has one, otherwise its first text."""
         columns = self.columns(split)
         own = columns[COLUMNS[self.format][0]]
         return [group or text for group, text in zip(columns.get("group", own), own, strict=True)]
+
+    def _pairs(self, columns: Mapping[str, list[Any]]) -> list[tuple[str, str]]:
+        if self.format != "triples":
+            return list(zip(columns["anchor"], columns["positive"], strict=True))
+        return [
+            (self.question(head, relation), tail)
+            for head, relation, tail in zip(columns["head"], columns["relation"], columns["tail"], strict=True)
+        ]
+
+    def _texts(self, columns: Mapping[str, list[Any]]) -> list[str]:
+        if self.format == "triples":
+            return [text for pair in self._pairs(columns) for text in pair]
+        names = [*text_columns(self.format), *(name for name in MORE_NEGATIVES if name in columns)]
+        return [text for row in zip(*(columns[name] for name in names), strict=True) for text in row]
 
 
 def read_datasets(folder: Path) -> list[AcceptedDataset]:

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import torch
 
 from vocabgraft.adapters import adapter_parameters
 from vocabgraft.artifacts import MANIFEST, digest_of, hash_files, new_folder, read_json, write_json
+from vocabgraft.constant_texts import ConstantTable
 from vocabgraft.custom_modules import custom_parameters
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.loss_building import own_parameters
@@ -30,8 +30,6 @@ CURVE = "curve.json"
 KEPT = 2
 STEP = re.compile(r"step-(\d{8})$")
 CONSTANTS = re.compile(r"(\d{8})-(\d+)-([0-9a-f]{16})\.safetensors$")
-
-Table = dict[bytes, torch.Tensor]
 
 
 @dataclass
@@ -49,7 +47,7 @@ class PhaseCheckpoints:
     folder: Path
     every: int
     rank: int = 0
-    table: Table = field(default_factory=dict)
+    table: ConstantTable = field(default_factory=ConstantTable)
     kept_of_table: int = 0
 
     @property
@@ -87,14 +85,14 @@ class PhaseCheckpoints:
         """Write what came into the table since the last time, under a name that holds its hash."""
         from safetensors.torch import save
 
-        new = dict(islice(self.table.items(), self.kept_of_table, None))
+        new = self.table.keys_from(self.kept_of_table)
         if not new:
             return
         data = save(
             {
                 "keys": torch.frombuffer(bytearray(b"".join(new)), dtype=torch.uint8),
                 "lengths": torch.tensor([len(key) for key in new]),
-                "embeddings": torch.stack(list(new.values())).cpu(),
+                "embeddings": self.table.take(new),
             }
         )
         folder = self.folder / "constants"
@@ -102,7 +100,7 @@ class PhaseCheckpoints:
         (folder / f"{step:08d}-{self.rank}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors").write_bytes(data)
         self.kept_of_table = len(self.table)
 
-    def take_table(self, step: int, device: torch.device) -> None:
+    def take_table(self, step: int) -> None:
         """Fill the table with what was kept up to `step`; a damaged part is computed again, which is no error."""
         for path in sorted((self.folder / "constants").glob("*.safetensors")):
             found = CONSTANTS.search(path.name)
@@ -112,7 +110,7 @@ class PhaseCheckpoints:
             if int(found[1]) > step or hashlib.sha256(data).hexdigest()[:16] != found[3]:
                 path.unlink()
                 continue
-            self.table.update(_read_table(data, device))
+            self.table.add(*_read_table(data))
         self.kept_of_table = len(self.table)
 
     def _steps(self) -> list[int]:
@@ -183,12 +181,10 @@ def _changing(model: "SentenceTransformer", losses: Mapping[str, torch.nn.Module
     return named | {f"loss.{name}": tensor for name, tensor in own_parameters(losses, model).items()}
 
 
-def _read_table(data: bytes, device: torch.device) -> Table:
+def _read_table(data: bytes) -> tuple[list[bytes], torch.Tensor]:
     from safetensors.torch import load
 
     stored = load(data)
-    keys, start, table = stored["keys"].numpy().tobytes(), 0, {}
-    for length, embedding in zip(stored["lengths"].tolist(), stored["embeddings"].to(device), strict=True):
-        table[keys[start : start + length]] = embedding
-        start += length
-    return table
+    joined, ends = stored["keys"].numpy().tobytes(), stored["lengths"].cumsum(0).tolist()
+    keys = [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return keys, stored["embeddings"]

@@ -1,9 +1,14 @@
 """Training rows only computes what they can change: every other text has an embedding that is a constant."""
 
+import hashlib
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -12,11 +17,60 @@ if TYPE_CHECKING:
 Features = dict[str, Any]
 # Rows of one forward pass are near in length; on a CPU, padding to the longest of 128 costs more than a second pass.
 ROWS_OF_A_PASS = 32
+# Of a table's file: 700,000 texts at a width of 384.
+MOST_BYTES = 2**30
+
+
+class ConstantTable:
+    """Embeddings by the keys of their texts, in the order in which they came, in a temporary file.
+
+    The process itself holds about 150 bytes a text. A full table takes no more: what came first is what comes often,
+    and to drop the oldest would drop each text of a long epoch before it comes again.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        """Start with no text."""
+        self.most_bytes, self.width = most_bytes, 0
+        self._places: dict[bytes, int] = {}
+        # Read and not mapped: of a full disk, writing to a mapped page makes a signal that ends the process untold.
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the table
+        weakref.finalize(self, self._file.close)
+
+    def __len__(self) -> int:
+        """How many texts it holds."""
+        return len(self._places)
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether it holds a text."""
+        return key in self._places
+
+    def add(self, keys: Sequence[bytes], embeddings: torch.Tensor) -> None:
+        """Keep the embeddings, (keys, width), of texts that it does not hold, as far as there is room."""
+        self.width = embeddings.shape[1]
+        row_bytes = self.width * np.dtype(np.float32).itemsize
+        room = max(0, self.most_bytes // row_bytes - len(self))
+        new = list({key: place for place, key in enumerate(keys) if key not in self}.items())[:room]
+        rows = embeddings[[place for _, place in new]].detach().float().cpu().numpy()
+        self._file.seek(len(self) * row_bytes)
+        self._file.write(rows.tobytes())
+        self._places.update({key: place for place, (key, _) in enumerate(new, start=len(self))})
+
+    def take(self, keys: Sequence[bytes]) -> torch.Tensor:
+        """The embeddings of texts that it holds: float32, (keys, width), on the CPU."""
+        rows = np.empty((len(keys), self.width), dtype=np.float32)
+        for key, row in zip(keys, rows, strict=True):
+            self._file.seek(self._places[key] * row.nbytes)
+            self._file.readinto(row.data)
+        return torch.from_numpy(rows)
+
+    def keys_from(self, start: int) -> list[bytes]:
+        """The keys in their order, without the first `start`."""
+        return list(islice(self._places, start, None))
 
 
 @contextmanager
 def constant_texts(
-    model: "SentenceTransformer", trained_ids: Sequence[int], table: dict[bytes, torch.Tensor] | None = None
+    model: "SentenceTransformer", trained_ids: Sequence[int], table: ConstantTable | None = None
 ) -> Iterator[None]:
     """Within the block, the model's forward takes the embedding of a text without a trained id from a table.
 
@@ -24,9 +78,10 @@ def constant_texts(
     is right only while nothing but the rows of `trained_ids` moves. The other texts of a batch are embedded as always,
     those of like length together. Only `sentence_embedding` is given back, so a loss that reads token embeddings or
     several layers does not work with it. A `table` that is given is filled, and what it holds already is taken.
+    Embeddings are given back in float32, in which a table holds every precision.
     """
     original = model.forward
-    table = {} if table is None else table
+    table = ConstantTable() if table is None else table
     trained_parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trained = torch.as_tensor(sorted(trained_ids), device=model.device)
 
@@ -81,25 +136,39 @@ def _constants(
     forward: Any,
     features: Features,
     places: torch.Tensor,
-    table: dict[bytes, torch.Tensor],
+    table: ConstantTable,
     options: dict[str, Any],
 ) -> Part:
     keys = [_key(features, place) for place in places.tolist()]
-    first = {key: place for key, place in zip(keys, places.tolist(), strict=True) if key not in table}
+    first: dict[bytes, int] = {}
+    for key, place in zip(keys, places.tolist(), strict=True):
+        if key not in table:
+            first.setdefault(key, place)
+    known = list(dict.fromkeys(key for key in keys if key not in first))
+    rows = [table.take(known).to(places.device)] if known else []
     if first:
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
-            missing = torch.zeros(len(features["input_ids"]), dtype=torch.bool, device=places.device)
-            missing[list(first.values())] = True
-            for chunk in _by_length(features["attention_mask"].bool(), missing):
-                embedded = forward(_rows(features, chunk), **options)["sentence_embedding"]
-                table.update(zip((_key(features, place) for place in chunk.tolist()), embedded, strict=True))
-        model.train(was_training)
-    width = model.get_embedding_dimension() or 0
+        rows.append(_computed(model, forward, features, list(first.values()), options))
+        table.add(list(first), rows[-1])
     if not keys:
-        return places, torch.zeros(0, width, device=places.device)
-    return places, torch.stack([table[key] for key in keys])
+        return places, torch.zeros(0, model.get_embedding_dimension() or 0, device=places.device)
+    row_of = {key: row for row, key in enumerate([*known, *first])}
+    return places, torch.cat(rows)[[row_of[key] for key in keys]]
+
+
+def _computed(
+    model: "SentenceTransformer", forward: Any, features: Features, places: Sequence[int], options: dict[str, Any]
+) -> torch.Tensor:
+    """Float32 embeddings of the texts at these places, lowest first, in evaluation mode and without a gradient."""
+    mask = features["attention_mask"].bool()
+    wanted = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+    wanted[list(places)] = True
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        parts = [_embed(forward, features, chunk, options) for chunk in _by_length(mask, wanted)]
+    model.train(was_training)
+    in_order = torch.cat([part[0] for part in parts]).argsort()
+    return torch.cat([part[1] for part in parts])[in_order].float()
 
 
 def _by_length(mask: torch.Tensor, chosen: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -126,10 +195,11 @@ def _rows(features: Features, places: torch.Tensor) -> Features:
 
 
 def _key(features: Features, place: int) -> bytes:
-    """What tells a text from another: its ids, and what is said of the whole batch (its prompt, its route)."""
+    """A hash of what tells a text from another: its ids, and what is said of the batch (its prompt, its route)."""
     ids = features["input_ids"][place][features["attention_mask"][place].bool()]
     said = {name: value for name, value in features.items() if not _is_by_row(value, len(features["input_ids"]))}
-    return bytes(ids.cpu().numpy().tobytes()) + repr(sorted(said.items())).encode()
+    told = ids.cpu().numpy().tobytes() + repr(sorted(said.items())).encode()
+    return hashlib.blake2b(told, digest_size=16).digest()
 
 
 def _is_by_row(value: Any, rows: int) -> bool:

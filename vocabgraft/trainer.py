@@ -220,7 +220,7 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
                 {name: torch.tensor(value, device=self.args.device) for name, value in of.items()}
             )
         self.checkpointed = self.state.global_step
-        self.checkpoints.take_table(self.state.global_step, self.args.device)
+        self.checkpoints.take_table(self.state.global_step)
 
     def learning_rates(self) -> dict[str, float]:
         """The rate of the rows and that of the rest, where both are trained."""

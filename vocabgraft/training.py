@@ -306,6 +306,9 @@ def _arguments(
     only_rows = params.method == "tokens" and not custom_parameters(model) and not besides
     examples = sum(len(lesson.train) for lesson in session.lessons)
     steps = max(1, examples // params.batch_size) * epochs
+    # Fewer steps than the trainer is asked to log after would leave a curve without a point.
+    most = params.arguments.get("max_steps", -1)
+    steps = min(steps, most) if most > 0 else steps
     owned: dict[str, Any] = {
         # The best weights must outlive a kill too.
         "output_dir": str(checkpoints.best if checkpoints else session.scratch / "trainer"),

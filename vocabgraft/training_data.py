@@ -120,7 +120,11 @@ def _as_scores(batch: Batch) -> Batch:
 
 def ids_without_text(tokenizer: Any, datasets: Sequence[AcceptedDataset], ids: Sequence[int]) -> list[int]:
     """Those of `ids` that no text of a train split holds; training cannot move their rows."""
-    texts = list(dict.fromkeys(text for dataset in datasets for text in dataset.texts("train")))
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-    held = {token for text in encoded for token in text}
-    return [token for token in ids if token not in held]
+    lacking = set(ids)
+    for dataset in datasets:
+        for block in dataset.text_blocks("train"):
+            encoded = tokenizer(list(dict.fromkeys(block)), add_special_tokens=False, verbose=False)["input_ids"]
+            lacking.difference_update(token for text in encoded for token in text)
+            if not lacking:
+                return []
+    return [token for token in ids if token in lacking]

@@ -1,10 +1,14 @@
 """Texts without a trained token are embedded once while rows are trained."""
 
+import tracemalloc
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.vocabgraft.conftest import Graft, load
-from vocabgraft.constant_texts import constant_texts
+from vocabgraft.constant_texts import ConstantTable, constant_texts
 
 TEXTS = [
     "a dog",
@@ -97,3 +101,52 @@ def test_a_batch_without_a_trained_token_can_be_differentiated_and_moves_nothing
         assert weight.grad is None or not weight.grad.any()
         with torch.no_grad():
             assert not embed(graft, model, ["a dog"]).requires_grad
+
+
+def test_a_full_table_takes_no_more_and_the_embeddings_are_right(graft: Graft, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(graft.resized)
+    expected = embed(graft, model, TEXTS)
+    seen: list[int] = []
+    model[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0]["input_ids"])))
+    table = ConstantTable(most_bytes=4 * 32)
+    with constant_texts(model, graft.new_ids, table):
+        for _ in range(3):
+            torch.testing.assert_close(embed(graft, model, TEXTS), expected, atol=1e-6, rtol=0)
+    assert len(table) == 1
+    # Three texts hold a new token, and of the two that do not one finds no room.
+    assert sum(seen) == 3 * 3 + 2 + 1 + 1
+
+
+@given(st.lists(st.lists(st.integers(0, 30), max_size=12), max_size=8), st.integers(0, 20), st.integers(1, 4))
+def test_a_table_gives_back_what_came_first(added: list[list[int]], room: int, width: int) -> None:
+    table, expected = ConstantTable(most_bytes=4 * width * room), dict[bytes, list[float]]()
+    for number, names in enumerate(added):
+        keys = [bytes([name]) for name in names]
+        rows = torch.arange(len(keys) * width, dtype=torch.float32).reshape(len(keys), width) + 1000 * number
+        table.add(keys, rows)
+        for key, row in zip(reversed(keys), reversed(rows.tolist()), strict=True):
+            # Of a key that comes twice in one call, either row would do; the last is taken.
+            if key not in expected:
+                expected[key] = row
+    kept = table.keys_from(0)
+    assert kept == list(dict.fromkeys(bytes([name]) for names in added for name in names))[:room]
+    assert len(table) == len(kept)
+    assert table.take(kept).tolist() == [expected[key] for key in kept]
+    assert table.keys_from(2) == kept[2:]
+    assert all(key in table for key in kept)
+
+
+def test_a_table_holds_bfloat16_as_it_is_and_little_in_memory() -> None:
+    table = ConstantTable()
+    rows = torch.randn(2, 8, dtype=torch.bfloat16)
+    table.add([b"a", b"b"], rows)
+    assert torch.equal(table.take([b"b", b"a"]), rows[[1, 0]].float())
+    tracemalloc.start()
+    try:
+        for start in range(0, 20_000, 1_000):
+            keys = [number.to_bytes(16, "big") for number in range(start, start + 1_000)]
+            table.add(keys, torch.zeros(1_000, 8))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 200 * 20_000

@@ -12,7 +12,7 @@ from tests.vocabgraft.conftest import Graft, WriteDataset, load, rows_of, train_
 from vocabgraft.accepted_data import AcceptedDataset
 from vocabgraft.adapters import add_adapter, train_only
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.loss_building import WeightedLoss, build_loss, load_guides, own_parameters
+from vocabgraft.loss_building import Entities, WeightedLoss, build_loss, load_guides, own_parameters
 from vocabgraft.losses import (
     DEFAULT_LOSS,
     FORMATS,
@@ -317,6 +317,15 @@ def test_datasets_of_all_formats_are_trained_at_once_each_with_its_loss(
         next(p for n, p in model.named_parameters() if "trainable_tokens_delta" in n),
         rows_of(load(graft.resized))[graft.new_ids],
     )
+
+
+def test_entities_are_each_text_of_heads_and_tails_once_in_order(write_dataset: WriteDataset, tmp_path: Path) -> None:
+    given = [("dog", "IsA", "animal"), ("Éclair", "IsA", "food"), ("animal", "IsA", "dog"), ("a", "IsA", "zoë")]
+    dataset = write_dataset("own", "triples", ("head", "relation", "tail"), train=given)
+    data = load_rows(dataset, "train", LOSSES["TranslationRankingLoss"], tmp_path / "cache")
+    found = Entities(data)
+    assert list(found) == sorted({"dog", "animal", "Éclair", "food", "a", "zoë"})
+    assert (len(found), found[1]) == (6, "animal")
 
 
 def test_noise_takes_words_out_and_leaves_one(write_dataset: WriteDataset, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import torch
 from tests.vocabgraft.conftest import Graft, WriteDataset, load, rows_of, train_params
 from vocabgraft.accepted_data import AcceptedDataset
 from vocabgraft.adapters import adapter_parameters
+from vocabgraft.batches import RandomBatches
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.losses import LOSSES
+from vocabgraft.objectives import TranslationLoss
 from vocabgraft.params import DatasetParams
 from vocabgraft.training import TrainingResult, train_adapter
 from vocabgraft.training_data import ids_without_text, load_rows
@@ -158,6 +160,49 @@ def test_pairs_and_triples_are_read_as_anchor_and_positive(datasets: list[Accept
     assert relations[0] == {"anchor": "big dog <|IsA|>", "positive": "big animal"}
     assert list(zip(terms["anchor"], terms["positive"], strict=True)) == datasets[0].pairs("train")
     assert list(zip(relations["anchor"], relations["positive"], strict=True)) == datasets[1].pairs("train")
+
+
+def test_triples_of_one_relation_come_in_whole_batches(
+    graft: Graft, datasets: list[AcceptedDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = {"name": "TranslationLoss"}
+    given = {"name": "relations", "format": "triples", "files": {"train": "-"}, "loss": loss}
+    sizes: list[int] = []
+    own = TranslationLoss.forward
+
+    def forward(self: TranslationLoss, columns: Any, labels: Any = None) -> torch.Tensor:
+        sizes.append(len(columns[0]["input_ids"]))
+        return own(self, columns, labels)
+
+    monkeypatch.setattr(TranslationLoss, "forward", forward)
+    params = train_params(batch_size=4, epochs=2)
+    settings = [DatasetParams.model_validate(given)]
+    train_adapter(load(graft.resized), datasets[1:], graft.new_ids, params, 3, settings)
+    assert sizes == [4, 4] * 2
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_random_batches_hold_every_row_once_in_an_order_of_seed_and_epoch(drop_last: bool) -> None:
+    def drawn(seed: int, epoch: int) -> list[list[int]]:
+        batches = RandomBatches(range(103), 10, drop_last, generator=torch.Generator(), seed=seed)
+        batches.set_epoch(epoch)
+        assert len(batches) == len(list(batches))
+        return list(batches)
+
+    found = drawn(3, 1)
+    rows = [row for batch in found for row in batch]
+    assert len(rows) == len(set(rows)) == (100 if drop_last else 103)
+    assert set(rows) <= set(range(103))
+    assert {len(batch) for batch in found[:10]} == {10}
+    assert found == drawn(3, 1)
+    assert found not in (drawn(4, 1), drawn(3, 2), [sorted(batch) for batch in found])
+
+
+def test_a_training_of_few_steps_over_many_rows_has_a_curve(graft: Graft, write_dataset: WriteDataset) -> None:
+    pairs = [(f"{head} nephrolith {number}", f"{head} {number} stone") for head in HEADS for number in range(40)]
+    dataset = write_dataset("terms", "pairs", ("anchor", "positive"), train=pairs)
+    _, result = train(graft, [dataset], batch_size=2, arguments={"max_steps": 2})
+    assert [entry["step"] for entry in result.curve if "loss" in entry] == [1, 2]
 
 
 def test_tokens_that_no_training_text_holds_are_told_apart(graft: Graft, write_dataset: WriteDataset) -> None:
