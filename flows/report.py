@@ -85,13 +85,14 @@ def gather(stages: Sequence[Stage], root: Path) -> Gathered:
     }
     if parts["rejected"].content is None and (rows := _of_a_failed_validation(root, run)):
         parts["rejected"] = rows
-    parts["speed"] = _speed(root) if parts["metrics"].content else Found()
+    parts["speed"] = _speed(root, now.get("merge_adapter")) if parts["metrics"].content else Found()
     return Gathered(run, parts, _registration(run, folders, root), changed, _docs(root, run))
 
 
-def _speed(root: Path) -> Found:
-    """Texts a second, which lie outside of the stages' outputs."""
-    return Found(read_json(root / SPEED)) if (root / SPEED).is_file() else Found()
+def _speed(root: Path, merged: str | None) -> Found:
+    """Texts a second, which lie outside of the stages' outputs; of the present model alone."""
+    speed = read_json(root / SPEED) if (root / SPEED).is_file() else None
+    return Found(speed if speed and speed.get("merged_digest") == merged else None)
 
 
 def _found(folder: Path | None, stage: str, file: str, run: Mapping[str, Any] | None) -> Found:

@@ -4,16 +4,15 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
-METRICS = {"mrr": "MRR", "link_mrr": "link prediction MRR", "spearman": "Spearman's \N{GREEK SMALL LETTER RHO}"}
+METRICS = {"mrr": "MRR", "ndcg": "nDCG", "map": "MAP", "spearman": "Spearman's \N{GREEK SMALL LETTER RHO}"}
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 def metric_name(metric: str) -> str:
-    """A metric as a reader knows it."""
-    if metric.startswith(("recall@", "ndcg@", "hits@", "map@")):
-        name, _, place = metric.partition("@")
-        return f"{'nDCG' if name == 'ndcg' else capital(name)}@{place}"
-    return METRICS.get(metric, metric.replace("_", " "))
+    """A metric as a reader knows it: `link_hits@10` is Hits@10 of link prediction."""
+    name, separator, place = metric.removeprefix("link_").partition("@")
+    told = METRICS.get(name, capital(name.replace("_", " "))) + separator + place
+    return f"{told} of link prediction" if metric.startswith("link_") else told
 
 
 def figure(value: float | None, digits: int = 2) -> str:

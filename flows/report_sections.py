@@ -10,7 +10,7 @@ from flows.report_numbers import capital, counted, figure, metric_name, number, 
 
 SUBSETS = {"new_word": "with a new word", "no_new_word": "without a new word", "all": "all"}
 KINDS = {"word": "word", "symbol": "symbol", "special": "special token"}
-COUNTS = ("queries", "pairs", "triples", "items", "texts", "groups")
+COUNTS = ("queries", "pairs", "triples", "items", "texts", "groups")  # in an order of preference
 # Far more would make a page that no browser scrolls well; the files hold all.
 SHOWN_TOKENS, SHOWN_ROWS, SHOWN_OLD_ROWS, SHOWN_NEW_ROWS = 500, 100, 2000, 400
 JUDGED = ("low", "high", "p_value", "verdict")
@@ -98,7 +98,7 @@ def _measured(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (dataset, subset, metric)
         for dataset, subsets in metrics["merged"].items()
         if isinstance(subsets, dict) and dataset != "retention"
-        for subset in sorted(subsets, key=list(SUBSETS).index)
+        for subset in sorted(subsets, key=lambda name: [*SUBSETS, name].index(name))
         for metric in sorted(subsets[subset], key=lambda name: name != "mrr")
         if metric not in COUNTS
     ]
@@ -109,16 +109,18 @@ def _row(metrics: Mapping[str, Any], dataset: str, subset: str, metric: str) -> 
     figures = {model: metrics.get(model, {}).get(dataset, {}).get(subset, {}).get(metric) for model in models}
     counts = metrics["merged"][dataset][subset]
     measured_on = {name for name, found in metrics["merged"][dataset].items() if metric in found}
+    # What is found among the first ten follows the rank, so it is drawn only where there is nothing else.
+    plain = "@" not in metric or not any("@" not in name for name in counts.keys() - COUNTS)
     base, merged = figures["base"], figures["merged"]
     return {
         "key": f"{dataset}.{subset}.{metric}",
         "dataset": dataset,
-        "subset": SUBSETS[subset],
+        "subset": SUBSETS.get(subset, subset),
         "metric": metric_name(metric),
         "count": next((f"{counts[name]:,} {name}" for name in COUNTS if name in counts), ""),
         "gain": None if base is None or merged is None else merged - base,
-        # The parts say more than the whole, and what is found among the first ten follows the rank.
-        "drawn": "@" not in metric and (subset != "all" or measured_on == {"all"}),
+        # The parts say more than the whole.
+        "drawn": plain and (subset != "all" or measured_on == {"all"}),
         **figures,
     }
 
@@ -126,7 +128,7 @@ def _row(metrics: Mapping[str, Any], dataset: str, subset: str, metric: str) -> 
 def _benefit_lead(row: Mapping[str, Any] | None) -> str:
     if row is None or row["gain"] is None:
         return "No held-out item was measured."
-    lead = f"{capital(row['metric'])} of {row['dataset']} {row['subset']} went from {figure(row['base'])} to "
+    lead = f"{row['metric']} of {row['dataset']} {row['subset']} went from {figure(row['base'])} to "
     lead += f"{figure(row['merged'])} percent: {signed(row['gain'])} points"
     if row["low"] is not None:
         lead += f", with 95 % confidence between {signed(row['low'])} and {signed(row['high'])}"
@@ -142,7 +144,7 @@ def _benefit_lead(row: Mapping[str, Any] | None) -> str:
 def _gains_plot(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = ("base", "resized", "merged", "control", "gain", "low", "high")
     drawn = [
-        {"name": f"{row['dataset']}, {row['subset']}", "detail": f"{row['metric']}, {row['count']}"}
+        {"name": f"{row['dataset']}, {row['subset']}", "detail": ", ".join(filter(None, (row["metric"], row["count"])))}
         | {name: row[name] for name in names}
         for row in rows
     ]
@@ -166,7 +168,8 @@ def retention(gathered: Gathered) -> dict[str, Any]:
     ]
     view = {
         "absent": gathered.absences("retention"),
-        "rows": _retention_rows(pairs),
+        "rows": _retention_rows(pairs, moved.get("spearman", {})),
+        "intervals": bool(moved.get("spearman")),
         "groups": groups,
         "corpus": moved.get("corpus"),
         "neighbours_kept": moved.get("neighbours_kept"),
@@ -176,13 +179,13 @@ def retention(gathered: Gathered) -> dict[str, Any]:
     return view | ({"plot": ("drift", _drift_plot(groups))} if groups else {})
 
 
-def _retention_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _retention_rows(figures: Mapping[str, Mapping[str, Any]], judged: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for subset in (subset for subset in SUBSETS if subset in figures["merged"]):
         found = {model: figures[model].get(subset, {}).get("spearman") for model in figures}
         change = None if None in (found["base"], found["merged"]) else found["merged"] - found["base"]
-        pairs = figures["merged"][subset].get("pairs")
-        rows.append({"key": subset, "subset": SUBSETS[subset], "pairs": pairs, "change": change, **found})
+        row = {"key": subset, "subset": SUBSETS[subset], "pairs": figures["merged"][subset].get("pairs"), **found}
+        rows.append(row | {"change": change} | {name: judged.get(subset, {}).get(name) for name in JUDGED})
     return rows
 
 
@@ -209,6 +212,7 @@ def consistency(gathered: Gathered) -> dict[str, Any]:
         return {"absent": gathered.absences("checks")}
     entries = [
         {"group": "checks", "reason": "", "details": [], **check}
+        | {"limit": "" if check["limit"] == "none" else check["limit"]}
         | {"used": share_of_limit(check), "state": check["verdict"].replace(" ", "-")}
         for check in checks["checks"]
     ]

@@ -11,7 +11,7 @@ from typing import Any
 from flows.dag import Stage
 from flows.execution import Outcome, StageResult
 from flows.run_record import FlowRun
-from vocabgraft.artifacts import new_folder, write_json
+from vocabgraft.artifacts import MANIFEST, new_folder, read_json, write_json
 
 UPSTREAM = {
     "validate_data": (),
@@ -231,6 +231,9 @@ def drift() -> dict[str, Any]:
         },
         "neighbours_kept": 78.9,
         "valid_share": 32.0,
+        "spearman": {
+            "no_new_word": {"gain": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0, "verdict": "could be chance"}
+        },
         "problems": [],
     }
 
@@ -272,7 +275,9 @@ def write_beside(root: Path) -> None:
     """What lies in reports/ after a run: Data Docs and the speed."""
     (root / "reports" / "data_docs").mkdir(parents=True)
     (root / "reports" / "data_docs" / "index.html").write_text("<p>Data Docs</p>", encoding="utf-8")
-    speed = {"base_texts_per_second": 812.4, "merged_texts_per_second": 1010.9, "ratio": 1.244}
+    manifest = root / "made" / "merge_adapter" / MANIFEST
+    speed: dict[str, Any] = {"base_texts_per_second": 812.4, "merged_texts_per_second": 1010.9, "ratio": 1.244}
+    speed["merged_digest"] = read_json(manifest)["digest"] if manifest.is_file() else "none"
     write_json(root / "reports" / "speed.json", speed)
 
 

@@ -343,6 +343,34 @@ def test_problems_of_the_evaluation_are_told(tmp_path: Path) -> None:
     assert "all scores are 1" in page.text("benefit")
 
 
+def test_the_speed_of_another_model_is_not_shown(tmp_path: Path) -> None:
+    left = outputs()
+    made(tmp_path, flow_run(results()), left)
+    left["merge_adapter"]["config.json"] = {"another": True}
+    write_outputs(tmp_path, left)
+    write_run_record(flow_run(results()), tmp_path)
+    page = Page(render(gather(STAGES, tmp_path), no_plot))
+    assert "texts per second" not in page.text("") and "tokens per text" in page.text("")
+
+
+def test_a_check_that_could_not_run_has_no_figure_and_says_why(tmp_path: Path) -> None:
+    left = outputs()
+    entry = check("reload", "encodings", 0.0, "none", "failed", "could not run: KeyError: 'x'") | {"figure": None}
+    left["check_consistency"]["checks.json"]["checks"].append(entry)
+    said = made(tmp_path, flow_run(broken("check_consistency", "1 failed")), left).text("consistency")
+    assert "could not run: KeyError: 'x' \u2013 \u2013 \u2013 failed" in said
+
+
+def test_benchmarks_and_link_prediction_are_figures_like_others(tmp_path: Path) -> None:
+    left = outputs()
+    for place, figures in enumerate(left["evaluate_model"]["metrics.json"].values()):
+        figures["NFCorpus"] = {"all": {"main_score": 31.0 + place}}
+        figures["relations"]["all"]["link_hits@3"] = 12.0 + place
+    said = made(tmp_path, flow_run(results()), left).text("benefit")
+    assert "NFCorpus , all Main score 31.00" in said
+    assert "Hits@3 of link prediction" in said
+
+
 def test_a_figure_that_could_not_be_measured_is_a_dash(tmp_path: Path) -> None:
     left = outputs()
     for model in ("base", "merged"):

@@ -35,7 +35,8 @@ def test_names_are_those_that_readers_know() -> None:
     assert metric_name("mrr") == "MRR"
     assert metric_name("recall@10") == "Recall@10"
     assert metric_name("ndcg@10") == "nDCG@10"
-    assert metric_name("own_metric") == "own metric"
+    assert metric_name("link_hits@3") == "Hits@3 of link prediction"
+    assert metric_name("own_metric") == "Own metric"
     assert [counted(1, "word"), counted(1117, "word")] == ["1 word", "1,117 words"]
     assert listed(["a"]) == "a" and listed(["a", "b", "c"]) == "a, b and c"
     assert moment("2026-01-02T03:04:05+00:00") == "2026-01-02 03:04 UTC"
