@@ -3,11 +3,11 @@
 import json
 import logging
 import os
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks import _git
 from tasks._registry import (
     CHALLENGER,
     CHAMPION,
@@ -219,21 +219,12 @@ def _gain_gate(name: str, gain: float | None, least: float, strict: bool) -> Gat
 
 def _lineage(base_identity: Path) -> dict[str, str]:
     base = read_json(require_artifact(base_identity))
-    changed = [line for line in _git("status", "--porcelain").splitlines() if not line.endswith("dvc.lock")]
     return {
         "base": base["model"],
         "base_sha256": base["sha256"],
-        "git_commit": _git("rev-parse", "HEAD") or "none",
-        "git_dirty": str(bool(changed)).lower(),
+        "git_commit": _git.commit() or "none",
+        "git_dirty": str(_git.has_changes()).lower(),
     }
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 if __name__ == "__main__":

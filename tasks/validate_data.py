@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+REJECTED_ROWS = "rejected.csv"
 SHOWN_ROWS = 10
 # Above this share of the base's own vocabulary, new rows need far more text than a vocabulary usually comes with.
 LARGE_VOCABULARY = 0.03
@@ -102,7 +103,7 @@ def validate_data(
     with new_folder(out) as work:
         write_json(work / "base.json", identity.as_json())
         _write_accepted(work, accepted, params)
-        _rejected_rows(rejections, tables).to_csv(work / "rejected.csv", index=False)
+        _rejected_rows(rejections, tables).to_csv(work / REJECTED_ROWS, index=False)
         write_json(work / "report.json", _report(accepted, rejections, warnings, params))
 
 
@@ -126,6 +127,8 @@ def _refuse_or_quarantine(
     if not rejections:
         return
     rows = _rejected_rows(rejections, tables)
+    # Beside the Data Docs too, since a refusal leaves no output and its message shows the first rows alone.
+    rows.to_csv(site / REJECTED_ROWS, index=False)
     if params.on_invalid == "fail" or fatal:
         shown = "\n".join(_line(row) for row in rows.head(SHOWN_ROWS).to_dict("records"))
         # A quarantine takes out rows, which mends nothing that is wrong with a whole file.

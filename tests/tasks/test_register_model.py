@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks._registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, find_by_alias
+from tasks._registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, find_by_alias, log_report
 from tasks._stage import run_stage
 from tasks.register_model import RECORD, model_digest, register_model
 from tests.conftest import ROOT
@@ -293,3 +293,23 @@ def test_a_run_holds_figures_parameters_and_curve(make: Make) -> None:
     assert run.data.params["train_adapter.epochs"] == "2"
     assert [point.value for point in client.get_metric_history(run.info.run_id, "train/loss")] == [2.0]
     assert version.tags["base"] == "package:base/model"
+
+
+def test_a_report_becomes_an_artifact_of_the_versions_run_and_a_later_one_takes_its_place(
+    make: Make, tmp_path: Path
+) -> None:
+    made = make("first")
+    made.register()
+    client = connect()
+    run_id = client.get_model_version(made.name, "1").run_id
+    path = tmp_path / "report.html"
+    for content in ("of one run", "of the next"):
+        path.write_text(content, encoding="utf-8")
+        log_report(client, made.name, 1, path)
+        assert Path(client.download_artifacts(run_id, "report.html")).read_text(encoding="utf-8") == content
+
+
+def test_a_report_for_a_version_that_is_not_there_is_a_clear_error(make: Make, tmp_path: Path) -> None:
+    made = make("first")
+    with pytest.raises(VocabgraftError, match="version 7"):
+        log_report(connect(), made.name, 7, tmp_path / "report.html")
