@@ -24,7 +24,6 @@ from vocabgraft.training_data import ids_without_text
 
 # Outside of data/, since DVC deletes a stage's output before it runs.
 CHECKPOINTS = Path(".checkpoints/train_adapter")
-A_TEXT = "any text goes through every layer that an adapter may wrap"
 CURVE_PLOT = Path("reports/training_curve.svg")
 
 
@@ -63,7 +62,7 @@ def train_adapter(
         with new_folder(out) as work:
             save_model(model, work, adapter_base=resized.as_posix())
             if params.method in PEFT_METHODS:
-                require_reload(model, work, [A_TEXT, *(token.text for token in new_tokens)])
+                require_reload(model, work, [token.text for token in new_tokens])
             write_json(work / "curve.json", _curve(result.curve))
             write_json(work / "report.json", _report(result, params, without_text))
         shutil.rmtree(checkpoints, ignore_errors=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vocabgraft.base_model import load_model
-from vocabgraft.custom_modules import custom_parameters, load_custom_modules
+from vocabgraft.custom_modules import custom_parameters, has_heads, load_custom_modules
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.params import PEFT_METHODS, ROW_METHODS, LoraParams, Method, PeftParams
 from vocabgraft.peft_methods import FIXED
@@ -25,6 +25,8 @@ ROWS_PATTERN = r"trainable_tokens_delta"
 CONFIG = "adapter_config.json"
 # Of an encoding, an adapter as it was trained against the same one loaded, both on a CPU: every method gave 0.
 RELOAD_TOLERANCE = 1e-5
+# Any text goes through every layer that may be trained.
+A_TEXT = "a text"
 
 
 def add_adapter(
@@ -159,25 +161,50 @@ def train_only(model: "SentenceTransformer", part: Part) -> int:
     """Let only a part of what may be trained move; return how many numbers that is.
 
     Custom modules belong to the part `adapter`. PEFT freezes the transformer alone, so everything else is frozen here:
-    a base may have layers of its own after it.
+    a base may have layers of its own after it. So is what no embedding depends on, such as the pooler of a BERT whose
+    tokens are pooled here: several processes would wait for its gradients.
 
     Raises:
         VocabgraftError: when there is no such part.
     """
-    trained = 0
-    parameters = trainable_parameters(model)
+    chosen = [
+        parameter
+        for name, parameter in trainable_parameters(model).items()
+        if part == "all" or (part == "rows") == bool(ROWS.search(name))
+    ]
     model.requires_grad_(False)
-    for name, parameter in parameters.items():
-        is_row = bool(ROWS.search(name))
-        parameter.requires_grad_(part == "all" or (part == "rows") == is_row)
-        trained += parameter.numel() if parameter.requires_grad else 0
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    if chosen:
+        _freeze_unused(model, chosen)
+    trained = sum(parameter.numel() for parameter in chosen if parameter.requires_grad)
     if not trained:
         raise VocabgraftError(f"the adapter has nothing to train for the part '{part}'")
     return trained
 
 
+def _freeze_unused(model: "SentenceTransformer", parameters: Sequence[torch.nn.Parameter]) -> None:
+    was_training = model.training
+    model.eval()
+    used: set[int] = set()
+    for options in ({"task": "query"}, {"task": "document"}) if has_heads(model) else ({},):
+        features = {name: _on(model.device, value) for name, value in model.preprocess([A_TEXT]).items()}
+        embedding = model(features, **options)["sentence_embedding"]
+        gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
+        used |= {place for place, gradient in enumerate(gradients) if gradient is not None}
+    for place, parameter in enumerate(parameters):
+        parameter.requires_grad_(place in used)
+    model.train(was_training)
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
 def require_reload(trained: "SentenceTransformer", saved: Path, texts: Sequence[str]) -> None:
     """Refuse a saved adapter that is not, when it is loaded, what was trained (`trained` is moved to the CPU).
+
+    Texts that hold the new tokens show their rows.
 
     A loader that misses weights only logs it, and a method that computes its start from the base may come to another
     one when it is loaded; neither is seen in comparing an adapter with its merge, which are both loaded.
@@ -186,7 +213,7 @@ def require_reload(trained: "SentenceTransformer", saved: Path, texts: Sequence[
         VocabgraftError: with the largest difference of an encoding.
     """
     loaded = load_model(saved, device="cpu", own_modules=True)
-    before, after = (model.encode(list(texts), show_progress_bar=False) for model in (trained.to("cpu"), loaded))
+    before, after = (model.encode([A_TEXT, *texts], show_progress_bar=False) for model in (trained.to("cpu"), loaded))
     difference = float(np.abs(before - after).max())
     # A figure that is not a number compares false, and so is refused.
     if not difference <= RELOAD_TOLERANCE:

@@ -5,7 +5,7 @@ encodings, and its training needs nothing but gradients. tests/vocabgraft/test_p
 METHODS, and compares all tables with the installed library.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -127,9 +127,7 @@ REFUSED_FIELDS: dict[str, dict[str, str]] = {
         ),
         _STEPS,
     ),
-    "HRAConfig": {
-        "apply_GS": "its start holds every vector twice, of which Gram-Schmidt makes 0/0 or noise"
-    },
+    "HRAConfig": {"apply_GS": "its start holds every vector twice, of which Gram-Schmidt makes 0/0 or noise"},
     "LoraConfig": {
         "alora_invocation_tokens": "it is for generating text and cannot be merged",
         "arrow_config": "it routes each text among adapters that were trained before, so it cannot be merged",
@@ -198,6 +196,7 @@ def _check_start(value: Any) -> None:
     )
 
 
-def _near(name: str, names: Any) -> str:
-    found = get_close_matches(name, list(names), n=1)
-    return f" (do you mean {found[0]}?)" if found else ""
+def _near(name: str, names: Iterable[str]) -> str:
+    by_lower = {known.lower(): known for known in names}
+    found = get_close_matches(name.lower(), list(by_lower), n=1)
+    return f" (do you mean {by_lower[found[0]]}?)" if found else ""

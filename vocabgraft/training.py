@@ -207,6 +207,7 @@ def _train_phase(
         _run(trainer, params)
     trainer.require_best()
     _unwrap(losses, model)
+    _leave_autocast(model)
     return _without_timings(trainer.state.log_history)
 
 
@@ -222,6 +223,12 @@ def _unwrap(losses: Mapping[str, torch.nn.Module], model: "SentenceTransformer")
         for module in list(loss.modules()):
             if isinstance(getattr(module, "model", None), torch.nn.parallel.DistributedDataParallel):
                 module.model = model
+
+
+def _leave_autocast(model: "SentenceTransformer") -> None:
+    """Take out accelerate's wrapper for bfloat16, in which the model would go on encoding after its training."""
+    for name in ("forward", "_original_forward"):
+        model.__dict__.pop(name, None)
 
 
 def _run(trainer: Any, params: TrainAdapterParams) -> None:

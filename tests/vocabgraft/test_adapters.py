@@ -31,14 +31,27 @@ def test_only_the_adapter_can_be_trained(graft: Graft, method: Method) -> None:
     assert trainable == set(adapter_parameters(model))
 
 
-def test_without_an_adapter_every_weight_is_trained(graft: Graft) -> None:
+def test_without_an_adapter_every_weight_is_trained_that_an_embedding_depends_on(graft: Graft) -> None:
     model = load(graft.resized)
     add_adapter(model, "full", graft.new_ids, lora_params())
     model.requires_grad_(False)
-    assert train_only(model, "all") == sum(parameter.numel() for parameter in model.parameters())
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    count = train_only(model, "all")
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    unused = {name for name, _ in model.named_parameters() if ".pooler." in name}
+    assert len(unused) == 2
+    assert trained == {name for name, _ in model.named_parameters()} - unused
+    assert count == sum(parameter.numel() for name, parameter in model.named_parameters() if name in trained)
     assert adapter_parameters(model) == {}
     assert list(trainable_parameters(model)) == [name for name, _ in model.named_parameters()]
+
+
+def test_an_adapter_of_what_no_embedding_depends_on_is_frozen(graft: Graft) -> None:
+    model = load(graft.resized)
+    add_adapter(model, "lora", graft.new_ids, LoraParams(r=2, target_modules=["query", "dense"]))
+    train_only(model, "all")
+    frozen = {name for name in adapter_parameters(model) if not model.get_parameter(name).requires_grad}
+    assert {name.partition(".model.")[2].partition(".")[0] for name in frozen} <= {"pooler", ""}
+    assert len(frozen) == 2
 
 
 @pytest.mark.parametrize("method", METHODS)
