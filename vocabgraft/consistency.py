@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from vocabgraft.adapters import merge_adapter
+from vocabgraft.adapters import CONFIG, merged_model
 from vocabgraft.artifacts import read_json
 from vocabgraft.base_model import load_model
 from vocabgraft.custom_modules import custom_modules, custom_weight
 from vocabgraft.encoding import Embeddings, encode
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.params import CheckConsistencyParams, Method
+from vocabgraft.params import ROW_METHODS, CheckConsistencyParams, Method
 from vocabgraft.tokenizer import ExtendedToken, holds_new_token, normalised
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 PROBES = 256
+EVERYTHING = "none: this method trains every weight"
 Verdict = Literal["passed", "failed", "does not apply"]
 
 
@@ -86,11 +87,9 @@ def gather_evidence(
     Raises:
         VocabgraftError: when there is no probe of one of the two kinds.
     """
-    merged_model = load_model(merged, device="cpu", own_modules=True)
-    in_memory = load_model(resized, device="cpu", own_modules=True)
-    merge_adapter(in_memory, adapter)
+    on_disk = load_model(merged, device="cpu", own_modules=True)
     distinct = list(dict.fromkeys(texts))
-    held = holds_new_token(merged_model.tokenizer, distinct, [token.id for token in tokens])
+    held = holds_new_token(on_disk.tokenizer, distinct, [token.id for token in tokens])
     with_new = tuple(np.array(distinct, dtype=object)[held][:PROBES])
     without_new = tuple(np.array(distinct, dtype=object)[~held][:PROBES])
     if not with_new or not without_new:
@@ -102,9 +101,9 @@ def gather_evidence(
         base=load_model(base, device="cpu"),
         resized=load_model(resized, device="cpu", own_modules=True),
         adapter=load_model(adapter, device="cpu", own_modules=True),
-        merged=merged_model,
-        merged_in_memory=in_memory,
-        adapter_config=read_json(adapter / "adapter_config.json"),
+        merged=on_disk,
+        merged_in_memory=merged_model(resized, adapter),
+        adapter_config={} if method == "full" else read_json(adapter / CONFIG),
         without_training_text=_without_training_text(adapter / "report.json"),
         tokens=tuple(tokens),
         method=method,
@@ -130,7 +129,10 @@ def old_rows_resized(evidence: Evidence) -> Check:
 
 def old_rows_merged(evidence: Evidence) -> Check:
     """Rows of the base's own tokens after training and merging."""
-    return _equal_rows("old_rows_merged", "training left the base's own rows alone", evidence, evidence.merged)
+    protects = "training left the base's own rows alone"
+    if evidence.method == "full":
+        return _not_applicable("old_rows_merged", protects, EVERYTHING)
+    return _equal_rows("old_rows_merged", protects, evidence, evidence.merged)
 
 
 def new_rows_finite(evidence: Evidence) -> Check:
@@ -142,7 +144,7 @@ def new_rows_finite(evidence: Evidence) -> Check:
 def new_rows_trained(evidence: Evidence) -> Check:
     """New rows that training left where they started, those apart that no training text holds."""
     protects = "every new row with a training text was trained and reached the merged model"
-    if evidence.method == "lora":
+    if evidence.method not in (*ROW_METHODS, "full"):
         return _not_applicable("new_rows_trained", protects)
     trained = [token.id for token in evidence.tokens if token.text not in evidence.without_training_text]
     start, end = (_rows(model)[trained] for model in (evidence.resized, evidence.merged))
@@ -238,9 +240,12 @@ def trained_differs(evidence: Evidence) -> Check:
 
 def adapter_names_base(evidence: Evidence) -> Check:
     """Whether the adapter names its base by a path of this machine, or by none."""
+    protects = "the adapter names its base without an absolute path"
+    if evidence.method == "full":
+        return _not_applicable("adapter_names_base", protects, "none: this method has no adapter")
     named = str(evidence.adapter_config.get("base_model_name_or_path") or "")
     broken = not named or re.match(r"^(/|~|[A-Za-z]:)", named) is not None
-    return _at_most("adapter_names_base", "the adapter names its base without an absolute path", float(broken), 0)
+    return _at_most("adapter_names_base", protects, float(broken), 0)
 
 
 CHECKS: tuple[Callable[[Evidence], Check], ...] = (

@@ -18,6 +18,7 @@ from pydantic import (
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.evaluators import check_evaluator
 from vocabgraft.losses import DEFAULT_LOSS, Format, check_loss, check_method
+from vocabgraft.peft_methods import ROW_CLASSES, check_peft
 from vocabgraft.training_arguments import check_training_arguments
 
 PARAMS_FILE = Path("params.yaml")
@@ -35,7 +36,10 @@ RawFile = Annotated[str, AfterValidator(_inside_raw)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Method = Literal["tokens", "lora", "lora_and_tokens"]
+Method = Literal["tokens", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
+# These keep the rows of new tokens apart from the rest, so that phases and a learning rate of their own can move them.
+ROW_METHODS: tuple[Method, ...] = ("tokens", "lora_and_tokens", "peft_and_tokens")
+PEFT_METHODS: tuple[Method, ...] = ("peft", "peft_and_tokens")
 Place = Literal["before_pooling", "after_pooling"]
 Heuristic = Literal["random_normal", "vocabulary_mean", "subword_mean", "description_mean", "similar_tokens"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -285,6 +289,18 @@ class LoraParams(Section):
     target_modules: Annotated[list[str], Field(min_length=1)]
 
 
+class PeftParams(Section):
+    """A configuration class of peft by its name, and its fields (`vocabgraft.peft_methods`)."""
+
+    config: Annotated[str, StringConstraints(min_length=1)]
+    arguments: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _peft_has_it(self) -> Self:
+        check_peft(self.config, self.arguments)
+        return self
+
+
 class PhaseParams(Section):
     """One phase of training: which of the method's parameters move, and for how long."""
 
@@ -319,6 +335,12 @@ class TrainAdapterParams(Section):
     """What is trained, and how.
 
     Attributes:
+        method: `tokens` trains the rows of new tokens; `lora` and `peft` an adapter, and with `_and_tokens` the rows
+            too; `full` every weight of the model, with `learning_rate` alone, since rows are then part of a matrix.
+        learning_rate: of all that is not a row of a new token.
+        rows_learning_rate: of the rows, where the method keeps them apart.
+        lora: what `lora` and `lora_and_tokens` make.
+        peft: what `peft` and `peft_and_tokens` make.
         batch_size: rows of a batch, those of all processes together.
         group_by_length: batches of rows of like length, which pad less; not for `labelled_texts`.
         precision: `auto` is bfloat16 where the hardware multiplies it.
@@ -339,6 +361,7 @@ class TrainAdapterParams(Section):
     scale: Positive = 20.0
     group_by_length: bool = False
     lora: LoraParams
+    peft: PeftParams | None = None
     phases: list[PhaseParams] = []
     arguments: dict[str, Any] = {}
     evaluators: list[EvaluatorParams] = []
@@ -384,11 +407,49 @@ class TrainAdapterParams(Section):
         return self
 
     @model_validator(mode="after")
+    def _peft_is_given(self) -> Self:
+        if self.method not in PEFT_METHODS:
+            return self
+        if self.peft is None:
+            raise ValueError(
+                f"method is {self.method} and peft is not set; give a configuration class of peft, such as "
+                "{config: LoHaConfig, arguments: {r: 8, target_modules: [query, value]}}"
+            )
+        if self.method == "peft_and_tokens" and self.peft.config not in ROW_CLASSES:
+            raise ValueError(
+                f"method is peft_and_tokens, and {self.peft.config} cannot train rows of new tokens; "
+                f"{_rows_beside(self.peft)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _phases_fit_the_method(self) -> Self:
         for number, phase in enumerate(self.phases, start=1):
-            if phase.train == "rows" and self.method == "lora":
-                raise ValueError(f"phase {number} trains 'rows', which method 'lora' does not have")
+            if self.method == "full" and phase.train != "all":
+                raise ValueError(
+                    f"phase {number} trains '{phase.train}', and method 'full' trains every weight in each phase; "
+                    "allowed: all"
+                )
+            if self.method in ROW_METHODS:
+                continue
+            if phase.train == "rows":
+                hint = f"; {_rows_beside(self.peft)}" if self.peft and self.method == "peft" else ""
+                raise ValueError(f"phase {number} trains 'rows', which method '{self.method}' does not have{hint}")
+            if phase.rows_learning_rate is not None:
+                raise ValueError(
+                    f"phase {number} sets rows_learning_rate, and method '{self.method}' does not keep rows apart; "
+                    "set learning_rate"
+                )
         return self
+
+
+def _rows_beside(peft: PeftParams) -> str:
+    if peft.config in ROW_CLASSES:
+        return "method peft_and_tokens has them"
+    return (
+        f"of peft's classes {', '.join(ROW_CLASSES)} alone has trainable_token_indices: take it with method "
+        "peft_and_tokens, or train the rows in a run of their own (method: tokens) and take its model as base.model"
+    )
 
 
 class MergeAdapterParams(Section):
