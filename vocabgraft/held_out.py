@@ -152,6 +152,9 @@ def measure_links(
 ) -> list[Measurement]:
     """Filtered link prediction of the test triples among all entities, heads and tails of every split.
 
+    The entity that is asked about is no candidate: a question is nearest to its own head, so that no answer would ever
+    rank first.
+
     Args:
         dataset: triples.
         subjects: models.
@@ -172,6 +175,7 @@ def measure_links(
             groups=dataset.groups("test"),
             new_word=held,
             values={name: values[metric] for name, values in found.items()},
+            compared=metric == LINK_METRICS[0],
         )
         for metric in LINK_METRICS
     ]
@@ -244,7 +248,7 @@ def _question_ranks(subject: Subject, links: _Links) -> list[Array]:
 
     queries, candidates = subject.encode(links.questions, "query"), subject.encode(links.entities, "document")
     similarity: Any = subject.model.similarity_fn_name
-    return [rank_triples(queries, candidates, links.triples, links.known, "tail", similarity)]
+    return [rank_triples(queries, candidates, links.triples, links.known, "tail", similarity, leave_out_query=True)]
 
 
 def _translation_ranks(subject: Subject, links: _Links) -> list[Array]:
@@ -258,8 +262,8 @@ def _translation_ranks(subject: Subject, links: _Links) -> list[Array]:
     heads, relations, tails = links.triples.T
     near_tail, near_head = places[heads] + vectors[relations], places[tails] - vectors[relations]
     return [
-        rank_triples(near_tail, places, links.triples, links.known, "tail"),
-        rank_triples(near_head, places, links.triples, links.known, "head"),
+        rank_triples(near_tail, places, links.triples, links.known, "tail", leave_out_query=True),
+        rank_triples(near_head, places, links.triples, links.known, "head", leave_out_query=True),
     ]
 
 

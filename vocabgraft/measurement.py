@@ -31,6 +31,7 @@ class Measurement:
         answers: the other text of each item, where there is one.
         counted: what an item is called.
         main: whether its items are written down, one metric of a dataset.
+        compared: whether its gain is tested.
     """
 
     dataset: str
@@ -43,6 +44,7 @@ class Measurement:
     answers: Sequence[str] | None = None
     counted: Literal["queries", "pairs"] = "queries"
     main: bool = False
+    compared: bool = True
 
     def rows(self, subset: str) -> BoolArray:
         """The items of a subset."""
@@ -97,7 +99,7 @@ def figures_of(measurements: Sequence[Measurement]) -> dict[str, dict[str, dict[
 
 
 def compared_items(measurements: Sequence[Measurement], smoke_under: int, seed: int) -> list[dict[str, Any]]:
-    """Every defined gain of merged over base, with its interval, its test and its verdict."""
+    """Every defined gain of merged over base that is to be tested, with its interval, its test and its verdict."""
     return [
         {
             "dataset": entry.dataset,
@@ -108,6 +110,7 @@ def compared_items(measurements: Sequence[Measurement], smoke_under: int, seed: 
             **verdict_json(entry, comparison, subset, smoke_under),
         }
         for entry in measurements
+        if entry.compared
         for subset in SUBSETS
         if (comparison := entry.compare("base", "merged", subset, seed)) is not None
     ]

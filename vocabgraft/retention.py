@@ -31,8 +31,8 @@ def measure_drift(base: Subject, merged: Subject, corpus: Sequence[str], new_wor
 
     Returns:
         `corpus`: how many texts. `drift`, for texts without and with a new token: `texts`, and of the drift
-        (1 - cosine of a text's two embeddings) `mean`, `p99` (99th percentile) and `worst` (ten texts with their
-        cosines), and the two figures that follow for these texts alone. `neighbours_kept`: of the ten nearest
+        (1 - cosine of a text's two embeddings) `mean`, `p99` (99th percentile) and `worst` (ten texts that moved, with
+        their cosines), and the two figures that follow for these texts alone. `neighbours_kept`: of the ten nearest
         neighbours that a text has in the corpus, how many it keeps, in percent. `valid_share`: the texts whose stored
         vector is still what the model gives (within 1e-6), in percent. `problems`: what could not be measured, and why;
         the figure is None then.
@@ -49,7 +49,7 @@ def measure_drift(base: Subject, merged: Subject, corpus: Sequence[str], new_wor
         "drift": {name: _drift(corpus, rows, cosines, kept, valid) for name, rows in subsets.items()},
         "neighbours_kept": _percent(kept),
         "valid_share": _percent(valid),
-        "problems": _problems(len(corpus), subsets, base.width, merged.width),
+        "problems": _problems(len(corpus), subsets, before.shape[1], after.shape[1]),
     }
 
 
@@ -113,7 +113,8 @@ def _drift(
     if cosines is None or not rows.any():
         return {**figures, "mean": None, "p99": None, "worst": []}
     drift = 1 - cosines[rows]
-    order = [place for place in np.argsort(cosines, kind="stable").tolist() if rows[place]][:SHOWN_TEXTS]
+    moved = rows & (cosines < 1)
+    order = [place for place in np.argsort(cosines, kind="stable").tolist() if moved[place]][:SHOWN_TEXTS]
     worst = [{"text": corpus[place], "cosine": round(float(cosines[place]), 6)} for place in order]
     high = float(np.quantile(drift, 0.99))
     return {**figures, "mean": round(float(drift.mean()), 6), "p99": round(high, 6), "worst": worst}
