@@ -464,11 +464,45 @@ class CheckConsistencyParams(Section):
     min_change: Positive = 1e-4
 
 
+class TrainControlParams(Section):
+    """The control is trained as `train_adapter` says, where `evaluate_model.control` asks for it."""
+
+
+class BenchmarkParams(Section):
+    """A retrieval benchmark of the user's: its name in the figures and its folder inside `data/raw/`."""
+
+    name: Name
+    folder: RawFile
+    format: Literal["beir"] = "beir"
+
+
 class EvaluateModelParams(Section):
-    """How the held-out items are scored."""
+    """How the held-out items are scored.
+
+    Attributes:
+        batch_size: of the encoding.
+        recall_at: the k of recall@k.
+        smoke_under: figures of fewer items carry no claim.
+        reference_texts: of the corpus whose drift and neighbours are looked at, at most.
+        control: whether a control without new words is trained and scored too.
+        benchmarks: the user's own.
+        mteb_tasks: tasks of MTEB by name, with the extra `mteb`.
+    """
 
     batch_size: Count = 64
     recall_at: Count = 10
+    smoke_under: Annotated[int, Field(ge=0)] = 200
+    reference_texts: Count = 2000
+    control: bool = False
+    benchmarks: list[BenchmarkParams] = []
+    mteb_tasks: list[Annotated[str, StringConstraints(min_length=1)]] = []
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [*(entry.name for entry in self.benchmarks), *self.mteb_tasks]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"benchmarks share the name {', '.join(repeated)}; give each its own")
+        return self
 
 
 class GateParams(Section):
@@ -497,6 +531,7 @@ class Params(Section):
     resize_base: ResizeBaseParams
     train_adapter: TrainAdapterParams
     merge_adapter: MergeAdapterParams
+    train_control: TrainControlParams
     check_consistency: CheckConsistencyParams
     evaluate_model: EvaluateModelParams
     register_model: RegisterModelParams
@@ -538,15 +573,47 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _control_can_be_trained(self) -> Self:
+        for dataset in self.validate_data.datasets if self.evaluate_model.control else ():
+            loss = dataset.chosen_loss
+            try:
+                check_method(loss.name, loss.arguments, "lora")
+            except ValueError as error:
+                raise ValueError(
+                    f"evaluate_model.control trains LoRA with the losses of all datasets, and that of {dataset.name} "
+                    f"does not allow it: {error}; or set evaluate_model.control to false"
+                ) from error
+        return self
+
+    @model_validator(mode="after")
+    def _benchmarks_have_names_of_their_own(self) -> Self:
+        taken = {entry.name for entry in self.validate_data.datasets} | set(RESERVED_NAMES)
+        names = [*(entry.name for entry in self.evaluate_model.benchmarks), *self.evaluate_model.mteb_tasks]
+        if both := sorted(taken & set(names)):
+            raise ValueError(
+                f"evaluate_model has a benchmark named {', '.join(both)}, as a dataset or figure is; name it otherwise"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _benefit_is_measured(self) -> Self:
         dataset, _, metric = self.register_model.gates.benefit.split(".")
-        names = [entry.name for entry in self.validate_data.datasets if entry.format in RETRIEVAL_FORMATS]
-        if dataset not in names:
-            raise ValueError(f"register_model.gates.benefit names the dataset '{dataset}'; allowed: {', '.join(names)}")
-        metrics = ["mrr", f"recall@{self.evaluate_model.recall_at}"]
-        if metric not in metrics:
-            raise ValueError(f"register_model.gates.benefit names the metric '{metric}'; allowed: {', '.join(metrics)}")
+        measured = self._measured()
+        if dataset not in measured:
+            raise ValueError(
+                f"register_model.gates.benefit names the dataset '{dataset}'; allowed: {', '.join(measured)}"
+            )
+        if metric not in measured[dataset]:
+            raise ValueError(
+                f"register_model.gates.benefit names the metric '{metric}'; allowed: {', '.join(measured[dataset])}"
+            )
         return self
+
+    def _measured(self) -> dict[str, list[str]]:
+        """The metrics of each dataset whose items are scored one by one."""
+        retrieval = ["mrr", f"recall@{self.evaluate_model.recall_at}"]
+        metrics = dict.fromkeys(RETRIEVAL_FORMATS, retrieval) | {"scored_pairs": ["spearman"]}
+        return {entry.name: metrics[entry.format] for entry in self.validate_data.datasets if entry.format in metrics}
 
 
 def _check_evaluator(evaluator: EvaluatorParams, datasets: dict[str, DatasetParams]) -> None:
