@@ -456,12 +456,79 @@ class MergeAdapterParams(Section):
     """The merge has nothing to set."""
 
 
+# The names of `consistency.CHECKS`, which imports torch; a test holds the two together.
+CheckName = Literal[
+    "old_rows_resized",
+    "old_rows_adapter",
+    "old_rows_merged",
+    "new_rows_finite",
+    "new_row_norms",
+    "new_rows_apart",
+    "new_rows_trained",
+    "other_weights",
+    "segmentation",
+    "one_id_each",
+    "sizes_agree",
+    "tokenizers_equal",
+    "tokenizer_reload",
+    "special_tokens",
+    "artifacts_load",
+    "untouched_texts",
+    "reload",
+    "merged_as_adapter",
+    "adapter_switch",
+    "fresh_process",
+    "moved_folder",
+    "base_absent",
+    "one_at_a_time",
+    "padding",
+    "bfloat16",
+    "adapter_names_base",
+    "trained_differs",
+    "adapter_moved",
+    "description_cosine",
+    "description_place",
+    "descriptions_told_apart",
+    "relation_place",
+    "relations_told_apart",
+    "onnx_export",
+]
+
+
 class CheckConsistencyParams(Section):
-    """Limits of the checks."""
+    """Limits of the checks.
+
+    A difference of embeddings is that of their numbers relative to the embedding's length. A place is from 0 (first)
+    over 0.5 (chance) to 1 (last).
+
+    Attributes:
+        merged_tolerance: largest difference of the merged model from the adapter over the resized base.
+        float32_tolerance: largest difference between batches, paddings, processes and folders.
+        bfloat16_tolerance: largest cosine distance of bfloat16 from float32.
+        onnx_tolerance: largest difference of the ONNX export from torch.
+        min_change: least change by training of a text with a trained token.
+        max_norm_ratio: how far a new row's norm may leave the range of the old ones; 1 is the edge.
+        max_row_cosine: of two new rows.
+        min_description_cosine: of each new token to its description.
+        max_description_place: of each new token's own description among all.
+        max_relation_place: of each relation's token over its held-out triples, in the mean.
+        max_mean_place: of all descriptions, and of all held-out triples.
+        waived: checks that may fail or not run, each with its reason, which the report shows.
+    """
 
     batch_size: Count = 64
     merged_tolerance: Positive = 1e-5
+    float32_tolerance: Positive = 1e-6
+    bfloat16_tolerance: Positive = 2e-3
+    onnx_tolerance: Positive = 1e-4
     min_change: Positive = 1e-4
+    max_norm_ratio: Annotated[float, Field(ge=1)] = 1.0
+    max_row_cosine: Fraction = 0.99
+    min_description_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.1
+    max_description_place: Fraction = 0.5
+    max_relation_place: Fraction = 0.6
+    max_mean_place: Fraction = 0.4
+    waived: dict[CheckName, Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]] = {}
 
 
 class TrainControlParams(Section):
