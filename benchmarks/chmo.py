@@ -84,17 +84,19 @@ def load_chmo(data: Path, seed: int, validation: float = 0.1, test: float = 0.2)
     return Chmo(splits["train"], splits["validation"], splits["test"], [concept.name for concept in concepts])
 
 
-def new_words(chmo: Chmo, base: "Tokenizer") -> list[NewToken]:
-    """Words of the concepts trained on that the base reads in 3 or more pieces and at least 4 of their texts use."""
+def new_words(
+    chmo: Chmo, base: "Tokenizer", least_pieces: int = LEAST_PIECES, least_uses: int = LEAST_USES
+) -> list[NewToken]:
+    """Words of the concepts trained on that the base reads in so many pieces and that so many of their texts use."""
     uses = Counter(word for text in chmo.training_texts for word in {found.casefold() for found in WORD.findall(text)})
     # A word is one token in every casing and accent that the base folds.
-    folded = {normalised(base, word): word for word, count in sorted(uses.items()) if count >= LEAST_USES}
+    folded = {normalised(base, word): word for word, count in sorted(uses.items()) if count >= least_uses}
     often = sorted(folded.values())
     encodings = base.encode_batch(often, add_special_tokens=False)
     return [
         NewToken(word, "word", "")
         for word, encoding in zip(often, encodings, strict=True)
-        if len(encoding.ids) >= LEAST_PIECES
+        if len(encoding.ids) >= least_pieces
     ]
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from rich.console import Console
 
 from flows.dag import Planned, Stage, changes, plan, read_dag, restore_lock_order
 from flows.execution import Outcome, StageResult, reproduce
+from flows.publishing import REGISTERING_STAGE, publish
+from flows.report import REGISTRATION_RECORD, REPORT
+from flows.run_record import FlowRun
 from flows.settings import edit_params
 from flows.summary import markdown, model_summary, stage_table
 from tasks._stage import switch_telemetry_off
@@ -24,16 +28,23 @@ from vocabgraft.base_model import REGISTRY_PREFIX
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.params import PARAMS_FILE, load_params
 
-REGISTRATION_RECORD = Path("reports/registration.json")
-REGISTERING_STAGE = "register_model"
+DVC_FILE = Path("dvc.yaml")
+# All stages are done and the model is where it belongs, but nobody can read about it.
+NO_REPORT = 3
 IDENTIFYING_STAGE = "validate_data"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """The command line.
+
+    Returns:
+        The exit code: 0; 1 when a stage failed or none could start; 3 when all stages are done but their report is not.
+    """
     options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     switch_telemetry_off()
+    started = datetime.now(UTC)
+    stages: list[Stage] = []
     try:
         if options.set:
             console.print(edit_params(PARAMS_FILE, options.set) or "params.yaml has these values already", markup=False)
@@ -43,16 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.plan:
             _print_plan(planned, console)
             return 0
-        results = _run_under_prefect(planned, [stage.name for stage in stages], options)
+        results, told = _run_under_prefect(planned, stages, started, options)
     except VocabgraftError as error:
         print(f"build_model: {error}", file=sys.stderr)
+        if not options.plan and DVC_FILE.is_file():
+            publish(FlowRun(started, stages, [], failure=str(error)), Path())
         return 1
     console.print(stage_table(results))
-    if not all(result.outcome.succeeded for result in results):
-        return 1
-    if any(stage.name == REGISTERING_STAGE for stage in (entry.stage for entry in planned)):
+    succeeded = all(result.outcome.succeeded for result in results)
+    if succeeded and any(result.name == REGISTERING_STAGE for result in results):
         console.print(model_summary(stages, REGISTRATION_RECORD))
-    return 0
+    if told:
+        console.print(f"report: {REPORT}", markup=False)
+    return NO_REPORT if succeeded and not told else int(not succeeded)
 
 
 def run_plan(planned: Sequence[Planned], order: Sequence[str], root: Path, keep: list[StageResult]) -> Any:
@@ -163,15 +177,18 @@ def _verify_registration(stage: Stage, root: Path, outcome: Outcome, detail: str
 
 
 def _run_under_prefect(
-    planned: Sequence[Planned], order: Sequence[str], options: argparse.Namespace
-) -> list[StageResult]:
+    planned: Sequence[Planned], stages: Sequence[Stage], started: datetime, options: argparse.Namespace
+) -> tuple[list[StageResult], bool]:
+    """Run the stages, then publish what became of them; whether that was done comes with the results."""
     # A process without a server starts a temporary one, which takes 6 to 10 s here and more on a busy machine.
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     from prefect import flow
+    from prefect.runtime import flow_run
     from prefect.task_runners import ThreadPoolTaskRunner
 
     results: list[StageResult] = []
+    told: list[bool] = []
 
     @flow(
         name="build_model",
@@ -181,12 +198,15 @@ def _run_under_prefect(
         validate_parameters=False,
     )
     def build_model() -> Any:
-        return run_plan(planned, order, Path(), results)
+        state = run_plan(planned, [stage.name for stage in stages], Path(), results)
+        told.append(publish(FlowRun(started, stages, results, prefect_run=flow_run.id), Path()))
+        return state
 
     build_model(return_state=True)
     if not results:
         raise VocabgraftError("the flow ended before its stages did; its log above says why")
-    return results
+    # Prefect can fail after the last stage; the report is made all the same.
+    return results, told[0] if told else publish(FlowRun(started, stages, results), Path())
 
 
 def _forced(stages: Sequence[Stage], options: argparse.Namespace) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """The DAG as DVC has it: read from dvc.yaml through DVC's own graph, never repeated here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,26 @@ def restore_lock_order(lock_file: Path, order: Sequence[str]) -> None:
     for name in wanted:
         content["stages"][name] = content["stages"].pop(name)
     dump_yaml(str(lock_file), content)
+
+
+def recorded_inputs(lock_file: Path, stages: Sequence[Stage], names: Collection[str]) -> dict[str, Any]:
+    """What the outputs of the named stages were made from, as dvc.lock has it.
+
+    Returns:
+        `files`: the hash of every dependency that no stage makes, by path; `params`: the parameters, by stage.
+    """
+    import yaml
+
+    content = yaml.safe_load(lock_file.read_text(encoding="utf-8")) if lock_file.is_file() else {}
+    outs = [out.as_posix() for stage in stages for out in stage.outs]
+    recorded = [(name, entry) for name, entry in content.get("stages", {}).items() if name in names]
+    files = {
+        dep["path"]: dep[dep.get("hash", "md5")]
+        for _, entry in recorded
+        for dep in entry.get("deps", ())
+        if not any(dep["path"] == out or dep["path"].startswith(f"{out}/") for out in outs)
+    }
+    return {"files": files, "params": {name: entry.get("params", {}) for name, entry in recorded}}
 
 
 def _open(root: Path) -> Any:

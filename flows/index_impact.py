@@ -106,7 +106,7 @@ def _figures(impact: IndexImpact) -> Table:
     table.add_row("stored vectors that stay valid", f"{100 * impact.share_valid:.2f} %")
     table.add_row("tokens per text before", f"{impact.tokens_before / impact.texts:.2f}")
     table.add_row("tokens per text after", f"{impact.tokens_after / impact.texts:.2f}")
-    table.caption = "a model with an adapter (lora, lora_and_tokens) needs every text encoded again"
+    table.caption = "a model that another method than tokens has trained needs every text encoded again"
     return table
 
 

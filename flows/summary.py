@@ -11,6 +11,9 @@ from flows.dag import Stage
 from flows.execution import StageResult
 from vocabgraft.artifacts import read_json
 
+# The models that may have been scored, as the table calls them.
+HEADINGS = {"base": "base", "resized": "resized", "merged": "trained", "control": "control"}
+
 
 def stage_table(results: Sequence[StageResult]) -> Table:
     """What became of each stage."""
@@ -26,21 +29,33 @@ def stage_table(results: Sequence[StageResult]) -> Table:
 def model_summary(stages: Sequence[Stage], registration: Path) -> Group:
     """What was added, quality before and after, retention, and how to load the model."""
     folder = {stage.name: stage.outs[0] for stage in stages}
-    figures = read_json(folder["evaluate_model"] / "metrics.json")
+    figures, comparison, retention = (
+        read_json(folder["evaluate_model"] / f"{name}.json") for name in ("metrics", "comparison", "retention")
+    )
     added = read_json(folder["validate_data"] / "report.json")["new_tokens"]
     record = read_json(registration) if registration.is_file() else None
+    verdicts = {(item["dataset"], item["subset"], item["metric"]): item for item in comparison["items"]}
+    models = [name for name in HEADINGS if name in figures]
     table = Table(title="model", title_justify="left")
     table.add_column("figure")
-    for heading in ("base", "resized", "trained"):
-        table.add_column(heading, justify="right")
-    for name, subset, metric in _rows(figures["merged"]):
-        cells = [f"{figures[model][name][subset][metric]:.2f}" for model in ("base", "resized", "merged")]
-        table.add_row(f"{name}, {subset}: {metric}", *cells)
-    cells = [f"{figures[model]['tokens_per_text']:.2f}" for model in ("base", "resized", "merged")]
-    table.add_row("tokens per text", *cells)
+    for name in models:
+        table.add_column(HEADINGS[name], justify="right")
+    table.add_column("gain, 95 %")
+    for row in _rows(figures["merged"]):
+        name, subset, metric = row
+        cells = [_number(figures[model].get(name, {}).get(subset, {}).get(metric)) for model in models]
+        table.add_row(f"{name}, {subset}: {metric}", *cells, _gain(verdicts.get(row)))
+    table.add_row("tokens per text", *(_number(figures[model]["tokens_per_text"]) for model in models), "")
     tokens = ", ".join(f"{count} {kind}" for kind, count in added.items())
     distilled = read_json(folder["resize_base"] / "report.json").get("distillation")
-    return Group(table, f"added tokens: {tokens}", *_fidelity(distilled), *_registered(record))
+    lines = [
+        f"added tokens: {tokens}",
+        *_fidelity(distilled),
+        *_kept(retention),
+        *comparison["control"].get("says", ()),
+    ]
+    problems = [f"not measured: {problem}" for problem in (*comparison["problems"], *retention["problems"])]
+    return Group(table, *lines, *problems, *_registered(record))
 
 
 def markdown(results: Sequence[StageResult]) -> str:
@@ -52,6 +67,38 @@ def markdown(results: Sequence[StageResult]) -> str:
     return "\n".join(lines)
 
 
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _gain(item: dict[str, Any] | None) -> str:
+    if item is None:
+        return ""
+    return f"{item['gain']:+.2f} ({item['low']:+.2f} to {item['high']:+.2f}): {item['verdict']}"
+
+
+def _kept(retention: dict[str, Any]) -> list[str]:
+    """What became of the vectors of the reference corpus."""
+    if retention["valid_share"] is None:
+        return []
+    neighbours = retention["neighbours_kept"]
+    kept = "" if neighbours is None else f", {neighbours:.1f} % of ten nearest neighbours are kept"
+    return [
+        f"of {retention['corpus']} texts, {retention['valid_share']:.1f} % have vectors that stay valid{kept} "
+        f"(drift, 1 - cosine: {_drifted(retention['drift'])})"
+    ]
+
+
+def _drifted(drift: dict[str, Any]) -> str:
+    named = {"no_new_word": "without a new word", "new_word": "with one"}
+    told = [f"{text} {_share(drift[name]['mean'])}" for name, text in named.items()]
+    return ", ".join(told)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
 def _rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [
         (name, subset, metric)
@@ -59,7 +106,8 @@ def _rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
         if isinstance(subsets, dict)
         for subset, metrics in subsets.items()
         for metric in metrics
-        if metric not in ("queries", "pairs")
+        # The hits follow link_mrr; metrics.json has them.
+        if metric not in ("queries", "pairs") and not metric.startswith("link_hits")
     ]
 
 

@@ -155,6 +155,19 @@ def log_and_register(client: MlflowClient, name: str, model: "SentenceTransforme
     return _described(client, registered)
 
 
+def log_report(client: MlflowClient, name: str, model_version: int, path: Path) -> None:
+    """Put a file among the artifacts of the run that made a version, in place of one of the same name.
+
+    Raises:
+        VocabgraftError: when the store refuses, or has deleted the run.
+    """
+    try:
+        run_id = client.get_model_version(name, str(model_version)).run_id
+        client.log_artifact(run_id, str(path))
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise VocabgraftError(f"MLflow does not take {path} for {name} version {model_version}: {error}") from error
+
+
 @contextmanager
 def live_run(name: str, params: Mapping[str, Any]) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """A run of its own; what is yielded logs the figures of a step into it at once.

@@ -1,15 +1,18 @@
 """Stage check_consistency: every check with its figure and limit."""
 
 import logging
+import time
 from pathlib import Path
 
 from tasks._base import find_base
 from tasks._stage import run_stage
 from vocabgraft.accepted_data import read_contexts, read_datasets, read_retention
 from vocabgraft.artifacts import new_folder, read_json, require_artifact, write_json
-from vocabgraft.consistency import check_all, gather_evidence
+from vocabgraft.consistency import CHECKS, Check, CheckEntry, run_check
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.params import CheckConsistencyParams
+from vocabgraft.evidence import Evidence, Folders, gather_evidence
+from vocabgraft.params import CheckConsistencyParams, ValidateDataParams
+from vocabgraft.relation_ranks import held_out_triples
 from vocabgraft.tokenizer import read_tokens
 
 logger = logging.getLogger(__name__)
@@ -17,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 def check_consistency(
     base_identity: Path,
+    tokenizer: Path,
     tokens: Path,
     resized: Path,
     adapter: Path,
@@ -24,35 +28,55 @@ def check_consistency(
     data: Path,
     out: Path,
     params: CheckConsistencyParams,
+    validate_data: ValidateDataParams,
 ) -> None:
     """Check what was made; write the figures whether or not they hold.
 
     Raises:
-        VocabgraftError: naming the checks that failed.
+        VocabgraftError: naming the checks that failed, and what broke them.
     """
     first, second, _ = read_retention(data / "retention.parquet")
-    held_out = [text for entry in read_datasets(data / "datasets") for text in entry.texts("test")]
+    datasets, settings = read_datasets(data / "datasets"), {entry.name: entry for entry in validate_data.datasets}
+    held_out = [text for entry in datasets for text in entry.texts("test")]
+    folders = Folders(
+        find_base(base_identity), *(require_artifact(path) for path in (tokenizer, resized, adapter, merged))
+    )
     evidence = gather_evidence(
-        base=find_base(base_identity),
-        resized=require_artifact(resized),
-        adapter=require_artifact(adapter),
-        merged=require_artifact(merged),
+        folders=folders,
         tokens=read_tokens(tokens),
         method=read_json(require_artifact(adapter / "report.json"))["method"],
         texts=[*first, *second, *held_out, *read_contexts(data / "contexts.parquet")],
+        triples=[held_out_triples(entry, settings[entry.name]) for entry in datasets if entry.format == "triples"],
         params=params,
     )
-    checks = check_all(evidence)
+    # Its imports take as long as most of the checks.
+    evidence.fresh.start()
+    checks = [_logged(entry, evidence) for entry in CHECKS]
     failed = [check for check in checks if check.verdict == "failed"]
-    for check in checks:
-        logger.info("%-20s %-15s %10.3g (%s)", check.name, check.verdict, check.figure, check.limit)
     with new_folder(out) as work:
         write_json(work / "checks.json", {"passed": not failed, "checks": [check.as_json() for check in checks]})
     if failed:
-        lines = [f"  {check.name}: {check.figure:g}, allowed {check.limit}; {check.protects}" for check in failed]
+        lines = [line for check in failed for line in _explained(check)]
         raise VocabgraftError(
             f"{len(failed)} of {len(checks)} checks failed, so the model is not registered:\n" + "\n".join(lines)
         )
+
+
+def _logged(entry: CheckEntry, evidence: Evidence) -> Check:
+    started = time.process_time()
+    check = run_check(entry, evidence)
+    told = f"{_figure(check):>10} ({check.limit})" if check.figure is not None else f"{'':>10} {check.reason}"
+    logger.info("%-24s %-14s %s  %.1f s", check.name, check.verdict, told, time.process_time() - started)
+    return check
+
+
+def _explained(check: Check) -> list[str]:
+    seen = f"{_figure(check)}, allowed {check.limit}" if check.figure is not None else check.reason
+    return [f"  {check.name}: {seen}; {check.protects}", *(f"    {detail}" for detail in check.details)]
+
+
+def _figure(check: Check) -> str:
+    return f"{check.figure:.3g}"
 
 
 if __name__ == "__main__":

@@ -1,44 +1,142 @@
-"""Stage evaluate_model: base, resized and merged on the same held-out texts."""
+"""Stage evaluate_model: base, resized, merged and the control on the same held-out texts."""
 
+import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tasks._base import find_base
 from tasks._stage import run_stage
-from vocabgraft.accepted_data import read_datasets, read_retention
-from vocabgraft.artifacts import new_folder, require_artifact, write_json
+from vocabgraft.accepted_data import AcceptedDataset, read_contexts, read_datasets, read_retention
+from vocabgraft.adapters import merge_adapter
+from vocabgraft.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
 from vocabgraft.base_model import load_model, prompts_of
-from vocabgraft.evaluation import evaluate
-from vocabgraft.params import BaseParams, EvaluateModelParams
-from vocabgraft.tokenizer import read_tokens
+from vocabgraft.beir import read_benchmarks
+from vocabgraft.encoding import encode
+from vocabgraft.encoding_speed import compare_speed
+from vocabgraft.evaluation import (
+    WITHOUT_NEW_TOKENS,
+    Evaluation,
+    Questions,
+    evaluate,
+    gains_for_plots,
+    item_columns,
+)
+from vocabgraft.losses import LOSSES
+from vocabgraft.mteb_tasks import load_tasks, score_tasks
+from vocabgraft.params import BaseParams, DatasetParams, EvaluateModelParams, ValidateDataParams
+from vocabgraft.retention import reference_corpus
+from vocabgraft.tokenizer import ExtendedToken, added_tokens, read_tokens
+from vocabgraft.vocabulary import read_with_descriptions
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+# Speed differs from run to run, so it is no part of what is tracked.
+SPEED = Path("reports/speed.json")
+TEXTS_TIMED = 128
 
 
 def evaluate_model(
-    base_identity: Path,
+    data: Path,
     tokens: Path,
     resized: Path,
     merged: Path,
-    datasets: Path,
-    retention: Path,
+    control: Path,
     out: Path,
     params: EvaluateModelParams,
     base: BaseParams,
+    seed: int,
+    validate_data: ValidateDataParams,
 ) -> None:
     """Measure what the new tokens bring and what they cost elsewhere."""
-    base_model = load_model(find_base(base_identity))
-    base_model.prompts = prompts_of(base_model.prompts, base.prompts)
-    folders = {"resized": resized, "merged": merged}
-    extended = {name: load_model(require_artifact(path), own_modules=True) for name, path in folders.items()}
-    figures = evaluate(
-        base_model,
-        extended,
-        read_datasets(datasets),
-        read_retention(retention),
-        read_tokens(tokens),
-        params.batch_size,
-        params.recall_at,
+    tasks = load_tasks(params.mteb_tasks)
+    models = _load_models(data, resized, merged, control, base)
+    new_tokens = read_tokens(tokens)
+    datasets = read_datasets(data / "datasets")
+    questions = Questions(
+        datasets=datasets,
+        retention=read_retention(data / "retention.parquet"),
+        translations=_translations(datasets, validate_data.datasets),
+        contexts=read_contexts(data / "contexts.parquet"),
+        benchmarks=read_benchmarks(data / "benchmarks"),
     )
+    found = evaluate(models, questions, new_tokens, params, seed)
+    for name, model in models.items():
+        found.metrics[name].update(score_tasks(tasks, model, params.batch_size))
+    _tell(found)
     with new_folder(out) as work:
-        write_json(work / "metrics.json", figures)
+        write_json(work / "metrics.json", found.metrics)
+        write_json(work / "comparison.json", found.comparison)
+        write_json(work / "retention.json", found.retention)
+        write_json(work / "tokens.json", found.tokens)
+        write_json(work / "gains.json", gains_for_plots(found.comparison))
+        pq.write_table(pa.table(item_columns(found.measurements)), work / "items.parquet")
+    digest = read_json(merged / MANIFEST)["digest"]
+    _record_speed(models, reference_corpus(questions.texts(), TEXTS_TIMED), new_tokens, params.batch_size, digest)
+
+
+def _load_models(
+    data: Path, resized: Path, merged: Path, control: Path, base: BaseParams
+) -> "dict[str, SentenceTransformer]":
+    folder = find_base(data / "base.json")
+    models = {"base": load_model(folder)}
+    for name, path in {"resized": resized, "merged": merged}.items():
+        models[name] = load_model(require_artifact(path), own_modules=True)
+    if read_json(require_artifact(control) / "report.json")["trained"]:
+        models["control"] = load_model(folder)
+        merge_adapter(models["control"], control)
+    for name in WITHOUT_NEW_TOKENS & models.keys():
+        models[name].prompts = prompts_of(models[name].prompts, base.prompts)
+    return models
+
+
+def _translations(datasets: list[AcceptedDataset], settings: list[DatasetParams]) -> frozenset[str]:
+    """The datasets of triples whose loss reads a relation as a vector to add."""
+    losses = {entry.name: entry.chosen_loss.name for entry in settings}
+    return frozenset(
+        entry.name for entry in datasets if entry.name in losses and LOSSES[losses[entry.name]].reads == "triple"
+    )
+
+
+def _record_speed(
+    models: "dict[str, SentenceTransformer]",
+    texts: list[str],
+    tokens: list[ExtendedToken],
+    batch_size: int,
+    digest: str,
+) -> None:
+    """Time base and merged on the same texts; the digest says of which model the figures are."""
+    described = [token.new_token for token in added_tokens(tokens)]
+    read = [read_with_descriptions(text, described) for text in texts]
+    speed = compare_speed(
+        lambda: encode(models["base"], read, batch_size),
+        lambda: encode(models["merged"], texts, batch_size),
+        len(texts),
+    )
+    logger.info(
+        "texts a second: base %(base_texts_per_second)g, merged %(merged_texts_per_second)g (ratio %(ratio)g)", speed
+    )
+    SPEED.parent.mkdir(parents=True, exist_ok=True)
+    write_json(SPEED, {**speed, "merged_digest": digest})
+
+
+def _tell(found: Evaluation) -> None:
+    for item in found.comparison["items"]:
+        if item["subset"] == "all":
+            logger.info(
+                "%(dataset)s, %(metric)s: %(base).2f before, %(merged).2f after; %(gain)+.2f "
+                "(%(low)+.2f to %(high)+.2f, p %(p_value).3f, %(queries)d items): %(verdict)s",
+                item,
+            )
+    for sentence in found.comparison["control"].get("says", ()):
+        logger.info("control: %s", sentence)
+    for problem in found.problems:
+        logger.warning("warning: %s", problem)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,14 @@
 from pathlib import Path
 
 from tasks._stage import run_stage
-from vocabgraft.adapters import merge_adapter as merge
+from vocabgraft.adapters import merged_model
 from vocabgraft.artifacts import new_folder, require_artifact
-from vocabgraft.base_model import load_model
 from vocabgraft.model_folder import save_model
 
 
 def merge_adapter(resized: Path, adapter: Path, out: Path) -> None:
     """Merge on the CPU, so that the result does not depend on where it is made."""
-    model = load_model(require_artifact(resized), device="cpu", own_modules=True)
-    merge(model, require_artifact(adapter))
+    model = merged_model(require_artifact(resized), require_artifact(adapter))
     with new_folder(out) as work:
         save_model(model, work)
 

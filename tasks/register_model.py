@@ -3,11 +3,11 @@
 import json
 import logging
 import os
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks import _git
 from tasks._registry import (
     CHALLENGER,
     CHAMPION,
@@ -30,6 +30,8 @@ from vocabgraft.params import GateParams, RegisterModelParams, load_params
 logger = logging.getLogger(__name__)
 
 RECORD = Path("reports/registration.json")
+# Of evaluate_model, outside of what is tracked.
+SPEED = Path("reports/speed.json")
 BENEFIT_TAG, ITEMS_TAG = "benefit", "test_items_digest"
 
 
@@ -47,7 +49,7 @@ def register_model(
     merged: Path,
     adapter: Path,
     checks: Path,
-    metrics: Path,
+    evaluation: Path,
     base_identity: Path,
     datasets: Path,
     out: Path,
@@ -58,9 +60,9 @@ def register_model(
     if os.environ.get("DVC_EXP_NAME"):
         logger.info("inside an experiment (%s): nothing is registered", os.environ["DVC_EXP_NAME"])
     else:
-        figures = read_json(require_artifact(metrics))
+        figures = read_json(require_artifact(evaluation / "metrics.json"))
         tags = {DIGEST_TAG: digest, ITEMS_TAG: _items_digest(datasets), **_lineage(base_identity)}
-        _register(params, merged, adapter, checks, metrics, figures, tags)
+        _register(params, merged, adapter, checks, evaluation, figures, tags)
     with new_folder(out) as work:
         write_json(work / "registration.json", {"name": params.name, DIGEST_TAG: digest})
 
@@ -113,7 +115,7 @@ def _register(
     merged: Path,
     adapter: Path,
     checks: Path,
-    metrics: Path,
+    evaluation: Path,
     figures: dict[str, Any],
     tags: dict[str, str],
 ) -> None:
@@ -124,7 +126,7 @@ def _register(
     champion = find_by_alias(client, params.name, CHAMPION)
     registered = find_by_digest(client, params.name, tags[DIGEST_TAG])
     if registered is None:
-        record = _record(figures, adapter, checks, metrics, {**tags, BENEFIT_TAG: str(_benefit(figures, params))})
+        record = _record(figures, adapter, checks, evaluation, {**tags, BENEFIT_TAG: str(_benefit(figures, params))})
         registered = log_and_register(client, params.name, _load(merged), record)
         logger.info("registered %s version %d", params.name, registered.version)
     else:
@@ -166,14 +168,35 @@ def _load(merged: Path) -> Any:
     return load_model(require_artifact(merged), device="cpu", own_modules=True)
 
 
-def _record(figures: dict[str, Any], adapter: Path, checks: Path, metrics: Path, tags: dict[str, str]) -> RunRecord:
+def _record(figures: dict[str, Any], adapter: Path, checks: Path, evaluation: Path, tags: dict[str, str]) -> RunRecord:
+    scalars = {
+        **_flat(figures),
+        **_flat({"retention": read_json(evaluation / "retention.json")}),
+        **_flat({"comparison": _by_figure(read_json(evaluation / "comparison.json")["items"])}),
+        **_flat({"speed": _speed_of(tags[DIGEST_TAG])}),
+    }
     return RunRecord(
         params=_flat(load_params().model_dump(mode="json")),
-        metrics={key: float(value) for key, value in _flat(figures).items()},
+        metrics={key: float(value) for key, value in scalars.items() if isinstance(value, int | float)},
         curve=read_json(adapter / "curve.json"),
-        artifacts=[adapter, checks, metrics],
+        artifacts=[adapter, checks, evaluation],
         tags=tags,
     )
+
+
+def _by_figure(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """The gains with their intervals, by dataset, subset and metric."""
+    kept = ("gain", "low", "high", "p_value")
+    return {
+        f"{item['dataset']}.{item['subset']}.{item['metric']}".replace("@", "_at_"): {name: item[name] for name in kept}
+        for item in items
+    }
+
+
+def _speed_of(digest: str) -> dict[str, Any]:
+    """What evaluate_model timed in its last run, where that was of this model."""
+    speed = read_json(SPEED) if SPEED.is_file() else {}
+    return speed if speed.get("merged_digest") == digest else {}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -202,10 +225,10 @@ def _benefit(figures: dict[str, Any], params: RegisterModelParams) -> float:
 
 
 def _retention_gate(figures: dict[str, Any], most: float) -> Gate:
-    measured = [figures[model]["retention"].get("no_new_word") for model in ("base", "merged")]
+    measured = [figures[model]["retention"].get("no_new_word", {}).get("spearman") for model in ("base", "merged")]
     if None in measured:
-        return Gate("retention drop", None, "too few retention pairs without a new word to measure it", False)
-    drop = round((measured[0]["spearman"] - measured[1]["spearman"]) / 100, 6)
+        return Gate("retention drop", None, "no correlation on retention pairs without a new word to measure it", False)
+    drop = round((measured[0] - measured[1]) / 100, 6)
     return Gate("retention drop", drop, f"at most {most:g}", drop <= most)
 
 
@@ -219,21 +242,12 @@ def _gain_gate(name: str, gain: float | None, least: float, strict: bool) -> Gat
 
 def _lineage(base_identity: Path) -> dict[str, str]:
     base = read_json(require_artifact(base_identity))
-    changed = [line for line in _git("status", "--porcelain").splitlines() if not line.endswith("dvc.lock")]
     return {
         "base": base["model"],
         "base_sha256": base["sha256"],
-        "git_commit": _git("rev-parse", "HEAD") or "none",
-        "git_dirty": str(bool(changed)).lower(),
+        "git_commit": _git.commit() or "none",
+        "git_dirty": str(_git.has_changes()).lower(),
     }
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage train_adapter: a PEFT adapter over the resized base."""
+"""Stage train_adapter: a PEFT adapter over the resized base, or the whole model (`method: full`)."""
 
 import re
 import shutil
@@ -10,12 +10,13 @@ from typing import Any
 from tasks._stage import run_stage
 from vocabgraft import processes
 from vocabgraft.accepted_data import read_datasets
+from vocabgraft.adapters import require_reload
 from vocabgraft.artifacts import content_digest, new_folder, require_artifact, write_json
 from vocabgraft.base_model import load_model
 from vocabgraft.checkpoints import key_of
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.model_folder import save_model
-from vocabgraft.params import TrainAdapterParams, ValidateDataParams
+from vocabgraft.params import PEFT_METHODS, ROW_METHODS, TrainAdapterParams, ValidateDataParams
 from vocabgraft.tokenizer import read_tokens
 from vocabgraft.training import TrainingResult
 from vocabgraft.training import train_adapter as train
@@ -35,7 +36,10 @@ def train_adapter(
     seed: int,
     validate_data: ValidateDataParams,
 ) -> None:
-    """Train, then save the adapter as a folder that stock sentence-transformers loads from the project's root."""
+    """Train, then save the adapter as a folder that stock sentence-transformers loads from the project's root.
+
+    With `method: full` there is no adapter, and the folder is that of the complete model.
+    """
     paths = {"resized": resized, "tokens": tokens, "datasets": datasets, "out": out}
     if params.processes > 1 and not processes.is_worker():
         options = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
@@ -46,8 +50,10 @@ def train_adapter(
     model = load_model(require_artifact(resized), own_modules=True)
     new_tokens, accepted = read_tokens(tokens), read_datasets(datasets)
     new_ids = [token.id for token in new_tokens]
-    untrained = ids_without_text(model.tokenizer, accepted, new_ids) if params.method != "lora" else []
-    _require_something_to_train(len(untrained), len(new_ids))
+    moves_rows = params.method in (*ROW_METHODS, "full")
+    untrained = ids_without_text(model.tokenizer, accepted, new_ids) if moves_rows else []
+    if params.method in ROW_METHODS:
+        _require_something_to_train(len(untrained), len(new_ids))
     checkpoints = CHECKPOINTS / _key(paths, params, seed, validate_data)
     with _live_metrics(params) as listener:
         result = train(model, accepted, new_ids, params, seed, validate_data.datasets, checkpoints, listener)
@@ -55,6 +61,8 @@ def train_adapter(
     if processes.rank() == 0:
         with new_folder(out) as work:
             save_model(model, work, adapter_base=resized.as_posix())
+            if params.method in PEFT_METHODS:
+                require_reload(model, work, [token.text for token in new_tokens])
             write_json(work / "curve.json", _curve(result.curve))
             write_json(work / "report.json", _report(result, params, without_text))
         shutil.rmtree(checkpoints, ignore_errors=True)

@@ -21,6 +21,7 @@ from tasks._expectations import (
 from tasks._stage import run_stage
 from vocabgraft.artifacts import new_folder, write_json
 from vocabgraft.base_model import tokenizer_file
+from vocabgraft.beir import read_beir, write_benchmarks
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.examples import (
     annotate_vocabulary,
@@ -33,6 +34,7 @@ from vocabgraft.examples import (
     read_vocabulary,
     texts_of,
 )
+from vocabgraft.mteb_tasks import require_mteb
 from vocabgraft.params import (
     COLUMNS,
     LABELS,
@@ -40,6 +42,7 @@ from vocabgraft.params import (
     OPTIONAL_COLUMNS,
     BaseParams,
     DatasetParams,
+    EvaluateModelParams,
     ExtendTokenizerParams,
     ValidateDataParams,
 )
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+REJECTED_ROWS = "rejected.csv"
 SHOWN_ROWS = 10
 # Above this share of the base's own vocabulary, new rows need far more text than a vocabulary usually comes with.
 LARGE_VOCABULARY = 0.03
@@ -69,8 +73,12 @@ def validate_data(
     params: ValidateDataParams,
     base: BaseParams,
     extend_tokenizer: ExtendTokenizerParams,
+    evaluate_model: EvaluateModelParams,
 ) -> None:
     """Judge the raw files with Great Expectations; write what is accepted and why the rest is not."""
+    # What the evaluation will ask for is refused here, before anything is trained.
+    require_mteb(evaluate_model.mteb_tasks)
+    benchmarks = [read_beir(raw / entry.folder, entry.name) for entry in evaluate_model.benchmarks]
     folder, identity = resolve_base(base)
     tokenizer = load_raw_tokenizer(tokenizer_file(folder))
     examples = {dataset.name: read_examples(raw / "", dataset) for dataset in params.datasets}
@@ -102,7 +110,8 @@ def validate_data(
     with new_folder(out) as work:
         write_json(work / "base.json", identity.as_json())
         _write_accepted(work, accepted, params)
-        _rejected_rows(rejections, tables).to_csv(work / "rejected.csv", index=False)
+        _rejected_rows(rejections, tables).to_csv(work / REJECTED_ROWS, index=False)
+        write_benchmarks(work / "benchmarks", benchmarks)
         write_json(work / "report.json", _report(accepted, rejections, warnings, params))
 
 
@@ -126,6 +135,8 @@ def _refuse_or_quarantine(
     if not rejections:
         return
     rows = _rejected_rows(rejections, tables)
+    # Beside the Data Docs too, since a refusal leaves no output and its message shows the first rows alone.
+    rows.to_csv(site / REJECTED_ROWS, index=False)
     if params.on_invalid == "fail" or fatal:
         shown = "\n".join(_line(row) for row in rows.head(SHOWN_ROWS).to_dict("records"))
         # A quarantine takes out rows, which mends nothing that is wrong with a whole file.

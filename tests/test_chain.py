@@ -30,6 +30,7 @@ STAGES = [
     "resize_base",
     "train_adapter",
     "merge_adapter",
+    "train_control",
     "check_consistency",
     "evaluate_model",
     "register_model",

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vocabgraft.adapters import adapter_parameters
+from vocabgraft.adapters import trainable_parameters
 from vocabgraft.artifacts import MANIFEST, digest_of, hash_files, new_folder, read_json, write_json
 from vocabgraft.constant_texts import ConstantTable
-from vocabgraft.custom_modules import custom_parameters
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.loss_building import own_parameters
 
@@ -176,7 +175,7 @@ def key_of(value: Any) -> str:
 def _changing(model: "SentenceTransformer", losses: Mapping[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
     state = model.state_dict(keep_vars=True)
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in state}
-    of_model: dict[str, torch.Tensor] = adapter_parameters(model) | custom_parameters(model) | buffers
+    of_model: dict[str, torch.Tensor] = trainable_parameters(model) | buffers
     named = {f"model.{name}": tensor for name, tensor in of_model.items()}
     return named | {f"loss.{name}": tensor for name, tensor in own_parameters(losses, model).items()}
 

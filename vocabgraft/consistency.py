@@ -1,289 +1,224 @@
 """Checks that an extended, trained and merged model is what it claims to be.
 
-A check is a function of the `Evidence` that returns a `Check`; `CHECKS` lists them, so a new one is one function and
-one entry.
+A check is a function of the `Evidence` that returns a `Finding`, and one entry of `CHECKS`, which says what it protects
+and when it does not apply. So a new one is one function, one entry, and its name in `params.CheckName`.
 """
 
-import re
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
-import torch
-
-from vocabgraft.adapters import merge_adapter
-from vocabgraft.artifacts import read_json
-from vocabgraft.base_model import load_model
-from vocabgraft.custom_modules import custom_modules, custom_weight
-from vocabgraft.encoding import Embeddings, encode
+from vocabgraft import applicability as when
+from vocabgraft import encoding_checks, export_checks, identity_checks, meaning_checks, row_checks, segmentation_checks
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.params import CheckConsistencyParams, Method
-from vocabgraft.tokenizer import ExtendedToken, holds_new_token, normalised
+from vocabgraft.evidence import Evidence
+from vocabgraft.findings import Finding
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-PROBES = 256
-Verdict = Literal["passed", "failed", "does not apply"]
+Verdict = Literal["passed", "failed", "waived", "does not apply"]
+Group = Literal["rows", "segmentation", "encodings", "silent identity", "meaning", "export"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what it protects, the figure seen, the limit and the verdict."""
+    """One check's result.
+
+    Attributes:
+        figure: None where none was seen, or where it is no number.
+        reason: why it was waived, does not apply or could not run.
+        details: the tokens, texts or weights that broke it, at most ten.
+    """
 
     name: str
+    group: Group
     protects: str
-    figure: float
+    figure: float | None
     limit: str
     verdict: Verdict
+    reason: str
+    details: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """The check as a mapping for `checks.json`."""
-        return asdict(self)
+        return asdict(self) | {"details": list(self.details)}
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """The models of a run, loaded from their folders on the CPU, and the texts they are probed with."""
+class CheckEntry:
+    """One row of the table: the function, its group, what it protects, and the reason not to apply it, if any."""
 
-    base: "SentenceTransformer"
-    resized: "SentenceTransformer"
-    adapter: "SentenceTransformer"
-    merged: "SentenceTransformer"
-    merged_in_memory: "SentenceTransformer"
-    adapter_config: dict[str, Any]
-    without_training_text: frozenset[str]
-    tokens: tuple[ExtendedToken, ...]
-    method: Method
-    with_new: tuple[str, ...]
-    without_new: tuple[str, ...]
-    params: CheckConsistencyParams
+    find: Callable[[Evidence], Finding]
+    group: Group
+    protects: str
+    unless: Callable[[Evidence], str] = when.never
 
     @property
-    def new_ids(self) -> list[int]:
-        """The ids of the new tokens."""
-        return [token.id for token in self.tokens]
-
-    def encode(self, model: "SentenceTransformer", texts: Sequence[str]) -> Embeddings:
-        """Embeddings at one batch size, so that equal lists are batched equally."""
-        return encode(model, texts, self.params.batch_size)
+    def name(self) -> str:
+        """The function's name, which `params.yaml` waives it by."""
+        return self.find.__name__
 
 
-def gather_evidence(
-    base: Path,
-    resized: Path,
-    adapter: Path,
-    merged: Path,
-    tokens: Sequence[ExtendedToken],
-    method: Method,
-    texts: Sequence[str],
-    params: CheckConsistencyParams,
-) -> Evidence:
-    """Load everything from disk and choose the probes: the first distinct texts with and without a new token.
-
-    Raises:
-        VocabgraftError: when there is no probe of one of the two kinds.
-    """
-    merged_model = load_model(merged, device="cpu", own_modules=True)
-    in_memory = load_model(resized, device="cpu", own_modules=True)
-    merge_adapter(in_memory, adapter)
-    distinct = list(dict.fromkeys(texts))
-    held = holds_new_token(merged_model.tokenizer, distinct, [token.id for token in tokens])
-    with_new = tuple(np.array(distinct, dtype=object)[held][:PROBES])
-    without_new = tuple(np.array(distinct, dtype=object)[~held][:PROBES])
-    if not with_new or not without_new:
-        raise VocabgraftError(
-            f"the probe texts are {len(with_new)} with a new word and {len(without_new)} without; both kinds are "
-            "needed, so add retention pairs with and without new words"
-        )
-    return Evidence(
-        base=load_model(base, device="cpu"),
-        resized=load_model(resized, device="cpu", own_modules=True),
-        adapter=load_model(adapter, device="cpu", own_modules=True),
-        merged=merged_model,
-        merged_in_memory=in_memory,
-        adapter_config=read_json(adapter / "adapter_config.json"),
-        without_training_text=_without_training_text(adapter / "report.json"),
-        tokens=tuple(tokens),
-        method=method,
-        with_new=with_new,
-        without_new=without_new,
-        params=params,
-    )
-
-
-def _without_training_text(report: Path) -> frozenset[str]:
-    return frozenset(read_json(report)["tokens_without_training_text"]) if report.is_file() else frozenset()
+CHECKS: tuple[CheckEntry, ...] = (
+    CheckEntry(row_checks.old_rows_resized, "rows", "the resize left the base's own rows alone, bit for bit"),
+    CheckEntry(
+        row_checks.old_rows_adapter,
+        "rows",
+        "the adapter leaves the base's own rows alone, bit for bit",
+        unless=when.all_trained,
+    ),
+    CheckEntry(
+        row_checks.old_rows_merged,
+        "rows",
+        "training and merging left the base's own rows alone, bit for bit",
+        unless=when.all_trained,
+    ),
+    CheckEntry(row_checks.new_rows_finite, "rows", "every new row is made of numbers"),
+    CheckEntry(row_checks.new_row_norms, "rows", "new rows are of the size of old ones: 1 is the edge of their range"),
+    CheckEntry(row_checks.new_rows_apart, "rows", "no two new tokens are nearly the same row"),
+    CheckEntry(
+        row_checks.new_rows_trained,
+        "rows",
+        "every new row with a training text was trained and reached the merged model",
+        unless=when.no_row_trained,
+    ),
+    CheckEntry(row_checks.other_weights, "rows", "training rows changed nothing but rows", unless=when.not_rows_alone),
+    CheckEntry(segmentation_checks.segmentation, "segmentation", "a text without a new word has the ids that it had"),
+    CheckEntry(segmentation_checks.one_id_each, "segmentation", "every new token is one id and decodes to itself"),
+    CheckEntry(
+        segmentation_checks.sizes_agree, "segmentation", "ids in the tokenizer, the matrix and the configuration agree"
+    ),
+    CheckEntry(
+        segmentation_checks.tokenizers_equal,
+        "segmentation",
+        "resized, adapter and merged have the tokenizer that extend_tokenizer made",
+    ),
+    CheckEntry(
+        segmentation_checks.tokenizer_reload, "segmentation", "the tokenizer, saved and loaded again, is the same"
+    ),
+    CheckEntry(
+        segmentation_checks.special_tokens,
+        "segmentation",
+        "decoding with skip_special_tokens keeps new tokens and drops the base's special ones",
+    ),
+    CheckEntry(encoding_checks.artifacts_load, "encodings", "every artifact of the run loads as a model"),
+    CheckEntry(
+        encoding_checks.untouched_texts,
+        "encodings",
+        "stored vectors of texts without a new word stay valid, bit for bit",
+        unless=when.every_text_moves,
+    ),
+    CheckEntry(encoding_checks.reload, "encodings", "what was saved is what was in memory"),
+    CheckEntry(encoding_checks.merged_as_adapter, "encodings", "the merged model is the adapter's, without PEFT"),
+    CheckEntry(
+        encoding_checks.adapter_switch,
+        "encodings",
+        "the adapter switched off is the resized base, and switched on again itself",
+        unless=when.no_adapter,
+    ),
+    CheckEntry(
+        encoding_checks.fresh_process,
+        "encodings",
+        "a process with stock sentence-transformers alone gives the same embeddings",
+        unless=when.own_classes,
+    ),
+    CheckEntry(
+        encoding_checks.moved_folder,
+        "encodings",
+        "a copy of the merged folder elsewhere gives the same embeddings",
+        unless=when.own_classes,
+    ),
+    CheckEntry(
+        encoding_checks.base_absent,
+        "encodings",
+        "the merged folder alone is enough: base, resized base and adapter are not opened",
+        unless=when.own_classes,
+    ),
+    CheckEntry(encoding_checks.one_at_a_time, "encodings", "a text has one embedding, alone or in a batch"),
+    CheckEntry(encoding_checks.padding, "encodings", "a text has one embedding, padded or not"),
+    CheckEntry(encoding_checks.bfloat16, "encodings", "computing in bfloat16 gives nearly the same direction"),
+    CheckEntry(
+        encoding_checks.adapter_names_base,
+        "encodings",
+        "the adapter names its base without an absolute path",
+        unless=when.no_adapter,
+    ),
+    CheckEntry(
+        identity_checks.trained_differs,
+        "silent identity",
+        "the trained weights were loaded: a saved adapter can load without error and act as the base",
+    ),
+    CheckEntry(
+        identity_checks.adapter_moved,
+        "silent identity",
+        "no weight of the adapter is at its initial value",
+        unless=when.no_adapter,
+    ),
+    CheckEntry(
+        meaning_checks.description_cosine,
+        "meaning",
+        "each new token, alone, points to where its description does",
+        unless=when.none_described,
+    ),
+    CheckEntry(
+        meaning_checks.description_place,
+        "meaning",
+        "each new token is nearer to its own description than to most others (0 first, 0.5 chance)",
+        unless=when.few_described,
+    ),
+    CheckEntry(
+        meaning_checks.descriptions_told_apart,
+        "meaning",
+        "new tokens find their own descriptions: the mean place (0 first, 0.5 chance)",
+        unless=when.few_described,
+    ),
+    CheckEntry(
+        meaning_checks.relation_place,
+        "meaning",
+        "no relation's token is worse than chance between head and tail of its held-out triples (0 first, 0.5 chance)",
+        unless=when.no_relation_held_out,
+    ),
+    CheckEntry(
+        meaning_checks.relations_told_apart,
+        "meaning",
+        "the right relation is found for held-out triples: the mean place (0 first, 0.5 chance)",
+        unless=when.no_relation_held_out,
+    ),
+    CheckEntry(export_checks.onnx_export, "export", "the model exported to ONNX gives the same embeddings"),
+)
 
 
 def check_all(evidence: Evidence) -> list[Check]:
     """Run every check, in order."""
-    return [check(evidence) for check in CHECKS]
+    return [run_check(entry, evidence) for entry in CHECKS]
 
 
-def old_rows_resized(evidence: Evidence) -> Check:
-    """Rows of the base's own tokens after resizing."""
-    return _equal_rows("old_rows_resized", "the resize left the base's own rows alone", evidence, evidence.resized)
+def run_check(entry: CheckEntry, evidence: Evidence) -> Check:
+    """Run one check; one that cannot run has failed, unless it is waived."""
+    waived = next((reason for name, reason in evidence.params.waived.items() if name == entry.name), None)
+    try:
+        if reason := entry.unless(evidence):
+            return _result(entry, "does not apply", reason=reason)
+        found = entry.find(evidence)
+    except Exception as error:  # noqa: BLE001  # whatever stopped it, it did not show what it is there to show
+        told = f"could not run: {error if isinstance(error, VocabgraftError) else _named(error)}"
+        return _result(entry, "waived", reason=waived, details=(told,)) if waived else _result(entry, "failed", told)
+    verdict: Verdict = "passed" if found.holds else "waived" if waived else "failed"
+    reason = waived or "" if verdict == "waived" else ""
+    return _result(entry, verdict, reason, found.limit, found.figure, found.details)
 
 
-def old_rows_merged(evidence: Evidence) -> Check:
-    """Rows of the base's own tokens after training and merging."""
-    return _equal_rows("old_rows_merged", "training left the base's own rows alone", evidence, evidence.merged)
+def _result(
+    entry: CheckEntry,
+    verdict: Verdict,
+    reason: str = "",
+    limit: str = "none",
+    figure: float | None = None,
+    details: tuple[str, ...] = (),
+) -> Check:
+    if figure is not None and not math.isfinite(figure):
+        figure, reason = None, reason or "the figure is no number"
+    return Check(entry.name, entry.group, entry.protects, figure, limit, verdict, reason, details)
 
 
-def new_rows_finite(evidence: Evidence) -> Check:
-    """Numbers of the new rows that are not finite."""
-    rows = _rows(evidence.merged)[evidence.new_ids]
-    return _at_most("new_rows_finite", "every new row is made of numbers", float((~rows.isfinite()).sum()), 0)
-
-
-def new_rows_trained(evidence: Evidence) -> Check:
-    """New rows that training left where they started, those apart that no training text holds."""
-    protects = "every new row with a training text was trained and reached the merged model"
-    if evidence.method == "lora":
-        return _not_applicable("new_rows_trained", protects)
-    trained = [token.id for token in evidence.tokens if token.text not in evidence.without_training_text]
-    start, end = (_rows(model)[trained] for model in (evidence.resized, evidence.merged))
-    return _at_most("new_rows_trained", protects, float((start == end).all(dim=1).sum()), 0)
-
-
-def other_weights(evidence: Evidence) -> Check:
-    """Weights of the base other than the embeddings that differ after merging; custom modules are no part of it."""
-    protects = "training rows changed nothing but rows"
-    if evidence.method != "tokens":
-        return _not_applicable("other_weights", protects)
-    base, merged = evidence.base.state_dict(), evidence.merged.state_dict()
-    embeddings = {name for name, tensor in merged.items() if tensor.shape[:1] == _rows(evidence.merged).shape[:1]}
-    compared = (set(base) | set(merged)) - embeddings
-    different = [
-        name
-        for name in sorted(compared)
-        if not custom_weight(name)
-        and (name not in base or name not in merged or not torch.equal(base[name], merged[name]))
-    ]
-    return _at_most("other_weights", protects, float(len(different)), 0)
-
-
-def untouched_texts(evidence: Evidence) -> Check:
-    """Largest change of an encoding of a text without a new token, at equal batches."""
-    protects = "stored vectors of texts without a new word stay valid, bit for bit"
-    if evidence.method != "tokens":
-        return _not_applicable("untouched_texts", protects)
-    if custom_modules(evidence.merged):
-        reason = "none: custom modules were trained, and they move every text"
-        return _not_applicable("untouched_texts", protects, reason)
-    return _at_most("untouched_texts", protects, _difference(evidence, "base", "merged", evidence.without_new), 0)
-
-
-def segmentation(evidence: Evidence) -> Check:
-    """Texts without a new token whose ids changed."""
-    texts = list(evidence.without_new)
-    before, after = (model.tokenizer(texts, verbose=False)["input_ids"] for model in (evidence.base, evidence.merged))
-    changed = sum(old != new for old, new in zip(before, after, strict=True))
-    return _at_most("segmentation", "a text without a new word has the ids that it had", float(changed), 0)
-
-
-def one_id_each(evidence: Evidence) -> Check:
-    """New tokens that are not one id, or do not decode back."""
-    tokenizer = evidence.merged.tokenizer
-    broken = [
-        token
-        for token in evidence.tokens
-        if tokenizer(token.text, add_special_tokens=False)["input_ids"] != [token.id]
-        # A token that is matched in normalised text is also decoded to it: of an uncased base, in lower case.
-        or tokenizer.decode([token.id], skip_special_tokens=True).strip()
-        not in (token.text, normalised(tokenizer.backend_tokenizer, token.text).strip())
-    ]
-    return _at_most("one_id_each", "every new token is one id and decodes to itself", float(len(broken)), 0)
-
-
-def sizes_agree(evidence: Evidence) -> Check:
-    """Disagreements between tokenizer, matrix and configuration."""
-    disagreements = 0
-    for model in (evidence.resized, evidence.merged):
-        rows = _rows(model).shape[0]
-        disagreements += rows < len(model.tokenizer)
-        disagreements += rows != model[0].auto_model.config.vocab_size
-        disagreements += max(evidence.new_ids) >= rows
-    return _at_most("sizes_agree", "tokenizer, matrix and configuration agree on the size", float(disagreements), 0)
-
-
-def reload(evidence: Evidence) -> Check:
-    """Largest difference between the merged model in memory and as loaded from disk."""
-    figure = _difference(evidence, "merged_in_memory", "merged", evidence.with_new)
-    return _at_most("reload", "what was saved is what was in memory", figure, 0)
-
-
-def merged_as_adapter(evidence: Evidence) -> Check:
-    """Largest difference between the merged model and the base with the adapter."""
-    figure = _difference(evidence, "adapter", "merged", [*evidence.with_new, *evidence.without_new])
-    limit = evidence.params.merged_tolerance
-    return _at_most("merged_as_adapter", "the merged model is the adapter's, without PEFT", figure, limit)
-
-
-def trained_differs(evidence: Evidence) -> Check:
-    """Largest change by training of an encoding of a text with a new token."""
-    figure = _difference(evidence, "resized", "merged", evidence.with_new)
-    limit = evidence.params.min_change
-    return Check(
-        name="trained_differs",
-        protects="the trained weights were loaded: a saved adapter can load without error and act as the base",
-        figure=figure,
-        limit=f"at least {limit:g}",
-        verdict="passed" if figure >= limit else "failed",
-    )
-
-
-def adapter_names_base(evidence: Evidence) -> Check:
-    """Whether the adapter names its base by a path of this machine, or by none."""
-    named = str(evidence.adapter_config.get("base_model_name_or_path") or "")
-    broken = not named or re.match(r"^(/|~|[A-Za-z]:)", named) is not None
-    return _at_most("adapter_names_base", "the adapter names its base without an absolute path", float(broken), 0)
-
-
-CHECKS: tuple[Callable[[Evidence], Check], ...] = (
-    old_rows_resized,
-    old_rows_merged,
-    new_rows_finite,
-    new_rows_trained,
-    other_weights,
-    untouched_texts,
-    segmentation,
-    one_id_each,
-    sizes_agree,
-    reload,
-    merged_as_adapter,
-    trained_differs,
-    adapter_names_base,
-)
-
-
-def _rows(model: "SentenceTransformer") -> torch.Tensor:
-    weight: torch.Tensor = model[0].auto_model.get_input_embeddings().weight
-    return weight.detach()
-
-
-def _equal_rows(name: str, protects: str, evidence: Evidence, model: "SentenceTransformer") -> Check:
-    before, after = _rows(evidence.base), _rows(model)[: len(_rows(evidence.base))]
-    # New rows may stand among old ones: tokens of an earlier run that train again, rows that were padding.
-    old = torch.ones(len(before), dtype=torch.bool)
-    old[[token_id for token_id in evidence.new_ids if token_id < len(before)]] = False
-    comparable = before.shape == after.shape
-    different = float((before != after).any(dim=1)[old].sum()) if comparable else float(old.sum())
-    return _at_most(name, protects, different, 0)
-
-
-def _difference(evidence: Evidence, left: str, right: str, texts: Sequence[str]) -> float:
-    embeddings = [evidence.encode(getattr(evidence, name), texts) for name in (left, right)]
-    return float(np.abs(embeddings[0] - embeddings[1]).max())
-
-
-def _at_most(name: str, protects: str, figure: float, limit: float) -> Check:
-    # A figure that is not a number compares false, and so fails.
-    return Check(name, protects, figure, f"at most {limit:g}", "passed" if figure <= limit else "failed")
-
-
-def _not_applicable(name: str, protects: str, reason: str = "none for this method") -> Check:
-    return Check(name, protects, 0.0, reason, "does not apply")
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

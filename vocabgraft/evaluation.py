@@ -1,195 +1,208 @@
-"""Quality on held-out items, and what became of everything else."""
+"""The evaluation of a run: base, resized and merged (and the control) on the same texts, and what may be said of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from scipy.stats import spearmanr
-
 from vocabgraft.accepted_data import AcceptedDataset
-from vocabgraft.encoding import Embeddings, encode_apart
-from vocabgraft.errors import VocabgraftError
+from vocabgraft.beir import Benchmark
+from vocabgraft.control_verdict import judge_control
+from vocabgraft.graded_retrieval import measure_benchmark
+from vocabgraft.held_out import (
+    Retention,
+    measure_links,
+    measure_retention,
+    measure_retrieval,
+    measure_similarity,
+    tokens_per_text,
+)
+from vocabgraft.measurement import SUBSETS, Measurement, compared_items, figures_of, problems_of, verdict_json
+from vocabgraft.params import EvaluateModelParams
+from vocabgraft.retention import measure_drift, reference_corpus
 from vocabgraft.splits import SPLITS
-from vocabgraft.tokenizer import ExtendedToken, holds_new_token
-from vocabgraft.vocabulary import read_with_descriptions
+from vocabgraft.subjects import NewWords, Subject
+from vocabgraft.token_neighbours import describe_tokens
+from vocabgraft.tokenizer import ExtendedToken, added_tokens
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
-Encoder = Callable[[Sequence[str], Any], Embeddings]
-SUBSETS = ("all", "new_word", "no_new_word")
+# The base has no token for a relation, so it reads a description; nor has the control.
+WITHOUT_NEW_TOKENS = frozenset({"base", "control"})
 
 
 @dataclass(frozen=True)
-class RetrievalSet:
-    """Held-out queries over all documents of a dataset.
+class Questions:
+    """What models are asked.
 
-    `relevant[i]` are the documents that answer query i; `ignored[i]` are true answers known from elsewhere, which
-    neither count nor stand in the way (the filtered setting of link prediction).
+    Attributes:
+        datasets: accepted by `validate_data`.
+        translations: names of those whose triples are learnt as translations.
+        retention: pairs with scores.
+        contexts: sentences, for the reference corpus.
+        benchmarks: the user's own.
     """
 
-    name: str
-    queries: list[str]
-    documents: list[str]
-    relevant: list[list[int]]
-    ignored: list[list[int]]
+    datasets: Sequence[AcceptedDataset]
+    retention: Retention
+    translations: frozenset[str] = frozenset()
+    contexts: Sequence[str] = ()
+    benchmarks: Sequence[Benchmark] = ()
+
+    def texts(self) -> list[str]:
+        """Every text but the benchmarks', of which the reference corpus is taken."""
+        datasets = [text for dataset in self.datasets for split in SPLITS for text in dataset.texts(split)]
+        return [*datasets, *self.retention[0], *self.retention[1], *self.contexts]
 
 
-def retrieval_set(dataset: AcceptedDataset) -> RetrievalSet:
-    """The test split as queries; every distinct document of all splits as candidates.
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of `metrics.json`, `comparison.json`, `retention.json` and `tokens.json`, and every main item."""
 
-    Of pairs, the documents of the query's group are relevant. Of triples each test tail is a query's answer, and
-    the other known tails of the same head and relation are ignored.
+    metrics: dict[str, dict[str, Any]]
+    comparison: dict[str, Any]
+    retention: dict[str, Any]
+    tokens: dict[str, Any]
+    measurements: Sequence[Measurement]
 
-    Raises:
-        VocabgraftError: when the dataset has no test row.
-    """
-    pairs = {split: dataset.pairs(split) for split in SPLITS}
-    if not pairs["test"]:
-        raise VocabgraftError(
-            f"dataset {dataset.name} has no test row; raise held_out.test in params.yaml or give a test file"
-        )
-    position: dict[str, int] = {}
-    for split in SPLITS:
-        for _, document in pairs[split]:
-            position.setdefault(document, len(position))
-    documents = list(position)
-    if dataset.format != "triples":
-        answers = _by_key(dataset.groups("test"), [position[document] for _, document in pairs["test"]])
-        queries = dict(zip((anchor for anchor, _ in pairs["test"]), dataset.groups("test"), strict=True))
-        relevant = [answers[group] for group in queries.values()]
-        return RetrievalSet(dataset.name, list(queries), documents, relevant, [[] for _ in queries])
-    known = [(anchor, position[document]) for split in SPLITS for anchor, document in pairs[split]]
-    true = _by_key([anchor for anchor, _ in known], [place for _, place in known])
-    relevant = [[position[document]] for _, document in pairs["test"]]
-    ignored = [
-        [place for place in true[anchor] if place != answer[0]]
-        for (anchor, _), answer in zip(pairs["test"], relevant, strict=True)
-    ]
-    return RetrievalSet(dataset.name, [anchor for anchor, _ in pairs["test"]], documents, relevant, ignored)
-
-
-def ranks(retrieval: RetrievalSet, queries: Embeddings, documents: Embeddings) -> "np.ndarray[Any, Any]":
-    """Rank (1 is best) of each query's best relevant document, ties counted at their mean: shape (queries,).
-
-    Raises:
-        VocabgraftError: for an embedding that is not made of numbers, which would otherwise rank first.
-    """
-    found = np.zeros(len(queries))
-    for row, query in enumerate(queries):
-        scores = documents @ query
-        if not np.isfinite(scores).all():
-            raise VocabgraftError(
-                f"dataset {retrieval.name}: the similarity of the query {retrieval.queries[row]!r} to a document is "
-                "no number; the model's weights are damaged, so train it again with lower learning rates"
-            )
-        best = scores[retrieval.relevant[row]].max()
-        others = np.ones(len(scores), dtype=bool)
-        others[retrieval.relevant[row]] = False
-        others[retrieval.ignored[row]] = False
-        found[row] = 1 + (scores[others] > best).sum() + 0.5 * (scores[others] == best).sum()
-    return found
-
-
-def score(found: "np.ndarray[Any, Any]", recall_at: int) -> dict[str, float | int]:
-    """Mean reciprocal rank and recall of a set of ranks, in percent, with their count."""
-    if not len(found):
-        return {"queries": 0}
-    return {
-        "mrr": round(100 * float((1 / found).mean()), 4),
-        f"recall@{recall_at}": round(100 * float((found <= recall_at).mean()), 4),
-        "queries": len(found),
-    }
+    @property
+    def problems(self) -> list[str]:
+        """What could not be measured."""
+        return [*self.comparison["problems"], *self.retention["problems"]]
 
 
 def evaluate(
-    base: "SentenceTransformer",
-    others: dict[str, "SentenceTransformer"],
-    datasets: Sequence[AcceptedDataset],
-    retention: tuple[list[str], list[str], list[float]],
+    models: "dict[str, SentenceTransformer]",
+    questions: Questions,
     tokens: Sequence[ExtendedToken],
-    batch_size: int,
-    recall_at: int,
-) -> dict[str, dict[str, Any]]:
-    """Score the base and the extended models on the same texts.
+    params: EvaluateModelParams,
+    seed: int,
+) -> Evaluation:
+    """Score models on the same texts.
 
-    The base reads a new special token as its description, since that is all that it could have been given.
+    Args:
+        models: `base`, `merged` and others by name; `base` and `control` read a special token that they do not have
+            as its description, since that is all that they could have been given.
+        questions: what they are asked.
+        tokens: those whose rows trained.
+        params: the section `evaluate_model`.
+        seed: of intervals, tests and the map's sample.
 
-    Returns:
-        For each model: each dataset's subsets (`all`, `new_word`, `no_new_word` by the query) with their figures,
-        `retention` (Spearman's rho in percent, by whether a pair holds a new word) and `tokens_per_text`.
+    Raises:
+        VocabgraftError: for a dataset of questions without a test row, or a model whose embeddings are no numbers.
     """
-    extended = next(iter(others.values())).tokenizer
-    new_ids = [token.id for token in tokens]
-    # A relation's token makes every query of triples hold a new token; what its subsets tell apart is a new word.
-    word_ids = [token.id for token in tokens if token.kind != "special"]
-    described = [token.new_token for token in tokens if not token.retrained]
-    result: dict[str, dict[str, Any]] = {}
-    for name, model in {"base": base, **others}.items():
+    new_words = NewWords(models["merged"].tokenizer, tokens)
+    described = [token.new_token for token in added_tokens(tokens)]
+    subjects = {
+        name: Subject(name, model, new_words, params.batch_size, described if name in WITHOUT_NEW_TOKENS else ())
+        for name, model in models.items()
+    }
+    measured, problems = _measure_benefit(questions, list(subjects.values()), new_words, params.recall_at)
+    kept = measure_retention(questions.retention, list(subjects.values()), new_words)
+    metrics: dict[str, dict[str, Any]] = {name: {**of} for name, of in figures_of([*measured, kept]).items()}
+    for name, subject in subjects.items():
+        metrics[name]["tokens_per_text"] = tokens_per_text(subject, questions.datasets)
+    corpus = reference_corpus(questions.texts(), params.reference_texts)
+    drift = measure_drift(subjects["base"], subjects["merged"], corpus, new_words)
+    return Evaluation(
+        metrics=metrics,
+        comparison={
+            "items": compared_items(measured, params.smoke_under, seed),
+            "smoke_under": params.smoke_under,
+            "problems": problems,
+            "control": _control(measured, subjects, corpus, drift, new_words, params, seed),
+        },
+        retention={
+            **drift,
+            "spearman": _spearman(kept, params.smoke_under, seed),
+            "problems": [*problems_of([kept]), *drift["problems"]],
+        },
+        tokens=describe_tokens(models["merged"], tokens, seed),
+        measurements=[*measured, kept],
+    )
 
-        def read(texts: Sequence[str], name: str = name) -> list[str]:
-            return [read_with_descriptions(text, described) for text in texts] if name == "base" else list(texts)
 
-        def embed(texts: Sequence[str], role: Any, model: Any = model, read: Any = read) -> Embeddings:
-            return encode_apart(model, read(texts), holds_new_token(extended, texts, new_ids), batch_size, role)
+def item_columns(measurements: Sequence[Measurement]) -> dict[str, list[Any]]:
+    """The held-out items of every dataset's main metric, a column of numbers a model: what a paired test needs.
 
-        result[name] = {
-            **{
-                entry.name: _score_dataset(retrieval_set(entry), embed, extended, word_ids, recall_at)
-                for entry in datasets
-                if entry.is_retrieval
-            },
-            "retention": _score_retention(retention, embed, extended, new_ids),
-            "tokens_per_text": _tokens_per_text(model, read, datasets),
+    The number is the reciprocal rank (of a benchmark NDCG@10), 0 to 1, and with a `score` the similarity of the pair.
+    """
+    columns: dict[str, list[Any]] = {}
+    for entry in (entry for entry in measurements if entry.main):
+        count = len(entry.items)
+        part: dict[str, list[Any]] = {
+            "dataset": [entry.dataset] * count,
+            "metric": [entry.metric] * count,
+            "item": list(entry.items),
+            "answer": list(entry.answers) if entry.answers is not None else [None] * count,
+            "group": list(entry.groups),
+            "new_word": entry.new_word.tolist(),
+            "score": entry.scores.tolist() if entry.scores is not None else [None] * count,
         }
-    return result
+        whole = 100 if entry.scores is None else 1
+        part |= {name: (values / whole).round(6).tolist() for name, values in entry.values.items()}
+        for name, values in part.items():
+            columns.setdefault(name, []).extend(values)
+    return columns
 
 
-def _score_dataset(
-    retrieval: RetrievalSet, embed: Encoder, tokenizer: Any, word_ids: Sequence[int], recall_at: int
-) -> dict[str, dict[str, float | int]]:
-    found = ranks(retrieval, embed(retrieval.queries, "query"), embed(retrieval.documents, "document"))
-    held = holds_new_token(tokenizer, retrieval.queries, word_ids)
-    return {subset: score(found[rows], recall_at) for subset, rows in _subsets(held).items()}
+def gains_for_plots(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """The gains with their intervals as rows of a plot."""
+    return [
+        {
+            "figure": f"{item['dataset']}, {item['subset']}: {item['metric']}",
+            **{key: item[key] for key in ("gain", "low", "high", "verdict")},
+        }
+        for item in comparison["items"]
+    ]
 
 
-def _score_retention(
-    retention: tuple[list[str], list[str], list[float]], embed: Encoder, tokenizer: Any, new_ids: Sequence[int]
-) -> dict[str, dict[str, float | int]]:
-    first, second, scores = retention
-    similarity = (embed(first, None) * embed(second, None)).sum(axis=1)
-    held = holds_new_token(tokenizer, first, new_ids) | holds_new_token(tokenizer, second, new_ids)
+def _measure_benefit(
+    questions: Questions, subjects: Sequence[Subject], new_words: NewWords, recall_at: int
+) -> tuple[list[Measurement], list[str]]:
+    measured, problems = list[Measurement](), list[str]()
+    for dataset in questions.datasets:
+        if dataset.is_retrieval:
+            measured += measure_retrieval(dataset, subjects, new_words, recall_at)
+        if dataset.format == "triples":
+            measured += measure_links(dataset, subjects, new_words, dataset.name in questions.translations)
+        if dataset.format != "scored_pairs":
+            continue
+        if not dataset.rows("test"):
+            problems.append(f"{dataset.name} has no test row, so it is not measured; raise its held_out.test")
+            continue
+        found = measure_similarity(dataset, subjects, new_words)
+        measured.append(found)
+        problems += problems_of([found], ["all"])
+    for benchmark in questions.benchmarks:
+        measured += measure_benchmark(benchmark, subjects, new_words)
+    return measured, problems
+
+
+def _spearman(kept: Measurement, smoke_under: int, seed: int) -> dict[str, Any]:
+    """What happened to the correlation on the retention pairs, by subset, where it is defined."""
     return {
-        subset: {"spearman": rho, "pairs": int(rows.sum())}
-        for subset, rows in _subsets(held).items()
-        if (rho := _spearman(similarity[rows], np.array(scores)[rows])) is not None
+        subset: {
+            **{model: kept.figure(model, subset) for model in ("base", "merged")},
+            **verdict_json(kept, comparison, subset, smoke_under),
+        }
+        for subset in SUBSETS
+        if (comparison := kept.compare("base", "merged", subset, seed)) is not None
     }
 
 
-def _spearman(similarity: "np.ndarray[Any, Any]", scores: "np.ndarray[Any, Any]") -> float | None:
-    """In percent; None where fewer than three pairs, or equal values, leave no order to compare."""
-    if len(scores) < 3 or len(set(scores.tolist())) < 2 or len(set(similarity.tolist())) < 2:
-        return None
-    return round(100 * float(spearmanr(similarity, scores).statistic), 4)
-
-
-def _subsets(held: BoolArray) -> dict[str, BoolArray]:
-    return dict(zip(SUBSETS, (np.ones_like(held), held, ~held), strict=True))
-
-
-def _tokens_per_text(
-    model: Any, read: Callable[[Sequence[str]], list[str]], datasets: Sequence[AcceptedDataset]
-) -> float:
-    texts = [text for dataset in datasets for text in dataset.texts("test")]
-    lengths = [len(ids) for ids in model.tokenizer(read(texts), add_special_tokens=False, verbose=False)["input_ids"]]
-    return round(sum(lengths) / len(lengths), 4)
-
-
-def _by_key(keys: Sequence[str], places: Sequence[int]) -> dict[str, list[int]]:
-    grouped: dict[str, list[int]] = {}
-    for key, place in zip(keys, places, strict=True):
-        if place not in grouped.setdefault(key, []):
-            grouped[key].append(place)
-    return grouped
+def _control(
+    measured: Sequence[Measurement],
+    subjects: dict[str, Subject],
+    corpus: Sequence[str],
+    drift: dict[str, Any],
+    new_words: NewWords,
+    params: EvaluateModelParams,
+    seed: int,
+) -> dict[str, Any]:
+    if "control" not in subjects:
+        return {"trained": False}
+    valid = measure_drift(subjects["base"], subjects["control"], corpus, new_words)["valid_share"]
+    shares = {"merged": drift["valid_share"], "control": valid}
+    recompute = {name: None if share is None else round(100 - share, 4) for name, share in shares.items()}
+    return judge_control(measured, recompute, params.smoke_under, seed)

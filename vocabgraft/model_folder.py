@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedTokenizerFast
 
+MAGNITUDE = ".lora_magnitude_vector"
 # Traces of how a tokenizer was loaded, not of what it is.
 LOADING_TRACES = ("is_local", "local_files_only", "name_or_path")
 
@@ -27,6 +28,7 @@ def save_model(model: "SentenceTransformer", folder: Path, adapter_base: str | N
         # PEFT keeps these names in a set, whose order differs from process to process.
         values = {key: _ordered(value) for key, value in read_json(adapter_config).items()}
         write_json(adapter_config, {**values, "base_model_name_or_path": adapter_base})
+        _name_magnitudes(folder / "adapter_model.safetensors")
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
@@ -37,6 +39,24 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
 
 def _without_loading_traces(path: Path) -> None:
     write_json(path, {key: value for key, value in read_json(path).items() if key not in LOADING_TRACES})
+
+
+def _name_magnitudes(path: Path) -> None:
+    """Give DoRA's magnitudes a name that both peft and transformers read.
+
+    Under the one that peft 0.21 writes, without `.weight`, transformers 5.23 does not find them: it goes on with fresh
+    ones and only logs it (embeddings of a tiny model then differ by 4e-3).
+    """
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(path, "pt") as stored:
+        names, metadata = list(stored.keys()), stored.metadata()
+    if any(name.endswith(MAGNITUDE) for name in names):
+        renamed = {
+            f"{name}.weight" if name.endswith(MAGNITUDE) else name: value for name, value in load_file(path).items()
+        }
+        save_file(renamed, path, metadata)
 
 
 def _ordered(value: Any) -> Any:

@@ -18,6 +18,7 @@ from pydantic import (
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.evaluators import check_evaluator
 from vocabgraft.losses import DEFAULT_LOSS, Format, check_loss, check_method
+from vocabgraft.peft_methods import ROW_CLASSES, check_peft
 from vocabgraft.training_arguments import check_training_arguments
 
 PARAMS_FILE = Path("params.yaml")
@@ -35,7 +36,10 @@ RawFile = Annotated[str, AfterValidator(_inside_raw)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Method = Literal["tokens", "lora", "lora_and_tokens"]
+Method = Literal["tokens", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
+# These keep the rows of new tokens apart from the rest, so that phases and a learning rate of their own can move them.
+ROW_METHODS: tuple[Method, ...] = ("tokens", "lora_and_tokens", "peft_and_tokens")
+PEFT_METHODS: tuple[Method, ...] = ("peft", "peft_and_tokens")
 Place = Literal["before_pooling", "after_pooling"]
 Heuristic = Literal["random_normal", "vocabulary_mean", "subword_mean", "description_mean", "similar_tokens"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -285,6 +289,18 @@ class LoraParams(Section):
     target_modules: Annotated[list[str], Field(min_length=1)]
 
 
+class PeftParams(Section):
+    """A configuration class of peft by its name, and its fields (`vocabgraft.peft_methods`)."""
+
+    config: Annotated[str, StringConstraints(min_length=1)]
+    arguments: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _peft_has_it(self) -> Self:
+        check_peft(self.config, self.arguments)
+        return self
+
+
 class PhaseParams(Section):
     """One phase of training: which of the method's parameters move, and for how long."""
 
@@ -319,7 +335,14 @@ class TrainAdapterParams(Section):
     """What is trained, and how.
 
     Attributes:
+        method: `tokens` trains the rows of new tokens; `lora` and `peft` an adapter, and with `_and_tokens` the rows
+            too; `full` every weight of the model, with `learning_rate` alone, since rows are then part of a matrix.
+        learning_rate: of all that is not a row of a new token.
+        rows_learning_rate: of the rows, where the method keeps them apart.
+        lora: what `lora` and `lora_and_tokens` make.
+        peft: what `peft` and `peft_and_tokens` make.
         batch_size: rows of a batch, those of all processes together.
+        group_by_length: batches of rows of like length, which pad less; not for `labelled_texts`.
         precision: `auto` is bfloat16 where the hardware multiplies it.
         checkpoint_every: steps between two checkpoints, from which a training that was killed goes on; None for none.
         launcher: of several processes; None is one.
@@ -336,7 +359,9 @@ class TrainAdapterParams(Section):
     rows_learning_rate: Positive
     warmup_ratio: Fraction = 0.1
     scale: Positive = 20.0
+    group_by_length: bool = False
     lora: LoraParams
+    peft: PeftParams | None = None
     phases: list[PhaseParams] = []
     arguments: dict[str, Any] = {}
     evaluators: list[EvaluatorParams] = []
@@ -382,30 +407,169 @@ class TrainAdapterParams(Section):
         return self
 
     @model_validator(mode="after")
+    def _peft_is_given(self) -> Self:
+        if self.method not in PEFT_METHODS:
+            return self
+        if self.peft is None:
+            raise ValueError(
+                f"method is {self.method} and peft is not set; give a configuration class of peft, such as "
+                "{config: LoHaConfig, arguments: {r: 8, target_modules: [query, value]}}"
+            )
+        if self.method == "peft_and_tokens" and self.peft.config not in ROW_CLASSES:
+            raise ValueError(
+                f"method is peft_and_tokens, and {self.peft.config} cannot train rows of new tokens; "
+                f"{_rows_beside(self.peft)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _phases_fit_the_method(self) -> Self:
         for number, phase in enumerate(self.phases, start=1):
-            if phase.train == "rows" and self.method == "lora":
-                raise ValueError(f"phase {number} trains 'rows', which method 'lora' does not have")
+            if self.method == "full" and phase.train != "all":
+                raise ValueError(
+                    f"phase {number} trains '{phase.train}', and method 'full' trains every weight in each phase; "
+                    "allowed: all"
+                )
+            if self.method in ROW_METHODS:
+                continue
+            if phase.train == "rows":
+                hint = f"; {_rows_beside(self.peft)}" if self.peft and self.method == "peft" else ""
+                raise ValueError(f"phase {number} trains 'rows', which method '{self.method}' does not have{hint}")
+            if phase.rows_learning_rate is not None:
+                raise ValueError(
+                    f"phase {number} sets rows_learning_rate, and method '{self.method}' does not keep rows apart; "
+                    "set learning_rate"
+                )
         return self
+
+
+def _rows_beside(peft: PeftParams) -> str:
+    if peft.config in ROW_CLASSES:
+        return "method peft_and_tokens has them"
+    return (
+        f"of peft's classes {', '.join(ROW_CLASSES)} alone has trainable_token_indices: take it with method "
+        "peft_and_tokens, or train the rows in a run of their own (method: tokens) and take its model as base.model"
+    )
 
 
 class MergeAdapterParams(Section):
     """The merge has nothing to set."""
 
 
+# The names of `consistency.CHECKS`, which imports torch; a test holds the two together.
+CheckName = Literal[
+    "old_rows_resized",
+    "old_rows_adapter",
+    "old_rows_merged",
+    "new_rows_finite",
+    "new_row_norms",
+    "new_rows_apart",
+    "new_rows_trained",
+    "other_weights",
+    "segmentation",
+    "one_id_each",
+    "sizes_agree",
+    "tokenizers_equal",
+    "tokenizer_reload",
+    "special_tokens",
+    "artifacts_load",
+    "untouched_texts",
+    "reload",
+    "merged_as_adapter",
+    "adapter_switch",
+    "fresh_process",
+    "moved_folder",
+    "base_absent",
+    "one_at_a_time",
+    "padding",
+    "bfloat16",
+    "adapter_names_base",
+    "trained_differs",
+    "adapter_moved",
+    "description_cosine",
+    "description_place",
+    "descriptions_told_apart",
+    "relation_place",
+    "relations_told_apart",
+    "onnx_export",
+]
+
+
 class CheckConsistencyParams(Section):
-    """Limits of the checks."""
+    """Limits of the checks.
+
+    A difference of embeddings is that of their numbers relative to the embedding's length. A place is from 0 (first)
+    over 0.5 (chance) to 1 (last).
+
+    Attributes:
+        merged_tolerance: largest difference of the merged model from the adapter over the resized base.
+        float32_tolerance: largest difference between batches, paddings, processes and folders.
+        bfloat16_tolerance: largest cosine distance of bfloat16 from float32.
+        onnx_tolerance: largest difference of the ONNX export from torch.
+        min_change: least change by training of a text with a trained token.
+        max_norm_ratio: how far a new row's norm may leave the range of the old ones; 1 is the edge.
+        max_row_cosine: of two new rows.
+        min_description_cosine: of each new token to its description.
+        max_description_place: of each new token's own description among all.
+        max_relation_place: of each relation's token over its held-out triples, in the mean.
+        max_mean_place: of all descriptions, and of all held-out triples.
+        waived: checks that may fail or not run, each with its reason, which the report shows.
+    """
 
     batch_size: Count = 64
     merged_tolerance: Positive = 1e-5
+    float32_tolerance: Positive = 1e-6
+    bfloat16_tolerance: Positive = 2e-3
+    onnx_tolerance: Positive = 1e-4
     min_change: Positive = 1e-4
+    max_norm_ratio: Annotated[float, Field(ge=1)] = 1.0
+    max_row_cosine: Fraction = 0.99
+    min_description_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.1
+    max_description_place: Fraction = 0.5
+    max_relation_place: Fraction = 0.6
+    max_mean_place: Fraction = 0.4
+    waived: dict[CheckName, Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]] = {}
+
+
+class TrainControlParams(Section):
+    """The control is trained as `train_adapter` says, where `evaluate_model.control` asks for it."""
+
+
+class BenchmarkParams(Section):
+    """A retrieval benchmark of the user's: its name in the figures and its folder inside `data/raw/`."""
+
+    name: Name
+    folder: RawFile
+    format: Literal["beir"] = "beir"
 
 
 class EvaluateModelParams(Section):
-    """How the held-out items are scored."""
+    """How the held-out items are scored.
+
+    Attributes:
+        batch_size: of the encoding.
+        recall_at: the k of recall@k.
+        smoke_under: figures of fewer items carry no claim.
+        reference_texts: of the corpus whose drift and neighbours are looked at, at most.
+        control: whether a control without new words is trained and scored too.
+        benchmarks: the user's own.
+        mteb_tasks: tasks of MTEB by name, with the extra `mteb`.
+    """
 
     batch_size: Count = 64
     recall_at: Count = 10
+    smoke_under: Annotated[int, Field(ge=0)] = 200
+    reference_texts: Count = 2000
+    control: bool = False
+    benchmarks: list[BenchmarkParams] = []
+    mteb_tasks: list[Annotated[str, StringConstraints(min_length=1)]] = []
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [*(entry.name for entry in self.benchmarks), *self.mteb_tasks]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"benchmarks share the name {', '.join(repeated)}; give each its own")
+        return self
 
 
 class GateParams(Section):
@@ -434,6 +598,7 @@ class Params(Section):
     resize_base: ResizeBaseParams
     train_adapter: TrainAdapterParams
     merge_adapter: MergeAdapterParams
+    train_control: TrainControlParams
     check_consistency: CheckConsistencyParams
     evaluate_model: EvaluateModelParams
     register_model: RegisterModelParams
@@ -475,15 +640,47 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _control_can_be_trained(self) -> Self:
+        for dataset in self.validate_data.datasets if self.evaluate_model.control else ():
+            loss = dataset.chosen_loss
+            try:
+                check_method(loss.name, loss.arguments, "lora")
+            except ValueError as error:
+                raise ValueError(
+                    f"evaluate_model.control trains LoRA with the losses of all datasets, and that of {dataset.name} "
+                    f"does not allow it: {error}; or set evaluate_model.control to false"
+                ) from error
+        return self
+
+    @model_validator(mode="after")
+    def _benchmarks_have_names_of_their_own(self) -> Self:
+        taken = {entry.name for entry in self.validate_data.datasets} | set(RESERVED_NAMES)
+        names = [*(entry.name for entry in self.evaluate_model.benchmarks), *self.evaluate_model.mteb_tasks]
+        if both := sorted(taken & set(names)):
+            raise ValueError(
+                f"evaluate_model has a benchmark named {', '.join(both)}, as a dataset or figure is; name it otherwise"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _benefit_is_measured(self) -> Self:
         dataset, _, metric = self.register_model.gates.benefit.split(".")
-        names = [entry.name for entry in self.validate_data.datasets if entry.format in RETRIEVAL_FORMATS]
-        if dataset not in names:
-            raise ValueError(f"register_model.gates.benefit names the dataset '{dataset}'; allowed: {', '.join(names)}")
-        metrics = ["mrr", f"recall@{self.evaluate_model.recall_at}"]
-        if metric not in metrics:
-            raise ValueError(f"register_model.gates.benefit names the metric '{metric}'; allowed: {', '.join(metrics)}")
+        measured = self._measured()
+        if dataset not in measured:
+            raise ValueError(
+                f"register_model.gates.benefit names the dataset '{dataset}'; allowed: {', '.join(measured)}"
+            )
+        if metric not in measured[dataset]:
+            raise ValueError(
+                f"register_model.gates.benefit names the metric '{metric}'; allowed: {', '.join(measured[dataset])}"
+            )
         return self
+
+    def _measured(self) -> dict[str, list[str]]:
+        """The metrics of each dataset whose items are scored one by one."""
+        retrieval = ["mrr", f"recall@{self.evaluate_model.recall_at}"]
+        metrics = dict.fromkeys(RETRIEVAL_FORMATS, retrieval) | {"scored_pairs": ["spearman"]}
+        return {entry.name: metrics[entry.format] for entry in self.validate_data.datasets if entry.format in metrics}
 
 
 def _check_evaluator(evaluator: EvaluatorParams, datasets: dict[str, DatasetParams]) -> None:

@@ -21,11 +21,16 @@ class TokenRows(nn.Module):
     """
 
     def __init__(self, embedding: nn.Embedding, token_ids: Sequence[int], rows: torch.Tensor) -> None:
-        """Take an embedding of shape (vocabulary, width) and rows of shape (len(token_ids), width)."""
+        """Take an embedding of shape (vocabulary, width) and rows of shape (len(token_ids), width).
+
+        Raises:
+            VocabgraftError: for an embedding that does more than look up.
+        """
         super().__init__()
-        if type(embedding) is not nn.Embedding:
+        if not _only_looks_up(embedding):
             raise VocabgraftError(
-                f"the input embeddings are a {type(embedding).__name__}; only a plain nn.Embedding can have token rows"
+                f"the input embeddings are a {embedding}; only a plain nn.Embedding without max_norm, "
+                "scale_grad_by_freq and sparse can have token rows"
             )
         self.embedding = embedding
         self.rows = nn.Parameter(rows.detach().clone())
@@ -41,8 +46,8 @@ def fast_peft_rows(model: nn.Module) -> Iterator[int]:
     """Within the block, PEFT's trainable token rows are looked up; give how many layers that is.
 
     PEFT copies the whole matrix on every forward pass and makes a dense gradient of it. Parameters, values, gradients
-    and what is saved stay the same. A layer that is no plain embedding, such as an output matrix tied to it or one
-    that scales its result, keeps PEFT's forward.
+    and what is saved stay the same. PEFT's forward is kept by a layer that is no plain embedding, such as an output
+    matrix tied to it or one that scales its result, and wherever a gradient is wanted that the lookup does not give.
     """
     from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 
@@ -50,8 +55,7 @@ def fast_peft_rows(model: nn.Module) -> Iterator[int]:
         module
         for module in model.modules()
         if isinstance(module, TrainableTokensLayer)
-        and type(module.base_layer) is nn.Embedding
-        and module.base_layer.max_norm is None
+        and _only_looks_up(module.base_layer)
         and len(module.active_adapters) == 1
     ]
     for layer in patched:
@@ -64,18 +68,32 @@ def fast_peft_rows(model: nn.Module) -> Iterator[int]:
 
 
 def _peft_forward(layer: Any) -> Callable[..., torch.Tensor]:
-    own, slots = layer.forward_adapters, {}
+    own, embedding = layer.forward_adapters, layer.base_layer
+    # The padding token's row has no gradient in PEFT's forward, trained or not.
+    slots = {name: _slots(embedding, ids) for name, ids in layer.token_indices.items() if not _pads(embedding, ids)}
 
     def forward(ids: torch.Tensor, active_adapters: Sequence[str], *args: Any, **options: Any) -> torch.Tensor:
-        if layer.disable_adapters or layer.merged or len(active_adapters) != 1:
-            plain: torch.Tensor = own(ids, active_adapters, *args, **options)
-            return plain
+        plain = layer.disable_adapters or layer.merged or len(active_adapters) != 1 or embedding.weight.requires_grad
+        if plain or active_adapters[0] not in slots:
+            result: torch.Tensor = own(ids, active_adapters, *args, **options)
+            return result
         (name,) = active_adapters
-        if name not in slots:
-            slots[name] = _slots(layer.base_layer, layer.token_indices[name])
-        return _look_up(ids, slots[name], layer.trainable_tokens_delta[name], layer.base_layer)
+        if slots[name].device != ids.device:
+            slots[name] = slots[name].to(ids.device)
+        return _look_up(ids, slots[name], layer.trainable_tokens_delta[name], embedding)
 
     return forward
+
+
+def _only_looks_up(embedding: nn.Module) -> bool:
+    # A subclass may do anything, such as scale the rows.
+    return type(embedding) is nn.Embedding and not (
+        embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse
+    )
+
+
+def _pads(embedding: nn.Embedding, token_ids: Sequence[int]) -> bool:
+    return embedding.padding_idx is not None and embedding.padding_idx in token_ids
 
 
 def _slots(embedding: nn.Embedding, token_ids: Sequence[int]) -> torch.Tensor:
@@ -86,9 +104,32 @@ def _slots(embedding: nn.Embedding, token_ids: Sequence[int]) -> torch.Tensor:
 
 
 def _look_up(ids: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor, embedding: nn.Embedding) -> torch.Tensor:
-    places = slots[ids]
-    trained = nn.functional.embedding(places.clamp(min=0), rows)
-    return torch.where((places >= 0).unsqueeze(-1), trained.to(embedding.weight.dtype), embedding(ids))
+    looked_up: torch.Tensor = _LookUp.apply(ids, slots[ids], rows, embedding.weight)  # type: ignore[no-untyped-call]
+    return looked_up
+
+
+class _LookUp(torch.autograd.Function):
+    """The row at each place, or the weight's at the id where the place is -1; the weight has no gradient.
+
+    The way back is one pass that skips frozen positions. Left to autograd it goes through `where` and then adds every
+    position to some row, and both ways take 1.5 times as long (64 x 16 ids, 30,522 x 384, one core).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, ids: torch.Tensor, places: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(places)
+        ctx.rows, ctx.dtype = len(rows), rows.dtype
+        trained = nn.functional.embedding(places.clamp(min=0), rows).to(weight.dtype)
+        return torch.where((places >= 0).unsqueeze(-1), trained, nn.functional.embedding(ids, weight))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, torch.Tensor, None]:
+        (places,) = ctx.saved_tensors
+        # -1 as the padding index leaves out the frozen positions.
+        rows = torch.ops.aten.embedding_dense_backward(gradient.to(ctx.dtype), places, ctx.rows, -1, False)
+        return None, None, rows, None
 
 
 @contextmanager

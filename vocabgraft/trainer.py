@@ -1,27 +1,22 @@
 """The trainer of sentence-transformers, with what it only logs made an error, and its best weights really kept."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainer
-from sentence_transformers.base.sampler import (
-    DefaultBatchSampler,
-    GroupByLabelBatchSampler,
-    NoDuplicatesBatchSampler,
-)
 from transformers import TrainerCallback
 
 from vocabgraft.adapters import ROWS
 from vocabgraft.artifacts import read_json, write_json
+from vocabgraft.batches import SharesOfBatches
 from vocabgraft.checkpoints import WEIGHTS, PhaseCheckpoints, load_weights, save_weights
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.loss_building import own_parameters
 from vocabgraft.params import EarlyStoppingParams
-from vocabgraft.training_data import COLUMNS_READ
 
 DIGEST = "trained.sha256"
 SHOWN_TEXTS = 3
@@ -297,32 +292,6 @@ class _Moments(TrainerCallback):  # type: ignore[misc]
             self.trainer.listener(state.global_step, figures | (self.rates if "loss" in figures else {}))
 
 
-class SharesOfBatches:
-    """One process's share of every batch: all see the same batches, and their shares have one length.
-
-    It has no `batch_size`: accelerate would take the last shares for padded and leave some losses out of their mean.
-    """
-
-    def __init__(self, batches: Any, rank: int, world: int) -> None:
-        """Take a batch sampler."""
-        self.batches, self.rank, self.world = batches, rank, world
-
-    def __len__(self) -> int:
-        """As many as there are batches."""
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Each batch's part; rows that do not go up are left out, and fewer rows than processes are repeated."""
-        for batch in self.batches:
-            rows = batch if len(batch) >= self.world else (list(batch) * self.world)[: self.world]
-            share = len(rows) // self.world
-            yield list(rows[self.rank * share : (self.rank + 1) * share])
-
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle otherwise in each epoch."""
-        self.batches.set_epoch(epoch)
-
-
 def digest_of_trained(model: torch.nn.Module) -> str:
     """SHA-256 of the parameters that are trained, by name."""
     found = hashlib.sha256()
@@ -341,42 +310,6 @@ def lower_is_better(metric: str) -> bool:
 def told_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(part in str(error) for part in OUT_OF_MEMORY)
-
-
-def batches_of_columns(dataset: Any, batch_size: int, **options: Any) -> Any:
-    """The batch sampler of a dataset, by the columns that its loss reads.
-
-    A batch of labelled texts has several of each label. One of triples is drawn at random: their losses mask what is
-    true besides, and a batch in which no text comes twice could hold each relation only once. One of other rows has no
-    text twice, since the positive of another row would be taken for a negative.
-    """
-    kinds = dataset.features
-    if set(COLUMNS_READ["triple"]) <= set(kinds):
-        return RandomBatches(dataset, batch_size=batch_size, **options)
-    labelled = {"text", "label"} <= set(kinds) and str(getattr(kinds["label"], "dtype", "")).startswith("int")
-    if labelled and batch_size >= 4 and batch_size % 2 == 0 and _has_two_groups(dataset["label"]):
-        return GroupByLabelBatchSampler(dataset, batch_size=batch_size, **options)
-    return NoDuplicatesBatchSampler(dataset, batch_size=batch_size, **options)
-
-
-class RandomBatches(DefaultBatchSampler):  # type: ignore[misc]
-    """Batches in a random order, kept in 4 bytes a row; torch's own sampler makes a list of it, of 40 bytes a row."""
-
-    def __iter__(self) -> Iterator[list[int]]:
-        if self.generator is not None and self.seed is not None:
-            self.generator.manual_seed(self.seed + self.epoch)
-        rows = len(self.sampler)
-        number = torch.int32 if rows <= torch.iinfo(torch.int32).max else torch.int64
-        order = torch.randperm(rows, generator=self.generator, dtype=number)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield order[start : start + self.batch_size].tolist()
-
-
-def _has_two_groups(labels: Sequence[int]) -> bool:
-    counts: dict[int, int] = {}
-    for label in labels:
-        counts[label] = counts.get(label, 0) + 1
-    return sum(count > 1 for count in counts.values()) > 1
 
 
 def _with_mean_loss(metrics: dict[str, float], datasets: Any) -> dict[str, float]:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.evaluator_building import build_evaluator
 from vocabgraft.loss_building import build_loss, load_guides, own_parameters
 from vocabgraft.losses import DEFAULT_LOSS, LOSSES, works_with_constants
-from vocabgraft.params import DatasetParams, LossParams, PhaseParams, TrainAdapterParams
+from vocabgraft.params import ROW_METHODS, DatasetParams, LossParams, PhaseParams, TrainAdapterParams
 from vocabgraft.precision import resolve_precision
 from vocabgraft.splits import Split
 from vocabgraft.token_rows import fast_peft_rows
@@ -98,7 +99,7 @@ def train_adapter(
     checkpoints: Path | None = None,
     listener: "Listener | None" = None,
 ) -> TrainingResult:
-    """Put an adapter on the resized base (changed in place) and train it, phase after phase.
+    """Put an adapter on the resized base (changed in place) and train it, or with `full` the base, phase after phase.
 
     Each dataset is trained with its loss; by default pairs with an in-batch softmax (MultipleNegativesRankingLoss),
     for which a triple is the pair of `head relation-token` and `tail`.
@@ -125,7 +126,7 @@ def train_adapter(
         lessons = [_lesson(entry, by_name.get(entry.name), Path(scratch), seed) for entry in datasets]
         guides = load_guides([lesson.loss for lesson in lessons], model)
         set_seed(seed)
-        add_adapter(model, params.method, new_ids, params.lora)
+        add_adapter(model, params.method, new_ids, params.lora, params.peft)
         session = Session(model, lessons, new_ids, params, Path(scratch), guides, checkpoints, listener)
         curve: list[dict[str, Any]] = []
         trainable = 0
@@ -207,6 +208,7 @@ def _train_phase(
         _run(trainer, params)
     trainer.require_best()
     _unwrap(losses, model)
+    _leave_autocast(model)
     return _without_timings(trainer.state.log_history)
 
 
@@ -222,6 +224,12 @@ def _unwrap(losses: Mapping[str, torch.nn.Module], model: "SentenceTransformer")
         for module in list(loss.modules()):
             if isinstance(getattr(module, "model", None), torch.nn.parallel.DistributedDataParallel):
                 module.model = model
+
+
+def _leave_autocast(model: "SentenceTransformer") -> None:
+    """Take out accelerate's wrapper for bfloat16, in which the model would go on encoding after its training."""
+    for name in ("forward", "_original_forward"):
+        model.__dict__.pop(name, None)
 
 
 def _run(trainer: Any, params: TrainAdapterParams) -> None:
@@ -296,6 +304,8 @@ def _arguments(
 ) -> Any:
     from sentence_transformers import SentenceTransformerTrainingArguments
 
+    from vocabgraft.batches import batches_of
+
     model, params = session.model, session.params
     epochs = phase.epochs or params.epochs
     rows_rate = phase.rows_learning_rate or params.rows_learning_rate
@@ -314,7 +324,7 @@ def _arguments(
         "per_device_train_batch_size": params.batch_size // processes.world_size(),
         # The rate that the trainer logs is this one, so where rows alone are trained it is theirs.
         "learning_rate": rows_rate if only_rows else phase.learning_rate or params.learning_rate,
-        "learning_rate_mapping": {} if only_rows or params.method == "lora" else {ROWS_PATTERN: rows_rate},
+        "learning_rate_mapping": {ROWS_PATTERN: rows_rate} if params.method in ROW_METHODS and not only_rows else {},
         "warmup_steps": params.warmup_ratio,
         "logging_nan_inf_filter": False,
         "bf16": _precision(model, params) == "bfloat16",
@@ -328,7 +338,7 @@ def _arguments(
         "lr_scheduler_type": "cosine",
         # Decay would pull rows towards zero that no batch mentions.
         "weight_decay": 0.0,
-        "batch_sampler": _batch_sampler(session.lessons),
+        "batch_sampler": partial(batches_of, by_length=params.group_by_length),
         "multi_dataset_batch_sampler": "proportional",
         "logging_steps": max(1, steps // POINTS_OF_CURVE),
         "eval_strategy": "epoch" if evaluated else "no",
@@ -370,19 +380,6 @@ def _best(params: TrainAdapterParams) -> dict[str, Any]:
         "metric_for_best_model": params.best_metric,
         "greater_is_better": not lower_is_better(params.best_metric),
     }
-
-
-def _batch_sampler(lessons: Sequence[Lesson]) -> Any:
-    from sentence_transformers.sentence_transformer.training_args import BatchSamplers
-
-    from vocabgraft.trainer import batches_of_columns
-
-    if any(
-        lesson.dataset.format == "labelled_texts" or LOSSES[lesson.loss.name].reads == "triple" for lesson in lessons
-    ):
-        return batches_of_columns
-    # A batch that holds the positive of another of its rows would teach that it is wrong.
-    return BatchSamplers.NO_DUPLICATES
 
 
 def _without_timings(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

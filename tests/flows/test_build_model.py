@@ -10,6 +10,7 @@ from flows.build_model import base_moved, main
 from flows.dag import Stage
 from flows.settings import edit_params
 from tests.conftest import write_lines
+from vocabgraft.artifacts import read_json
 
 from .projects import Trivial, add_stage, journal, lock_bytes, run_dvc, write_definition, write_project
 
@@ -73,6 +74,72 @@ def test_every_task_run_is_named_after_its_stage_and_is_completed(first_run: Fir
     assert sorted(journal(root)) == sorted(DIAMOND)
 
 
+def newest_artifact(key: str) -> str:
+    """What the newest Prefect artifact of this key says."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+    from prefect.client.schemas.sorting import ArtifactSort
+
+    with get_client(sync_client=True) as client:
+        chosen = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+        found = client.read_artifacts(artifact_filter=chosen, sort=ArtifactSort.CREATED_DESC, limit=1)
+    return str(found[0].data)
+
+
+def page() -> str:
+    """The report in the working folder."""
+    return Path("reports/report.html").read_text(encoding="utf-8")
+
+
+def test_every_run_has_a_record_and_a_report_which_prefect_has_too(first_run: FirstRun) -> None:
+    reports = first_run[0] / "reports"
+    record = read_json(reports / "run.json")
+    assert record["failed"] is None and [stage["name"] for stage in record["stages"]] == list(DIAMOND)
+    assert record["prefect_run"] and record["prefect_run"] in (reports / "report.html").read_text(encoding="utf-8")
+    told = newest_artifact("report")
+    assert "Nothing was registered" in told and (reports / "report.html").as_uri() in told
+
+
+def test_a_run_that_cannot_start_replaces_the_report_of_the_one_before(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(text.replace("seed: 17", "seed: many"), encoding="utf-8")
+    assert main([]) == 1
+    assert "seed" in capsys.readouterr().err
+    assert "The run did not get to its stages" in page() and "many" in page()
+    assert read_json(project / "reports" / "run.json")["stages"] == []
+
+
+def test_a_folder_that_is_no_project_gets_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_fails_leaves_the_report(project: Path) -> None:
+    before = page()
+    assert main(["--plan", "--until", "nowhere"]) == 1
+    assert page() == before
+
+
+def test_a_good_run_without_a_report_has_an_exit_code_of_its_own(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flows.publishing.write_report", lambda *arguments: 1 / 0)
+    assert main([]) == 3
+    said = capsys.readouterr()
+    assert "the report was not made: division by zero" in said.err
+    assert "report: " not in said.out
+    assert states_of_last_run() == dict.fromkeys(DIAMOND, "Unchanged"), "the run itself is good"
+
+
+def test_a_failed_run_without_a_report_is_a_failed_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.publishing.write_report", lambda *arguments: 1 / 0)
+    write_definition(project, DIAMOND | {"left": Trivial(DIAMOND["left"].reads, before="false")})
+    assert main([]) == 1
+
+
 def test_branches_run_side_by_side(first_run: FirstRun) -> None:
     ran = journal(first_run[0])
     assert ran.index("right") < ran.index("left"), "left waits until right is done, so they ran at the same time"
@@ -125,6 +192,7 @@ def test_a_failing_stage_stops_what_reads_it_and_nothing_else(
     shown = capsys.readouterr().out
     assert "no such luck" in shown
     assert "left did not succeed" in shown
+    assert "Failed: left" in page() and "no such luck" in page()
 
 
 def test_a_registry_that_cannot_be_read_fails_the_stage_and_says_so(

@@ -1,6 +1,7 @@
 """The tables at the end of a run."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,16 +18,28 @@ DISTILLATION = {
 }
 
 
-def summary(root: Path, distillation: dict[str, object]) -> str:
-    """The summary of a run whose new rows came with this report."""
+GAIN = {"gain": 2.5, "low": -1.0, "high": 6.0, "p_value": 0.2, "queries": 300, "verdict": "could be chance"}
+COMPARISON: dict[str, Any] = {
+    "items": [{"dataset": "terms", "subset": "all", "metric": "mrr", **GAIN}],
+    "problems": [],
+    "control": {"trained": False},
+}
+DRIFT = {"no_new_word": {"mean": 0.0}, "new_word": {"mean": 0.1234}}
+RETENTION = {"corpus": 40, "drift": DRIFT, "neighbours_kept": 91.25, "valid_share": 60.0, "problems": []}
+
+
+def summary(root: Path, distillation: dict[str, object], **evaluation: Any) -> str:
+    """The summary of a run whose new rows came with this report, and whose evaluation has these files."""
+    files = {"metrics": dict.fromkeys(("base", "resized", "merged"), FIGURES), "comparison": COMPARISON}
+    files |= {"retention": RETENTION, **evaluation}
     reports = {
-        "evaluate_model/metrics.json": dict.fromkeys(("base", "resized", "merged"), FIGURES),
+        **{f"evaluate_model/{name}.json": content for name, content in files.items()},
         "validate_data/report.json": {"new_tokens": {"word": 2}},
         "resize_base/report.json": {"distillation": distillation},
     }
     stages = []
     for name, content in reports.items():
-        (root / name).parent.mkdir()
+        (root / name).parent.mkdir(exist_ok=True)
         write_json(root / name, content)
         stages.append(Stage(Path(name).parent.name, (), (root / Path(name).parent,)))
     console = Console(width=400, record=True)
@@ -44,3 +57,27 @@ def test_fidelity_of_distilled_rows_is_told_by_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize("distillation", [{}, {**DISTILLATION, "after": {}}])
 def test_rows_that_were_not_distilled_have_no_fidelity(tmp_path: Path, distillation: dict[str, object]) -> None:
     assert "fidelity" not in summary(tmp_path, distillation)
+
+
+def test_a_gain_is_told_with_its_interval_and_what_may_be_said_of_it(tmp_path: Path) -> None:
+    told = summary(tmp_path, {})
+    assert "+2.50 (-1.00 to +6.00): could be chance" in told
+    assert "of 40 texts, 60.0 % have vectors that stay valid, 91.2 % of ten nearest neighbours are kept" in told
+    assert "(drift, 1 - cosine: without a new word 0.0000, with one 0.1234)" in told
+
+
+def test_what_was_not_measured_is_said_and_a_figure_that_one_model_lacks_is_a_dash(tmp_path: Path) -> None:
+    figures = {"base": FIGURES | {"terms": {"all": {"queries": 3}}}, "resized": FIGURES, "merged": FIGURES}
+    retention = RETENTION | {"neighbours_kept": None, "problems": ["the reference corpus has 7 texts"]}
+    told = summary(tmp_path, {}, metrics=figures, retention=retention)
+    assert "not measured: the reference corpus has 7 texts" in told
+    assert "neighbours are kept" not in told
+    row = next(line for line in told.splitlines() if "terms, all: mrr" in line)
+    assert row.split("\u2502")[2].strip() == "-"
+
+
+def test_a_control_has_a_column_and_its_sentences(tmp_path: Path) -> None:
+    figures = dict.fromkeys(("base", "resized", "merged", "control"), FIGURES)
+    comparison = COMPARISON | {"control": {"trained": True, "says": ["without new words a user does better on terms"]}}
+    told = summary(tmp_path, {}, metrics=figures, comparison=comparison)
+    assert "control" in told and "without new words a user does better on terms" in told

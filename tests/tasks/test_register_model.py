@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tasks._registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, find_by_alias
+from tasks._registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, find_by_alias, log_report
 from tasks._stage import run_stage
-from tasks.register_model import RECORD, model_digest, register_model
+from tasks.register_model import RECORD, SPEED, gates_of, model_digest, register_model
 from tests.conftest import ROOT
 from vocabgraft.artifacts import new_folder, read_json, write_json
 from vocabgraft.errors import VocabgraftError
@@ -31,7 +31,7 @@ class Made:
             "merged": self.root / "merged",
             "adapter": self.root / "adapter",
             "checks": self.root / "checks" / "checks.json",
-            "metrics": self.root / "metrics" / "metrics.json",
+            "evaluation": self.root / "evaluation",
             "base_identity": self.root / "data" / "base.json",
             "datasets": self.root / "data" / "datasets",
             "out": self.root / "out",
@@ -97,8 +97,13 @@ def make(in_folder: Path, tiny_base: Path, store: str, monkeypatch: pytest.Monke
             write_json(work / "curve.json", [{"step": 1, "loss": 2.0, "epoch": 0.5}])
         with new_folder(root / "checks") as work:
             write_json(work / "checks.json", {"passed": passed, "checks": []})
-        with new_folder(root / "metrics") as work:
+        with new_folder(root / "evaluation") as work:
             write_json(work / "metrics.json", figures(gain, drop))
+            item = {"dataset": "terms", "subset": "new_word", "metric": "recall@10", "verdict": "better"}
+            compared = {"items": [item | {"gain": gain, "low": 1.0, "high": 9.0, "p_value": 0.01}]}
+            write_json(work / "comparison.json", compared)
+            drifted = {"no_new_word": {"mean": 0.25, "p99": None, "worst": [{"text": "a", "cosine": 0.5}]}}
+            write_json(work / "retention.json", {"valid_share": 60.0, "neighbours_kept": None, "drift": drifted})
         with new_folder(root / "data") as work:
             write_json(work / "base.json", {"model": base, "sha256": "0" * 64})
             # What only describes the data differs from model to model and stands in no comparison's way.
@@ -293,3 +298,47 @@ def test_a_run_holds_figures_parameters_and_curve(make: Make) -> None:
     assert run.data.params["train_adapter.epochs"] == "2"
     assert [point.value for point in client.get_metric_history(run.info.run_id, "train/loss")] == [2.0]
     assert version.tags["base"] == "package:base/model"
+
+
+def test_a_report_becomes_an_artifact_of_the_versions_run_and_a_later_one_takes_its_place(
+    make: Make, tmp_path: Path
+) -> None:
+    made = make("first")
+    made.register()
+    client = connect()
+    run_id = client.get_model_version(made.name, "1").run_id
+    path = tmp_path / "report.html"
+    for content in ("of one run", "of the next"):
+        path.write_text(content, encoding="utf-8")
+        log_report(client, made.name, 1, path)
+        assert Path(client.download_artifacts(run_id, "report.html")).read_text(encoding="utf-8") == content
+
+
+def test_a_report_for_a_version_that_is_not_there_is_a_clear_error(make: Make, tmp_path: Path) -> None:
+    made = make("first")
+    with pytest.raises(VocabgraftError, match="version 7"):
+        log_report(connect(), made.name, 7, tmp_path / "report.html")
+
+
+def test_a_run_holds_the_gains_the_drift_and_the_speed_of_this_model(make: Make) -> None:
+    SPEED.parent.mkdir()
+    own, other = make("own"), make("other")
+    write_json(SPEED, {"ratio": 1.25, "merged_digest": own.digest})
+    own.register()
+    other.register()
+    client = connect()
+    first, second = (client.get_run(client.get_model_version(own.name, number).run_id) for number in ("1", "2"))
+    assert first.data.metrics["comparison.terms.new_word.recall_at_10.low"] == 1.0
+    assert first.data.metrics["retention.drift.no_new_word.mean"] == 0.25
+    assert first.data.metrics["retention.valid_share"] == 60.0
+    assert "retention.neighbours_kept" not in first.data.metrics
+    assert first.data.metrics["speed.ratio"] == 1.25
+    assert "speed.ratio" not in second.data.metrics
+
+
+def test_a_retention_that_has_no_correlation_holds_no_gate() -> None:
+    measured = figures(gain=5.0, drop=0.0)
+    del measured["base"]["retention"]["no_new_word"]["spearman"]
+    gates = {gate.name: gate for gate in gates_of(measured, True, None, "items", GATES)}
+    assert (gates["retention drop"].holds, gates["retention drop"].figure) == (False, None)
+    assert gates["gain over the base"].holds

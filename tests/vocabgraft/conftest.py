@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 from vocabgraft.accepted_data import AcceptedDataset
 from vocabgraft.losses import Format
-from vocabgraft.params import LABELS, NUMBERS, VECTORS, Method, TrainAdapterParams, load_params
+from vocabgraft.params import LABELS, NUMBERS, VECTORS, Method, PeftParams, TrainAdapterParams, load_params
 from vocabgraft.splits import SPLITS
 from vocabgraft.tokenizer import ExtendedToken
 from vocabgraft.vocabulary import NewToken
@@ -27,7 +27,16 @@ NEW_TOKENS = (
     NewToken("<|IsA|>", "special", "is a kind of"),
 )
 RESIZED = "data/resize_base"
-METHODS: tuple[Method, ...] = ("tokens", "lora", "lora_and_tokens")
+ADAPTERS: tuple[Method, ...] = ("tokens", "lora", "lora_and_tokens", "peft", "peft_and_tokens")
+METHODS: tuple[Method, ...] = (*ADAPTERS, "full")
+WITH_ROWS: tuple[Method, ...] = ("tokens", "lora_and_tokens", "peft_and_tokens")
+# What the methods of PEFT make where a test does not say it.
+PEFT = {
+    "peft": PeftParams(config="LoHaConfig", arguments={"r": 2, "target_modules": ["query", "dense"]}),
+    "peft_and_tokens": PeftParams(
+        config="LoraConfig", arguments={"r": 2, "use_dora": True, "target_modules": ["query", "dense"]}
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -101,20 +110,21 @@ def mean_rows(base: Path, tokens: Sequence[ExtendedToken]) -> Any:
 
 
 def save_random_adapter(root: Path, method: Method, tokens: Sequence[ExtendedToken], seed: int = 1) -> Path:
-    """Save an adapter with random weights over the resized base."""
+    """Save an adapter with random weights over the resized base, or with `full` the base with noise on all of them."""
     import torch
 
-    from vocabgraft.adapters import adapter_parameters, add_adapter
+    from vocabgraft.adapters import add_adapter, trainable_parameters
     from vocabgraft.artifacts import new_folder
     from vocabgraft.base_model import load_model
     from vocabgraft.model_folder import save_model
 
     model = load_model(root / RESIZED, device="cpu")
-    add_adapter(model, method, [token.id for token in tokens], lora_params())
+    add_adapter(model, method, [token.id for token in tokens], lora_params(), PEFT.get(method))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in adapter_parameters(model).values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+        for parameter in trainable_parameters(model).values():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(parameter + drawn / 100 if method == "full" else drawn / 2)
     folder = root / f"adapter-{method}-{seed}"
     with new_folder(folder) as work:
         save_model(model, work, adapter_base=RESIZED)
@@ -123,15 +133,12 @@ def save_random_adapter(root: Path, method: Method, tokens: Sequence[ExtendedTok
 
 def save_merged(root: Path, method: Method, adapter: Path) -> Path:
     """Merge an adapter into the resized base and save the result."""
-    from vocabgraft.adapters import merge_adapter
+    from vocabgraft.adapters import merged_model
     from vocabgraft.artifacts import new_folder
-    from vocabgraft.base_model import load_model
     from vocabgraft.model_folder import save_model
 
-    model = load_model(root / RESIZED, device="cpu")
-    merge_adapter(model, adapter)
     with new_folder(root / f"merged-{method}") as work:
-        save_model(model, work)
+        save_model(merged_model(root / RESIZED, adapter), work)
     return root / f"merged-{method}"
 
 
@@ -151,6 +158,8 @@ def train_params(**changes: Any) -> TrainAdapterParams:
     """The project's section `train_adapter`, made small, with changes."""
     section = load_params(ROOT / "params.yaml").train_adapter.model_dump()
     small = {"method": "tokens", "epochs": 1, "batch_size": 8, "phases": [], "lora": section["lora"] | {"r": 2}}
+    if peft := PEFT.get(changes.get("method", "tokens")):
+        small["peft"] = peft.model_dump()
     return TrainAdapterParams.model_validate(section | small | changes)
 
 

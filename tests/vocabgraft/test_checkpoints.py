@@ -13,7 +13,7 @@ import torch
 from tests.conftest import ROOT
 from tests.vocabgraft.conftest import Graft, WriteDataset, load, train_params
 from vocabgraft.accepted_data import AcceptedDataset
-from vocabgraft.adapters import adapter_parameters
+from vocabgraft.adapters import trainable_parameters
 from vocabgraft.checkpoints import PhaseCheckpoints, is_whole, key_of
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.trainer import AdapterTrainer
@@ -47,7 +47,7 @@ def run(
     model = load(graft.resized)
     params = train_params(**{"batch_size": 4, "epochs": 2, "checkpoint_every": 3} | changes)
     result = train_adapter(model, datasets, graft.new_ids, params, 3, checkpoints=checkpoints)
-    return {name: value.detach().clone() for name, value in adapter_parameters(model).items()}, result
+    return {name: value.detach().clone() for name, value in trainable_parameters(model).items()}, result
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, call: int) -> list[int]:
@@ -71,6 +71,14 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("right after an epoch", 9, {"checkpoint_every": 8}),
     ("with dropout and an adapter", 11, {"method": "lora_and_tokens"}),
     ("in the second phase", 12, {"method": "lora_and_tokens", "phases": [{"train": "rows", "epochs": 1}, {}]}),
+    ("with another method of PEFT", 11, {"method": "peft"}),
+    (
+        "in the second phase of a variant of LoRA",
+        12,
+        {"method": "peft_and_tokens", "phases": [{"train": "rows", "epochs": 1}, {}]},
+    ),
+    ("with every weight", 11, {"method": "full"}),
+    ("in the second phase with every weight", 12, {"method": "full", "epochs": 1, "phases": [{}, {}]}),
     ("with batches that add up", 13, {"arguments": {"gradient_accumulation_steps": 2, "logging_steps": 3}}),
     (
         "with the best weights before it",

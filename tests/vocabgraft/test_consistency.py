@@ -79,6 +79,17 @@ def test_a_sound_chain_passes_every_check_that_applies(sound: dict[Method, Evide
             "tokens": set(),
             "lora": {"new_rows_trained", "other_weights", "untouched_texts"},
             "lora_and_tokens": {"other_weights", "untouched_texts"},
+            "peft": {"new_rows_trained", "other_weights", "untouched_texts"},
+            "peft_and_tokens": {"other_weights", "untouched_texts"},
+            "full": {
+                "old_rows_adapter",
+                "old_rows_merged",
+                "other_weights",
+                "untouched_texts",
+                "adapter_switch",
+                "adapter_names_base",
+                "adapter_moved",
+            },
         }[method]
     )
 

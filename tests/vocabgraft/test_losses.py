@@ -223,7 +223,7 @@ def test_wrappers_that_are_listed_may_be_given_in_order() -> None:
 
 
 def test_a_tied_decoder_is_refused_where_the_encoder_is_frozen() -> None:
-    for method in ("tokens", "lora", "lora_and_tokens"):
+    for method in ("tokens", "lora", "lora_and_tokens", "peft", "peft_and_tokens"):
         with pytest.raises(ValueError, match=f"the method {method} freezes"):
             check_method("DenoisingAutoEncoderLoss", {}, method)
     check_method("DenoisingAutoEncoderLoss", {"tie_encoder_decoder": False}, "tokens")

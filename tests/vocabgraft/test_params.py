@@ -21,6 +21,7 @@ PROJECT: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encodi
 def put(path: str, value: Any) -> dict[str, Any]:
     """The project's parameters with one value changed or added; digits are places in a list."""
     changed = copy.deepcopy(PROJECT)
+    changed["train_adapter"]["peft"] = {"config": "LoHaConfig", "arguments": {}}
     *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
     section: Any = changed
     for part in parents:
@@ -55,6 +56,7 @@ def test_parameters_cannot_be_changed_after_loading() -> None:
         ("validate_data.datasets.1.files.dev", "train, validation, test"),
         ("validate_data.datasets.0.held_out.tset", "validation, test"),
         ("train_adapter.lora.rank", "target_modules"),
+        ("train_adapter.peft.fields", "config, arguments"),
         ("merge_adapter.scale", "none"),
         ("register_model.gates.gain", "min_gain"),
     ],
@@ -86,7 +88,7 @@ def test_an_unknown_key_of_a_phase_is_named_by_its_place() -> None:
         ("validate_data.datasets.0.format", "csv", "'csv'", "'triples', 'pairs', 'triplets'"),
         ("validate_data.datasets.0.name", "a/b", "'a/b'", "A-Za-z0-9"),
         ("extend_tokenizer.max_token_characters", 0, "0", "greater than or equal to 1"),
-        ("train_adapter.method", "full", "'full'", "'tokens', 'lora' or 'lora_and_tokens'"),
+        ("train_adapter.method", "prompt", "'prompt'", "'lora_and_tokens', 'peft', 'peft_and_tokens' or 'full'"),
         ("train_adapter.batch_size", 1, "1", "greater than or equal to 2"),
         ("train_adapter.learning_rate", 0, "0", "greater than 0"),
         ("train_adapter.learning_rate", "5e-4", "'5e-4'", "valid number"),
@@ -158,6 +160,12 @@ def test_all_mistakes_are_told_at_once() -> None:
             [{"dataset": "terms", "name": "TripletEvaluator"}],
             "evaluators.0: TripletEvaluator does not fit the format pairs",
         ),
+        (
+            "train_adapter.peft",
+            {"config": "VeraConfig"},
+            "train_adapter.peft: VeraConfig does not work here: its layers",
+        ),
+        ("train_adapter.peft", {"config": "LoHaConfig", "arguments": {"rank": 8}}, "LoHaConfig has no field rank"),
         ("train_adapter.early_stopping", {"patience": 2}, "early_stopping watches best_metric, which is not set"),
         ("register_model.gates.benefit", "term.all.mrr", "the dataset 'term'; allowed: relations, terms"),
     ],
@@ -197,6 +205,44 @@ def test_reading_the_file_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "phase", "told"),
+    [
+        ("peft", None, {}, "method is peft and peft is not set; give a configuration class of peft, such as {config: "),
+        ("peft_and_tokens", None, {}, "method is peft_and_tokens and peft is not set"),
+        ("peft_and_tokens", "LoHaConfig", {}, "LoHaConfig cannot train rows of new tokens; of peft's classes LoraConf"),
+        ("peft", "LoHaConfig", {"train": "rows"}, "'rows', which method 'peft' does not have; of peft's classes Lora"),
+        ("peft", "LoraConfig", {"train": "rows"}, "which method 'peft' does not have; method peft_and_tokens has them"),
+        ("full", None, {"train": "rows"}, "phase 1 trains 'rows', and method 'full' trains every weight in each phase"),
+        ("full", None, {"train": "adapter"}, "phase 1 trains 'adapter', and method 'full' trains every weight"),
+        ("full", None, {"rows_learning_rate": 0.1}, "sets rows_learning_rate, and method 'full' does not keep rows"),
+        ("peft", "LoHaConfig", {"rows_learning_rate": 0.1}, "sets rows_learning_rate, and method 'peft' does not"),
+    ],
+)
+def test_a_method_and_its_phases_fit(method: str, config: str | None, phase: dict[str, Any], told: str) -> None:
+    changed = put("train_adapter.phases", [phase])
+    changed["train_adapter"] |= {"method": method, "peft": config and {"config": config}}
+    assert told in complaint(changed)
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "phase"),
+    [
+        ("peft", "LoHaConfig", "adapter"),
+        ("peft", "LoHaConfig", "all"),
+        ("peft_and_tokens", "LoraConfig", "rows"),
+        ("peft_and_tokens", "LoraConfig", "adapter"),
+        ("full", None, "all"),
+        # What another method reads may stay while methods are compared.
+        ("tokens", "LoHaConfig", "rows"),
+    ],
+)
+def test_a_phase_trains_what_the_method_has(method: str, config: str | None, phase: str) -> None:
+    changed = put("train_adapter.phases", [{"train": phase}])
+    changed["train_adapter"] |= {"method": method, "peft": config and {"config": config}}
+    assert parse_params(changed, "params.yaml").train_adapter.phases[0].train == phase
 
 
 def test_a_phase_of_rows_is_refused_where_the_method_has_none() -> None:

@@ -16,9 +16,9 @@ from tests.vocabgraft.conftest import Graft, train_params
 from tests.vocabgraft.sharing import CHANGES, first_gradients
 from tests.vocabgraft.test_checkpoints import datasets
 from vocabgraft.accepted_data import AcceptedDataset
+from vocabgraft.batches import SharesOfBatches
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.processes import launch
-from vocabgraft.trainer import SharesOfBatches
 
 __all__ = ["datasets"]
 

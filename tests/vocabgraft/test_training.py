@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from tests.vocabgraft.conftest import Graft, WriteDataset, load, rows_of, train_params
+from vocabgraft import training
 from vocabgraft.accepted_data import AcceptedDataset
 from vocabgraft.adapters import adapter_parameters
+from vocabgraft.batches import RandomBatches
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.losses import LOSSES
 from vocabgraft.objectives import TranslationLoss
 from vocabgraft.params import DatasetParams
-from vocabgraft.trainer import RandomBatches
+from vocabgraft.trainer import AdapterTrainer
 from vocabgraft.training import TrainingResult, train_adapter
 from vocabgraft.training_data import ids_without_text, load_rows
 
@@ -89,6 +91,126 @@ def test_a_phase_moves_its_part_alone(graft: Graft, datasets: list[AcceptedDatas
         lora = [tensor for name, tensor in weights.items() if ".lora_B" in name]
         assert torch.equal(rows, start) != rows_moved
         assert any(tensor.any() for tensor in lora) != rows_moved
+
+
+def test_everything_is_trained_at_one_rate_and_what_no_text_uses_stays(
+    graft: Graft, datasets: list[AcceptedDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = rates_of(monkeypatch)
+    model, result = train(graft, datasets, method="full", learning_rate=1e-3, warmup_ratio=0.0)
+    assert groups == {(1e-3, 0.0)}
+    pooled = model[0].auto_model.pooler.parameters()
+    assert result.trainable_parameters == sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in pooled)
+    start, after = load(graft.resized).state_dict(), model.state_dict()
+    assert list(start) == list(after)
+    # Mean pooling reads no pooler, and these texts are shorter than the positions.
+    same = {name.split(".model.")[-1] for name in start if torch.equal(start[name], after[name])}
+    assert {name for name in same if "pooler" not in name} <= {"embeddings.token_type_embeddings.weight"}
+    rows = (rows_of(load(graft.resized)) != rows_of(model)).any(dim=1)
+    vocabulary = model.tokenizer.get_vocab()
+    assert [bool(rows[vocabulary[word]]) for word in ("nephrolith", "stone", "<|IsA|>")] == [True, True, True]
+    # No decay: it would pull those to zero that no batch mentions.
+    assert [bool(rows[vocabulary[word]]) for word in ("->", "fish", "[MASK]")] == [False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("method", "rates"),
+    [
+        ("tokens", {0.1}),
+        ("lora", {1e-3}),
+        ("peft", {1e-3}),
+        ("lora_and_tokens", {0.1, 1e-3}),
+        ("peft_and_tokens", {0.1, 1e-3}),
+        ("full", {1e-3}),
+    ],
+)
+def test_rows_have_a_rate_of_their_own_where_they_are_kept_apart(
+    graft: Graft, datasets: list[AcceptedDataset], monkeypatch: pytest.MonkeyPatch, method: str, rates: set[float]
+) -> None:
+    groups = rates_of(monkeypatch)
+    train(graft, datasets, method=method, learning_rate=1e-3, rows_learning_rate=0.1, warmup_ratio=0.0)
+    assert groups == {(rate, 0.0) for rate in rates}
+
+
+def test_a_rate_of_ones_own_is_given_to_a_part_of_any_method(
+    graft: Graft, datasets: list[AcceptedDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = rates_of(monkeypatch)
+    mapping = {"learning_rate_mapping": {r"encoder\.layer\.1\.": 1e-5}}
+    for method in ("full", "peft"):
+        train(graft, datasets, method=method, learning_rate=1e-3, warmup_ratio=0.0, arguments=mapping)
+        assert groups == {(1e-3, 0.0), (1e-5, 0.0)}
+        groups.clear()
+
+
+def rates_of(monkeypatch: pytest.MonkeyPatch) -> set[tuple[float, float]]:
+    """The learning rates and weight decays of a training's first step, filled when it runs."""
+    seen: set[tuple[float, float]] = set()
+    own = AdapterTrainer.training_step
+
+    def step(self: AdapterTrainer, *args: Any) -> Any:
+        if self.state.global_step == 0:
+            groups = [group for group in self.optimizer.param_groups if group["params"]]
+            seen.update((group["lr"], group["weight_decay"]) for group in groups)
+        return own(self, *args)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", step)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("method", "phases", "uses"),
+    [
+        ("tokens", [], [True]),
+        ("lora", [], [False]),
+        ("peft", [], [False]),
+        ("full", [], [False]),
+        ("peft_and_tokens", [{"train": "rows"}, {"train": "adapter"}, {"train": "all"}], [True, False, False]),
+    ],
+)
+def test_texts_are_taken_for_constant_only_while_rows_alone_move(
+    graft: Graft,
+    datasets: list[AcceptedDataset],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    phases: list[dict[str, str]],
+    uses: list[bool],
+) -> None:
+    own, phase, found = AdapterTrainer.train, list[bool](), list[bool]()
+    made = training.constant_texts
+
+    def used(*args: Any) -> Any:
+        phase.append(True)
+        return made(*args)
+
+    def trained(self: AdapterTrainer, *args: Any, **options: Any) -> Any:
+        found.append(bool(phase))
+        phase.clear()
+        return own(self, *args, **options)
+
+    monkeypatch.setattr(training, "constant_texts", used)
+    monkeypatch.setattr(AdapterTrainer, "train", trained)
+    train(graft, datasets, method=method, phases=phases)
+    assert found == uses
+
+
+def test_a_model_that_was_trained_in_bfloat16_encodes_in_float32(graft: Graft, datasets: list[AcceptedDataset]) -> None:
+    model, _ = train(graft, datasets, method="full", precision="bfloat16")
+    again = load(graft.resized)
+    again.load_state_dict(model.state_dict())
+    text = ["a nephrolith in the kidney"]
+    assert (model.encode(text) == again.encode(text)).all()
+
+
+def test_a_decoder_that_is_tied_to_the_encoder_trains_it(graft: Graft, write_dataset: WriteDataset) -> None:
+    texts = [(f"{head} nephrolith in the kidney",) for head in HEADS]
+    dataset = write_dataset("own", "texts", ("text",), train=texts)
+    loss = {"name": "DenoisingAutoEncoderLoss"}
+    settings = [DatasetParams.model_validate({"name": "own", "format": "texts", "files": {"train": "x"}, "loss": loss})]
+    model = load(graft.resized)
+    train_adapter(model, [dataset], graft.new_ids, train_params(method="full", epochs=3), 3, settings)
+    moved = (rows_of(load(graft.resized)) != rows_of(model)).any(dim=1)
+    assert bool(moved[model.tokenizer.get_vocab()["kidney"]])
 
 
 def test_the_curve_has_every_phase_and_no_timings(graft: Graft, datasets: list[AcceptedDataset]) -> None:

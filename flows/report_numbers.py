@@ -1,0 +1,60 @@
+"""Figures, names and times as a reader of the report expects them."""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+
+METRICS = {"mrr": "MRR", "ndcg": "nDCG", "map": "MAP", "spearman": "Spearman's \N{GREEK SMALL LETTER RHO}"}
+MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+
+
+def metric_name(metric: str) -> str:
+    """A metric as a reader knows it: `link_hits@10` is Hits@10 of link prediction."""
+    name, separator, place = metric.removeprefix("link_").partition("@")
+    told = METRICS.get(name, capital(name.replace("_", " "))) + separator + place
+    return f"{told} of link prediction" if metric.startswith("link_") else told
+
+
+def figure(value: float | None, digits: int = 2) -> str:
+    """A figure with two digits behind the point; a dash for none."""
+    return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A difference, its sign always there but for zero."""
+    if value is None:
+        return DASH
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}".replace("-", MINUS) if rounded else f"{0:.{digits}f}"
+
+
+def number(value: float | None) -> str:
+    """A figure of any size, three digits of it."""
+    return DASH if value is None else re.sub("^-", MINUS, f"{value:.3g}")
+
+
+def p_value(value: float | None) -> str:
+    """A probability as it is quoted."""
+    if value is None:
+        return DASH
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def moment(stamp: str) -> str:
+    """An ISO time for a reader."""
+    return f"{datetime.fromisoformat(stamp):%Y-%m-%d %H:%M} UTC"
+
+
+def counted(number: int, name: str) -> str:
+    """`1 word`, `1,117 words`."""
+    return f"{number:,} {name}" + "s" * (number != 1)
+
+
+def capital(text: str) -> str:
+    """The text with its first letter in upper case."""
+    return text[:1].upper() + text[1:]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them."""
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1] if names else ""

@@ -1,0 +1,56 @@
+"""Stage train_control: LoRA without new tokens on the same data and budget, where params.yaml asks for it."""
+
+from pathlib import Path
+
+from tasks._stage import run_stage
+from vocabgraft.artifacts import new_folder, write_json
+from vocabgraft.params import BaseParams, EvaluateModelParams, TrainAdapterParams, ValidateDataParams
+
+
+def train_control(
+    base_identity: Path,
+    tokens: Path,
+    datasets: Path,
+    out: Path,
+    evaluate_model: EvaluateModelParams,
+    train_adapter: TrainAdapterParams,
+    base: BaseParams,
+    seed: int,
+    validate_data: ValidateDataParams,
+) -> None:
+    """Train LoRA over the base as it is, or only say that nothing was trained."""
+    if not evaluate_model.control:
+        with new_folder(out) as work:
+            write_json(work / "report.json", {"trained": False})
+        return
+    # What loads torch is imported where something is trained.
+    from tasks._base import find_base
+    from vocabgraft.accepted_data import read_datasets
+    from vocabgraft.artifacts import read_json
+    from vocabgraft.base_model import load_model, prompts_of
+    from vocabgraft.control import control_params, reading_descriptions
+    from vocabgraft.model_folder import save_model
+    from vocabgraft.tokenizer import added_tokens, read_tokens
+    from vocabgraft.training import train_adapter as train
+
+    model = load_model(find_base(base_identity))
+    model.prompts = prompts_of(model.prompts, base.prompts)
+    described = [token.new_token for token in added_tokens(read_tokens(tokens))]
+    params = control_params(train_adapter)
+    with reading_descriptions(model, described):
+        result = train(model, read_datasets(datasets), [], params, seed, validate_data.datasets)
+    with new_folder(out) as work:
+        save_model(model, work, adapter_base=read_json(base_identity)["model"])
+        report = {
+            "trained": True,
+            "epochs": params.epochs,
+            "precision": result.precision,
+            "trainable_parameters": result.trainable_parameters,
+            "examples": result.examples,
+            "log": result.curve,
+        }
+        write_json(work / "report.json", report)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(train_control))
