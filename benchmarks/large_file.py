@@ -163,6 +163,7 @@ def _run(*arguments: str) -> str:
 def _measure(folder: Path, args: argparse.Namespace) -> Measured:
     """Train in this process and watch its memory."""
     from vocabgraft.training import train_adapter
+    from vocabgraft.training_data import ids_without_text
 
     model, tokens = _extended(locate_base(args.base), args.layers)
     dataset = AcceptedDataset("relations", "triples", folder)
@@ -187,6 +188,8 @@ def _measure(folder: Path, args: argparse.Namespace) -> Measured:
 
     with tempfile.TemporaryDirectory() as checkpoints, _watched(measured):
         ids = [token.id for token in tokens]
+        # As the stage does before it trains.
+        ids_without_text(model.tokenizer, [dataset], ids)
         train_adapter(model, [dataset], ids, params, 17, [settings], Path(checkpoints), listener)
     measured.seconds = time.perf_counter() - started
     measured.peak_resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
