@@ -10,7 +10,9 @@ import yaml
 
 from tasks._registry import EXPERIMENT, connect, metric_name
 from tasks._stage import run_stage
+from tasks.check_consistency import check_consistency
 from tasks.extend_tokenizer import extend_tokenizer
+from tasks.merge_adapter import merge_adapter
 from tasks.resize_base import resize_base
 from tasks.train_adapter import CHECKPOINTS, CURVE_PLOT, train_adapter
 from tasks.validate_data import validate_data
@@ -76,6 +78,65 @@ def test_the_stage_goes_on_where_it_was_killed_and_leaves_no_checkpoint(
     assert seen[started] == 4
     assert weights() == expected
     assert not list(CHECKPOINTS.iterdir())
+
+
+LOHA = {"config": "LoHaConfig", "arguments": {"r": 2, "target_modules": ["query", "dense"]}}
+DORA = {"config": "LoraConfig", "arguments": {"r": 2, "use_dora": True, "target_modules": ["query", "dense"]}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "skipped"),
+    [
+        ({"method": "peft", "peft": LOHA}, {"new_rows_trained", "other_weights", "untouched_texts"}),
+        ({"method": "peft_and_tokens", "peft": DORA}, {"other_weights", "untouched_texts"}),
+        ({"method": "full"}, {"old_rows_merged", "other_weights", "untouched_texts", "adapter_names_base"}),
+    ],
+)
+def test_a_method_goes_through_to_checks_that_pass(settings: dict[str, Any], skipped: set[str], resized: Path) -> None:
+    change("train_adapter", epochs=3, learning_rate=0.01, **settings)
+    for stage in (train_adapter, merge_adapter, check_consistency):
+        assert run_stage(stage, []) == 0
+    checks = json.loads(Path("data/check_consistency/checks.json").read_text(encoding="utf-8"))["checks"]
+    assert {check["name"] for check in checks if check["verdict"] == "does not apply"} == skipped
+    assert {check["verdict"] for check in checks} == {"passed", "does not apply"}
+    has_adapter = settings["method"] != "full"
+    assert (OUT / "adapter_model.safetensors").is_file() == has_adapter
+    assert (OUT / "model.safetensors").is_file() != has_adapter
+    # Two runs give the same bytes.
+    first = {name: (OUT / name).read_bytes() for name in files()}
+    assert run_stage(train_adapter, []) == 0
+    assert {name: (OUT / name).read_bytes() for name in files()} == first
+
+
+def files() -> list[str]:
+    """Those of the stage's folder."""
+    return sorted(path.relative_to(OUT).as_posix() for path in OUT.rglob("*") if path.is_file())
+
+
+def test_a_merged_model_that_is_not_the_trained_one_fails_the_check(resized: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    change("train_adapter", method="full", learning_rate=0.01)
+    for stage in (train_adapter, merge_adapter):
+        assert run_stage(stage, []) == 0
+    path = Path("data/merge_adapter/model.safetensors")
+    weights = load_file(path)
+    weights["encoder.layer.1.output.dense.bias"][0] += 0.1
+    save_file(weights, path, {"format": "pt"})
+    assert run_stage(check_consistency, []) == 1
+    checks = json.loads(Path("data/check_consistency/checks.json").read_text(encoding="utf-8"))["checks"]
+    assert {check["name"] for check in checks if check["verdict"] == "failed"} == {"reload", "merged_as_adapter"}
+
+
+def test_an_adapter_that_does_not_come_back_is_not_written(
+    resized: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As peft 0.21 names DoRA's magnitudes, transformers 5.23 does not find them.
+    monkeypatch.setattr("vocabgraft.model_folder._name_magnitudes", lambda path: None)
+    change("train_adapter", method="peft", peft=DORA, epochs=3, learning_rate=0.01)
+    assert run_stage(train_adapter, []) == 1
+    assert "the adapter was trained, saved and loaded, and its embeddings then differ by" in capsys.readouterr().err
+    assert not OUT.exists()
 
 
 def test_live_metrics_go_to_a_run_of_their_own(resized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
