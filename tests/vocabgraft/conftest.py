@@ -104,7 +104,7 @@ def save_random_adapter(root: Path, method: Method, tokens: Sequence[ExtendedTok
     """Save an adapter with random weights over the resized base."""
     import torch
 
-    from vocabgraft.adapters import adapter_parameters, add_adapter
+    from vocabgraft.adapters import ROWS, adapter_parameters, add_adapter
     from vocabgraft.artifacts import new_folder
     from vocabgraft.base_model import load_model
     from vocabgraft.model_folder import save_model
@@ -113,8 +113,10 @@ def save_random_adapter(root: Path, method: Method, tokens: Sequence[ExtendedTok
     add_adapter(model, method, [token.id for token in tokens], lora_params())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in adapter_parameters(model).values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+        for name, parameter in adapter_parameters(model).items():
+            # Rows of the size of the base's own; LoRA's factors of one at which they move every text.
+            size = 0.02 if ROWS.search(name) else 0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
     folder = root / f"adapter-{method}-{seed}"
     with new_folder(folder) as work:
         save_model(model, work, adapter_base=RESIZED)
