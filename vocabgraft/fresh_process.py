@@ -101,13 +101,17 @@ class FreshProcess:
                 _, told = process.communicate(timeout=TIMEOUT_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-                _, told = process.communicate()
+                process.communicate()
+                return _failed(f"it took longer than {TIMEOUT_SECONDS} s and was ended")
             result = Path(scratch.name) / "result.npz"
             if process.returncode or not result.is_file():
                 why = (told.strip() or "it said nothing").splitlines()[-1]
-                message = f"it ended with code {process.returncode}: {why}"
-                return {f"{place}_error": message for place in get_args(Place)}
+                return _failed(f"it ended with code {process.returncode}: {why}")
             with np.load(result, allow_pickle=False) as arrays:
                 return {
                     name: str(values) if name.endswith("_error") else values for name, values in dict(arrays).items()
                 }
+
+
+def _failed(message: str) -> "dict[str, Embeddings | str]":
+    return {f"{place}_error": message for place in get_args(Place)}

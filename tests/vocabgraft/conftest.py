@@ -113,7 +113,7 @@ def save_random_adapter(root: Path, method: Method, tokens: Sequence[ExtendedTok
     """Save an adapter with random weights over the resized base, or with `full` the base with noise on all of them."""
     import torch
 
-    from vocabgraft.adapters import add_adapter, trainable_parameters
+    from vocabgraft.adapters import ROWS, add_adapter, trainable_parameters
     from vocabgraft.artifacts import new_folder
     from vocabgraft.base_model import load_model
     from vocabgraft.model_folder import save_model
@@ -122,9 +122,13 @@ def save_random_adapter(root: Path, method: Method, tokens: Sequence[ExtendedTok
     add_adapter(model, method, [token.id for token in tokens], lora_params(), PEFT.get(method))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in trainable_parameters(model).values():
+        for name, parameter in trainable_parameters(model).items():
             drawn = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(parameter + drawn / 100 if method == "full" else drawn / 2)
+            if method == "full":
+                parameter.copy_(parameter + drawn / 100)
+            else:
+                # Rows of the size of the base's own; an adapter's factors of one at which they move every text.
+                parameter.copy_(drawn * (0.02 if ROWS.search(name) else 0.5))
     folder = root / f"adapter-{method}-{seed}"
     with new_folder(folder) as work:
         save_model(model, work, adapter_base=RESIZED)

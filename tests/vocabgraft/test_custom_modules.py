@@ -12,13 +12,15 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tests.vocabgraft.conftest import NEW_TOKENS, Graft, WriteDataset, load, train_params
+from tests.vocabgraft.stored_encodings import stored
 from vocabgraft.accepted_data import AcceptedDataset
 from vocabgraft.adapters import merge_adapter, train_only
 from vocabgraft.artifacts import hash_files, new_folder, read_json
 from vocabgraft.base_model import load_model, own_module_types
-from vocabgraft.consistency import Check, check_all, gather_evidence
+from vocabgraft.consistency import Check, check_all
 from vocabgraft.custom_modules import add_modules, custom_modules, custom_parameters
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.evidence import Folders, gather_evidence
 from vocabgraft.model_folder import save_model
 from vocabgraft.params import CheckConsistencyParams, Method, ModuleParams
 from vocabgraft.training import train_adapter
@@ -230,10 +232,13 @@ def chain(graft: Graft, resized: Path, datasets: list[AcceptedDataset], **change
 
 def checks_of(graft: Graft, resized: Path, adapter: Path, merged: Path, method: Method) -> dict[str, Check]:
     with contextlib.chdir(resized.parent.parent):
-        evidence = gather_evidence(
-            graft.base, resized, adapter, merged, graft.tokens, method, TEXTS, CheckConsistencyParams()
+        folders = Folders(graft.base, graft.tokenizer, resized, adapter, merged)
+        # Random weights say nothing of a description, and ONNX is not installed.
+        params = CheckConsistencyParams(
+            max_norm_ratio=2.0, min_description_cosine=-1.0, waived={"onnx_export": "not installed"}
         )
-        return {check.name: check for check in check_all(evidence)}
+        evidence = gather_evidence(folders, graft.tokens, method, TEXTS, (), params)
+        return {check.name: check for check in check_all(stored(evidence))}
 
 
 @pytest.mark.parametrize("method", ["tokens", "lora_and_tokens"])
@@ -256,7 +261,7 @@ def test_layers_are_trained_saved_and_merged(
     assert [name for name, check in checks.items() if check.verdict == "failed"] == []
     assert checks["untouched_texts"].verdict == "does not apply"
     if method == "tokens":
-        assert "custom modules were trained" in checks["untouched_texts"].limit
+        assert "custom modules were trained" in checks["untouched_texts"].reason
         assert checks["other_weights"].verdict == "passed"
 
 
@@ -312,6 +317,7 @@ def test_an_own_class_goes_through_the_chain_and_is_refused_elsewhere(
     assert all((tensor != 1).any() for tensor in custom_parameters(load_model(merged, own_modules=True)).values())
     checks = checks_of(graft, resized, adapter, merged, "tokens")
     assert [name for name, check in checks.items() if check.verdict == "failed"] == []
+    assert "needs own_layers.Gate" in checks["fresh_process"].reason
     with pytest.raises(VocabgraftError, match=r"(?s)does not load .*trust_remote_code"):
         load_model(merged)
 
