@@ -35,7 +35,7 @@ from vocabgraft.artifacts import read_json, require_artifact, write_json
 from vocabgraft.base_model import load_model, locate_base, tokenizer_file
 from vocabgraft.encoding import encode
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.evaluation import RetrievalSet, ranks, retrieval_set
+from vocabgraft.held_out import RetrievalSet, ranks, retrieval_set
 from vocabgraft.initialisation import Start, initial_rows
 from vocabgraft.params import TrainAdapterParams, load_params
 from vocabgraft.precision import resolve_precision
