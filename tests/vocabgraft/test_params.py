@@ -187,6 +187,8 @@ def test_what_is_measured_on_a_validation_split_needs_one() -> None:
 
 def test_the_benefit_is_of_a_dataset_that_asks_something() -> None:
     changed = put("validate_data.datasets.1.format", "scored_pairs")
+    assert "names the metric 'mrr'; allowed: spearman" in complaint(changed)
+    changed = put("validate_data.datasets.1.format", "texts")
     assert "names the dataset 'terms'; allowed: relations" in complaint(changed)
 
 
