@@ -35,6 +35,7 @@ STAGES = [
     "evaluate_model",
     "register_model",
 ]
+PLOT_TEMPLATE = ".dvc/plots/intervals.json"
 TIME = re.compile(rb"20\d\d-\d\d-\d\d[T ]\d\d:\d\d")
 
 
@@ -65,8 +66,8 @@ def copy_project(root: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("vocabgraft", "tasks", "flows"):
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "pyproject.toml", ".dvc/config"):
-        (root / name).parent.mkdir(exist_ok=True)
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "pyproject.toml", ".dvc/config", PLOT_TEMPLATE):
+        (root / name).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(ROOT / name, root / name)
     edit_params(
         root / "params.yaml", ["train_adapter.epochs=1", "train_adapter.batch_size=32", "validate_data.min_uses=4"]
@@ -185,6 +186,7 @@ def test_dvc_shows_metrics_and_plots(chain: Path) -> None:
     run_dvc(chain, "plots", "show", "--out", "reports/plots")
     page = (chain / "reports" / "plots" / "index.html").read_text(encoding="utf-8")
     assert "training loss" in page
+    assert "gain over the base" in page
     first = read_json(chain / "data" / "train_adapter" / "curve.json")[0]
     assert f'"loss": {first["loss"]}' in page
 

@@ -185,11 +185,13 @@ def test_what_is_measured_on_a_validation_split_needs_one() -> None:
     assert "train_adapter.best_metric is measured on validation splits, and no dataset has one" in complaint(changed)
 
 
-def test_the_benefit_is_of_a_dataset_that_asks_something() -> None:
-    changed = put("validate_data.datasets.1.format", "scored_pairs")
-    assert "names the metric 'mrr'; allowed: spearman" in complaint(changed)
-    changed = put("validate_data.datasets.1.format", "texts")
+def test_the_benefit_is_a_figure_of_a_dataset_that_is_measured_item_by_item() -> None:
+    changed = put("validate_data.datasets.1.format", "labelled_pairs")
     assert "names the dataset 'terms'; allowed: relations" in complaint(changed)
+    scored = put("validate_data.datasets.1.format", "scored_pairs")
+    assert "names the metric 'mrr'; allowed: spearman" in complaint(scored)
+    scored["register_model"]["gates"]["benefit"] = "terms.all.spearman"
+    assert parse_params(scored, "params.yaml").register_model.gates.benefit == "terms.all.spearman"
 
 
 def test_a_loss_is_given_by_name_or_with_its_arguments() -> None:
