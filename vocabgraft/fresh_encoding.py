@@ -17,14 +17,16 @@ import numpy as np
 
 def hide(folders: list[str]) -> None:
     """From now on every attempt to open or list something in these folders finds nothing."""
-    hidden = tuple(os.path.join(os.path.realpath(folder), "") for folder in folders)  # noqa: PTH118  # hook: plain text
+    hidden = {Path(folder).resolve() for folder in folders}
 
     def look(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in ("open", "os.listdir", "os.scandir") or not isinstance(arguments[0], str | bytes | os.PathLike):
             return
-        path = os.path.join(os.path.realpath(os.fsdecode(arguments[0])), "")  # noqa: PTH118
-        if path.startswith(hidden):
-            raise FileNotFoundError(2, "a folder that a service would not have was opened", path.rstrip("/"))
+        path = Path(os.fsdecode(arguments[0]))
+        # A hub's cache holds links to files that lie elsewhere, so the folder of a link counts as well as its end.
+        for found in (path.parent.resolve() / path.name, path.resolve()):
+            if hidden & {found, *found.parents}:
+                raise FileNotFoundError(2, "a folder that a service would not have was opened", str(path))
 
     sys.addaudithook(look)
 

@@ -520,7 +520,7 @@ class CheckConsistencyParams(Section):
     merged_tolerance: Positive = 1e-5
     float32_tolerance: Positive = 1e-6
     bfloat16_tolerance: Positive = 2e-3
-    onnx_tolerance: Positive = 1e-4
+    onnx_tolerance: Positive = 1e-5
     min_change: Positive = 1e-4
     max_norm_ratio: Annotated[float, Field(ge=1)] = 1.0
     max_row_cosine: Fraction = 0.99

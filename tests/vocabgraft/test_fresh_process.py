@@ -47,16 +47,6 @@ def test_a_folder_that_needs_its_base_is_caught_where_the_base_is_absent(graft: 
         process.encodings("alone")
 
 
-def test_a_folder_that_does_not_load_is_told_with_the_error(graft: Graft, tmp_path: Path) -> None:
-    folder = tmp_path / "merged"
-    shutil.copytree(graft.merged["tokens"], folder)
-    (folder / "model.safetensors").write_bytes(b"damaged")
-    process = FreshProcess(folder, others_of(graft), LISTS, 64)
-    for place in get_args(Place):
-        with pytest.raises(VocabgraftError, match=r"does not work: .*(Error|header)"):
-            process.encodings(place)
-
-
 def test_a_process_that_dies_is_told_with_its_last_words(
     graft: Graft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

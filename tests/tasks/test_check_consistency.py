@@ -1,0 +1,124 @@
+"""The stage writes every check, whether or not it holds, and names what broke those that failed."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+import tasks.check_consistency as module
+from tasks._stage import run_stage
+from tasks.check_consistency import check_consistency
+from tasks.extend_tokenizer import extend_tokenizer
+from tasks.merge_adapter import merge_adapter
+from tasks.resize_base import resize_base
+from tasks.train_adapter import train_adapter
+from tasks.validate_data import validate_data
+from vocabgraft.consistency import CHECKS
+
+from ..conftest import build_tiny_project
+from ..vocabgraft.stored_encodings import stored
+
+WEIGHTS, CHECKED = Path("data/merge_adapter/model.safetensors"), Path("data/check_consistency/checks.json")
+# Random weights mean nothing, and a mean of random rows is shorter than each of them.
+LIMITS = {
+    "min_description_cosine": -1.0,
+    "max_description_place": 1.0,
+    "max_relation_place": 1.0,
+    "max_mean_place": 1.0,
+    "max_norm_ratio": 2.0,
+}
+
+
+def change(**values: Any) -> None:
+    """Set keys of the section check_consistency of params.yaml."""
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params["resize_base"]["initialisation"] = "subword_mean"
+    params["check_consistency"] |= values
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def merged(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny project up to the merged model."""
+    root = tmp_path_factory.mktemp("merged")
+    build_tiny_project(root, tiny_base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        change(**LIMITS)
+        stages: tuple[Callable[..., None], ...] = (
+            validate_data,
+            extend_tokenizer,
+            resize_base,
+            train_adapter,
+            merge_adapter,
+        )
+        for stage in stages:
+            assert run_stage(stage, []) == 0
+    return root
+
+
+def test_a_trained_model_passes_with_a_line_for_each_check(
+    merged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(merged)
+    code = run_stage(check_consistency, [])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    written = json.loads(CHECKED.read_text(encoding="utf-8"))
+    assert written["passed"]
+    assert [check["name"] for check in written["checks"]] == [entry.name for entry in CHECKS]
+    verdicts = {check["name"]: check["verdict"] for check in written["checks"] if check["verdict"] != "passed"}
+    # Four held-out triples of a relation are too few.
+    few = dict.fromkeys(("relation_place", "relations_told_apart"), "does not apply")
+    assert verdicts == {"onnx_export": "waived", **few}
+    lines = said.out.splitlines()
+    for entry in CHECKS:
+        assert any(line.startswith(f"{entry.name} ") and line.endswith(" s") for line in lines)
+
+
+def test_a_failed_check_is_written_and_its_details_are_said(
+    merged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(merged)
+    own = module.gather_evidence
+    monkeypatch.setattr(module, "gather_evidence", lambda **given: stored(own(**given)))
+    good = WEIGHTS.read_bytes()
+    weights = load_file(WEIGHTS)
+    weights["embeddings.word_embeddings.weight"][7] += 0.5
+    save_file(weights, WEIGHTS, metadata={"format": "pt"})
+    try:
+        assert run_stage(check_consistency, []) == 1
+    finally:
+        WEIGHTS.write_bytes(good)
+    written = json.loads(CHECKED.read_text(encoding="utf-8"))
+    failed = [check["name"] for check in written["checks"] if check["verdict"] == "failed"]
+    assert not written["passed"]
+    assert "old_rows_merged" in failed
+    said = capsys.readouterr().err
+    assert f"{len(failed)} of {len(CHECKS)} checks failed, so the model is not registered:" in said
+    assert "  old_rows_merged: 1, allowed at most 0; training and merging left" in said
+    assert "(7): by up to 0.5" in said
+
+
+def test_what_could_not_run_is_said_with_the_reason(
+    merged: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(merged)
+    own = module.gather_evidence
+    monkeypatch.setattr(module, "gather_evidence", lambda **given: stored(own(**given)))
+    params = Path("params.yaml").read_text(encoding="utf-8")
+    change(waived={})
+    try:
+        with caplog.at_level(logging.INFO):
+            assert run_stage(check_consistency, []) == 1
+    finally:
+        Path("params.yaml").write_text(params, encoding="utf-8")
+    written = json.loads(CHECKED.read_text(encoding="utf-8"))
+    (failed,) = [check for check in written["checks"] if check["verdict"] == "failed"]
+    assert (failed["name"], failed["figure"]) == ("onnx_export", None)
+    assert failed["reason"].startswith("could not run: ")
