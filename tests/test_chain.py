@@ -30,8 +30,8 @@ STAGES = [
     "resize_base",
     "train_adapter",
     "merge_adapter",
-    "train_control",
     "check_consistency",
+    "train_control",
     "evaluate_model",
     "register_model",
 ]

@@ -18,7 +18,7 @@ from vocabgraft.held_out import (
 )
 from vocabgraft.measurement import SUBSETS, Measurement, compared_items, figures_of, problems_of, verdict_json
 from vocabgraft.params import EvaluateModelParams
-from vocabgraft.retention import measure_drift, reference_corpus
+from vocabgraft.retention import measure_drift, moved_share, reference_corpus
 from vocabgraft.splits import SPLITS
 from vocabgraft.subjects import NewWords, Subject
 from vocabgraft.token_neighbours import describe_tokens
@@ -110,7 +110,7 @@ def evaluate(
             "items": compared_items(measured, params.smoke_under, seed),
             "smoke_under": params.smoke_under,
             "problems": problems,
-            "control": _control(measured, subjects, corpus, drift, new_words, params, seed),
+            "control": _control(measured, subjects, corpus, params.smoke_under, seed),
         },
         retention={
             **drift,
@@ -195,14 +195,10 @@ def _control(
     measured: Sequence[Measurement],
     subjects: dict[str, Subject],
     corpus: Sequence[str],
-    drift: dict[str, Any],
-    new_words: NewWords,
-    params: EvaluateModelParams,
+    smoke_under: int,
     seed: int,
 ) -> dict[str, Any]:
     if "control" not in subjects:
         return {"trained": False}
-    valid = measure_drift(subjects["base"], subjects["control"], corpus, new_words)["valid_share"]
-    shares = {"merged": drift["valid_share"], "control": valid}
-    recompute = {name: None if share is None else round(100 - share, 4) for name, share in shares.items()}
-    return judge_control(measured, recompute, params.smoke_under, seed)
+    recompute = {name: moved_share(subjects["base"], subjects[name], corpus) for name in ("merged", "control")}
+    return judge_control(measured, recompute, smoke_under, seed)

@@ -53,6 +53,11 @@ def measure_drift(base: Subject, merged: Subject, corpus: Sequence[str], new_wor
     }
 
 
+def moved_share(base: Subject, other: Subject, corpus: Sequence[str]) -> float | None:
+    """The share of a corpus, in percent, whose stored vectors of the base are to be computed again; None of no text."""
+    return _percent(~still_valid(base.encode(corpus, "document"), other.encode(corpus, "document")))
+
+
 def cosines_of(before: Embeddings, after: Embeddings) -> Array:
     """The cosine of each row with its counterpart, exactly 1 where the two are equal: (rows,)."""
     left, right = before.astype(np.float64), after.astype(np.float64)
