@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from flows.dag import Stage, read_dag
+from flows.report_numbers import listed
 from flows.report_page import render
 from flows.report_plots import PlotFolder
 from flows.report_sections import Found, Gathered
-from flows.run_record import RUN_RECORD, output_digests
+from flows.run_record import RUN_RECORD, output_digests, valid_params
 from vocabgraft.artifacts import read_json
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.params import PARAMS_FILE
 
 REPORT = Path("reports/report.html")
 PLOTS = Path("reports/plots")
@@ -79,14 +81,16 @@ def gather(stages: Sequence[Stage], root: Path) -> Gathered:
     left, now = (run or {}).get("outputs", {}), output_digests(stages, root)
     changed = [name for name in now if now[name] != left.get(name)] if run else []
     folders = {stage.name: root / stage.outs[0] for stage in stages if stage.outs}
+    blame = {stage: _failures_behind(stage, stages, run) for stage, _ in PARTS.values()} if run else {}
     parts = {
-        name: _found(folders.get(stage), stage, file, None if stage in changed else run)
+        name: _found(folders.get(stage), stage, file, None if stage in changed else run, blame.get(stage, []))
         for name, (stage, file) in PARTS.items()
     }
     if parts["rejected"].content is None and (rows := _of_a_failed_validation(root, run)):
         parts["rejected"] = rows
     parts["speed"] = _speed(root, now.get("merge_adapter")) if parts["metrics"].content else Found()
-    return Gathered(run, parts, _registration(run, folders, root), changed, _docs(root, run))
+    params = run["params"] if run else valid_params(root / PARAMS_FILE)
+    return Gathered(run, params, parts, _registration(run, folders, root), changed, _docs(root, run))
 
 
 def _speed(root: Path, merged: str | None) -> Found:
@@ -95,9 +99,19 @@ def _speed(root: Path, merged: str | None) -> Found:
     return Found(speed if speed and speed.get("merged_digest") == merged else None)
 
 
-def _found(folder: Path | None, stage: str, file: str, run: Mapping[str, Any] | None) -> Found:
+def _failures_behind(stage: str, stages: Sequence[Stage], run: Mapping[str, Any]) -> list[str]:
+    """The failed stages, in the order of the DAG, that a stage waits for."""
+    upstream = {entry.name: entry.upstream for entry in stages}
+    wanted = {stage}
+    for entry in reversed(stages):
+        if entry.name in wanted:
+            wanted.update(upstream[entry.name])
+    return [entry.name for entry in stages if entry.name in wanted and _outcome(run, entry.name) == "Failed"]
+
+
+def _found(folder: Path | None, stage: str, file: str, run: Mapping[str, Any] | None, blame: Sequence[str]) -> Found:
     path = (folder or Path()) / file
-    if reason := _not_of_this_run(stage, path, run):
+    if reason := _not_of_this_run(stage, path, run, blame):
         return Found(absence=reason)
     if folder is None:
         return Found(absence=f"dvc.yaml has no stage {stage}, which would make {file}.")
@@ -109,7 +123,7 @@ def _found(folder: Path | None, stage: str, file: str, run: Mapping[str, Any] | 
         return Found(absence=str(error))
 
 
-def _not_of_this_run(stage: str, path: Path, run: Mapping[str, Any] | None) -> str:
+def _not_of_this_run(stage: str, path: Path, run: Mapping[str, Any] | None, blame: Sequence[str]) -> str:
     """Why a stage's file is none of this run's; empty where it is, or where no run is on record."""
     if run is None:
         return ""
@@ -118,7 +132,7 @@ def _not_of_this_run(stage: str, path: Path, run: Mapping[str, Any] | None) -> s
         why = "was not part of this run" if run["stages"] else "did not run: the run ended before its stages"
         return f"{stage} {why}."
     if entry["outcome"] == "NotReady":
-        return f"{stage} did not run: {entry['reason']}."
+        return f"{stage} did not run, since {listed(blame)} failed."
     if entry["outcome"] == "Failed" and not _written_since(path, run):
         return f"{stage} failed before it wrote {path.name}."
     return ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.report_numbers import DASH, METRICS, capital, figure, listed, moment, number, p_value, signed
+from flows.report_numbers import DASH, METRICS, capital, counted, figure, listed, moment, number, p_value, signed
 from flows.report_sections import SECTIONS, Gathered, gate_settings, main_row
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -52,7 +52,8 @@ def render(gathered: Gathered, plot: Plot) -> str:
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters |= {"figure": figure, "signed": signed, "number": number, "p_value": p_value, "moment": moment}
+    filters = (figure, signed, number, p_value, moment, counted)
+    environment.filters |= {function.__name__: function for function in filters}
     views = {name: section(gathered) for name, section in SECTIONS.items()}
     drawn = dict(view["plot"] for view in views.values() if "plot" in view)
     return environment.get_template("report.html.jinja").render(
@@ -94,18 +95,22 @@ def verdict(gathered: Gathered) -> Verdict:
         return _failed(run)
     if registration:
         return _of_registration(registration, [])
+    return Verdict("unregistered", "Nothing was registered", [_why_unregistered(run)])
+
+
+def _why_unregistered(run: Mapping[str, Any]) -> str:
+    if run["experiment"]:
+        return f"No model is registered inside a DVC experiment, such as this run of {run['experiment']}."
     if any(stage["name"] == "register_model" for stage in run["stages"]):
-        why = "Inside a DVC experiment no model is registered."
-    else:
-        why = f"The run was asked to end with {run['stages'][-1]['name']}."
-    return Verdict("unregistered", "Nothing was registered", [why])
+        return "The registry has no version of this model, though register_model succeeded; run again."
+    return f"The run was asked to end with {run['stages'][-1]['name']}."
 
 
 def _failed(run: Mapping[str, Any]) -> Verdict:
     failures = [(stage["name"], stage["reason"]) for stage in run["stages"] if stage["outcome"] == "Failed"]
     if not failures:
         why = "Nothing was made or registered."
-        return Verdict("failed", "The run did not get to its stages", [why], [("", run["failed"])])
+        return Verdict("failed", "The run ended before its stages", [why], [("", run["failed"])])
     waiting = [stage["name"] for stage in run["stages"] if stage["outcome"] == "NotReady"]
     reasons = [f"Not run, since the way there leads through it: {listed(waiting)}."] if waiting else []
     if "register_model" in waiting:
@@ -133,8 +138,13 @@ def _gates(gathered: Gathered, views: Mapping[str, Mapping[str, Any]]) -> list[d
     gates = gathered.registration["gates"] if gathered.registration and not gathered.changed else []
     checked = _consistency_tile(views["consistency"])["value"]
     return [
-        {**gate, "name": capital(gate["name"]), "limit": f"needed: {gate['limit']}"}
-        | {"figure": checked if gate["name"] == "consistency" else _gate_figure(gate)}
+        {
+            "name": capital(gate["name"]),
+            "figure": checked if gate["name"] == "consistency" else _gate_figure(gate),
+            # A figure that is missing has its reason there.
+            "limit": gate["limit"] if gate["figure"] is None else f"needed: {gate['limit']}",
+            "holds": gate["holds"],
+        }
         for gate in gates
     ]
 

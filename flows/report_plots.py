@@ -36,7 +36,8 @@ ROW_HEIGHT = 46
 NAMES_WIDTH = {"wide": 200, "narrow": 4}
 LABELLED_TOKENS = {"wide": 16, "narrow": 7}
 LETTER_WIDTH = 0.6 * FONT_SIZE
-SMOOTHED_OVER = 0.05
+# The loss of a step is that of one batch, and datasets take turns.
+SMOOTHED_OVER = 0.1
 DASHES = ("--", ":", "-.")
 
 

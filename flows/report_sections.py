@@ -32,6 +32,7 @@ class Gathered:
 
     Attributes:
         run: reports/run.json; None where the flow has not run.
+        params: the run's parameters, without a run the present ones; None where they are not valid.
         parts: by the names of `flows.report.PARTS`, and `speed`.
         registration: the registered version; None where there is none.
         changed: stages whose output is another than the one that the run left.
@@ -39,6 +40,7 @@ class Gathered:
     """
 
     run: Mapping[str, Any] | None
+    params: Mapping[str, Any] | None
     parts: Mapping[str, Found]
     registration: Mapping[str, Any] | None
     changed: Sequence[str] = ()
@@ -55,9 +57,8 @@ class Gathered:
 
 
 def gate_settings(gathered: Gathered) -> Mapping[str, Any]:
-    """The section `register_model.gates` of the run's parameters."""
-    params = (gathered.run or {}).get("params") or {}
-    settings: Mapping[str, Any] = params.get("register_model", {}).get("gates", {})
+    """The section `register_model.gates` of the parameters."""
+    settings: Mapping[str, Any] = (gathered.params or {}).get("register_model", {}).get("gates", {})
     return settings
 
 
@@ -83,6 +84,7 @@ def benefit(gathered: Gathered) -> dict[str, Any]:
     view = {
         "absent": gathered.absences("comparison"),
         "rows": rows,
+        "tables": [("", drawn), ("Every other figure", [row for row in rows if row not in drawn])],
         "control": any(row["control"] is not None for row in rows),
         "intervals": bool(judged),
         "smoke_under": compared.get("smoke_under"),
@@ -131,7 +133,7 @@ def _benefit_lead(row: Mapping[str, Any] | None) -> str:
     lead = f"{row['metric']} of {row['dataset']} {row['subset']} went from {figure(row['base'])} to "
     lead += f"{figure(row['merged'])} percent: {signed(row['gain'])} points"
     if row["low"] is not None:
-        lead += f", with 95 % confidence between {signed(row['low'])} and {signed(row['high'])}"
+        lead += f", with 95\N{NO-BREAK SPACE}% confidence between {signed(row['low'])} and {signed(row['high'])}"
     endings = {
         "better": ", more than chance explains.",
         "worse": ". That is worse, and more than chance explains.",
@@ -308,7 +310,10 @@ def training(gathered: Gathered) -> dict[str, Any]:
     }
     if not losses:
         return view
-    told = f"Training loss went from {number(losses[0])} at the first step to {number(losses[-1])} at the last"
+    # The loss of one step is that of one batch.
+    tenth = max(1, len(losses) // 10)
+    first, final = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
+    told = f"Training loss went from {number(first)} in the first tenth of the steps to {number(final)} in the last"
     told += "".join(f"; {validated(name)} ended at {number(loss)}" for name, loss in last.items()) + "."
     return view | {"lead": told, "plot": ("curve", {"label": "Loss over the steps", "description": told, **lines})}
 
@@ -368,7 +373,7 @@ def lineage(gathered: Gathered) -> dict[str, Any]:
         "data": {path: digest for path, digest in files.items() if not path.endswith(".py")},
         "code": sum(path.endswith(".py") for path in files),
         "versions": run.get("versions", {}),
-        "params": [(key, json.dumps(value, ensure_ascii=False)) for key, value in flat(run.get("params") or {})],
+        "params": [(key, json.dumps(value, ensure_ascii=False)) for key, value in flat(gathered.params or {})],
         "outputs": {
             name: digest for name, digest in run.get("outputs", {}).items() if name in inputs.get("stages", ())
         },

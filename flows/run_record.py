@@ -1,5 +1,6 @@
 """reports/run.json: what a run of the flow did, also when it failed."""
 
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,10 +61,11 @@ def write_run_record(run: FlowRun, root: Path) -> dict[str, Any]:
         "git_dirty": _git.has_changes(),
         "versions": versions(),
         "registration": run.registration,
+        "experiment": os.environ.get("DVC_EXP_NAME"),
         "prefect_run": run.prefect_run,
         "inputs": {"digest": digest_of(inputs), "stages": done, "files": inputs["files"]},
         "outputs": output_digests(run.stages, root),
-        "params": _params(root / PARAMS_FILE),
+        "params": valid_params(root / PARAMS_FILE),
     }
     path = root / RUN_RECORD
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +90,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _params(path: Path) -> dict[str, Any] | None:
-    """The parameters as they count; None where the file is not valid, which the run's failure then says."""
+def valid_params(path: Path) -> dict[str, Any] | None:
+    """The parameters as they count; None where the file is not valid, which a run's failure then says."""
     try:
         return load_params(path).model_dump(mode="json")
     except VocabgraftError:

@@ -107,7 +107,7 @@ def test_a_run_that_cannot_start_replaces_the_report_of_the_one_before(
     (project / "params.yaml").write_text(text.replace("seed: 17", "seed: many"), encoding="utf-8")
     assert main([]) == 1
     assert "seed" in capsys.readouterr().err
-    assert "The run did not get to its stages" in page() and "many" in page()
+    assert "The run ended before its stages" in page() and "many" in page()
     assert read_json(project / "reports" / "run.json")["stages"] == []
 
 

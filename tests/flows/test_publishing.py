@@ -1,6 +1,8 @@
 """What a run tells when it ends, and what happens when it cannot."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,7 @@ def test_an_experiment_leaves_the_registry_alone(root: Path, logged: Logged, mon
     monkeypatch.setenv("DVC_EXP_NAME", "trial")
     assert publish(flow_run(results()), root)
     assert logged == []
-    assert "Inside a DVC experiment" in (root / PAGE).read_text(encoding="utf-8")
+    assert "inside a DVC experiment" in (root / PAGE).read_text(encoding="utf-8")
 
 
 def test_a_page_that_cannot_be_made_is_told_and_no_older_one_stands_for_it(
@@ -130,3 +132,10 @@ def test_a_run_without_a_dag_has_a_report(tmp_path: Path) -> None:
     run = FlowRun(flow_run([]).started, [], [], failure="dvc.yaml is damaged")
     assert publish(run, tmp_path)
     assert "dvc.yaml is damaged" in (tmp_path / PAGE).read_text(encoding="utf-8")
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    heavy = {"torch", "sentence_transformers", "mlflow", "matplotlib", "jinja2", "prefect", "dvc", "pandas"}
+    code = f"import flows.build_model, flows.report, sys; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

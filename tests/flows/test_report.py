@@ -191,7 +191,7 @@ def test_a_failed_run_names_the_stage_what_it_said_and_what_is_missing(tmp_path:
         if maker == failing:
             assert f"{maker} failed before it wrote" in told
         elif maker in lost:
-            assert f"{maker} did not run: " in told
+            assert f"{maker} did not run, since {failing} failed." in told
         else:
             assert f"{maker} failed" not in told and f"{maker} did not run" not in told
 
@@ -233,7 +233,7 @@ def test_rejected_rows_of_a_failed_validation_are_those_beside_its_data_docs(tmp
     write_run_record(flow_run(broken("validate_data", "149 problems in the raw data")), tmp_path)
     page = Page(render(gather(STAGES, tmp_path), no_plot))
     said = page.text("data")
-    assert "149 reasons to reject a row" in said
+    assert "149 problems in the raw data" in said
     assert f"terms.csv 100 anchor {HOSTILE} 100" in said and f"{HOSTILE} 101" not in said and "49 more are in" in said
 
 
@@ -254,7 +254,7 @@ def test_a_run_that_did_not_get_to_its_stages_says_why(tmp_path: Path) -> None:
     write_outputs(tmp_path, outputs())
     write_run_record(flow_run([], failure="params.yaml: seed is 'many'"), tmp_path)
     page = Page(render(gather(STAGES, tmp_path), no_plot))
-    assert "The run did not get to its stages" in page.text("verdict")
+    assert "The run ended before its stages" in page.text("verdict")
     assert "params.yaml: seed is 'many'" in page.text("verdict")
     for section, maker in MAKERS.items():
         assert f"{maker} did not run: the run ended before its stages" in page.text(section)
@@ -268,8 +268,16 @@ def test_a_run_until_a_stage_says_that_it_registered_nothing(tmp_path: Path) -> 
     assert "evaluate_model was not part of this run." in page.text("benefit")
 
 
-def test_a_run_inside_an_experiment_says_that_it_registered_nothing(tmp_path: Path) -> None:
-    assert "Inside a DVC experiment" in made(tmp_path, flow_run(results())).text("verdict")
+def test_a_run_inside_an_experiment_says_that_it_registered_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "trial")
+    assert "inside a DVC experiment, such as this run of trial" in made(tmp_path, flow_run(results())).text("verdict")
+
+
+def test_a_model_that_the_registry_lost_is_not_called_registered(tmp_path: Path) -> None:
+    said = made(tmp_path, flow_run(results())).text("verdict")
+    assert "Nothing was registered The registry has no version of this model" in said
 
 
 def test_outputs_that_were_made_again_without_the_flow_are_shown_without_its_verdict(tmp_path: Path) -> None:

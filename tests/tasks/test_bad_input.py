@@ -477,6 +477,8 @@ def test_only_the_first_problems_are_listed_and_all_are_counted(
     errors = capsys.readouterr().err
     assert "12 problems in the raw data, the first 10:" in errors
     assert errors.count("is out of range") == 10
+    with (SITE / "rejected.csv").open(encoding="utf-8", newline="") as stream:
+        assert [row["reason"] for row in csv.DictReader(stream)].count("is out of range; allowed: 0 to 1") == 12
 
 
 def test_a_failing_run_leaves_the_earlier_output_as_it_was(
