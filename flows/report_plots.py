@@ -32,7 +32,7 @@ COLOURS = {
 # In CSS pixels: beside a page's margins, and on a phone of 390 pixels.
 WIDTHS = {"wide": 720, "narrow": 340}
 FONT_SIZE = 11
-ROW_HEIGHT = 46
+ROW_HEIGHT = {"wide": 46, "narrow": 58}
 NAMES_WIDTH = {"wide": 200, "narrow": 4}
 LABELLED_TOKENS = {"wide": 16, "narrow": 7}
 LETTER_WIDTH = 0.6 * FONT_SIZE
@@ -85,7 +85,7 @@ class PlotFolder:
 def _gains(data: Mapping[str, Any], width: str) -> str:
     """A row a figure: base, resized and trained on one axis, the interval of the gain around trained."""
     rows = data["rows"]
-    figure, axes = _figure(width, ROW_HEIGHT * len(rows) + 44, left=NAMES_WIDTH[width])
+    figure, axes = _figure(width, ROW_HEIGHT[width] * len(rows) + 44, left=NAMES_WIDTH[width])
     for place, row in enumerate(rows):
         y = -place
         axes.plot([row["base"], row["merged"]], [y, y], color=COLOURS["line"], linewidth=2, zorder=1)
@@ -127,7 +127,7 @@ def _span(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 def _drift(data: Mapping[str, Any], width: str) -> str:
     """A row a group of texts: how far the vectors moved, mean, 99th percentile and the ten that moved most."""
     rows = data["rows"]
-    figure, axes = _figure(width, ROW_HEIGHT * len(rows) + 44, left=NAMES_WIDTH[width])
+    figure, axes = _figure(width, ROW_HEIGHT[width] * len(rows) + 44, left=NAMES_WIDTH[width])
     for place, row in enumerate(rows):
         y = -place
         axes.plot([0, max(row["p99"], *row["worst"], 0)], [y, y], color=COLOURS["line"], linewidth=2, zorder=1)
@@ -280,18 +280,15 @@ def _figure(width: str, height: float, left: float, bottom: float = 42) -> "tupl
 
 def _name_rows(axes: "Axes", names: Sequence[tuple[str, str]], width: str) -> None:
     """Rows from top to bottom, named beside the axis where there is room and above each row where there is none."""
-    axes.set_ylim(-len(names) + 0.45, 0.6)
+    axes.set_ylim(-len(names) + (0.45 if width == "wide" else 0.75), 0.6 if width == "wide" else 0.8)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=COLOURS["line"], linewidth=0.6)
     axes.set_yticks([])
     where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     for place, (name, detail) in enumerate(names):
-        if width == "wide":
-            start = -NAMES_WIDTH[width]
-            axes.annotate(_shortened(name, 34), (0, -place), (start, 2), weight="bold", **where)
-            axes.annotate(_shortened(detail, 38), (0, -place), (start, -12), color=COLOURS["muted"], **where)
-        else:
-            axes.annotate(_shortened(f"{name}: {detail}", 54), (0, -place), (0, 11), **where)
+        left, up = (-NAMES_WIDTH[width], 2) if width == "wide" else (0, 25)
+        axes.annotate(_shortened(name, 36), (0, -place), (left, up), weight="bold", **where)
+        axes.annotate(_shortened(detail, 42), (0, -place), (left, up - 14), color=COLOURS["muted"], **where)
 
 
 def _shortened(text: str, longest: int) -> str:
