@@ -122,14 +122,14 @@ def chmo_case(data: Path, folder: Path) -> Case:
     chmo, base_folder = load_chmo(data, SEED), locate_base(BASE)
     base, tokenizer = load_model(base_folder, "cpu"), load_tokenizer(base_folder)
     raw = load_raw_tokenizer(tokenizer_file(base_folder))
-    tokens = extend_tokenizer(tokenizer, raw, new_words(chmo, raw), 64)
+    tokens = extend_tokenizer(tokenizer, raw, new_words(chmo, raw, least_pieces=2, least_uses=2), 64)
     weight = base[0].auto_model.get_input_embeddings().weight.detach()
     rows = initial_rows("subword_mean", Start(weight, tuple(tokens), base.tokenizer.unk_token_id, SEED))
     extended_copy(base, tokenizer, rows).save(str(folder / "resized"), create_model_card=False)
     (folder / "pairs").mkdir()
     dataset = _dataset(folder / "pairs", chmo.train)
     queries, answers = chmo.queries(chmo.test)
-    asked = RetrievalSet("chmo", queries, chmo.names, [[answer] for answer in answers], [[] for _ in answers])
+    asked = RetrievalSet("chmo", queries, chmo.names, [[answer] for answer in answers], [[] for _ in answers], queries)
     return Case("CHMO", str(folder / "resized"), [token.id for token in tokens], [dataset], [asked])
 
 
@@ -192,8 +192,10 @@ def _run(path: Path, side: str, precision: str, steps: int | None) -> Trained:
     datasets = [AcceptedDataset(**entry | {"folder": Path(entry["folder"])}) for entry in stored["datasets"]]
     case = Case(**stored | {"datasets": datasets, "asked": [RetrievalSet(**entry) for entry in stored["asked"]]})
     shipped = load_params(ROOT / "params.yaml").train_adapter.model_dump()
-    own = {"method": "tokens", "precision": precision, "phases": [], "arguments": {"max_steps": steps} if steps else {}}
-    params = TrainAdapterParams.model_validate(shipped | own)
+    own = {"method": "tokens", "precision": precision, "arguments": {"max_steps": steps} if steps else {}}
+    # What the stock side is not told stays as it is by default.
+    plain = {"phases": [], "group_by_length": False, "best_metric": None, "early_stopping": None, "evaluators": []}
+    params = TrainAdapterParams.model_validate(shipped | plain | own)
     model = load_model(Path(case.resized))
     _import_what_both_need()
     wall, cpu = time.perf_counter(), time.process_time()
