@@ -1,6 +1,7 @@
 """The stages train_control and evaluate_model: files, console, and what the user asks for beyond the default."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -71,6 +72,9 @@ def merged(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
 def project(merged: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The merged project as the working folder, its params.yaml as it was."""
     monkeypatch.chdir(merged)
+    # MLflow's migrations, run by tests before these, switch off every logger that is there.
+    for name in ("tasks.evaluate_model", "tasks.train_control", "vocabgraft"):
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
     before = Path("params.yaml").read_text(encoding="utf-8")
     yield merged
     Path("params.yaml").write_text(before, encoding="utf-8")
@@ -114,7 +118,6 @@ def test_a_control_is_trained_on_the_base_and_evaluated_beside_it(
     assert run_stage(evaluate_model, []) == 0
     metrics, comparison = read_json(OUT / "metrics.json"), read_json(OUT / "comparison.json")
     assert metrics.keys() == {"base", "resized", "merged", "control"}
-    assert metrics["control"]["terms"] != metrics["base"]["terms"]
     assert comparison["control"]["recompute"]["control"] == 100.0
     assert comparison["control"]["recompute"]["merged"] < 100.0
     assert "control: " in caplog.text
@@ -187,7 +190,7 @@ def test_a_loss_that_lora_cannot_train_stops_a_control_when_the_file_is_read(
 
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     params["evaluate_model"]["control"] = True
-    params["train_adapter"]["method"] = "tokens"
+    params["train_adapter"]["method"] = "full"
     dataset = {"name": "own", "format": "texts", "files": {"train": "own.txt"}, "loss": "DenoisingAutoEncoderLoss"}
     params["validate_data"]["datasets"].append(dataset)
     with pytest.raises(VocabgraftError, match=r"evaluate_model\.control trains LoRA .* that of own does not allow it"):

@@ -80,6 +80,15 @@ def test_the_stage_goes_on_where_it_was_killed_and_leaves_no_checkpoint(
     assert not list(CHECKPOINTS.iterdir())
 
 
+# What a tiny random model cannot be asked: it knows no meaning, and its rows have no size of their own.
+MEANT = {
+    "new_row_norms",
+    "description_cosine",
+    "description_place",
+    "descriptions_told_apart",
+    "relation_place",
+    "relations_told_apart",
+}
 LOHA = {"config": "LoHaConfig", "arguments": {"r": 2, "target_modules": ["query", "dense"]}}
 DORA = {"config": "LoraConfig", "arguments": {"r": 2, "use_dora": True, "target_modules": ["query", "dense"]}}
 
@@ -89,16 +98,29 @@ DORA = {"config": "LoraConfig", "arguments": {"r": 2, "use_dora": True, "target_
     [
         ({"method": "peft", "peft": LOHA}, {"new_rows_trained", "other_weights", "untouched_texts"}),
         ({"method": "peft_and_tokens", "peft": DORA}, {"other_weights", "untouched_texts"}),
-        ({"method": "full"}, {"old_rows_merged", "other_weights", "untouched_texts", "adapter_names_base"}),
+        (
+            {"method": "full"},
+            {
+                "old_rows_adapter",
+                "old_rows_merged",
+                "other_weights",
+                "untouched_texts",
+                "adapter_switch",
+                "adapter_names_base",
+                "adapter_moved",
+            },
+        ),
     ],
 )
 def test_a_method_goes_through_to_checks_that_pass(settings: dict[str, Any], skipped: set[str], resized: Path) -> None:
     change("train_adapter", epochs=3, learning_rate=0.01, **settings)
-    for stage in (train_adapter, merge_adapter, check_consistency):
+    for stage in (train_adapter, merge_adapter):
         assert run_stage(stage, []) == 0
+    run_stage(check_consistency, [])
     checks = json.loads(Path("data/check_consistency/checks.json").read_text(encoding="utf-8"))["checks"]
-    assert {check["name"] for check in checks if check["verdict"] == "does not apply"} == skipped
-    assert {check["verdict"] for check in checks} == {"passed", "does not apply"}
+    judged = [check for check in checks if check["name"] not in MEANT]
+    assert {check["name"] for check in judged if check["verdict"] == "does not apply"} == skipped
+    assert [check for check in judged if check["verdict"] == "failed"] == []
     has_adapter = settings["method"] != "full"
     assert (OUT / "adapter_model.safetensors").is_file() == has_adapter
     assert (OUT / "model.safetensors").is_file() != has_adapter
@@ -125,7 +147,8 @@ def test_a_merged_model_that_is_not_the_trained_one_fails_the_check(resized: Pat
     save_file(weights, path, {"format": "pt"})
     assert run_stage(check_consistency, []) == 1
     checks = json.loads(Path("data/check_consistency/checks.json").read_text(encoding="utf-8"))["checks"]
-    assert {check["name"] for check in checks if check["verdict"] == "failed"} == {"reload", "merged_as_adapter"}
+    failed = {check["name"] for check in checks if check["verdict"] == "failed"}
+    assert failed - MEANT == {"reload", "merged_as_adapter"}
 
 
 def test_an_adapter_that_does_not_come_back_is_not_written(
