@@ -1,7 +1,6 @@
 """The stages train_control and evaluate_model: files, console, and what the user asks for beyond the default."""
 
 import json
-import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -72,18 +71,14 @@ def merged(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
 def project(merged: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The merged project as the working folder, its params.yaml as it was."""
     monkeypatch.chdir(merged)
-    # MLflow's migrations, run by tests before these, switch off every logger that is there.
-    for name in ("tasks.evaluate_model", "tasks.train_control", "vocabgraft"):
-        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
     before = Path("params.yaml").read_text(encoding="utf-8")
     yield merged
     Path("params.yaml").write_text(before, encoding="utf-8")
 
 
 def test_without_a_control_every_file_is_there_and_two_runs_give_the_same_bytes(
-    project: Path, caplog: pytest.LogCaptureFixture
+    project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level("INFO")
     assert run_stage(train_control, []) == 0
     assert read_json(CONTROL / "report.json") == {"trained": False}
     assert run_stage(evaluate_model, []) == 0
@@ -97,16 +92,16 @@ def test_without_a_control_every_file_is_there_and_two_runs_give_the_same_bytes(
     assert read_json(SPEED).keys() == {"base_texts_per_second", "merged_texts_per_second", "ratio", "merged_digest"}
     assert read_json(SPEED)["merged_digest"] == read_json(Path("data/merge_adapter/manifest.json"))["digest"]
     assert "control" not in pq.read_table(OUT / "items.parquet").column_names
-    assert ": smoke figure" in caplog.text
-    assert "texts a second" in caplog.text
+    told = capsys.readouterr().out
+    assert ": smoke figure" in told
+    assert "texts a second" in told
     assert run_stage(evaluate_model, []) == 0
     assert hash_files(OUT) == first
 
 
 def test_a_control_is_trained_on_the_base_and_evaluated_beside_it(
-    project: Path, caplog: pytest.LogCaptureFixture
+    project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level("INFO")
     change("evaluate_model", control=True)
     assert run_stage(train_control, []) == 0
     report = read_json(CONTROL / "report.json")
@@ -120,7 +115,7 @@ def test_a_control_is_trained_on_the_base_and_evaluated_beside_it(
     assert metrics.keys() == {"base", "resized", "merged", "control"}
     assert comparison["control"]["recompute"]["control"] == 100.0
     assert comparison["control"]["recompute"]["merged"] < 100.0
-    assert "control: " in caplog.text
+    assert "control: " in capsys.readouterr().out
     assert "control" in pq.read_table(OUT / "items.parquet").column_names
 
 
@@ -137,11 +132,13 @@ def test_without_a_control_the_stage_loads_neither_torch_nor_a_model(project: Pa
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_what_cannot_be_measured_is_said_on_the_console(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_measured_is_said_on_the_console(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change("evaluate_model", reference_texts=9)
     assert run_stage(train_control, []) == 0
     assert run_stage(evaluate_model, []) == 0
-    assert "warning: the reference corpus has 9 texts, too few for 10 neighbours (at least 20)" in caplog.text
+    assert (
+        "warning: the reference corpus has 9 texts, too few for 10 neighbours (at least 20)" in capsys.readouterr().out
+    )
     retention = read_json(OUT / "retention.json")
     assert retention["neighbours_kept"] is None
     assert any("too few for 10 neighbours" in problem for problem in retention["problems"])
