@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from vocabgraft.params import GateParams, RegisterModelParams, load_params
 
 logger = logging.getLogger(__name__)
 
+# MLflow's names allow none of these; an @ is replaced, and a mapping by patterns (of modules or parameters) kept whole.
+UNNAMEABLE = re.compile(r"[^\w\-. /:@]")
 RECORD = Path("reports/registration.json")
 # Of evaluate_model, outside of what is tracked.
 SPEED = Path("reports/speed.json")
@@ -179,9 +182,14 @@ def _record(figures: dict[str, Any], adapter: Path, checks: Path, evaluation: Pa
         params=_flat(load_params().model_dump(mode="json")),
         metrics={key: float(value) for key, value in scalars.items() if isinstance(value, int | float)},
         curve=read_json(adapter / "curve.json"),
-        artifacts=[adapter, checks, evaluation],
+        artifacts=[_without_a_model(adapter), checks, evaluation],
         tags=tags,
     )
+
+
+def _without_a_model(adapter: Path) -> Path:
+    """The adapter; its report alone where the folder is the whole model (`method: full`), which is logged itself."""
+    return adapter if not (adapter / "model.safetensors").is_file() else adapter / "report.json"
 
 
 def _by_figure(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -200,11 +208,10 @@ def _speed_of(digest: str) -> dict[str, Any]:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or any(UNNAMEABLE.search(str(key)) for key in value):
         return {prefix: value}
     flat: dict[str, Any] = {}
     for key, inner in value.items():
-        # MLflow's names allow no @.
         flat |= _flat(inner, f"{prefix}.{key}".lstrip(".").replace("@", "_at_"))
     return flat
 

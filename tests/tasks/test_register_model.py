@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flows.settings import edit_params
 from tasks._registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, find_by_alias, log_report
 from tasks._stage import run_stage
 from tasks.register_model import RECORD, SPEED, gates_of, model_digest, register_model
@@ -298,6 +299,38 @@ def test_a_run_holds_figures_parameters_and_curve(make: Make) -> None:
     assert run.data.params["train_adapter.epochs"] == "2"
     assert [point.value for point in client.get_metric_history(run.info.run_id, "train/loss")] == [2.0]
     assert version.tags["base"] == "package:base/model"
+
+
+def test_parameters_by_patterns_are_recorded_whole(make: Make) -> None:
+    made = make("first")
+    edit_params(
+        Path("params.yaml"),
+        [
+            "train_adapter.method=peft",
+            "train_adapter.peft={config: LoHaConfig, arguments: {r: 4, rank_pattern: {'layer.1.*(query|value)': 2}}}",
+            "train_adapter.arguments={learning_rate_mapping: {'encoder[.]layer[.]1': 1.0e-5}}",
+        ],
+    )
+    made.register()
+    client = connect()
+    run = client.get_run(client.get_model_version(made.name, "1").run_id)
+    assert run.data.params["train_adapter.peft.arguments.r"] == "4"
+    assert run.data.params["train_adapter.peft.arguments.rank_pattern"] == "{'layer.1.*(query|value)': 2}"
+    assert run.data.params["train_adapter.arguments.learning_rate_mapping"] == "{'encoder[.]layer[.]1': 1e-05}"
+
+
+def test_a_whole_model_in_place_of_an_adapter_is_not_kept_twice(make: Make) -> None:
+    made = make("first")
+    with new_folder(made.root / "adapter") as work:
+        write_json(work / "curve.json", [{"step": 1, "loss": 2.0, "epoch": 0.5}])
+        write_json(work / "report.json", {"method": "full"})
+        (work / "model.safetensors").write_bytes(b"weights")
+    made.register()
+    client = connect()
+    run_id = client.get_model_version(made.name, "1").run_id
+    kept = {entry.path for entry in client.list_artifacts(run_id)}
+    assert "report.json" in kept
+    assert "adapter" not in kept
 
 
 def test_a_report_becomes_an_artifact_of_the_versions_run_and_a_later_one_takes_its_place(
