@@ -1,6 +1,7 @@
 """The stages train_control and evaluate_model: files, console, and what the user asks for beyond the default."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from tasks.train_control import train_control
 from tasks.validate_data import validate_data
 from tests.conftest import ROOT, build_tiny_project, write_lines
 from vocabgraft.artifacts import hash_files, read_json
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.params import load_params
 
 OUT, CONTROL = Path("data/evaluate_model"), Path("data/train_control")
 BENCHMARK = {"name": "cases", "folder": "cases", "format": "beir"}
@@ -71,6 +74,9 @@ def merged(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
 def project(merged: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The merged project as the working folder, its params.yaml as it was."""
     monkeypatch.chdir(merged)
+    # MLflow's migrations, run by tests before these, switch off every logger that is there.
+    for name in ("tasks.evaluate_model", "tasks.train_control", "vocabgraft"):
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
     before = Path("params.yaml").read_text(encoding="utf-8")
     yield merged
     Path("params.yaml").write_text(before, encoding="utf-8")
@@ -113,10 +119,15 @@ def test_a_control_is_trained_on_the_base_and_evaluated_beside_it(
     assert run_stage(evaluate_model, []) == 0
     metrics, comparison = read_json(OUT / "metrics.json"), read_json(OUT / "comparison.json")
     assert metrics.keys() == {"base", "resized", "merged", "control"}
+    items = pq.read_table(OUT / "items.parquet").to_pydict()
+    similarities = [
+        [items[name][place] for place, score in enumerate(items["score"]) if score is not None]
+        for name in ("base", "control")
+    ]
+    assert similarities[0] != similarities[1]
     assert comparison["control"]["recompute"]["control"] == 100.0
     assert comparison["control"]["recompute"]["merged"] < 100.0
     assert "control: " in capsys.readouterr().out
-    assert "control" in pq.read_table(OUT / "items.parquet").column_names
 
 
 def test_without_a_control_the_stage_loads_neither_torch_nor_a_model(project: Path) -> None:
@@ -180,15 +191,15 @@ def test_a_bad_line_of_a_benchmark_is_named_by_file_and_line(project: Path, caps
 
 
 def test_a_loss_that_lora_cannot_train_stops_a_control_when_the_file_is_read(
-    project: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vocabgraft.errors import VocabgraftError
-    from vocabgraft.params import parse_params
+    def refuse_lora(name: str, arguments: Any, method: str) -> None:
+        if method == "lora":
+            raise ValueError("its weights are frozen")
 
-    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    params["evaluate_model"]["control"] = True
-    params["train_adapter"]["method"] = "full"
-    dataset = {"name": "own", "format": "texts", "files": {"train": "own.txt"}, "loss": "DenoisingAutoEncoderLoss"}
-    params["validate_data"]["datasets"].append(dataset)
-    with pytest.raises(VocabgraftError, match=r"evaluate_model\.control trains LoRA .* that of own does not allow it"):
-        parse_params(params, "params.yaml")
+    monkeypatch.setattr("vocabgraft.params.check_method", refuse_lora)
+    assert not load_params().evaluate_model.control
+    change("evaluate_model", control=True)
+    told = r"evaluate_model\.control trains LoRA .* that of relations does not allow it: its weights are frozen"
+    with pytest.raises(VocabgraftError, match=told):
+        load_params()
