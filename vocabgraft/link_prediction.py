@@ -211,7 +211,7 @@ class LinkPredictionEvaluator(SentenceEvaluator):  # type: ignore[misc]  # its t
         return np.array([*columns, [entity[text] for text in tails]], dtype=np.int64).T
 
     def _ranks(self, model: "SentenceTransformer") -> dict[Direction, Ranks]:
-        entities = self._encode_entities(model)
+        entities = self.encode_entities(model)
         similarity = self.similarity or (model.similarity_fn_name if self.scoring == "text" else "euclidean")
         return {
             direction: rank_triples(
@@ -228,8 +228,11 @@ class LinkPredictionEvaluator(SentenceEvaluator):  # type: ignore[misc]  # its t
             for direction, queries in self._queries(model, entities).items()
         }
 
-    def _encode_entities(self, model: "SentenceTransformer") -> Embeddings:
-        """(entities, width); texts that the tokenizer reads alike are encoded once, so that they score the same."""
+    def encode_entities(self, model: "SentenceTransformer") -> Embeddings:
+        """(entities, width), in the order of `texts`; replace it where their embeddings are known.
+
+        Texts that the tokenizer reads alike are encoded once, so that they score the same.
+        """
         first, kinds = np.arange(len(self.texts)), np.arange(len(self.texts))
         if "attention_mask" in model.preprocess(self.texts[:1]):
             _, first, kinds = np.unique(hash_texts(model, self.texts), return_index=True, return_inverse=True)
