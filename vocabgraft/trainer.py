@@ -64,8 +64,13 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> Any:
         """The batches of one process, and of several each one's share of the same batches."""
-        if self.args.world_size == 1:
+        if self.args.world_size == 1 and self._train_batch_size == self.args.train_batch_size:
             return super().get_train_dataloader()
+        if self.args.world_size == 1:
+            # The library takes the batch size that was asked for, whatever auto_find_batch_size has found.
+            loader = self._build_dataloader(self.train_dataset, self._train_batch_size, dataset_kind="train")
+            self._train_dataloader = self.accelerator.prepare(loader)
+            return self._train_dataloader
         return self._shared(self.train_dataset, self.args.train_batch_size, "train")
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:

@@ -1,5 +1,7 @@
-"""One of several processes of tests/vocabgraft/test_processes.py: trains one step and writes its gradients."""
+"""One of several processes of tests/vocabgraft/test_processes.py: trains and writes its gradients and weights."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,22 @@ from vocabgraft.trainer import AdapterTrainer
 from vocabgraft.training import train_adapter
 
 
-def first_gradients(resized: Path, folder: Path, new_ids: list[int], changes: dict[str, Any]) -> dict[str, Any]:
-    """The gradients of the first step, and the weights after the training."""
+def first_gradients(
+    resized: Path,
+    folder: Path,
+    new_ids: list[int],
+    changes: dict[str, Any],
+    checkpoints: Path | None = None,
+    dies_at: int | None = None,
+) -> dict[str, Any]:
+    """The gradients of the first step, and the weights after the training, which a kill may end at a step."""
     own, seen = AdapterTrainer.training_step, dict[str, torch.Tensor]()
+    steps: list[int] = []
 
     def step(self: AdapterTrainer, *args: Any) -> torch.Tensor:
+        steps.append(self.state.global_step)
+        if self.state.global_step == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         loss = own(self, *args)
         for name, parameter in self.model.named_parameters():
             if parameter.grad is not None:
@@ -31,17 +44,19 @@ def first_gradients(resized: Path, folder: Path, new_ids: list[int], changes: di
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     try:
-        result = train_adapter(model, accepted(folder), new_ids, train_params(**changes), 3)
+        result = train_adapter(model, accepted(folder), new_ids, train_params(**changes), 3, checkpoints=checkpoints)
     finally:
         AdapterTrainer.training_step = own  # type: ignore[method-assign]
     trained = {name: value.detach() for name, value in model.named_parameters() if "trainable_tokens" in name}
     return {
         "gradients": seen,
         "trained": trained,
+        "steps": steps,
         "curve": [(e["phase"], e["step"], e.get("loss"), e.get("eval_terms_loss")) for e in result.curve],
     }
 
 
+KEPT, DIES_AT = "SHARING_KEPT", "SHARING_DIES_AT"
 CHANGES: dict[str, Any] = {
     # Not all of a dataset's batches are of one length then.
     "batch_size": 10,
@@ -56,6 +71,10 @@ CHANGES: dict[str, Any] = {
 if __name__ == "__main__":
     processes.enter()
     resized, folder, out, *ids = sys.argv[1:]
-    found = first_gradients(Path(resized), Path(folder), [int(number) for number in ids], CHANGES)
+    kept = Path(out) / "kept" if KEPT in os.environ else None
+    # One process alone dies, as one machine of several would.
+    dies_at = int(os.environ[DIES_AT]) if DIES_AT in os.environ and processes.rank() == 1 else None
+    changes = CHANGES | ({"checkpoint_every": 2} if kept else {})
+    found = first_gradients(Path(resized), Path(folder), [int(number) for number in ids], changes, kept, dies_at)
     torch.save(found, Path(out) / f"{processes.rank()}.pt")
     processes.leave()

@@ -188,3 +188,24 @@ def test_a_batch_that_memory_does_not_hold_is_told_with_the_ways_out(
     monkeypatch.setattr(AdapterTrainer, "training_step", full)
     with pytest.raises(VocabgraftError, match=r"batch_size 8 .*auto_find_batch_size.*CachedMultipleNegativesRanking"):
         train(graft, with_validation(write_dataset, "pairs"), [])
+
+
+def test_a_batch_size_that_memory_holds_is_found(
+    graft: Graft, write_dataset: WriteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, sizes = AdapterTrainer.training_step, list[int]()
+
+    def step(self: AdapterTrainer, model: Any, inputs: dict[str, Any], *given: Any) -> Any:
+        sizes.append(len(next(value for name, value in inputs.items() if name.endswith("input_ids"))))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+        return own(self, model, inputs, *given)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", step)
+    dataset = with_validation(write_dataset, "pairs")
+    _, result = train(graft, dataset, [], arguments={"auto_find_batch_size": True})
+    fitting = sizes[next(place for place, size in enumerate(sizes) if size <= 2) :]
+    assert sizes[0] > 2
+    assert max(fitting) <= 2
+    assert sum(fitting) >= dataset.rows("train")
+    assert any("loss" in entry for entry in result.curve)

@@ -13,7 +13,7 @@ import torch
 
 from tests.conftest import ROOT
 from tests.vocabgraft.conftest import Graft, train_params
-from tests.vocabgraft.sharing import CHANGES, first_gradients
+from tests.vocabgraft.sharing import CHANGES, DIES_AT, KEPT, first_gradients
 from tests.vocabgraft.test_checkpoints import datasets
 from vocabgraft.accepted_data import AcceptedDataset
 from vocabgraft.batches import SharesOfBatches
@@ -47,6 +47,33 @@ def test_two_processes_have_the_gradients_of_one(
     for name, rows in both[0]["trained"].items():
         assert torch.equal(rows, both[1]["trained"][name])
         assert torch.allclose(rows, alone["trained"][name], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_was_killed_go_on_to_the_same_weights(
+    graft: Graft, datasets: list[AcceptedDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["-m", "tests.vocabgraft.sharing", str(graft.resized), str(datasets[0].folder.parent)]
+    ids = [str(number) for number in graft.new_ids]
+    for name in ("undisturbed", "killed"):
+        (tmp_path / name).mkdir()
+    launch([*given, str(tmp_path / "undisturbed"), *ids], 2)
+    monkeypatch.setenv(KEPT, "1")
+    monkeypatch.setenv(DIES_AT, "3")
+    with pytest.raises(VocabgraftError, match="process 1 of 2 was ended by signal 9, and the others were stopped"):
+        launch([*given, str(tmp_path / "killed"), *ids], 2)
+    assert not list((tmp_path / "killed").glob("*.pt"))
+    monkeypatch.delenv(DIES_AT)
+    launch([*given, str(tmp_path / "killed"), *ids], 2)
+    for rank in (0, 1):
+        undisturbed, resumed = (
+            torch.load(tmp_path / name / f"{rank}.pt", weights_only=True) for name in ("undisturbed", "killed")
+        )
+        assert resumed["steps"][0] == 2, "it went on from the checkpoint, and not from the start"
+        assert len(resumed["steps"]) < len(undisturbed["steps"])
+        assert resumed["curve"] == undisturbed["curve"]
+        for name, rows in undisturbed["trained"].items():
+            assert torch.equal(rows, resumed["trained"][name]), name
 
 
 def test_an_error_of_one_ends_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
