@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -422,7 +422,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return cast(dict[str, torch.Tensor], load_file(path))
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
 
