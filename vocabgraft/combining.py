@@ -1,5 +1,6 @@
 """Several packs as one: what they share, and where they contradict each other."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,14 +118,21 @@ def overlaps(packs: Sequence[Pack], tokenizer: "Tokenizer") -> list[Conflict]:
     for number, pack in enumerate(packs):
         texts = {normalised(tokenizer, text): text for text in pack.texts}
         for other in (*packs[:number], *packs[number + 1 :]):
-            for inner in other.texts:
-                read = normalised(tokenizer, inner)
+            for inner in other.tokens:
+                read = normalised(tokenizer, inner.text)
                 found += [
-                    Conflict("overlap", (other.name, pack.name), (inner, text))
+                    Conflict("overlap", (other.name, pack.name), (inner.text, text))
                     for outer, text in texts.items()
-                    if read in outer and read != outer and text not in other.texts
+                    if read != outer and read in outer and _found_in(read, outer, inner.single_word)
                 ]
     return found
+
+
+def _found_in(inner: str, outer: str, whole: bool) -> bool:
+    """Whether a text that is `outer` would be read with `inner` in it."""
+    if not whole:
+        return True
+    return re.search(rf"(?<!\w){re.escape(inner)}(?!\w)", outer) is not None
 
 
 def _require_one_adapter(packs: Sequence[Pack]) -> None:

@@ -110,7 +110,8 @@ def test_a_refused_conflict_is_one_that_changes_a_text_of_one_pack_alone(tiny: "
 def test_words_in_each_other_that_hide_nothing_are_told_and_combined(
     tiny: "SentenceTransformer", base_tokenizer: "Tokenizer"
 ) -> None:
-    one, other = pack_of(tiny, "one", symbol("=>")), pack_of(tiny, "other", symbol("==>"), word("gastrodyn"), seed=2)
+    one = pack_of(tiny, "one", symbol("=>"), word("astro"))
+    other = pack_of(tiny, "other", symbol("==>"), word("gastrodyn"), seed=2)
     combined = combine([one, other], base_tokenizer)
     assert combined.conflicts == ()
     (conflict,) = overlaps([one, other], base_tokenizer)
