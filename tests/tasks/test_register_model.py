@@ -8,12 +8,24 @@ from typing import Any
 import pytest
 
 from flows.settings import edit_params
-from tasks._registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, find_by_alias, log_report
+from tasks._registry import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS_CHAMPION,
+    connect,
+    download_pack,
+    find_by_alias,
+    log_report,
+)
 from tasks._stage import run_stage
 from tasks.register_model import RECORD, SPEED, gates_of, model_digest, register_model
 from tests.conftest import ROOT
-from vocabgraft.artifacts import new_folder, read_json, write_json
+from tests.vocabgraft.conftest import load
+from tests.vocabgraft.pack_samples import KIDNEY, make_pack
+from vocabgraft.artifacts import new_folder, read_json, write_json, write_manifest
+from vocabgraft.bank import VocabularyBank
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.packs import write_pack_inside
 from vocabgraft.params import GateParams, RegisterModelParams
 
 GATES = GateParams(benefit="terms.new_word.mrr", min_gain=0.0, max_retention_drop=0.01)
@@ -153,6 +165,23 @@ def test_a_model_that_misses_a_gate_stays_challenger_and_is_told_so(
     assert [gate["name"] for gate in record["gates"] if not gate["holds"]] == [unmet]
     assert f"not promoted: {made.name} version 1 stays challenger" in caplog.text
     assert next(line for line in caplog.messages if "NOT MET" in line).startswith(f"gate {unmet}")
+
+
+def test_the_vocabularys_pack_comes_back_from_the_registry(make: Make, tiny_base: Path) -> None:
+    made = make("first")
+    made.register()
+    with pytest.raises(VocabgraftError, match=r"registered without a vocabulary pack.*its run has .*checks"):
+        download_pack(f"models:/{made.name}@{CHALLENGER}")
+    packed = make("second")
+    pack = make_pack(load(tiny_base), "kidney", KIDNEY)
+    write_pack_inside(pack, packed.root / "merged" / "pack")
+    write_manifest(packed.root / "merged", {})
+    packed.register()
+    bank = VocabularyBank(load(tiny_base), fetch=download_pack)
+    for uri in (f"models:/{made.name}@{CHALLENGER}", f"models:/{made.name}/2"):
+        assert bank.load(uri) == "kidney"
+        assert bank.pack("kidney").rows.equal(pack.rows)
+        bank.delete("kidney")
 
 
 @pytest.mark.parametrize("allowed", [False, True])
