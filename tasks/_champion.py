@@ -72,32 +72,45 @@ def compare_with_champion(client: Client, champion: Registered, candidate: Candi
     The champion's own recorded items count where it was asked the same; else the champion is loaded and asked anew.
     """
     try:
-        found = _recorded(client, champion, candidate, benefit)
+        items = candidate.evaluation / ITEMS
+        found = compare_recorded(client, champion, items, candidate.items_digest, benefit, candidate.seed)
         return found or _measured_anew(champion, candidate, benefit)
     except VocabgraftError as error:
         logger.warning("warning: version %d, the champion, could not be compared: %s", champion.version, error)
         return Rival(champion.version, None, f"could not be compared: {error}")
 
 
-def _recorded(client: Client, champion: Registered, candidate: Candidate, benefit: Benefit) -> Rival | None:
-    """By the items that both models left; None where the champion's are missing or others."""
-    if champion.tags.get(ITEMS_TAG) != candidate.items_digest:
+def compare_recorded(
+    client: Client, champion: Registered, items: Path, items_digest: str, benefit: Benefit, seed: int
+) -> Rival | None:
+    """By the items that both models left.
+
+    Args:
+        client: of the registry.
+        champion: whose items are taken from its run.
+        items: `items.parquet` of the other model.
+        items_digest: of the examples that it was asked; its documents come from all of them.
+        benefit: the figure.
+        seed: of the interval.
+
+    Returns:
+        None where the champion's items are missing, or others.
+    """
+    if champion.tags.get(ITEMS_TAG) != items_digest:
         return None
-    folder = candidate.evaluation.name
-    with artifact_of(client, champion, f"{folder}/{ITEMS}") as path:
+    with artifact_of(client, champion, ITEMS) as path:
         theirs = _items(path, benefit) if path else None
-    ours = _items(candidate.evaluation / ITEMS, benefit)
+    ours = _items(items, benefit)
     asked = ("item", "answer", "group", "score")
     if theirs is None or any(theirs[name] != ours[name] for name in asked):
         return None
-    with artifact_of(client, champion, f"{folder}/{METRICS}") as path:
+    with artifact_of(client, champion, METRICS) as path:
         figures = read_json(path)["merged"] if path else {}
-    before, after = (_values(items["merged"], benefit.metric) for items in (theirs, ours))
+    before, after = (_values(found["merged"], benefit.metric) for found in (theirs, ours))
     if benefit.metric == "spearman":
-        scores = np.array(ours["score"], dtype=np.float64)
-        gain = compare_correlations(before, after, scores, ours["group"], candidate.seed)
+        gain = compare_correlations(before, after, np.array(ours["score"], dtype=np.float64), ours["group"], seed)
     else:
-        gain = compare_means(before, after, ours["group"], candidate.seed)
+        gain = compare_means(before, after, ours["group"], seed)
     return Rival(champion.version, gain, "recorded on the same items", figures)
 
 

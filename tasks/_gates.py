@@ -41,7 +41,7 @@ def gates_of(
         _retention_gate(figures, params.max_retention_drop),
         _cost_gate(figures, speed, params.max_cost_ratio),
     ]
-    return gates if rival is None else [*gates, _rival_gate(rival)]
+    return gates if rival is None else [*gates, rival_gate(rival)]
 
 
 def own_module_gates(merged: Path, params: GateParams) -> list[Gate]:
@@ -81,7 +81,8 @@ def speed_of(path: Path, digest: str) -> dict[str, Any]:
     return speed if speed.get("merged_digest") == digest else {}
 
 
-def _rival_gate(rival: Rival) -> Gate:
+def rival_gate(rival: Rival) -> Gate:
+    """Whether a model is not worse than the champion beyond what chance explains."""
     name = f"gain over the champion, version {rival.version}"
     if rival.gain is None:
         return Gate(name, None, rival.how, False)

@@ -137,14 +137,14 @@ def log_report(client: MlflowClient, name: str, model_version: int, path: Path, 
 
 
 @contextmanager
-def artifact_of(client: MlflowClient, version_: Registered, path: str) -> Iterator[Path | None]:
-    """A file of a version's run, for a while on this machine; None where the run has none of this name."""
+def artifact_of(client: MlflowClient, made: Registered, name: str) -> Iterator[Path | None]:
+    """A file in one of the folders of a version's run, for a while on this machine; None where no folder has it."""
     with tempfile.TemporaryDirectory() as folder:
-        with store_errors(f"{path} of {version_.name} version {version_.version} cannot be read"):
-            parent = str(Path(path).parent).removeprefix(".")
-            listed = client.list_artifacts(version_.run_id, parent or None) if version_.run_id else []
-            there = any(entry.path == path for entry in listed)
-            found = Path(client.download_artifacts(version_.run_id, path, folder)) if there else None
+        with store_errors(f"{name} of {made.name} version {made.version} cannot be read"):
+            folders = [entry.path for entry in client.list_artifacts(made.run_id) if entry.is_dir]
+            paths = [entry.path for place in folders for entry in client.list_artifacts(made.run_id, place)]
+            path = next((path for path in paths if Path(path).name == name), None)
+            found = Path(client.download_artifacts(made.run_id, path, folder)) if path else None
         yield found
 
 

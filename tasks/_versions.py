@@ -232,6 +232,13 @@ def _registration_runs(client: MlflowClient, name: str) -> list[Any]:
     return [run for run in runs if run.data.tags.get(NAME_TAG) == name]
 
 
+def figures_on(client: MlflowClient, version: Registered) -> dict[str, float]:
+    """The figures of a version's run by name, those of the trained model without a prefix."""
+    with store_errors(f"the run of {version.name} version {version.version} cannot be read"):
+        metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
+    return {name.removeprefix("merged."): value for name, value in metrics.items() if name.startswith("merged.")}
+
+
 def gates_on(version: Registered) -> list[dict[str, Any]]:
     """The gates that a version was judged by when it was registered."""
     found: list[dict[str, Any]] = json.loads(version.tags.get("gates", "[]"))

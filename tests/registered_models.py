@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -78,13 +77,14 @@ def build(
     base_folder: Path,
     name: str,
     mark: str,
+    *,
     gain: float = 5.0,
     drop: float = 0.0,
     passed: bool = True,
     items: str = "the test items",
     base: str = "package:base/model",
     noise: Sequence[float] = (0.0,),
-    shuffled: bool = False,
+    blurred: bool = False,
 ) -> Made:
     """What the stages leave of one model.
 
@@ -99,14 +99,14 @@ def build(
         items: in the words of every question, so that two models have the same or others.
         base: as base.json names it.
         noise: added to the gain of the questions in turn.
-        shuffled: whether its embeddings are those of other words, so that it answers badly.
+        blurred: whether it cannot tell words apart, so that it answers badly.
     """
     folder = root / mark
     with new_folder(folder / "merged") as work:
         shutil.copytree(base_folder, work, dirs_exist_ok=True)
         (work / "mark.txt").write_text(mark, encoding="utf-8")
-        if shuffled:
-            shuffle_rows(work)
+        if blurred:
+            blur_rows(work)
     with new_folder(folder / "adapter") as work:
         write_json(work / "curve.json", [{"step": 1, "loss": 2.0, "epoch": 0.5}])
     with new_folder(folder / "checks") as work:
@@ -175,23 +175,17 @@ def tokens_of(base_folder: Path) -> list[dict[str, Any]]:
     """Words of the tiny base as if they were added."""
     vocabulary = json.loads((base_folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     return [
-        {
-            "text": word,
-            "kind": "word",
-            "description": "",
-            "id": vocabulary[word],
-            "pieces": [5],
-            "description_pieces": [],
-        }
+        {"text": word, "kind": "word", "description": "", "id": vocabulary[word]}
+        | {"pieces": [5], "description_pieces": []}
         for word in NEW_WORDS
     ]
 
 
-def shuffle_rows(folder: Path) -> None:
-    """Give every token the row of another, and the word pieces noise."""
+def blur_rows(folder: Path) -> None:
+    """Give every token the same row, so that the model cannot tell texts of one length apart."""
     from safetensors.numpy import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
     name = next(name for name in weights if name.endswith("word_embeddings.weight"))
-    weights[name] = np.random.default_rng(0).normal(0, 5, weights[name].shape).astype(np.float32)
+    weights[name] = weights[name] * 0 + 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

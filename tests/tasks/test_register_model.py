@@ -9,7 +9,7 @@ import pytest
 from flows.settings import edit_params
 from tasks._gates import gates_of
 from tasks._registration import log_report
-from tasks._registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, find_by_alias
+from tasks._registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect
 from tasks._stage import run_stage
 from tasks.register_model import RECORD, SPEED, register_model
 from tests.conftest import ROOT
@@ -147,7 +147,7 @@ def test_a_champion_that_was_asked_other_items_is_asked_todays(make: Make) -> No
 
 
 def test_a_model_that_is_worse_on_todays_items_does_not_take_over(make: Make) -> None:
-    first, second = make("first", gain=5.0), make("second", gain=9.0, items="of the doctor", shuffled=True)
+    first, second = make("first", gain=5.0), make("second", gain=9.0, items="of the doctor", blurred=True)
     first.register()
     second.register()
     assert first.digest_at(CHAMPION) == first.digest
