@@ -136,13 +136,22 @@ def log_report(client: MlflowClient, name: str, model_version: int, path: Path, 
             client.log_artifacts(run_id, str(docs), docs.name)
 
 
+def has_files(client: MlflowClient, made: Registered) -> bool:
+    """Whether a version's model lies where the store says."""
+    if not made.source.startswith("models:/m-"):
+        return True
+    with store_errors(f"the files of {made.name} version {made.version} cannot be listed"):
+        location = client.get_logged_model(made.source.removeprefix("models:/")).artifact_location
+        return bool(get_artifact_repository(location).list_artifacts())
+
+
 @contextmanager
 def artifact_of(client: MlflowClient, made: Registered, name: str) -> Iterator[Path | None]:
     """A file in one of the folders of a version's run, for a while on this machine; None where no folder has it."""
     with tempfile.TemporaryDirectory() as folder:
         with store_errors(f"{name} of {made.name} version {made.version} cannot be read"):
-            folders = [entry.path for entry in client.list_artifacts(made.run_id) if entry.is_dir]
-            paths = [entry.path for place in folders for entry in client.list_artifacts(made.run_id, place)]
+            folders = (entry.path for entry in client.list_artifacts(made.run_id) if entry.is_dir)
+            paths = (entry.path for place in folders for entry in client.list_artifacts(made.run_id, place))
             path = next((path for path in paths if Path(path).name == name), None)
             found = Path(client.download_artifacts(made.run_id, path, folder)) if path else None
         yield found

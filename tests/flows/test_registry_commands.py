@@ -1,7 +1,6 @@
 """promote, rollback, registry and compare over one registry of tiny models."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -30,7 +29,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.delenv("DVC_EXP_NAME", raising=False)
-        patch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
         for mark, gain in GAINS.items():
             build(root, tiny_base, "vocabgraft-minilm", mark, gain=gain).register()
     return root
@@ -185,7 +184,7 @@ def test_a_moved_store_is_found_again_after_relocating(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{first}/mlflow.db")
     assert registry.main(["--relocate"]) == 0
     second = tmp_path / "second"
-    os.rename(first, second)
+    first.rename(second)
     monkeypatch.chdir(second)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{second}/mlflow.db")
     with pytest.raises(Exception, match="cannot be read"):
