@@ -23,7 +23,6 @@ class Facts:
     comparison: Mapping[str, Any]
     retention: Mapping[str, Any]
     method: str
-    trust_remote_code: bool
 
 
 def write_card(facts: Facts) -> str:
@@ -108,8 +107,6 @@ def _limits(facts: Facts) -> list[str]:
     lines = ["Only what was measured above is known; texts of other domains were not tried."]
     if few:
         lines.append(f"Figures of {', '.join(few)} are of few items and show that the pipeline works, no more.")
-    if facts.trust_remote_code:
-        lines.append("The base was loaded with `trust_remote_code`.")
     return lines
 
 

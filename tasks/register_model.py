@@ -226,7 +226,6 @@ def _facts(params: RegisterModelParams, made: Made, figures: dict[str, Any], tag
         comparison=read_json(made.evaluation / "comparison.json"),
         retention=read_json(made.evaluation / "retention.json"),
         method=settings.train_adapter.method,
-        trust_remote_code=False,
     )
 
 
