@@ -18,6 +18,7 @@ from rich.console import Console
 from flows.dag import Planned, Stage, changes, plan, read_dag, restore_lock_order
 from flows.execution import Outcome, StageResult, reproduce
 from flows.publishing import REGISTERING_STAGE, publish
+from flows.registry_checks import missing_from_registry, require_registry
 from flows.report import REGISTRATION_RECORD, REPORT
 from flows.run_record import FlowRun
 from flows.settings import edit_params
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.plan:
             _print_plan(planned, console)
             return 0
+        require_registry({entry.stage.name for entry in planned})
         results, told = _run_under_prefect(planned, stages, started, options)
     except VocabgraftError as error:
         print(f"build_model: {error}", file=sys.stderr)
@@ -166,12 +168,9 @@ def _own_reasons(entry: Planned) -> list[str]:
 
 def _verify_registration(stage: Stage, root: Path, outcome: Outcome, detail: str, log: Any) -> tuple[Outcome, str]:
     """DVC knows the file that registration leaves, not the registry: look there, and register again if it is lost."""
-    from tasks._registry import connect, find_by_digest
-
-    record = read_json(root / stage.outs[0] / "registration.json")
-    if find_by_digest(connect(), record["name"], record["content_digest"]) is not None:
+    if not (missing := missing_from_registry(root / stage.outs[0])):
         return outcome, detail
-    log(f"the registry has no version of {record['name']} with this content; registering it again")
+    log(f"{missing}; registering it again")
     outcome, _, detail = reproduce(stage.name, root, force=True, log=log)
     return outcome, detail or "the registry had lost it"
 

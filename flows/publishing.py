@@ -10,8 +10,9 @@ from typing import Any
 
 from flows.dag import Stage
 from flows.execution import StageResult
-from flows.report import REGISTRATION_RECORD, REPORT, gather, write_report
+from flows.report import DATA_DOCS, REGISTRATION_RECORD, REPORT, gather, write_report
 from flows.report_page import as_markdown
+from flows.report_sections import Gathered
 from flows.run_record import FlowRun, write_run_record
 from vocabgraft.artifacts import read_json
 from vocabgraft.errors import VocabgraftError
@@ -42,7 +43,7 @@ def publish(run: FlowRun, root: Path) -> bool:
     if run.prefect_run:
         _give_to_prefect(as_markdown(gathered, path.resolve().as_uri()))
     try:
-        _give_to_mlflow(run, path)
+        _give_to_mlflow(run, path, gathered, root)
     except VocabgraftError as error:
         print(f"the report is in {path}, but not in MLflow: {error}", file=sys.stderr)
         return False
@@ -71,12 +72,15 @@ def _registered_output(stages: Sequence[Stage], results: Sequence[StageResult]) 
     return next((stage.outs[0] for stage in stages if done and stage.name == REGISTERING_STAGE), None)
 
 
-def _give_to_mlflow(run: FlowRun, path: Path) -> None:
+def _give_to_mlflow(run: FlowRun, path: Path, gathered: Gathered, root: Path) -> None:
     if run.registration is None:
         return
-    from tasks._registry import connect, log_report
+    from tasks._registration import log_report
+    from tasks._registry import connect
 
-    log_report(connect(), run.registration["name"], run.registration["version"], path)
+    docs = root / DATA_DOCS
+    kept = docs if docs.is_dir() and not gathered.docs else None
+    log_report(connect(), run.registration["name"], run.registration["version"], path, kept)
 
 
 def _give_to_prefect(markdown: str) -> None:

@@ -75,8 +75,10 @@ def benefit(gathered: Gathered) -> dict[str, Any]:
         return {"absent": gathered.absences("metrics")}
     compared = gathered.content("comparison") or {}
     judged = {(item["dataset"], item["subset"], item["metric"]): item for item in compared.get("items", ())}
+    champion = _compared_with(gathered)
     rows = [
-        _row(metrics, *key) | {name: judged.get(key, {}).get(name) for name in JUDGED} for key in _measured(metrics)
+        _row(metrics, *key, champion["figures"]) | {name: judged.get(key, {}).get(name) for name in JUDGED}
+        for key in _measured(metrics)
     ]
     deciding = gate_settings(gathered).get("benefit", "").partition(".")[0]
     rows.sort(key=lambda row: row["dataset"] != deciding)
@@ -86,6 +88,7 @@ def benefit(gathered: Gathered) -> dict[str, Any]:
         "rows": rows,
         "tables": [("", drawn), ("Every other figure", [row for row in rows if row not in drawn])],
         "control": any(row["control"] is not None for row in rows),
+        "champion": champion if any(row["champion"] is not None for row in rows) else None,
         "intervals": bool(judged),
         "smoke_under": compared.get("smoke_under"),
         "lead": _benefit_lead(main_row(gathered, rows)),
@@ -106,9 +109,18 @@ def _measured(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _row(metrics: Mapping[str, Any], dataset: str, subset: str, metric: str) -> dict[str, Any]:
-    models = ("base", "resized", "merged", "control")
-    figures = {model: metrics.get(model, {}).get(dataset, {}).get(subset, {}).get(metric) for model in models}
+def _compared_with(gathered: Gathered) -> Mapping[str, Any]:
+    """The champion that the model was judged against, with its figures on the same items; none of other data."""
+    found = (gathered.registration or {}).get("compared_with") if not gathered.changed else None
+    return found or {"version": None, "how": "", "figures": {}}
+
+
+def _row(
+    metrics: Mapping[str, Any], dataset: str, subset: str, metric: str, champion: Mapping[str, Any]
+) -> dict[str, Any]:
+    by_model = {**metrics, "champion": champion}
+    models = ("base", "resized", "champion", "merged", "control")
+    figures = {model: by_model.get(model, {}).get(dataset, {}).get(subset, {}).get(metric) for model in models}
     counts = metrics["merged"][dataset][subset]
     measured_on = {name for name, found in metrics["merged"][dataset].items() if metric in found}
     # What is found among the first ten follows the rank, so it is drawn only where there is nothing else.

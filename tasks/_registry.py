@@ -1,48 +1,41 @@
-"""The MLflow tracking store and model registry. The one module that imports MLflow."""
+"""Looking up models in the MLflow registry, and figures that are logged while they come.
+
+What changes the registry is in `tasks._registration` and `tasks._versions`; MLflow is imported in these three alone.
+"""
 
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
+from tasks._store import first_line, masked, patient, require_database, sqlite_made_by_one, store_uri, unusable
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.model_folder import PACK_FOLDER
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
 EXPERIMENT = "vocabgraft"
-DEFAULT_STORE = "sqlite:///mlflow.db"
 CHALLENGER, CHAMPION, PREVIOUS_CHAMPION = "challenger", "champion", "previous_champion"
 DIGEST_TAG = "content_digest"
 # Where MLflow's flavor puts the plain sentence-transformers folder inside a logged model.
 MODEL_SUBFOLDER = "model.sentence_transformer"
-# What a service needs to load the model; PEFT and this project are not among it.
-REQUIRED_TO_LOAD = ("sentence-transformers", "transformers", "tokenizers", "torch", "numpy")
+STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
+# MLflow's own 7 retries with a factor of 2 wait 4 minutes for a server that is down. A question before the work starts
+# is asked twice; in the middle of it about a minute is waited, which a restart of the server takes.
+RETRIES_AT_START, RETRIES = 1, 5
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """What an MLflow run of a registration holds beside the model."""
-
-    params: Mapping[str, Any]
-    metrics: Mapping[str, float]
-    curve: Sequence[Mapping[str, float]]
-    artifacts: Sequence[Path]
-    tags: Mapping[str, str]
+Client = MlflowClient
 
 
 @dataclass(frozen=True)
@@ -53,23 +46,73 @@ class Registered:
     version: int
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
+    run_id: str = ""
+    # The time of its registration, in milliseconds since 1970.
+    created: int = 0
+    # The address of the logged model, `models:/m-...`.
+    source: str = ""
 
 
-def connect() -> MlflowClient:
+def connect(retries: int = RETRIES) -> MlflowClient:
     """A client for `MLFLOW_TRACKING_URI`, by default the SQLite store beside the project.
+
+    Args:
+        retries: of each call to a tracking server, with growing waits; `MLFLOW_HTTP_REQUEST_MAX_RETRIES` overrides it.
 
     Raises:
         VocabgraftError: when the store cannot be reached.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
-    mlflow.set_tracking_uri(uri)
-    try:
-        client = MlflowClient()
-        client.search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError) as error:
-        raise VocabgraftError(f"the MLflow store at {uri} cannot be used: {error}") from error
+    uri = store_uri()
+    require_database(uri)
+    with _default_variable("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries)):
+        try:
+            mlflow.set_tracking_uri(patient(uri))
+            with sqlite_made_by_one(uri):
+                client = MlflowClient()
+                client.search_experiments(max_results=1)
+        except STORE_ERRORS as error:
+            raise unusable(uri, error) from error
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(RETRIES))
     return client
+
+
+@contextmanager
+def store_errors(doing: str) -> Iterator[None]:
+    """Turn what the store refuses into an error that says what was being done."""
+    try:
+        yield
+    except STORE_ERRORS as error:
+        raise VocabgraftError(masked(f"{doing}: {explained(error)}")) from error
+
+
+def explained(error: Exception) -> str:
+    """The first line of an error, with the remedy of those that a person can mend."""
+    said = first_line(str(getattr(error, "message", "") or error))
+    remedies = {
+        ("disk is full", "No space left"): "free some space and run again",
+        ("readonly database", "Permission denied", "Read-only file system"): "give permission to write and run again",
+        (
+            "Max retries exceeded",
+            "Connection refused",
+        ): "start the tracking server and run again; what is done stays done",
+    }
+    return next(
+        (f"{said}; {remedy}" for signs, remedy in remedies.items() if any(sign in str(error) for sign in signs)), said
+    )
+
+
+@contextmanager
+def _default_variable(name: str, value: str) -> Iterator[None]:
+    """An environment variable for a while, unless the user has set it; MLflow takes its retries from nowhere else."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def resolve_version(uri: str) -> str:
@@ -80,7 +123,7 @@ def resolve_version(uri: str) -> str:
     try:
         found = connect().get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        raise VocabgraftError(f"{uri} is not in the registry: {error.message}") from error
+        raise VocabgraftError(f"{uri} is not in the registry: {explained(error)}") from error
     return f"models:/{name}/{found.version}"
 
 
@@ -90,7 +133,7 @@ def download_model(uri: str) -> Path:
     try:
         local = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except (MlflowException, OSError) as error:
-        raise VocabgraftError(f"{uri} cannot be read from the registry: {error}") from error
+        raise VocabgraftError(f"{uri} cannot be read from the registry: {explained(error)}") from error
     folder = local / MODEL_SUBFOLDER
     if not folder.is_dir():
         raise VocabgraftError(f"{uri} is no sentence-transformers model: {MODEL_SUBFOLDER} is missing in it")
@@ -124,70 +167,41 @@ def digest_of_registered(uri: str) -> str | None:
     try:
         return connect().get_model_version(name, number).tags.get(DIGEST_TAG)
     except MlflowException as error:
-        raise VocabgraftError(f"{uri} is not in the registry: {error.message}") from error
+        raise VocabgraftError(f"{uri} is not in the registry: {explained(error)}") from error
 
 
 def find_by_digest(client: MlflowClient, name: str, digest: str) -> Registered | None:
-    """The newest version with this content, or None."""
-    try:
+    """The first version with this content, or None; a later one is a registration at the same time, soon deleted."""
+    with store_errors("the registry cannot be read"):
         # MLflow's filters cannot quote every name that its registry takes, so names are compared here.
-        found = client.search_model_versions(f"tags.{DIGEST_TAG} = '{digest}'")
-    except MlflowException as error:
-        raise VocabgraftError(f"the registry cannot be read: {error.message}") from error
-    versions = [entry for entry in found if entry.name == name]
-    newest = max(versions, key=lambda entry: int(entry.version), default=None)
-    return _described(client, newest) if newest else None
+        found = all_pages(
+            lambda token: client.search_model_versions(f"tags.{DIGEST_TAG} = '{digest}'", page_token=token)
+        )
+        versions = [entry for entry in found if entry.name == name]
+        first = min(versions, key=lambda entry: int(entry.version), default=None)
+        return described(client, first) if first else None
+
+
+def all_pages(search: Callable[[str | None], Any]) -> list[Any]:
+    """Everything that a search of MLflow finds, page after page."""
+    page = search(None)
+    found = list(page)
+    while page.token:
+        page = search(page.token)
+        found += page
+    return found
 
 
 def find_by_alias(client: MlflowClient, name: str, alias: str) -> Registered | None:
     """The version that an alias names, or None."""
     try:
-        return _described(client, client.get_model_version_by_alias(name, alias))
+        return described(client, client.get_model_version_by_alias(name, alias))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        raise VocabgraftError(f"the registry cannot be read: {error.message}") from error
-
-
-def log_and_register(client: MlflowClient, name: str, model: "SentenceTransformer", record: RunRecord) -> Registered:
-    """Log one run with everything of it and register its model, the tags set in the same call.
-
-    Raises:
-        VocabgraftError: when the store or the registry refuses.
-    """
-    example = ["a short sentence", "another one"]
-    try:
-        mlflow.set_experiment(EXPERIMENT)
-        with mlflow.start_run(tags=dict(record.tags)) as run:
-            _log_figures(client, run.info.run_id, record)
-            for path in record.artifacts:
-                log = mlflow.log_artifacts if path.is_dir() else mlflow.log_artifact
-                log(str(path), path.name) if path.is_dir() else log(str(path))
-            logged = mlflow.sentence_transformers.log_model(
-                model,
-                name="model",
-                signature=mlflow.models.infer_signature(example, model.encode(example, show_progress_bar=False)),
-                input_example=example,
-                pip_requirements=[f"{package}=={_plain_version(package)}" for package in REQUIRED_TO_LOAD],
-                metadata={DIGEST_TAG: record.tags[DIGEST_TAG]},
-            )
-        registered = mlflow.register_model(logged.model_uri, name, tags=dict(record.tags))
-    except MlflowException as error:
-        raise VocabgraftError(f"MLflow refused the registration of {name!r}: {error.message}") from error
-    return _described(client, registered)
-
-
-def log_report(client: MlflowClient, name: str, model_version: int, path: Path) -> None:
-    """Put a file among the artifacts of the run that made a version, in place of one of the same name.
-
-    Raises:
-        VocabgraftError: when the store refuses, or has deleted the run.
-    """
-    try:
-        run_id = client.get_model_version(name, str(model_version)).run_id
-        client.log_artifact(run_id, str(path))
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise VocabgraftError(f"MLflow does not take {path} for {name} version {model_version}: {error}") from error
+        raise VocabgraftError(masked(f"the registry cannot be read: {explained(error)}")) from error
+    except STORE_ERRORS as error:
+        raise VocabgraftError(masked(f"the registry cannot be read: {explained(error)}")) from error
 
 
 @contextmanager
@@ -228,38 +242,15 @@ def metric_name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"))
 
 
-def set_alias(client: MlflowClient, name: str, alias: str, model_version: int) -> None:
-    """Point an alias at a version."""
-    client.set_registered_model_alias(name, alias, str(model_version))
-
-
-def tag_version(client: MlflowClient, name: str, model_version: int, tags: Mapping[str, str]) -> None:
-    """Add tags to a version."""
-    for key, value in tags.items():
-        client.set_model_version_tag(name, str(model_version), key, value)
-
-
-def _log_figures(client: MlflowClient, run_id: str, record: RunRecord) -> None:
-    metrics = [Metric(key, value, 0, 0) for key, value in record.metrics.items()]
-    curve = [
-        Metric(f"train/{key}", float(value), 0, int(point["step"]))
-        for point in record.curve
-        for key, value in point.items()
-        if key in ("loss", "learning_rate")
-    ]
-    params = [Param(key, str(value)[:6000]) for key, value in record.params.items()]
-    client.log_batch(run_id, params=params[:100], tags=[RunTag("mlflow.note.content", "vocabgraft registration")])
-    for start in range(0, len(params[100:]), 100):
-        client.log_batch(run_id, params=params[100:][start : start + 100])
-    for start in range(0, len(metrics + curve), 1000):
-        client.log_batch(run_id, metrics=(metrics + curve)[start : start + 1000])
-
-
-def _described(client: MlflowClient, found: ModelVersion) -> Registered:
+def described(client: MlflowClient, found: ModelVersion) -> Registered:
+    """A version as MLflow's search gives it, which lacks its aliases, with them."""
     full = client.get_model_version(found.name, found.version)
-    return Registered(full.name, int(full.version), tuple(sorted(full.aliases)), dict(full.tags))
-
-
-def _plain_version(package: str) -> str:
-    # A local version such as +cpu names a build that the user's index need not have.
-    return version(package).partition("+")[0]
+    return Registered(
+        full.name,
+        int(full.version),
+        tuple(sorted(full.aliases)),
+        dict(full.tags),
+        full.run_id or "",
+        full.creation_timestamp or 0,
+        full.source or "",
+    )

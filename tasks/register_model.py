@@ -4,30 +4,31 @@ import json
 import logging
 import os
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tasks import _git
-from tasks._registry import (
-    CHALLENGER,
-    CHAMPION,
-    DIGEST_TAG,
-    PREVIOUS_CHAMPION,
-    Registered,
-    RunRecord,
-    connect,
-    find_by_alias,
-    find_by_digest,
-    log_and_register,
-    set_alias,
-    tag_version,
-)
+from tasks._base import find_base
+from tasks._champion import ITEMS_TAG, Candidate, Rival, compare_with_champion
+from tasks._gates import Gate, benefit_of, figure_at, gates_of, own_module_gates, speed_of
+from tasks._lineage import data_splits, items_digest, lineage_tags
+from tasks._model_card import UNKNOWN_LICENCE, Facts, licence_of, write_card
+from tasks._read_back import READ_BACK_TAG, read_back
+from tasks._registration import RunRecord, log_and_register, remove_version
+from tasks._registry import CHALLENGER, CHAMPION, DIGEST_TAG, Client, Registered, connect, find_by_alias, find_by_digest
 from tasks._stage import run_stage
-from vocabgraft.artifacts import MANIFEST, digest_of, new_folder, read_json, require_artifact, write_json
+from tasks._versions import make_champion, set_alias, tag_version
+from vocabgraft.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.model_folder import PACK_FOLDER
-from vocabgraft.params import GateParams, RegisterModelParams, load_params
+from vocabgraft.params import RegisterModelParams, load_params
+from vocabgraft.tokenizer import read_tokens
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +37,22 @@ UNNAMEABLE = re.compile(r"[^\w\-. /:@]")
 RECORD = Path("reports/registration.json")
 # Of evaluate_model, outside of what is tracked.
 SPEED = Path("reports/speed.json")
-BENEFIT_TAG, ITEMS_TAG = "benefit", "test_items_digest"
+BENEFIT_TAG = "benefit"
+# An alias can move while the model is judged against it; then it is judged against the new one.
+TRIES = 3
 
 
 @dataclass(frozen=True)
-class Gate:
-    """One condition of promotion: the figure seen and what it must be."""
+class Made:
+    """What the stages before left of the model that is to be registered."""
 
-    name: str
-    figure: float | None
-    limit: str
-    holds: bool
+    merged: Path
+    adapter: Path
+    checks: Path
+    evaluation: Path
+    base_identity: Path
+    datasets: Path
+    tokens: Path
 
 
 def register_model(
@@ -56,25 +62,20 @@ def register_model(
     evaluation: Path,
     base_identity: Path,
     datasets: Path,
+    tokens: Path,
     out: Path,
     params: RegisterModelParams,
 ) -> None:
-    """Register the model unless its content is registered already, then decide on its aliases."""
+    """Register the model unless its content is registered already, read it back, then decide on its aliases."""
     digest = model_digest(merged)
     if os.environ.get("DVC_EXP_NAME"):
         logger.info("inside an experiment (%s): nothing is registered", os.environ["DVC_EXP_NAME"])
     else:
-        figures = read_json(require_artifact(evaluation / "metrics.json"))
-        tags = {DIGEST_TAG: digest, ITEMS_TAG: _items_digest(datasets), **_lineage(base_identity)}
-        _register(params, merged, adapter, checks, evaluation, figures, tags)
+        made = Made(merged, adapter, checks, evaluation, base_identity, datasets, tokens)
+        lineage = lineage_tags(base_identity, datasets, register_model.__name__)
+        _register(params, made, {DIGEST_TAG: digest, ITEMS_TAG: items_digest(datasets), **lineage})
     with new_folder(out) as work:
         write_json(work / "registration.json", {"name": params.name, DIGEST_TAG: digest})
-
-
-def _items_digest(datasets: Path) -> str:
-    """A digest of the examples alone: queries and documents come from all of their splits."""
-    files = read_json(datasets.parent / MANIFEST)["files"]
-    return digest_of({name: digest for name, digest in files.items() if name.startswith(f"{datasets.name}/")})
 
 
 def model_digest(merged: Path) -> str:
@@ -82,112 +83,185 @@ def model_digest(merged: Path) -> str:
     return str(read_json(require_artifact(merged / MANIFEST))["digest"])
 
 
-def gates_of(
-    figures: dict[str, Any], passed: bool, champion: Registered | None, items: str, params: GateParams
-) -> list[Gate]:
-    """Every gate with its figure: consistency, gain over base and champion, retention.
-
-    The champion's recorded figure counts only where it was measured on the same items.
-    """
-    base, merged = (_figure(figures[model], params.benefit) for model in ("base", "merged"))
-    gates = [
-        Gate("consistency", None, "every check passes", passed),
-        _gain_gate("gain over the base", merged - base, params.min_gain, strict=True),
-        _retention_gate(figures, params.max_retention_drop),
-    ]
-    if champion is not None:
-        comparable = champion.tags.get(ITEMS_TAG) == items and BENEFIT_TAG in champion.tags
-        gain = merged - float(champion.tags[BENEFIT_TAG]) if comparable else None
-        gates.append(
-            _gain_gate(f"gain over the champion, version {champion.version}", gain, params.min_gain, strict=False)
-        )
-    return gates
-
-
-def own_module_gates(merged: Path, params: GateParams) -> list[Gate]:
-    """A gate where the model needs own module classes: a service that lacks them cannot load it."""
-    from vocabgraft.base_model import own_module_types
-
-    if not (names := own_module_types(merged)):
-        return []
-    limit = f"no own classes; it needs {', '.join(names)}; register_model.gates.allow_own_modules waives this"
-    return [Gate("own modules", float(len(names)), limit, params.allow_own_modules)]
-
-
-def _register(
-    params: RegisterModelParams,
-    merged: Path,
-    adapter: Path,
-    checks: Path,
-    evaluation: Path,
-    figures: dict[str, Any],
-    tags: dict[str, str],
-) -> None:
-    client = connect()
-    passed = bool(read_json(require_artifact(checks))["passed"])
+def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> None:
+    figures = read_json(require_artifact(made.evaluation / "metrics.json"))
+    passed = bool(read_json(require_artifact(made.checks))["passed"])
     if not passed:
-        raise VocabgraftError(f"{checks} says that a check failed, so the model is not registered")
-    champion = find_by_alias(client, params.name, CHAMPION)
+        raise VocabgraftError(f"{made.checks} says that a check failed, so the model is not registered")
+    benefit = figure_at(figures["merged"], params.gates.benefit)
+    client = connect()
     registered = find_by_digest(client, params.name, tags[DIGEST_TAG])
+    new = registered is None
     if registered is None:
-        benefit = str(_benefit(figures, params))
-        record = _record(figures, merged, adapter, checks, evaluation, {**tags, BENEFIT_TAG: benefit})
-        registered = log_and_register(client, params.name, _load(merged), record)
+        registered = _write(client, params, made, figures, {**tags, BENEFIT_TAG: str(benefit)})
         logger.info("registered %s version %d", params.name, registered.version)
     else:
         logger.info("%s version %d has this content already", params.name, registered.version)
+    _require_readable(client, registered, made, new)
     set_alias(client, params.name, CHALLENGER, registered.version)
-    is_champion = champion is not None and champion.version == registered.version
-    # Grown on the champion, the base of every figure is the champion itself, on the same items.
-    is_base = champion is not None and tags["base"] == f"models:/{params.name}/{champion.version}"
-    compared = None if is_champion or is_base else champion
-    gates = gates_of(figures, passed, compared, tags[ITEMS_TAG], params.gates)
-    gates += own_module_gates(merged, params.gates)
-    promoted = all(gate.holds for gate in gates)
-    if promoted and not is_champion:
-        if champion is not None:
-            set_alias(client, params.name, PREVIOUS_CHAMPION, champion.version)
-        set_alias(client, params.name, CHAMPION, registered.version)
-    decision = [asdict(gate) for gate in gates]
-    tag_version(client, params.name, registered.version, {"gates": json.dumps(decision)})
-    for gate in gates:
-        logger.info("gate %-32s %-9s %s (%s)", gate.name, "holds" if gate.holds else "NOT MET", gate.figure, gate.limit)
-    if not promoted:
-        logger.info("not promoted: %s stays challenger", f"{params.name} version {registered.version}")
+    gates, rival, champion = _decide(client, params, made, registered, figures, tags)
+    _tell(params.name, registered, gates, champion)
     RECORD.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        RECORD,
-        {
-            "name": params.name,
-            "version": registered.version,
-            "champion": promoted or is_champion,
-            DIGEST_TAG: tags[DIGEST_TAG],
-            "gates": decision,
-        },
+    record = {"name": params.name, "version": registered.version, "champion": champion, DIGEST_TAG: tags[DIGEST_TAG]}
+    beside = None if rival is None else {"version": rival.version, "how": rival.how, "figures": rival.figures}
+    write_json(RECORD, {**record, "gates": [asdict(gate) for gate in gates], "compared_with": beside})
+
+
+def _write(
+    client: Client, params: RegisterModelParams, made: Made, figures: dict[str, Any], tags: dict[str, str]
+) -> Registered:
+    card = write_card(_facts(params, made, figures, tags))
+    with _beside_its_card(made.merged, card) as folder:
+        return log_and_register(client, params.name, _load(folder), _record(figures, made, tags, card))
+
+
+def _require_readable(client: Client, registered: Registered, made: Made, new: bool) -> None:
+    """Read the version back; one that was made just now and differs goes before anybody uses it."""
+    if registered.tags.get(READ_BACK_TAG):
+        return
+    try:
+        texts = read_back(registered, made.merged, made.evaluation)
+    except VocabgraftError:
+        if new:
+            remove_version(client, registered)
+        raise
+    logger.info("read back from the registry: %d texts get equal embeddings", texts)
+    tag_version(client, registered.name, registered.version, {READ_BACK_TAG: f"{texts} texts, equal"})
+
+
+def _decide(
+    client: Client,
+    params: RegisterModelParams,
+    made: Made,
+    registered: Registered,
+    figures: dict[str, Any],
+    tags: dict[str, str],
+) -> tuple[list[Gate], Rival | None, bool]:
+    """The gates, the champion that the model was compared with, and whether it is the champion now."""
+    speed = speed_of(SPEED, tags[DIGEST_TAG])
+    for _ in range(TRIES):
+        champion = find_by_alias(client, params.name, CHAMPION)
+        is_champion = champion is not None and champion.version == registered.version
+        rival = None if champion is None or is_champion else _rival(client, champion, params, made, tags)
+        gates = gates_of(figures, True, speed, rival, params.gates) + own_module_gates(made.merged, params.gates)
+        holds = all(gate.holds for gate in gates)
+        decision = {
+            "gates": json.dumps([asdict(gate) for gate in gates]),
+            "decision": _decision(holds, is_champion, gates),
+        }
+        tag_version(client, params.name, registered.version, decision)
+        now = find_by_alias(client, params.name, CHAMPION)
+        if (now and now.version) != (champion and champion.version):
+            logger.info("the alias %s moved meanwhile: the gates are asked again", CHAMPION)
+            continue
+        if holds and not is_champion:
+            make_champion(client, registered, {})
+        return gates, rival, holds or is_champion
+    raise VocabgraftError(
+        f"the alias {CHAMPION} of {params.name} moved {TRIES} times while version {registered.version} was judged "
+        "against it; run again when nobody moves it"
     )
 
 
-def _load(merged: Path) -> Any:
+def _rival(
+    client: Client, champion: Registered, params: RegisterModelParams, made: Made, tags: dict[str, str]
+) -> Rival | None:
+    # Grown on the champion, the base of every figure is the champion itself, on the same items.
+    if tags["base"] == f"models:/{params.name}/{champion.version}":
+        return None
+    settings = load_params()
+    candidate = Candidate(
+        merged=made.merged,
+        evaluation=made.evaluation,
+        datasets=made.datasets,
+        tokens=made.tokens,
+        items_digest=tags[ITEMS_TAG],
+        batch_size=settings.evaluate_model.batch_size,
+        seed=settings.seed,
+    )
+    return compare_with_champion(client, champion, candidate, benefit_of(params.gates.benefit))
+
+
+def _decision(holds: bool, is_champion: bool, gates: list[Gate]) -> str:
+    if is_champion:
+        return "champion already"
+    unmet = [gate.name for gate in gates if not gate.holds]
+    return "promoted: every gate holds" if holds else f"not promoted: {', '.join(unmet)} not met"
+
+
+def _tell(name: str, registered: Registered, gates: list[Gate], champion: bool) -> None:
+    for gate in gates:
+        logger.info("gate %-32s %-9s %s (%s)", gate.name, "holds" if gate.holds else "NOT MET", gate.figure, gate.limit)
+    if champion:
+        logger.info("%s version %d is the champion", name, registered.version)
+    else:
+        logger.info("not promoted: %s stays challenger", f"{name} version {registered.version}")
+
+
+def _load(folder: Path) -> "SentenceTransformer":
     from vocabgraft.base_model import load_model
 
-    return load_model(require_artifact(merged), device="cpu", own_modules=True)
+    return load_model(folder, device="cpu", own_modules=True)
 
 
-def _record(
-    figures: dict[str, Any], merged: Path, adapter: Path, checks: Path, evaluation: Path, tags: dict[str, str]
-) -> RunRecord:
+@contextmanager
+def _beside_its_card(merged: Path, card: str) -> Iterator[Path]:
+    """Links to the model's files, and the card as README.md, which sentence-transformers saves again."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for entry in require_artifact(merged).resolve().iterdir():
+            if entry.name != "README.md":
+                (folder / entry.name).symlink_to(entry)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        yield folder
+
+
+def _facts(params: RegisterModelParams, made: Made, figures: dict[str, Any], tags: dict[str, str]) -> Facts:
+    settings = load_params()
+    return Facts(
+        name=params.name,
+        tags=tags,
+        licence=_licence(made.base_identity),
+        tokens=read_tokens(made.tokens),
+        figures=figures,
+        comparison=read_json(made.evaluation / "comparison.json"),
+        retention=read_json(made.evaluation / "retention.json"),
+        method=settings.train_adapter.method,
+    )
+
+
+def _licence(base_identity: Path) -> str:
+    try:
+        return licence_of(find_base(base_identity))
+    except VocabgraftError as error:
+        # A base that is gone by now, such as an older version in the registry, is no reason not to register.
+        logger.info("the licence of the base is not known here: %s", error)
+        return UNKNOWN_LICENCE
+
+
+def _record(figures: dict[str, Any], made: Made, tags: dict[str, str], card: str) -> RunRecord:
     scalars = {
         **_flat(figures),
-        **_flat({"retention": read_json(evaluation / "retention.json")}),
-        **_flat({"comparison": _by_figure(read_json(evaluation / "comparison.json")["items"])}),
-        **_flat({"speed": _speed_of(tags[DIGEST_TAG])}),
+        **_flat({"retention": read_json(made.evaluation / "retention.json")}),
+        **_flat({"comparison": _by_figure(read_json(made.evaluation / "comparison.json")["items"])}),
+        **_flat({"speed": speed_of(SPEED, tags[DIGEST_TAG])}),
     }
+    tokenizer = made.tokens.parent / "tokenizer"
     return RunRecord(
         params=_flat(load_params().model_dump(mode="json")),
         metrics={key: float(value) for key, value in scalars.items() if isinstance(value, int | float)},
-        curve=read_json(adapter / "curve.json"),
-        artifacts=[_without_a_model(adapter), checks, evaluation, *_pack_of(merged)],
+        curve=read_json(made.adapter / "curve.json"),
+        artifacts=[
+            _without_a_model(made.adapter),
+            made.checks,
+            made.evaluation,
+            tokenizer,
+            made.tokens,
+            *_pack_of(made.merged),
+        ],
         tags=tags,
+        splits=data_splits(made.datasets),
+        card=card,
     )
 
 
@@ -210,12 +284,6 @@ def _by_figure(items: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _speed_of(digest: str) -> dict[str, Any]:
-    """What evaluate_model timed in its last run, where that was of this model."""
-    speed = read_json(SPEED) if SPEED.is_file() else {}
-    return speed if speed.get("merged_digest") == digest else {}
-
-
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict) or any(UNNAMEABLE.search(str(key)) for key in value):
         return {prefix: value}
@@ -223,47 +291,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         flat |= _flat(inner, f"{prefix}.{key}".lstrip(".").replace("@", "_at_"))
     return flat
-
-
-def _figure(figures: dict[str, Any], path: str) -> float:
-    dataset, subset, metric = path.split(".")
-    try:
-        return float(figures[dataset][subset][metric])
-    except KeyError as error:
-        raise VocabgraftError(
-            f"register_model.gates.benefit is {path!r}, which evaluate_model did not measure; "
-            f"it has {', '.join(sorted(_flat({dataset: figures[dataset]})))}"
-        ) from error
-
-
-def _benefit(figures: dict[str, Any], params: RegisterModelParams) -> float:
-    return _figure(figures["merged"], params.gates.benefit)
-
-
-def _retention_gate(figures: dict[str, Any], most: float) -> Gate:
-    measured = [figures[model]["retention"].get("no_new_word", {}).get("spearman") for model in ("base", "merged")]
-    if None in measured:
-        return Gate("retention drop", None, "no correlation on retention pairs without a new word to measure it", False)
-    drop = round((measured[0] - measured[1]) / 100, 6)
-    return Gate("retention drop", drop, f"at most {most:g}", drop <= most)
-
-
-def _gain_gate(name: str, gain: float | None, least: float, strict: bool) -> Gate:
-    if gain is None:
-        return Gate(name, None, "measured on other items, so not comparable", False)
-    gain = round(gain, 4)
-    holds = gain > least if strict else gain >= least
-    return Gate(name, gain, f"{'more than' if strict else 'at least'} {least:g}", holds)
-
-
-def _lineage(base_identity: Path) -> dict[str, str]:
-    base = read_json(require_artifact(base_identity))
-    return {
-        "base": base["model"],
-        "base_sha256": base["sha256"],
-        "git_commit": _git.commit() or "none",
-        "git_dirty": str(_git.has_changes()).lower(),
-    }
 
 
 if __name__ == "__main__":

@@ -589,13 +589,23 @@ class GateParams(Section):
     benefit: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\.(all|new_word|no_new_word)\.[a-z_0-9@]+$")]
     min_gain: float = 0.0
     max_retention_drop: Annotated[float, Field(ge=0)] = 0.01
+    max_cost_ratio: Positive = 1.5
     allow_own_modules: bool = False
+
+
+def _registry_takes(name: str) -> str:
+    """MLflow refuses these, some of them only when the model is written; PostgreSQL takes 256 characters."""
+    if not name.strip() or any(mark in name for mark in "/:\0") or name == "." or name.startswith(".."):
+        raise ValueError(f"{name!r} is no name for MLflow; give one without '/' and ':' that does not start with '..'")
+    if len(name) > 256 or not name.isprintable():
+        raise ValueError(f"{name!r} is no name for MLflow; give at most 256 printable characters")
+    return name
 
 
 class RegisterModelParams(Section):
     """The registered model's name and its gates."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[^/:\x00]+$", min_length=1)]
+    name: Annotated[str, AfterValidator(_registry_takes)]
     gates: GateParams
 
 

@@ -170,6 +170,17 @@ def test_a_model_that_was_not_promoted_is_told_with_the_gates_that_did_not_hold(
     assert "Retention drop needed: at most 0.01 0 in \u03c1" in page.text("")
 
 
+def test_the_champion_stands_beside_base_and_trained_model(tmp_path: Path) -> None:
+    beside = {"version": 2, "how": "recorded on the same items", "figures": {"terms": {"new_word": {"mrr": 61.25}}}}
+    plain, shown = tmp_path / "plain", tmp_path / "shown"
+    without = made(plain, flow_run(results(), registration=registration(champion=False)))
+    assert "Champion, %" not in without.text("benefit")
+    page = made(shown, flow_run(results(), registration=registration(champion=False) | {"compared_with": beside}))
+    said = page.text("benefit")
+    assert "Champion, %" in said and "61.25" in said
+    assert "The champion, version 2, was recorded on the same items." in said
+
+
 def test_a_champion_that_lost_its_alias_since_is_not_called_promoted(tmp_path: Path) -> None:
     moved = registration(champion=True) | {"champion": False}
     page = made(tmp_path, flow_run(results(), registration=moved))

@@ -1,25 +1,19 @@
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.settings import edit_params
-from tasks._registry import (
-    CHALLENGER,
-    CHAMPION,
-    PREVIOUS_CHAMPION,
-    connect,
-    download_pack,
-    find_by_alias,
-    log_report,
-)
+from tasks._gates import gates_of
+from tasks._registration import log_report
+from tasks._registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, download_pack
 from tasks._stage import run_stage
-from tasks.register_model import RECORD, SPEED, gates_of, model_digest, register_model
+from tasks.register_model import RECORD, SPEED, register_model
 from tests.conftest import ROOT
+from tests.registered_models import GATES, Made, build, figures
 from tests.vocabgraft.conftest import load
 from tests.vocabgraft.pack_samples import KIDNEY, make_pack
 from vocabgraft.artifacts import new_folder, read_json, write_json, write_manifest
@@ -27,47 +21,6 @@ from vocabgraft.bank import VocabularyBank
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.packs import write_pack_inside
 from vocabgraft.params import GateParams, RegisterModelParams
-
-GATES = GateParams(benefit="terms.new_word.mrr", min_gain=0.0, max_retention_drop=0.01)
-
-
-@dataclass(frozen=True)
-class Made:
-    """What the stages before leave: one model's artifacts, with figures as a test wants them."""
-
-    root: Path
-    name: str
-
-    def paths(self) -> dict[str, Path]:
-        """The arguments of the stage."""
-        return {
-            "merged": self.root / "merged",
-            "adapter": self.root / "adapter",
-            "checks": self.root / "checks" / "checks.json",
-            "evaluation": self.root / "evaluation",
-            "base_identity": self.root / "data" / "base.json",
-            "datasets": self.root / "data" / "datasets",
-            "out": self.root / "out",
-        }
-
-    def register(self) -> None:
-        """Run the stage."""
-        register_model(**self.paths(), params=RegisterModelParams(name=self.name, gates=GATES))
-
-    def digest_at(self, alias: str) -> str | None:
-        """The content digest of the version of this name that an alias names."""
-        found = find_by_alias(connect(), self.name, alias)
-        return found.tags["content_digest"] if found else None
-
-    def versions(self) -> list[int]:
-        """Every version of this name in the registry."""
-        return sorted(int(found.version) for found in connect().search_model_versions() if found.name == self.name)
-
-    @property
-    def digest(self) -> str:
-        """The content digest of the model."""
-        return model_digest(self.root / "merged")
-
 
 OWN_NORM = """
 from sentence_transformers.sentence_transformer.modules import Normalize
@@ -94,50 +47,10 @@ def make(in_folder: Path, tiny_base: Path, store: str, monkeypatch: pytest.Monke
     # The registry takes a quote, and its filters have to survive one.
     name = f"tiny's {in_folder.name}"
 
-    def build(
-        mark: str,
-        gain: float = 5.0,
-        drop: float = 0.0,
-        passed: bool = True,
-        items: str = "the test items",
-        base: str = "package:base/model",
-    ) -> Made:
-        root = in_folder / mark
-        with new_folder(root / "merged") as work:
-            shutil.copytree(tiny_base, work, dirs_exist_ok=True)
-            (work / "mark.txt").write_text(mark, encoding="utf-8")
-        with new_folder(root / "adapter") as work:
-            write_json(work / "curve.json", [{"step": 1, "loss": 2.0, "epoch": 0.5}])
-        with new_folder(root / "checks") as work:
-            write_json(work / "checks.json", {"passed": passed, "checks": []})
-        with new_folder(root / "evaluation") as work:
-            write_json(work / "metrics.json", figures(gain, drop))
-            item = {"dataset": "terms", "subset": "new_word", "metric": "recall@10", "verdict": "better"}
-            compared = {"items": [item | {"gain": gain, "low": 1.0, "high": 9.0, "p_value": 0.01}]}
-            write_json(work / "comparison.json", compared)
-            drifted = {"no_new_word": {"mean": 0.25, "p99": None, "worst": [{"text": "a", "cosine": 0.5}]}}
-            write_json(work / "retention.json", {"valid_share": 60.0, "neighbours_kept": None, "drift": drifted})
-        with new_folder(root / "data") as work:
-            write_json(work / "base.json", {"model": base, "sha256": "0" * 64})
-            # What only describes the data differs from model to model and stands in no comparison's way.
-            write_json(work / "report.json", {"model": mark})
-            (work / "datasets").mkdir()
-            write_json(work / "datasets" / "index.json", [{"items": items}])
-        return Made(root, name)
+    def build_here(mark: str, **options: Any) -> Made:
+        return build(in_folder, tiny_base, name, mark, **options)
 
-    return build
-
-
-def figures(gain: float, drop: float) -> dict[str, Any]:
-    """Figures of a base, and of a model that differs by `gain` percent in benefit and `drop` in Spearman's rho."""
-    return {
-        name: {
-            "terms": {"new_word": {"mrr": 50.0 + gain * share, "recall@10": 80.0, "queries": 9}},
-            "retention": {"no_new_word": {"spearman": 100 * (0.8 - drop * share), "pairs": 20}},
-            "tokens_per_text": 9.5,
-        }
-        for name, share in (("base", 0), ("resized", 0), ("merged", 1))
-    }
+    return build_here
 
 
 def test_the_first_model_that_beats_the_base_becomes_champion(make: Make) -> None:
@@ -232,13 +145,67 @@ def test_a_worse_model_does_not_take_over(make: Make) -> None:
     assert first.digest_at(PREVIOUS_CHAMPION) is None
 
 
-def test_figures_of_other_items_are_not_compared(make: Make) -> None:
-    first, second = make("first", gain=5.0), make("second", gain=9.0, items="other items")
+def test_a_model_that_is_worse_by_chance_takes_over_and_the_interval_is_told(make: Make) -> None:
+    first, second = make("first", gain=5.0), make("second", gain=4.5, noise=(-9.0, 9.0, -8.0, 8.0))
+    first.register()
+    second.register()
+    assert first.digest_at(CHAMPION) == second.digest
+    gate = next(gate for gate in read_json(RECORD)["gates"] if gate["name"].startswith("gain over the champion"))
+    assert gate["figure"] == -0.5
+    assert "recorded on the same items" in gate["limit"]
+
+
+def test_a_champion_that_was_asked_other_items_is_asked_todays(make: Make) -> None:
+    first, second = make("first", gain=5.0), make("second", gain=9.0, items="of the doctor")
+    first.register()
+    second.register()
+    # The two are one model but for the mark, so today's items tell them apart by nothing.
+    assert first.digest_at(CHAMPION) == second.digest
+    record = read_json(RECORD)
+    assert record["compared_with"]["how"].startswith("measured anew")
+    assert record["compared_with"]["figures"]["terms"]["new_word"]["mrr"] > 0
+    assert next(gate for gate in record["gates"] if "champion" in gate["name"])["figure"] == 0.0
+
+
+def test_a_model_that_is_worse_on_todays_items_does_not_take_over(make: Make) -> None:
+    first, second = make("first", gain=5.0), make("second", gain=9.0, items="of the doctor", blurred=True)
     first.register()
     second.register()
     assert first.digest_at(CHAMPION) == first.digest
+    gate = next(gate for gate in read_json(RECORD)["gates"] if not gate["holds"])
+    assert gate["figure"] < 0 and "measured anew" in gate["limit"]
+
+
+def test_a_champion_whose_files_are_lost_is_no_reason_to_promote(make: Make) -> None:
+    first, second = make("first", gain=5.0), make("second", gain=9.0)
+    first.register()
+    version = connect().get_model_version(first.name, "1")
+    shutil.rmtree(Path(connect().get_run(version.run_id).info.artifact_uri))
+    shutil.rmtree(Path(connect().get_logged_model(version.source.rpartition("/")[2]).artifact_location))
+    second.register()
+    assert (first.digest_at(CHAMPION), first.digest_at(CHALLENGER)) == (first.digest, second.digest)
+    assert "could not be compared" in next(gate for gate in read_json(RECORD)["gates"] if not gate["holds"])["limit"]
+
+
+def test_a_model_that_costs_too_much_stays_challenger(make: Make) -> None:
+    made = make("first")
+    SPEED.parent.mkdir()
+    write_json(SPEED, {"ratio": 0.5, "merged_digest": made.digest})
+    made.register()
+    assert made.digest_at(CHAMPION) is None
     unmet = [gate for gate in read_json(RECORD)["gates"] if not gate["holds"]]
-    assert [gate["limit"] for gate in unmet] == ["measured on other items, so not comparable"]
+    assert [(gate["name"], gate["figure"]) for gate in unmet] == [("cost ratio", 2.0)]
+    assert "as timed" in unmet[0]["limit"]
+
+
+def test_the_cost_of_a_model_that_was_not_timed_here_is_told_by_its_tokens(make: Make) -> None:
+    made = make("first")
+    SPEED.parent.mkdir()
+    write_json(SPEED, {"ratio": 0.5, "merged_digest": "another"})
+    made.register()
+    gate = next(gate for gate in read_json(RECORD)["gates"] if gate["name"] == "cost ratio")
+    assert (gate["figure"], gate["holds"]) == (1.0, True)
+    assert "tokens per text" in gate["limit"]
 
 
 def test_a_model_grown_on_the_champion_is_compared_with_it_as_its_base(make: Make) -> None:
@@ -401,6 +368,6 @@ def test_a_run_holds_the_gains_the_drift_and_the_speed_of_this_model(make: Make)
 def test_a_retention_that_has_no_correlation_holds_no_gate() -> None:
     measured = figures(gain=5.0, drop=0.0)
     del measured["base"]["retention"]["no_new_word"]["spearman"]
-    gates = {gate.name: gate for gate in gates_of(measured, True, None, "items", GATES)}
+    gates = {gate.name: gate for gate in gates_of(measured, True, {}, None, GATES)}
     assert (gates["retention drop"].holds, gates["retention drop"].figure) == (False, None)
     assert gates["gain over the base"].holds

@@ -1,0 +1,57 @@
+"""Make the previous champion champion again.
+
+python -m flows.rollback --help
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from flows.recording import recorded
+from tasks._stage import switch_telemetry_off
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.params import load_params
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    switch_telemetry_off()
+    try:
+        said = recorded("rollback", lambda: rollback(options.name, options.reason))
+    except VocabgraftError as error:
+        print(f"rollback: {error}", file=sys.stderr)
+        return 1
+    print(said)
+    return 0
+
+
+def rollback(name: str | None, reason: str | None = None) -> str:
+    """Let champion and previous champion change places; a second call undoes the first.
+
+    Raises:
+        VocabgraftError: when there is no previous champion.
+    """
+    from tasks._registry import connect
+    from tasks._versions import roll_back
+
+    name = name or load_params().register_model.name
+    now, before = roll_back(connect(), name, {"decision": "champion by roll-back", "rollback_reason": reason or ""})
+    return (
+        f"{name} version {now.version} is the champion again; version {before.version} is the previous champion "
+        "(python -m flows.rollback once more undoes this)"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.rollback",
+        description="Make the previous champion champion again; the two change places.",
+    )
+    parser.add_argument("--name", help="of the registered model (default: register_model.name in params.yaml)")
+    parser.add_argument("--reason", metavar="TEXT", help="why; kept as a tag of the version")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

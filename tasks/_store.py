@@ -1,0 +1,131 @@
+"""The address of the MLflow store: whether it answers, and how it is named without its secrets. Imports no MLflow."""
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from vocabgraft.errors import VocabgraftError
+
+DEFAULT_STORE = "sqlite:///mlflow.db"
+SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+HIDDEN = "***"
+USER = re.compile(r"(?<=://)[^\s/'\"]*@")
+SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
+# A shorter one would be found inside of ordinary words.
+LEAST_SECRET = 4
+# How long a second process waits while another writes; MLflow asks for no other limit than SQLite's own 5 s.
+SECONDS_TO_WAIT_FOR_A_WRITER = 60
+HTTP = ("http", "https")
+
+
+def store_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, by default the SQLite store beside the project."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+
+
+def masked(text: str) -> str:
+    """A text without the users and passwords of addresses in it, and without the secrets of this environment."""
+    for secret in _secrets():
+        text = text.replace(secret, HIDDEN)
+    return SECRET_QUERY.sub(rf"\1{HIDDEN}", USER.sub(f"{HIDDEN}@", text))
+
+
+def require_database(uri: str) -> None:
+    """Open a database store once: MLflow itself would try ten times, for over a minute and a half.
+
+    Raises:
+        VocabgraftError: when it does not open, or a SQLite file cannot be written.
+    """
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file", *HTTP):
+        return
+    try:
+        if scheme.startswith("sqlite"):
+            _require_sqlite(uri)
+        else:
+            create_engine(uri).connect().close()
+    except (SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
+        raise unusable(uri, error) from error
+
+
+def unusable(uri: str, error: Exception | str) -> VocabgraftError:
+    """The error of a store that does not work."""
+    said = first_line(str(error))
+    return VocabgraftError(
+        masked(f"the MLflow store at {uri} cannot be used: {said}; start it, or correct MLFLOW_TRACKING_URI")
+    )
+
+
+def first_line(text: str) -> str:
+    """What a library says before it goes on to statements and traces."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+
+
+@contextmanager
+def sqlite_made_by_one(uri: str) -> Iterator[None]:
+    """Let one process at a time make a SQLite store: two that make its tables at once damage each other's."""
+    path = _sqlite_file(uri)
+    if path is None or (path.is_file() and path.stat().st_size and _has_tables(path)):
+        yield
+        return
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        yield
+
+
+def patient(uri: str) -> str:
+    """A SQLite address with a longer wait for other writers, any other as it is."""
+    if _sqlite_file(uri) is None or "timeout" in make_url(uri).query:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}timeout={SECONDS_TO_WAIT_FOR_A_WRITER}"
+
+
+def _require_sqlite(uri: str) -> None:
+    path = _sqlite_file(uri)
+    if path is None:
+        return
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir():
+        raise OSError(f"{existing} is no folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, timeout=SECONDS_TO_WAIT_FOR_A_WRITER, isolation_level=None)
+    try:
+        connection.execute("PRAGMA schema_version")
+        # Fails at once where the file or its folder is read-only.
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    if not uri.startswith("sqlite"):
+        return None
+    database = make_url(uri).database
+    return Path(database) if database and database != ":memory:" else None
+
+
+def _has_tables(path: Path) -> bool:
+    connection = sqlite3.connect(path)
+    try:
+        found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
+    finally:
+        connection.close()
+    return found is not None
+
+
+def _secrets() -> list[str]:
+    found = [os.environ.get(name, "") for name in SECRET_VARIABLES]
+    password = re.match(r"^[\w+.-]+://[^:/@]*:([^@]*)@", store_uri())
+    if password:
+        found += [password[1], unquote(password[1])]
+    return sorted({secret for secret in found if len(secret) >= LEAST_SECRET}, key=len, reverse=True)

@@ -1,0 +1,179 @@
+"""The README's recipes of look-up, each as it stands there, in a process that cannot import this project."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vocabgraft.artifacts import read_json
+
+from .conftest import ROOT
+from .registered_models import Made, build
+
+TEXTS = ["nephrolithiasis with hydronephrosis", "a stone in the kidney"]
+STORE = "sqlite:////path/to/the/project/mlflow.db"
+RECIPES = ("sentence_transformers flavor", "pyfunc", "sentence-transformers alone", "Parquet")
+# A user's process: the project is installed beside the libraries here, so its names are refused.
+RUNNER = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("vocabgraft", "tasks", "flows", "tests", "peft"):
+            raise ModuleNotFoundError(f"a user's process does not have {name}")
+
+sys.meta_path.insert(0, Refuse())
+import json
+import numpy as np
+
+found = {}
+for name, recipe in json.loads(sys.stdin.read()).items():
+    space = {}
+    exec(compile(recipe, name, "exec"), space)
+    if "vectors" in space:
+        found[name] = np.asarray(space["vectors"], dtype=np.float32)
+np.savez("found.npz", **found)
+"""
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[str, Made]:
+    """A store whose champion is the tiny model, and the model's folders; everything it was made from is elsewhere."""
+    root = tmp_path_factory.mktemp("registered")
+    shutil.copy(ROOT / "params.yaml", root)
+    uri = f"sqlite:///{root}/mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.delenv("DVC_EXP_NAME", raising=False)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        made = build(root, tiny_base, "vocabgraft-minilm", "first")
+        made.register()
+    return uri, made
+
+
+def section() -> str:
+    """The README's section on the registry."""
+    return (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Registry\n")[2].partition("\n## ")[0]
+
+
+def recipes(uri: str) -> dict[str, str]:
+    """The recipes in Python, with this test's store."""
+    blocks = re.findall(r"```python\n(.*?)```", section(), re.DOTALL)
+    assert len(blocks) == len(RECIPES)
+    assert all(STORE in block for block in blocks)
+    return {name: block.replace(STORE, uri) for name, block in zip(RECIPES, blocks, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def expected(registered: tuple[str, Made]) -> "np.ndarray[Any, Any]":
+    """The vectors of the merged folder."""
+    from vocabgraft.base_model import load_model
+
+    merged = registered[1].root / "merged"
+    return np.asarray(load_model(merged, device="cpu").encode(TEXTS, show_progress_bar=False))
+
+
+def test_every_recipe_gives_the_vectors_of_the_merged_model(
+    registered: tuple[str, Made], expected: "np.ndarray[Any, Any]", tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "texts.parquet")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", RUNNER],
+        input=json.dumps(recipes(registered[0])),
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "found.npz") as found:
+        vectors = dict(found)
+    table = pq.read_table(tmp_path / "vectors.parquet")
+    assert table["text"].to_pylist() == TEXTS
+    vectors["Parquet"] = np.array(table["vector"].to_pylist(), dtype=np.float32)
+    assert sorted(vectors) == sorted(RECIPES)
+    for name, seen in vectors.items():
+        np.testing.assert_array_equal(seen, expected, err_msg=name)
+
+
+def test_the_registered_folder_is_complete_and_holds_no_code_and_no_pickle(registered: tuple[str, Made]) -> None:
+    import yaml
+
+    from tasks._registry import download_model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", registered[0])
+        plain = download_model("models:/vocabgraft-minilm@champion")
+    whole = plain.parent
+    files = [path for path in whole.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix in (".py", ".pkl", ".bin", ".pt", ".pickle", ".joblib")]
+    described = yaml.safe_load((whole / "MLmodel").read_text(encoding="utf-8"))
+    assert {"inputs", "outputs"} <= set(described["signature"])
+    assert described["saved_input_example_info"]["artifact_path"] == "input_example.json"
+    requirements = (whole / "requirements.txt").read_text(encoding="utf-8").split()
+    assert all("==" in line and "+" not in line for line in requirements)
+    assert {line.partition("==")[0] for line in requirements} >= {"sentence-transformers", "torch", "mlflow"}
+    card = (plain / "README.md").read_text(encoding="utf-8")
+    assert "# vocabgraft-minilm" in card and "`kidney`, `liver`" in card and "Licence" in card
+    merged = read_json(registered[1].root / "merged" / "config_sentence_transformers.json")
+    assert read_json(plain / "config_sentence_transformers.json")["prompts"] == merged["prompts"]
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_a_served_model_answers_over_http_with_the_same_vectors(
+    registered: tuple[str, Made], expected: "np.ndarray[Any, Any]", tmp_path: Path
+) -> None:
+    command = next(line for line in section().splitlines() if line.startswith("mlflow models serve"))
+    port = free_port()
+    words = command.replace("5001", str(port)).split()
+    programs = str(Path(sys.executable).parent)
+    server = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=os.environ | {"MLFLOW_TRACKING_URI": registered[0], "PATH": f"{programs}:{os.environ['PATH']}"},
+        stdout=(tmp_path / "log").open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        answer = asked(f"http://127.0.0.1:{port}/invocations", {"inputs": TEXTS}, server)
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(timeout=30)
+    np.testing.assert_allclose(np.array(answer["predictions"], dtype=np.float32), expected, atol=1e-6)
+
+
+def asked(address: str, question: dict[str, Any], server: "subprocess.Popen[bytes]") -> dict[str, Any]:
+    """The answer, once the server is there."""
+    request = urllib.request.Request(
+        address, json.dumps(question).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                answer: dict[str, Any] = json.load(response)
+                return answer
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.5)
+    raise AssertionError("the server does not answer")
