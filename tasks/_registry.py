@@ -19,6 +19,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.model_folder import PACK_FOLDER
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -94,6 +95,27 @@ def download_model(uri: str) -> Path:
     if not folder.is_dir():
         raise VocabgraftError(f"{uri} is no sentence-transformers model: {MODEL_SUBFOLDER} is missing in it")
     return folder
+
+
+def download_pack(uri: str) -> Path:
+    """The folder of the vocabulary pack of a registered version.
+
+    Raises:
+        VocabgraftError: when the version is not there or was registered without a pack.
+    """
+    name, _, number = resolve_version(uri).removeprefix("models:/").rpartition("/")
+    client = connect()
+    try:
+        run = str(client.get_model_version(name, number).run_id)
+        there = {entry.path for entry in client.list_artifacts(run)}
+        if PACK_FOLDER in there:
+            return Path(mlflow.artifacts.download_artifacts(run_id=run, artifact_path=PACK_FOLDER))
+    except (MlflowException, OSError) as error:
+        raise VocabgraftError(f"{uri} cannot be read from the registry: {error}") from error
+    raise VocabgraftError(
+        f"{uri} was registered without a vocabulary pack (an older version, method full, or layers of its own); its "
+        f"run has {', '.join(sorted(there)) or 'nothing'}"
+    )
 
 
 def digest_of_registered(uri: str) -> str | None:

@@ -1,18 +1,46 @@
-"""Stage merge_adapter: the adapter folded into the resized base, which then needs no PEFT."""
+"""Stage merge_adapter: the adapter folded into the resized base, which then needs no PEFT, and the words as a pack."""
 
+import logging
 from pathlib import Path
 
+from tasks._base import find_base
 from tasks._stage import run_stage
+from vocabgraft.accepted_data import read_contexts, read_datasets, training_texts
 from vocabgraft.adapters import merged_model
-from vocabgraft.artifacts import new_folder, require_artifact
-from vocabgraft.model_folder import save_model
+from vocabgraft.artifacts import new_folder, read_json, require_artifact
+from vocabgraft.base_model import load_model
+from vocabgraft.model_folder import PACK_FOLDER, save_model
+from vocabgraft.packing import pack_run, why_no_pack
+from vocabgraft.packs import write_pack_inside
+from vocabgraft.params import MergeAdapterParams
+from vocabgraft.tokenizer import read_tokens
+
+logger = logging.getLogger(__name__)
 
 
-def merge_adapter(resized: Path, adapter: Path, out: Path) -> None:
-    """Merge on the CPU, so that the result does not depend on where it is made."""
-    model = merged_model(require_artifact(resized), require_artifact(adapter))
+def merge_adapter(
+    base_identity: Path,
+    tokens: Path,
+    resized: Path,
+    adapter: Path,
+    datasets: Path,
+    contexts: Path,
+    out: Path,
+    params: MergeAdapterParams,
+) -> None:
+    """Merge on the CPU, so that the result does not depend on where it is made; beside it, the vocabulary's pack."""
+    merged = merged_model(require_artifact(resized), require_artifact(adapter))
+    new = read_tokens(tokens)
+    reason = why_no_pack(merged, adapter, new)
     with new_folder(out) as work:
-        save_model(model, work)
+        save_model(merged, work)
+        if reason is None:
+            base, name = load_model(find_base(base_identity), device="cpu"), read_json(base_identity)["model"]
+            texts = training_texts(read_datasets(datasets), read_contexts(contexts))
+            pack = pack_run(base, name, merged, new, resized, adapter, texts, params)
+            write_pack_inside(pack, work / PACK_FOLDER)
+    if reason is not None:
+        logger.info("no vocabulary pack is written: %s", reason)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tasks._registry import (
 from tasks._stage import run_stage
 from vocabgraft.artifacts import MANIFEST, digest_of, new_folder, read_json, require_artifact, write_json
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.model_folder import PACK_FOLDER
 from vocabgraft.params import GateParams, RegisterModelParams, load_params
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,8 @@ def _register(
     champion = find_by_alias(client, params.name, CHAMPION)
     registered = find_by_digest(client, params.name, tags[DIGEST_TAG])
     if registered is None:
-        record = _record(figures, adapter, checks, evaluation, {**tags, BENEFIT_TAG: str(_benefit(figures, params))})
+        benefit = str(_benefit(figures, params))
+        record = _record(figures, merged, adapter, checks, evaluation, {**tags, BENEFIT_TAG: benefit})
         registered = log_and_register(client, params.name, _load(merged), record)
         logger.info("registered %s version %d", params.name, registered.version)
     else:
@@ -171,7 +173,9 @@ def _load(merged: Path) -> Any:
     return load_model(require_artifact(merged), device="cpu", own_modules=True)
 
 
-def _record(figures: dict[str, Any], adapter: Path, checks: Path, evaluation: Path, tags: dict[str, str]) -> RunRecord:
+def _record(
+    figures: dict[str, Any], merged: Path, adapter: Path, checks: Path, evaluation: Path, tags: dict[str, str]
+) -> RunRecord:
     scalars = {
         **_flat(figures),
         **_flat({"retention": read_json(evaluation / "retention.json")}),
@@ -182,7 +186,7 @@ def _record(figures: dict[str, Any], adapter: Path, checks: Path, evaluation: Pa
         params=_flat(load_params().model_dump(mode="json")),
         metrics={key: float(value) for key, value in scalars.items() if isinstance(value, int | float)},
         curve=read_json(adapter / "curve.json"),
-        artifacts=[_without_a_model(adapter), checks, evaluation],
+        artifacts=[_without_a_model(adapter), checks, evaluation, *_pack_of(merged)],
         tags=tags,
     )
 
@@ -190,6 +194,11 @@ def _record(figures: dict[str, Any], adapter: Path, checks: Path, evaluation: Pa
 def _without_a_model(adapter: Path) -> Path:
     """The adapter; its report alone where the folder is the whole model (`method: full`), which is logged itself."""
     return adapter if not (adapter / "model.safetensors").is_file() else adapter / "report.json"
+
+
+def _pack_of(merged: Path) -> list[Path]:
+    """The vocabulary's pack, where the run has one."""
+    return [merged / PACK_FOLDER] if (merged / PACK_FOLDER).is_dir() else []
 
 
 def _by_figure(items: list[dict[str, Any]]) -> dict[str, Any]:

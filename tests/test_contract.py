@@ -297,7 +297,7 @@ BROKEN_STAGES: list[tuple[Callable[[Stages], list[str]], Callable[[Stages], obje
     ),
     (
         of_project(check_read_params),
-        put("merge_adapter", "params", ["seed"]),
+        put("merge_adapter", "params", ["merge_adapter", "seed"]),
         ["merge_adapter: params seed listed or taken, not both"],
     ),
     (
@@ -335,7 +335,10 @@ BROKEN_STAGES: list[tuple[Callable[[Stages], list[str]], Callable[[Stages], obje
     (
         of_project(check_commands),
         in_command("merge_adapter", "--adapter data/train_adapter", ""),
-        ["merge_adapter: options ['--resized', '--out'], not ['--resized', '--adapter', '--out']"],
+        [
+            "merge_adapter: options ['--base-identity', '--tokens', '--resized', '--datasets', '--contexts', '--out'], "
+            "not ['--base-identity', '--tokens', '--resized', '--adapter', '--datasets', '--contexts', '--out']"
+        ],
     ),
     (
         of_project(check_commands),

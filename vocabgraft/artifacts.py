@@ -71,17 +71,21 @@ def require_artifact(path: Path) -> Path:
 
 
 @contextmanager
-def new_folder(destination: Path) -> Iterator[Path]:
+def new_folder(destination: Path, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """Yield an empty folder that becomes `destination`, with its manifest, only if the block succeeds.
 
     The work happens beside the destination, on the same file system, so that the move is a rename.
+
+    Args:
+        destination: replaced where it is there.
+        about: what the manifest says beside the hashes.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(destination)
     work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
     try:
         yield work
-        _finish(work)
+        _finish(work, about or {})
         if destination.exists():
             shutil.rmtree(destination)
         work.rename(destination)
@@ -89,12 +93,17 @@ def new_folder(destination: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _finish(work: Path) -> None:
+def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write the manifest of a complete folder: what is said of it, and the content hashes of its files."""
+    files = hash_files(folder)
+    write_json(folder / MANIFEST, {**about, "digest": digest_of(files), "files": files})
+
+
+def _finish(work: Path, about: Mapping[str, Any]) -> None:
     # mkdtemp and safetensors make private folders and files; an artifact has the modes that a plain write gives.
     mask = os.umask(0)
     os.umask(mask)
-    files = hash_files(work)
-    write_json(work / MANIFEST, {"digest": digest_of(files), "files": files})
+    write_manifest(work, about)
     work.chmod(0o777 & ~mask)
     for path in work.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedTokenizerFast
 
+# The vocabulary's pack beside a merged model, and among the artifacts of the run that registered it.
+PACK_FOLDER = "pack"
 MAGNITUDE = ".lora_magnitude_vector"
 # Traces of how a tokenizer was loaded, not of what it is.
 LOADING_TRACES = ("is_local", "local_files_only", "name_or_path")

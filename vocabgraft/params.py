@@ -453,7 +453,18 @@ def _rows_beside(peft: PeftParams) -> str:
 
 
 class MergeAdapterParams(Section):
-    """The merge has nothing to set."""
+    """What the vocabulary pack beside the merged model says of itself.
+
+    Attributes:
+        name: by which a bank of vocabularies knows it.
+        licence: under which the pack may be used; None where nobody decided.
+        contexts_per_token: training texts kept in it for each token, from which its rows can be carried over to
+            another base; 0 keeps none.
+    """
+
+    name: Name
+    licence: str | None = None
+    contexts_per_token: Annotated[int, Field(ge=0)] = 4
 
 
 # The names of `consistency.CHECKS`, which imports torch; a test holds the two together.

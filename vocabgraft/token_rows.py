@@ -27,7 +27,7 @@ class TokenRows(nn.Module):
             VocabgraftError: for an embedding that does more than look up.
         """
         super().__init__()
-        if not _only_looks_up(embedding):
+        if not only_looks_up(embedding):
             raise VocabgraftError(
                 f"the input embeddings are a {embedding}; only a plain nn.Embedding without max_norm, "
                 "scale_grad_by_freq and sparse can have token rows"
@@ -55,7 +55,7 @@ def fast_peft_rows(model: nn.Module) -> Iterator[int]:
         module
         for module in model.modules()
         if isinstance(module, TrainableTokensLayer)
-        and _only_looks_up(module.base_layer)
+        and only_looks_up(module.base_layer)
         and len(module.active_adapters) == 1
     ]
     for layer in patched:
@@ -85,7 +85,8 @@ def _peft_forward(layer: Any) -> Callable[..., torch.Tensor]:
     return forward
 
 
-def _only_looks_up(embedding: nn.Module) -> bool:
+def only_looks_up(embedding: nn.Module) -> bool:
+    """Whether a module is an embedding that gives its rows as they are."""
     # A subclass may do anything, such as scale the rows.
     return type(embedding) is nn.Embedding and not (
         embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse

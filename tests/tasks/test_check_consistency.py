@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,8 @@ from tasks.merge_adapter import merge_adapter
 from tasks.resize_base import resize_base
 from tasks.train_adapter import train_adapter
 from tasks.validate_data import validate_data
+from vocabgraft.bank import VocabularyBank
+from vocabgraft.base_model import load_model
 from vocabgraft.consistency import CHECKS
 
 from ..conftest import build_tiny_project
@@ -79,6 +82,22 @@ def test_a_trained_model_passes_with_a_line_for_each_check(
     lines = said.out.splitlines()
     for entry in CHECKS:
         assert any(line.startswith(f"{entry.name} ") and line.endswith(" s") for line in lines)
+
+
+def test_the_pack_beside_the_merged_model_makes_the_base_read_as_it(merged: Path, tiny_base: Path) -> None:
+    folder = merged / "data" / "merge_adapter"
+    bank = VocabularyBank(load_model(tiny_base, device="cpu"))
+    assert bank.load(folder / "pack") == "clinical"
+    pack = bank.pack("clinical")
+    assert pack.licence is None and pack.figures["training"]["method"] == "tokens"
+    assert {text for text in pack.texts if not any(text in context for context in pack.contexts)} == set()
+    texts = ["a nephrolith", "dog <|IsA|> animal", "the dog", *pack.contexts]
+    expected = load_model(folder, device="cpu").encode(texts, show_progress_bar=False)
+    assert np.array_equal(bank.encode(texts, vocabulary="clinical"), expected)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert {name for name in manifest["files"] if name.startswith("pack/")} == {
+        f"pack/{name}" for name in ("contexts.json", "manifest.json", "rows.safetensors", "tokens.json")
+    }
 
 
 def test_a_failed_check_is_written_and_its_details_are_said(
