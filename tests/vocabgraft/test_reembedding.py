@@ -189,11 +189,11 @@ def test_a_vector_that_is_not_the_models_is_found_and_nothing_is_written(models:
     wrong[3] += 2e-6
     write_index(tmp_path / "index.parquet", wrong)
     with pytest.raises(
-        VocabgraftError, match=r"differs from the new model's by 1\.1e-05 of its length; allowed: 1e-06"
+        VocabgraftError, match=r"differs from the new model's by (2\.\d|1\.9)e-06 of its length; allowed: 1e-06"
     ):
         run(models, job_of(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["index.parquet"]
-    assert run(models, job_of(tmp_path, tolerance=1e-4)).deviation > 1e-5
+    assert run(models, job_of(tmp_path, tolerance=1e-5)).deviation > 1.5e-6
 
 
 def test_the_sample_is_drawn_from_all_that_stays() -> None:
