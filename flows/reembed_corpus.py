@@ -104,7 +104,7 @@ def _print(done: "Reembedded", job: "ReembeddingJob") -> None:
     print(f"took {total:.1f} s ({steps})")
     if done.seconds_for_all is not None:
         saved = max(0.0, done.seconds_for_all - total)
-        print(f"all texts would take about {done.seconds_for_all:.0f} s, by the random ones: {saved:.0f} s saved")
+        print(f"embedding all texts would take about {done.seconds_for_all:.0f} s: {saved:.0f} s saved")
     print(f"written: {job.destination}")
 
 

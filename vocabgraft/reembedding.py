@@ -87,7 +87,7 @@ class Reembedded:
         sampled: untouched texts that were computed for comparison.
         deviation: the largest difference of a number of theirs, relative to the vector's length.
         seconds: by step: looking, verifying, computing, writing.
-        seconds_for_all: what embedding every text would take, by the texts sampled; None where none was.
+        seconds_for_all: what embedding every text would take, by those that were embedded; None where all were.
     """
 
     texts: int
@@ -196,7 +196,9 @@ def reembed(job: ReembeddingJob, difference: ModelDifference, model: "SentenceTr
         resumed = _compute(files, chosen, total, work, model, job.settings)
     with _timed(seconds, "writing"):
         _write(files, chosen, work, job.destination, before)
-    whole = seconds["verifying"] / len(sample.texts) * files.total if sample.texts else None
+    embedded = len(sample.texts) + total - resumed
+    a_text = (seconds["verifying"] + seconds["computing"]) / embedded if embedded else 0.0
+    whole = a_text * files.total if sample.texts else None
     return Reembedded(files.total, total, resumed, difference.everything, len(sample.texts), deviation, seconds, whole)
 
 
