@@ -123,7 +123,7 @@ def distil(
         Fidelity, the cosine to the teacher on contexts kept out of training: mean and 10th percentile, for words and
         for special tokens, before and after, and by token; tokens under the limit; the precision computed in.
     """
-    held_out = np.array([_is_held_out(context.text, settings.held_out) for context in contexts])
+    held_out = np.array([is_held_out(context.text, settings.held_out) for context in contexts])
     train = [context for context, held in zip(contexts, held_out, strict=True) if not held]
     test = [context for context, held in zip(contexts, held_out, strict=True) if held]
     precision = resolve_precision(settings.precision, student.device)
@@ -230,7 +230,8 @@ def _forward(model: "SentenceTransformer", texts: list[str], prompt: str | None)
     return embedded
 
 
-def _is_held_out(text: str, share: float) -> bool:
+def is_held_out(text: str, share: float) -> bool:
+    """Whether a context is kept out of training, to measure fidelity on: by a hash of it."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < share
 
 

@@ -1,0 +1,293 @@
+"""Parquet files of (id, text, vector): checked, streamed, and written again with some vectors replaced."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from vocabgraft.errors import VocabgraftError
+
+Vectors = np.ndarray[Any, np.dtype[Any]]
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+ROWS_AT_A_TIME = 8_192
+# Row groups may be larger than memory should hold, so that pages are read as they come.
+BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns that are read; all others are carried over as they are."""
+
+    id: str = "id"
+    text: str = "text"
+    vector: str = "vector"
+
+    @property
+    def names(self) -> list[str]:
+        """All three."""
+        return [self.id, self.text, self.vector]
+
+
+@dataclass(frozen=True)
+class VectorFiles:
+    """One Parquet file, or those of a folder, all with one kind of vector.
+
+    Attributes:
+        root: the file or the folder.
+        paths: the files in order of their names.
+        columns: which are read.
+        width: numbers a vector.
+        dtype: of the numbers.
+        rows: by file.
+    """
+
+    root: Path
+    paths: tuple[Path, ...]
+    columns: Columns
+    width: int
+    dtype: "np.dtype[Any]"
+    rows: Mapping[Path, int]
+
+    @property
+    def total(self) -> int:
+        """Rows of all files."""
+        return sum(self.rows.values())
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows: `vectors` has the shape (rows, width); `first` is the number of the first in its file, from 0."""
+
+    path: Path
+    first: int
+    ids: pa.Array
+    texts: list[str]
+    vectors: Vectors
+
+
+def open_vector_files(root: Path, columns: Columns) -> VectorFiles:
+    """Find the files and check their columns, without reading a row but the first.
+
+    Raises:
+        VocabgraftError: for a path that is missing or no Parquet, without a column or a row, or vectors of two kinds.
+    """
+    paths = _find(root)
+    fields: dict[Path, pa.Field] = {}
+    rows: dict[Path, int] = {}
+    for path in paths:
+        with _opened(path) as file:
+            fields[path] = _checked_schema(path, file.schema_arrow, columns)
+            rows[path] = file.metadata.num_rows
+    if not any(rows.values()):
+        raise VocabgraftError(f"{root} holds no rows; name a file or folder with vectors in it")
+    numbers = {path: _number_type(path, field) for path, field in fields.items()}
+    kinds = {path: (_width(path, fields[path], columns), numbers[path]) for path in paths if rows[path]}
+    first, (width, number) = next(iter(kinds.items()))
+    for path, kind in kinds.items():
+        if kind != (width, number):
+            raise VocabgraftError(
+                f"{path} holds vectors of {kind[0]} numbers of type {kind[1]}, {first} of {width} of type {number}; "
+                "the files of one index hold one kind: take one of them out"
+            )
+    return VectorFiles(root, tuple(paths), columns, width, np.dtype(number.to_pandas_dtype()), rows)
+
+
+def read_rows(files: VectorFiles) -> Iterator[Rows]:
+    """Stream all rows, checked: no value is missing, every vector has the width and finite numbers.
+
+    Raises:
+        VocabgraftError: with the file and the row, the first one being 1.
+    """
+    for path in files.paths:
+        first = 0
+        for batch in _batches(path, files.columns.names):
+            for name, values in zip(batch.schema.names, batch.columns, strict=True):
+                if values.null_count:
+                    number = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+                    raise VocabgraftError(
+                        f"{path}: row {first + number + 1} has no {name}; fill it or take the row out of the index"
+                    )
+            vectors = _as_matrix(batch.column(files.columns.vector), files.width, path, first)
+            if not (finite := np.isfinite(vectors).all(axis=1)).all():
+                where = f"{path}: row {first + int(np.argmin(finite)) + 1}"
+                raise VocabgraftError(f"{where} has a vector that holds no finite numbers; it was stored damaged")
+            texts = batch.column(files.columns.text).to_pylist()
+            yield Rows(path, first, batch.column(files.columns.id), texts, vectors)
+            first += batch.num_rows
+
+
+def read_texts(files: VectorFiles) -> Iterator[list[str]]:
+    """Stream the texts alone, in the order of `read_rows`."""
+    for path in files.paths:
+        for batch in _batches(path, [files.columns.text]):
+            yield batch.column(0).to_pylist()
+
+
+def require_distinct_ids(files: VectorFiles, keys: Sequence["np.ndarray[Any, np.dtype[np.uint64]]"]) -> None:
+    """Refuse an id that stands in two rows.
+
+    Args:
+        files: where they are read again, if two have one key.
+        keys: `id_keys` of all rows: 8 bytes a row are held, not the ids.
+    """
+    ordered = np.sort(np.concatenate(keys))
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(repeated):
+        return
+    # Two ids may have one key: the ids themselves decide.
+    counts: Counter[Any] = Counter()
+    for path in files.paths:
+        for batch in _batches(path, [files.columns.id]):
+            chosen = np.isin(id_keys(batch.column(0)), repeated)
+            counts.update(batch.column(0).filter(pa.array(chosen)).to_pylist())
+    if twice := [entry for entry, count in counts.items() if count > 1]:
+        raise VocabgraftError(
+            f"{files.root}: the {files.columns.id} {twice[0]!r} stands in {counts[twice[0]]} rows "
+            f"({len(twice)} such in all); each row of an index needs its own"
+        )
+
+
+def id_keys(ids: pa.Array) -> "np.ndarray[Any, np.dtype[np.uint64]]":
+    """A 64-bit key for each id, equal for equal ids."""
+    import pandas as pd
+
+    keys: np.ndarray[Any, np.dtype[np.uint64]] = pd.util.hash_array(
+        ids.to_numpy(zero_copy_only=False), categorize=False
+    )
+    return keys
+
+
+def write_replaced(
+    files: VectorFiles, destination: Path, chosen: Iterator[BoolArray], vectors: Iterator[Vectors]
+) -> Iterator[int]:
+    """Write the files again below `destination`, the vectors of some rows replaced; gives the rows written so far.
+
+    Types, other columns, their order, metadata and compression stay; row groups are those of `ROWS_AT_A_TIME` rows.
+
+    Args:
+        files: to be read.
+        destination: a file where `files.root` is one, else an existing empty folder.
+        chosen: for each batch of `read_rows`, which rows get another vector.
+        vectors: those of a batch in turn, of shape (chosen rows, width).
+    """
+    for path in files.paths:
+        target = destination if path == files.root else destination / path.relative_to(files.root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        schema, compression = _layout(path)
+        place = schema.names.index(files.columns.vector)
+        # Vectors do not repeat, so a dictionary of them is work for nothing.
+        repeating = [name for name in schema.names if name != files.columns.vector]
+        with parquet.ParquetWriter(target, schema, compression=compression, use_dictionary=repeating) as writer:
+            for batch in _batches(path, schema.names):
+                rows, written = next(chosen), batch
+                if rows.any():
+                    replaced = _replaced(batch.column(place), rows, next(vectors), files.width)
+                    written = batch.set_column(place, schema.field(place), replaced)
+                writer.write_batch(written)
+                yield batch.num_rows
+
+
+def _find(root: Path) -> list[Path]:
+    if not root.exists():
+        raise VocabgraftError(f"{root} is missing; name a Parquet file or a folder of them")
+    if not root.is_dir():
+        return [root]
+    found = sorted(path for path in root.rglob("*.parquet") if path.is_file() and path.name[0] not in "._")
+    if not found:
+        raise VocabgraftError(f"{root} holds no file that ends in .parquet; name a Parquet file or a folder of them")
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[parquet.ParquetFile]:
+    try:
+        with parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise VocabgraftError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    with _opened(path) as file:
+        yield from file.iter_batches(ROWS_AT_A_TIME, columns=list(names))
+
+
+def _checked_schema(path: Path, schema: pa.Schema, columns: Columns) -> pa.Field:
+    if missing := [name for name in columns.names if name not in schema.names]:
+        raise VocabgraftError(
+            f"{path}: column {', '.join(missing)} is missing; it has {', '.join(schema.names)}; "
+            "name the columns with --id-column, --text-column and --vector-column"
+        )
+    kinds = {name: schema.field(name).type for name in columns.names}
+    if not (pa.types.is_string(kinds[columns.text]) or pa.types.is_large_string(kinds[columns.text])):
+        raise VocabgraftError(f"{path}: column {columns.text} holds {kinds[columns.text]}; allowed: text (string)")
+    kind = kinds[columns.id]
+    if not any(is_kind(kind) for is_kind in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)):
+        raise VocabgraftError(f"{path}: column {columns.id} holds {kind}; allowed: integers and text (string)")
+    return schema.field(columns.vector)
+
+
+def _number_type(path: Path, field: pa.Field) -> pa.DataType:
+    kind = field.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not lists or not pa.types.is_floating(kind.value_type):
+        raise VocabgraftError(
+            f"{path}: column {field.name} holds {kind}; allowed: lists of 16-, 32- or 64-bit floats "
+            "(quantised vectors are made again from those)"
+        )
+    return kind.value_type
+
+
+def _width(path: Path, field: pa.Field, columns: Columns) -> int:
+    if pa.types.is_fixed_size_list(field.type):
+        return int(field.type.list_size)
+    with _opened(path) as file:
+        first = next(file.iter_batches(1, columns=[columns.vector])).column(0)[0].as_py()
+    if not first:
+        raise VocabgraftError(f"{path}: row 1 has no {field.name}; fill it or take the row out of the index")
+    return len(first)
+
+
+def _as_matrix(lists: pa.Array, width: int, path: Path, first: int) -> Vectors:
+    if not pa.types.is_fixed_size_list(lists.type):
+        lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+        if (lengths != width).any():
+            number = int(np.argmax(lengths != width))
+            raise VocabgraftError(
+                f"{path}: row {first + number + 1} has a vector of {lengths[number]} numbers, others of {width}; "
+                "all vectors of an index have one width"
+            )
+    flat = lists.flatten()
+    if flat.null_count:
+        number = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False))) // width
+        raise VocabgraftError(f"{path}: row {first + number + 1} has a vector with a null in it; it was stored damaged")
+    matrix: Vectors = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
+    return matrix
+
+
+def _replaced(lists: pa.Array, rows: BoolArray, vectors: Vectors, width: int) -> pa.Array:
+    matrix = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, width).copy()
+    matrix[rows] = vectors.astype(matrix.dtype)
+    values = pa.array(matrix.reshape(-1), lists.type.value_type)
+    if pa.types.is_fixed_size_list(lists.type):
+        return pa.FixedSizeListArray.from_arrays(values, type=lists.type)
+    offsets = np.arange(0, len(values) + 1, width)
+    if pa.types.is_large_list(lists.type):
+        return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values, type=lists.type)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=lists.type)
+
+
+def _layout(path: Path) -> tuple[pa.Schema, dict[str, str] | str]:
+    """A file's columns, and how each part of them is compressed in its first row group."""
+    with _opened(path) as file:
+        if not file.metadata.num_row_groups:
+            return file.schema_arrow, "snappy"
+        group = file.metadata.row_group(0)
+        parts = [group.column(number) for number in range(group.num_columns)]
+        return file.schema_arrow, {part.path_in_schema: part.compression for part in parts}
