@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
@@ -108,19 +109,19 @@ def remove_version(client: MlflowClient, made: Registered) -> None:
     """Delete a version with its logged model, its run and their files."""
     with store_errors(f"{made.name} version {made.version} cannot be deleted"):
         client.delete_model_version(made.name, str(made.version))
-        if made.source.startswith("models:/m-"):
-            _remove_logged_model(client, made.source.removeprefix("models:/"))
+        _remove_logged_model(client, made.source.removeprefix("models:/"))
         if made.run_id:
             remove_run(client, made.run_id)
 
 
 def remove_run(client: MlflowClient, run_id: str) -> None:
-    """Delete a run with its models and their files."""
+    """Delete a run with its models and their files, as far as they are still there."""
     run = client.get_run(run_id)
     for output in run.outputs.model_outputs if run.outputs else ():
         _remove_logged_model(client, output.model_id)
     _delete_files(run.info.artifact_uri)
-    client.delete_run(run_id)
+    if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
+        client.delete_run(run_id)
 
 
 def log_report(client: MlflowClient, name: str, model_version: int, path: Path, docs: Path | None = None) -> None:
@@ -158,13 +159,22 @@ def artifact_of(client: MlflowClient, made: Registered, name: str) -> Iterator[P
 
 
 def _remove_logged_model(client: MlflowClient, model_id: str) -> None:
-    location = client.get_logged_model(model_id).artifact_location
+    try:
+        location = client.get_logged_model(model_id).artifact_location
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            # Deleted before, with its version or by hand.
+            return
+        raise
     _delete_files(location)
     client.delete_logged_model(model_id)
 
 
 def _delete_files(location: str) -> None:
-    get_artifact_repository(location).delete_artifacts()  # type: ignore[no-untyped-call]
+    files = get_artifact_repository(location)
+    # A folder that was never made, or was deleted by hand, cannot be deleted.
+    if files.list_artifacts():
+        files.delete_artifacts()  # type: ignore[no-untyped-call]
 
 
 def _signature(model: "SentenceTransformer") -> ModelSignature:

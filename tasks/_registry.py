@@ -33,6 +33,7 @@ STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 # MLflow's own 7 retries with a factor of 2 wait 4 minutes for a server that is down. A question before the work starts
 # is asked twice; in the middle of it about a minute is waited, which a restart of the server takes.
 RETRIES_AT_START, RETRIES = 1, 5
+RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
 Client = MlflowClient
@@ -53,11 +54,12 @@ class Registered:
     source: str = ""
 
 
-def connect(retries: int = RETRIES) -> MlflowClient:
+def connect(retries: int | None = None) -> MlflowClient:
     """A client for `MLFLOW_TRACKING_URI`, by default the SQLite store beside the project.
 
     Args:
-        retries: of each call to a tracking server, with growing waits; `MLFLOW_HTTP_REQUEST_MAX_RETRIES` overrides it.
+        retries: of this first call to a tracking server, with growing waits; by default as of every later one,
+            `MLFLOW_HTTP_REQUEST_MAX_RETRIES` or 5.
 
     Raises:
         VocabgraftError: when the store cannot be reached.
@@ -65,7 +67,8 @@ def connect(retries: int = RETRIES) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri = store_uri()
     require_database(uri)
-    with _default_variable("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries)):
+    os.environ.setdefault(RETRIES_VARIABLE, str(RETRIES))
+    with _variable(RETRIES_VARIABLE, os.environ[RETRIES_VARIABLE] if retries is None else str(retries)):
         try:
             mlflow.set_tracking_uri(patient(uri))
             with sqlite_made_by_one(uri):
@@ -73,7 +76,6 @@ def connect(retries: int = RETRIES) -> MlflowClient:
                 client.search_experiments(max_results=1)
         except STORE_ERRORS as error:
             raise unusable(uri, error) from error
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(RETRIES))
     return client
 
 
@@ -103,16 +105,14 @@ def explained(error: Exception) -> str:
 
 
 @contextmanager
-def _default_variable(name: str, value: str) -> Iterator[None]:
-    """An environment variable for a while, unless the user has set it; MLflow takes its retries from nowhere else."""
-    if name in os.environ:
-        yield
-        return
+def _variable(name: str, value: str) -> Iterator[None]:
+    """An environment variable for a while; MLflow takes its retries from nowhere else."""
+    before = os.environ[name]
     os.environ[name] = value
     try:
         yield
     finally:
-        del os.environ[name]
+        os.environ[name] = before
 
 
 def resolve_version(uri: str) -> str:

@@ -195,16 +195,38 @@ def test_a_failing_stage_stops_what_reads_it_and_nothing_else(
     assert "Failed: left" in page() and "no such luck" in page()
 
 
-def test_a_registry_that_cannot_be_read_fails_the_stage_and_says_so(
-    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = write_project(tmp_path / "project", {"validate_data": Trivial()})
+def registering_project(root: Path) -> Path:
+    """A project whose registration leaves its file, as register_model does."""
+    write_project(root, {"validate_data": Trivial()})
     record = '{"name": "m", "content_digest": "0"}'
     make = f"mkdir -p registered && echo '{record}' > registered/registration.json"
     add_stage(root, "register_model", {"cmd": make, "deps": ["validate_data.txt"], "outs": ["registered"]})
+    return root
+
+
+@pytest.mark.parametrize("store", ["sqlite:///{}/damaged.db", "http://me:hidden-word@127.0.0.1:9"])
+def test_a_registry_that_is_down_at_the_start_is_told_before_any_stage_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: str
+) -> None:
+    root = registering_project(tmp_path / "project")
     monkeypatch.chdir(root)
     write_lines(tmp_path / "damaged.db", ["this is no database"] * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.format(tmp_path))
+    assert main([]) == 1
+    said = capsys.readouterr()
+    assert "the MLflow store at" in said.err and "hidden-word" not in said.err + said.out + page()
+    assert journal(root) == []
+    assert main(["--plan"]) == 0, "a plan needs no registry"
+
+
+def test_a_registry_that_is_lost_during_the_run_fails_the_stage_and_says_so(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(registering_project(tmp_path / "project"))
+    write_lines(tmp_path / "damaged.db", ["this is no database"] * 100)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/damaged.db")
+    # As if it had been there at the start.
+    monkeypatch.setattr("flows.build_model.require_registry", lambda names: None)
     assert main([]) == 1
     assert states_of_last_run() == {"validate_data": "Completed", "register_model": "Failed"}
     assert "the MLflow store at" in capsys.readouterr().out
