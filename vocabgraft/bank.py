@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 Choice = str | tuple[str, ...] | list[str] | None
 # No vocabulary may be named so.
 ACTIVE: Final = "@active"
-# Of combinations and mixtures; a view that was dropped is made again in milliseconds.
+# Of vocabularies and combinations; a view that was dropped is made again in milliseconds.
 VIEWS_KEPT = 64
 CONTEXTS_PER_TOKEN = 4
 MAX_TOKEN_CHARACTERS = 64
@@ -105,7 +105,7 @@ class VocabularyBank:
         self._base = base
         self._lock = threading.RLock()
         self._packs: dict[str, Pack] = {}
-        self._views: OrderedDict[tuple[Names, ...], torch.nn.Module] = OrderedDict()
+        self._views: OrderedDict[Names, torch.nn.Module] = OrderedDict()
         self._active: Names = ()
         settle_tokenizer(self._transformer)
         # Fails here, and not at the first vocabulary, for a model that takes none.
@@ -193,7 +193,7 @@ class VocabularyBank:
             self._require_free(pack.name)
             require_base(pack, self.base)
             # Whatever is wrong with it shows before it is there.
-            self._views[((pack.name,),)] = vocabulary_view(self._transformer, pack)
+            self._views[pack.name,] = vocabulary_view(self._transformer, pack)
             self._packs[pack.name] = pack
             self._forget_old_views()
             return pack.name
@@ -412,21 +412,21 @@ class VocabularyBank:
         """The first module of a model that reads with these vocabularies; called with the lock held."""
         if not names:
             return cast(torch.nn.Module, self._transformer)
-        return self._kept((names,), lambda: vocabulary_view(self._transformer, self.combine(names).pack))
+        if names not in self._views:
+            self._views[names] = vocabulary_view(self._transformer, self.combine(names).pack)
+            self._forget_old_views()
+        self._views.move_to_end(names)
+        return self._views[names]
 
-    def _mixed(self, choices: tuple[Names, ...]) -> torch.nn.Module:
-        """The first module of a model that reads each tagged text with the vocabularies of its tag."""
+    def _mixed(self, choices: Sequence[Names]) -> torch.nn.Module:
+        """The first module of a model that reads each tagged text with the vocabularies of its tag.
+
+        It is not kept: making it copies a few rows, and there are as many mixtures as sets of vocabularies.
+        """
         views = {names: self._view(names) for names in choices}
         for view in views.values():
             self._with_length(view)
-        return self._kept(choices, lambda: mixed_view(self._transformer, views))
-
-    def _kept(self, choices: tuple[Names, ...], make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-        if choices not in self._views:
-            self._views[choices] = make()
-            self._forget_old_views()
-        self._views.move_to_end(choices)
-        return self._views[choices]
+        return mixed_view(self._transformer, views)
 
     def _with_length(self, view: Any) -> None:
         # It lies in the tokenizer, of which each view has its own, and whoever sets it sets it of the model.
@@ -446,7 +446,7 @@ class VocabularyBank:
             yield self.view(names), places[names]
         if together:
             with self._lock:
-                mixed = self._mixed(tuple(together))
+                mixed = self._mixed(together)
                 view = with_children(self.model, {self._key: mixed})
             yield view, sorted(place for names in together for place in places[names])
 
@@ -458,8 +458,8 @@ class VocabularyBank:
                 self.activate(self._active)
 
     def _forget_views_of(self, name: str) -> None:
-        for choices in [choices for choices in self._views if any(name in names for names in choices)]:
-            del self._views[choices]
+        for names in [names for names in self._views if name in names]:
+            del self._views[names]
 
     def _forget_old_views(self) -> None:
         while len(self._views) > VIEWS_KEPT:

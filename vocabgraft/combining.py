@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 OnConflict = Literal["refuse", "first"]
 ConflictKind = Literal["rows", "matching", "same text", "hides", "overlap"]
 SHOWN = 10
+NO_LETTER = re.compile(r"\W")
 EXPLAINED: dict[ConflictKind, str] = {
     "rows": "both have it, with different rows",
     "matching": "both have it, matched differently",
@@ -60,6 +61,14 @@ class Combined:
 
 
 @dataclass(frozen=True)
+class _Reader:
+    """The base's tokenizer, and each token's text as its normaliser leaves it."""
+
+    tokenizer: "Tokenizer"
+    read: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class _Placed:
     """A token with the pack that it came from and its place there."""
 
@@ -97,11 +106,12 @@ def combine(
     _require_one_adapter(packs)
     for pack in packs[1:]:
         require_base(pack, packs[0].base)
+    reader = _Reader(tokenizer, {text: normalised(tokenizer, text) for pack in packs for text in pack.texts})
     taken: list[_Placed] = [_Placed(packs[0], place) for place in range(len(packs[0].tokens))]
     conflicts: list[Conflict] = []
     left_out: list[tuple[str, str]] = []
     for pack in packs[1:]:
-        shared, met = _compared(taken, pack, tokenizer)
+        shared, met = _compared(taken, pack, reader)
         refused = {conflict.tokens[1] for conflict in met if conflict.refused}
         conflicts += met
         left_out += [(pack.name, text) for text in pack.texts if text in refused]
@@ -145,10 +155,10 @@ def _require_one_adapter(packs: Sequence[Pack]) -> None:
         )
 
 
-def _compared(taken: Sequence[_Placed], pack: Pack, tokenizer: "Tokenizer") -> tuple[set[str], list[Conflict]]:
+def _compared(taken: Sequence[_Placed], pack: Pack, reader: _Reader) -> tuple[set[str], list[Conflict]]:
     """The texts of the pack that are there already, the same; and the conflicts of the others."""
     there = {placed.token.text: placed for placed in taken}
-    by_reading = {normalised(tokenizer, placed.token.text): placed for placed in taken if placed.token.normalized}
+    by_reading = {reader.read[placed.token.text]: placed for placed in taken if placed.token.normalized}
     shared: set[str] = set()
     met: list[Conflict] = []
     for place, token in enumerate(pack.tokens):
@@ -156,10 +166,10 @@ def _compared(taken: Sequence[_Placed], pack: Pack, tokenizer: "Tokenizer") -> t
             kind = _difference(same, _Placed(pack, place))
             shared |= {token.text} if kind is None else set()
             met += [] if kind is None else [_conflict(kind, same, pack, token)]
-        elif token.normalized and (read_alike := by_reading.get(normalised(tokenizer, token.text))) is not None:
+        elif token.normalized and (read_alike := by_reading.get(reader.read[token.text])) is not None:
             met.append(_conflict("same text", read_alike, pack, token))
     apart = [token for token in pack.tokens if token.text not in there]
-    return shared, met + list(_hiding(taken, pack, apart, tokenizer))
+    return shared, met + list(_hiding(taken, pack, apart, reader))
 
 
 def _difference(one: _Placed, other: _Placed) -> ConflictKind | None:
@@ -172,37 +182,54 @@ def _conflict(kind: ConflictKind, placed: _Placed, pack: Pack, token: PackToken)
     return Conflict(kind, (placed.pack.name, pack.name), (placed.token.text, token.text))
 
 
-def _hiding(
-    taken: Sequence[_Placed], pack: Pack, tokens: Sequence[PackToken], tokenizer: "Tokenizer"
-) -> Iterator[Conflict]:
+def _hiding(taken: Sequence[_Placed], pack: Pack, tokens: Sequence[PackToken], reader: _Reader) -> Iterator[Conflict]:
     """Where a whole word of one side would be tried, fail, and so hide what it spans of the other side."""
     by_text = {placed.token.text: placed for placed in taken}
-    for hidden, hider in _hidden([placed.token for placed in taken], tokens, tokenizer):
+    before = [placed.token for placed in taken]
+    for hidden, hider in _hidden(before, tokens, reader):
         yield _conflict("hides", by_text[hidden.text], pack, hider)
-    for hidden, hider in _hidden(tokens, [placed.token for placed in taken], tokenizer):
+    for hidden, hider in _hidden(tokens, before, reader):
         yield _conflict("hides", by_text[hider.text], pack, hidden)
 
 
 def _hidden(
-    victims: Iterable[PackToken], hiders: Iterable[PackToken], tokenizer: "Tokenizer"
+    victims: Sequence[PackToken], hiders: Iterable[PackToken], reader: _Reader
 ) -> Iterator[tuple[PackToken, PackToken]]:
-    # A victim must begin somewhere inside the hider: only those that may are tried.
-    begun: Mapping[str, list[PackToken]] = defaultdict(list)
-    by_letter: Mapping[str, list[PackToken]] = defaultdict(list)
-    for victim in victims:
-        if victim.normalized and (read := normalised(tokenizer, victim.text)):
-            begun[read[:2]].append(victim)
-            by_letter[read[0]].append(victim)
+    # Of the thousands of pairs few can meet, and of two words of letters alone none: no whole word ends inside one.
+    anything = _Beginnings.of(victims, reader)
+    symbols = _Beginnings.of([victim for victim in victims if not victim.single_word], reader)
     for hider in hiders:
-        read = normalised(tokenizer, hider.text)
-        if not hider.single_word or not read:
-            continue
-        starts = {*read, *(read[place : place + 2] for place in range(len(read)))}
-        # What begins at the last character goes on beyond the word.
-        tried = [*by_letter.get(read[-1], ()), *(victim for start in starts for victim in begun.get(start, ()))]
-        for victim in {victim.text: victim for victim in tried}.values():
-            if victim.text != hider.text and hidden_by(tokenizer, [victim.added], hider.new_token) is not None:
+        read = reader.read[hider.text]
+        met = (anything if NO_LETTER.search(read) else symbols).met_in(read) if hider.single_word else []
+        for victim in met:
+            if victim.text != hider.text and hidden_by(reader.tokenizer, [victim.added], hider.new_token) is not None:
                 yield victim, hider
+
+
+@dataclass(frozen=True)
+class _Beginnings:
+    """Tokens by their text, and by each of its beginnings, as the base reads them."""
+
+    whole: Mapping[str, PackToken]
+    begun: Mapping[str, list[PackToken]]
+
+    @classmethod
+    def of(cls, tokens: Sequence[PackToken], reader: _Reader) -> "_Beginnings":
+        whole = {reader.read[token.text]: token for token in tokens if token.normalized and reader.read[token.text]}
+        begun: dict[str, list[PackToken]] = defaultdict(list)
+        for read, token in whole.items():
+            for length in range(1, len(read)):
+                begun[read[:length]].append(token)
+        return cls(whole, begun)
+
+    def met_in(self, read: str) -> list[PackToken]:
+        """Those that lie in a text, or begin in it and go on; not at its start, where the longer is tried first."""
+        if not self.whole:
+            return []
+        parts = {read[start:end] for start in range(len(read)) for end in range(start + 1, len(read) + 1)}
+        later = (token for start in range(1, len(read)) for token in self.begun.get(read[start:], ()))
+        within = (self.whole[part] for part in sorted(parts & self.whole.keys()))
+        return list({token.text: token for token in (*within, *later)}.values())
 
 
 def _refused(conflicts: Sequence[Conflict]) -> VocabgraftError:
@@ -224,7 +251,7 @@ def _joined(packs: Sequence[Pack], taken: Sequence[_Placed], name: str | None) -
         name=name or "+".join(pack.name for pack in packs),
         base=first.base,
         tokens=tuple(placed.token for placed in taken),
-        rows=torch.stack([placed.row for placed in taken]) if taken else first.rows,
+        rows=torch.cat([pack.rows[[each.place for each in taken if each.pack is pack]] for pack in packs]),
         adapter=next((pack.adapter for pack in packs if pack.adapter is not None), None),
         contexts=tuple(dict.fromkeys(text for pack in packs for text in pack.contexts)),
         figures={"combined": {pack.name: dict(pack.figures) for pack in packs}},

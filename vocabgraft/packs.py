@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vocabgraft.adapters import CONFIG
-from vocabgraft.artifacts import MANIFEST, file_sha256, new_folder, write_json, write_manifest
+from vocabgraft.artifacts import MANIFEST, digest_of, file_sha256, new_folder, write_json, write_manifest
 from vocabgraft.distillation import TEMPLATES, find_contexts
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.stored_weights import read_header
@@ -146,7 +147,7 @@ class Pack:
 
 
 def identify(model: "SentenceTransformer", name: str) -> PackBase:
-    """What a loaded base is; its weights are read once (0.1 s for 90 MB).
+    """What a loaded base is; its weights are read and hashed once, by all cores (0.8 s of one core for 90 MB).
 
     Args:
         model: without new tokens.
@@ -432,11 +433,17 @@ def _damaged(path: Path, how: str) -> VocabgraftError:
 
 
 def _weights_sha256(model: "SentenceTransformer") -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    tensors = sorted(model.state_dict().items())
+    with ThreadPoolExecutor() as pool:
+        values = list(pool.map(_values_sha256, (tensor for _, tensor in tensors)))
+    described = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors]
+    return digest_of([[*entry, value] for entry, value in zip(described, values, strict=True)])
+
+
+def _values_sha256(tensor: torch.Tensor) -> str:
+    # The bytes, since numpy has no bfloat16.
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(memoryview(values)).hexdigest()
 
 
 def _tokenizer_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:
