@@ -77,7 +77,7 @@ def compare_models(
     if (reason := _different_elsewhere(previous, new, role)) is not None:
         return ModelDifference(reason)
     moved = _moved_rows(_input_rows(previous), _input_rows(new))
-    before, after = _raw_tokenizer(previous), _raw_tokenizer(new)
+    before, after = raw_tokenizer(previous), raw_tokenizer(new)
     prompt = prompt_of(new, role)
     always = after.encode(prompt).ids
     if before.encode(prompt).ids != always:
@@ -111,6 +111,8 @@ def _different_elsewhere(previous: "SentenceTransformer", new: "SentenceTransfor
         "the longest text": (previous.max_seq_length, new.max_seq_length),
         "the prompt": (prompt_of(previous, role), prompt_of(new, role)),
         "truncate_dim": (previous.truncate_dim, new.truncate_dim),
+        "the side of padding": (previous.tokenizer.padding_side, new.tokenizer.padding_side),
+        "the side of truncation": (previous.tokenizer.truncation_side, new.tokenizer.truncation_side),
     }.items():
         if values[0] != values[1]:
             return f"{name} is {values[1]!r} and was {values[0]!r}"
@@ -158,7 +160,7 @@ def _moved_rows(before: torch.Tensor, after: torch.Tensor) -> frozenset[int]:
     return frozenset(moved)
 
 
-def _raw_tokenizer(model: "SentenceTransformer") -> "Tokenizer":
+def raw_tokenizer(model: "SentenceTransformer") -> "Tokenizer":
     """A copy of the tokenizer as the model has it loaded, which may differ from the file (`do_lower_case`)."""
     from tokenizers import Tokenizer
 

@@ -19,6 +19,7 @@ from vocabgraft.distillation import Context, choose_contexts, distil, find_conte
 from vocabgraft.encoding import Embeddings, encode
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.initialisation import Start, initial_rows
+from vocabgraft.model_difference import raw_tokenizer
 from vocabgraft.packs import Pack, PackToken, identify, require_base
 from vocabgraft.params import DistillationParams
 from vocabgraft.resizing import extended_copy
@@ -27,7 +28,6 @@ from vocabgraft.tokenizer import ExtendedToken, extend_tokenizer, is_one_token
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 Method = Literal["distillation", "matching_pursuit", "least_squares"]
@@ -102,7 +102,7 @@ def prepare(pack: Pack, model: "SentenceTransformer") -> Target:
     Raises:
         VocabgraftError: when the base has all of them already, or one cannot be a token there.
     """
-    base = _raw_tokenizer(model)
+    base = raw_tokenizer(model)
     left_out = tuple(token.text for token in pack.tokens if is_one_token(base, token.new_token))
     wanted = [token.new_token for token in pack.tokens if token.text not in left_out]
     if not wanted:
@@ -245,7 +245,7 @@ def least_squares(rows: torch.Tensor, source: torch.Tensor, target: torch.Tensor
 
 
 def _from_shared(pack: Pack, target: Target, source: "SentenceTransformer", method: Method) -> tuple[torch.Tensor, int]:
-    ids = shared_tokens(_raw_tokenizer(source), _raw_tokenizer(target.model))
+    ids = shared_tokens(raw_tokenizer(source), raw_tokenizer(target.model))
     if len(ids) < LEAST_SHARED:
         raise VocabgraftError(
             f"the bases share {len(ids)} tokens, too few to find rows by (at least {LEAST_SHARED}); take distillation"
@@ -291,15 +291,6 @@ def _own_base(pack: Pack, source: "SentenceTransformer | None") -> "SentenceTran
 def _input_rows(model: "SentenceTransformer") -> torch.Tensor:
     rows: torch.Tensor = model[0].auto_model.get_input_embeddings().weight.detach().cpu()
     return rows
-
-
-def _raw_tokenizer(model: "SentenceTransformer") -> "Tokenizer":
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str())
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
 
 
 def _unit(model: "SentenceTransformer", texts: Sequence[str], batch_size: int) -> Embeddings:

@@ -95,6 +95,10 @@ def with_prompt(model: Any) -> None:
     model.prompts = {"document": "passage: "}
 
 
+def with_padding_before(model: Any) -> None:
+    model.tokenizer.padding_side = "left"
+
+
 def with_other_epsilon(model: Any) -> None:
     model[0].auto_model.config.layer_norm_eps = 1e-3
 
@@ -113,6 +117,7 @@ def without_special_tokens(model: Any) -> None:
         (with_other_pooling, "module 1 (Pooling)"),
         (without_normalize, "were Transformer, Pooling, Normalize"),
         (with_shorter_texts, "the longest text is 8 and was 64"),
+        (with_padding_before, "the side of padding is 'left' and was 'right'"),
         (with_prompt, "the prompt is 'passage: ' and was ''"),
         (with_other_epsilon, "module 0 (Transformer)"),
         (without_special_tokens, "other tokens around every text"),
