@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from flows.registry_checks import missing_from_registry
 from tasks import register_model as stage
 from tasks._registration import RunRecord, log_and_register
 from tasks._registry import CHALLENGER, CHAMPION, DIGEST_TAG, EXPERIMENT, PREVIOUS_CHAMPION, Registered, connect
@@ -224,3 +225,18 @@ def test_a_server_that_is_down_at_registration_is_told_and_a_later_run_registers
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     made.register()
     assert made.versions() == [1]
+
+
+def test_the_flow_registers_a_lost_version_again_but_leaves_one_whose_files_were_moved(make: Make) -> None:
+    made = make("first")
+    made.register()
+    assert missing_from_registry(made.root / "out") == ""
+    client = connect()
+    model = client.get_model_version(made.name, "1").source.rpartition("/")[2]
+    files = Path(client.get_logged_model(model).artifact_location)
+    files.rename(files.with_name("moved"))
+    with pytest.raises(VocabgraftError, match="--relocate"):
+        missing_from_registry(made.root / "out")
+    assert made.digest_at(CHAMPION) == made.digest
+    client.delete_model_version(made.name, "1")
+    assert "no version" in missing_from_registry(made.root / "out")
