@@ -62,11 +62,7 @@ def promote(name: str | None, number: int, force: bool = False, reason: str | No
             f'{name} version {number} does not meet its gates: {told}; --force --reason "why" promotes it all the same'
         )
     # An unforced promotion takes away what an earlier forced one said.
-    tags = {
-        "decision": "promoted by hand",
-        "promotion_forced": str(bool(unmet)).lower(),
-        "promotion_reason": reason or "",
-    }
+    tags = {"decision": "promoted by force" if unmet else "promoted by hand", "decision_reason": reason or ""}
     before = make_champion(client, version, tags)
     lines = [f"gate {gate['name']}: {'holds' if gate['holds'] else 'NOT MET'} ({gate['limit']})" for gate in gates]
     was = f"; version {before.version} is the previous champion" if before else ""

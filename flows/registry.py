@@ -71,7 +71,7 @@ def row_of(client: "Client", version: "Registered", now: float) -> dict[str, Any
         "figures": figures_on(client, version),
         "gates": gates_on(version),
         "decision": version.tags.get("decision", ""),
-        "reason": version.tags.get("promotion_reason") or version.tags.get("rollback_reason") or "",
+        "reason": version.tags.get("decision_reason", ""),
         "base": version.tags.get("base", ""),
         "content_digest": version.tags.get("content_digest", ""),
         "git_commit": version.tags.get("git_commit", ""),

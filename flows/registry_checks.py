@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flows.publishing import REGISTERING_STAGE
 from vocabgraft.artifacts import read_json
+from vocabgraft.errors import VocabgraftError
 
 
 def require_registry(names: Collection[str]) -> None:
@@ -24,10 +25,13 @@ def require_registry(names: Collection[str]) -> None:
 def missing_from_registry(output: Path) -> str:
     """Why the model that a registration left on record has to be registered again; empty where the registry has it.
 
-    DVC knows the file that registration leaves, not the registry. A version whose files are gone is as lost as one
-    that was deleted.
+    DVC knows the file that registration leaves, not the registry.
+
+    Raises:
+        VocabgraftError: for a version whose files are not there. It is not replaced: the folder may only have been
+            moved, and with the version its aliases would go.
     """
-    from tasks._registration import has_files, remove_version
+    from tasks._registration import has_files
     from tasks._registry import connect, find_by_digest
 
     record = read_json(output / "registration.json")
@@ -36,6 +40,9 @@ def missing_from_registry(output: Path) -> str:
     if found is None:
         return f"the registry has no version of {record['name']} with this content"
     if not has_files(client, found):
-        remove_version(client, found)
-        return f"the files of {record['name']} version {found.version} are gone, so the version was deleted"
+        raise VocabgraftError(
+            f"{record['name']} version {found.version} is in the registry, but its files are not where it says; after "
+            "the folder was moved, python -m flows.registry --relocate finds them again; when they are lost, delete "
+            "the version in MLflow and run again, which registers the model anew"
+        )
     return ""

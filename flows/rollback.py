@@ -36,7 +36,7 @@ def rollback(name: str | None, reason: str | None = None) -> str:
     from tasks._versions import roll_back
 
     name = name or load_params().register_model.name
-    now, before = roll_back(connect(), name, {"decision": "champion by roll-back", "rollback_reason": reason or ""})
+    now, before = roll_back(connect(), name, {"decision": "champion by roll-back", "decision_reason": reason or ""})
     return (
         f"{name} version {now.version} is the champion again; version {before.version} is the previous champion "
         "(python -m flows.rollback once more undoes this)"

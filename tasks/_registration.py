@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ EXAMPLE = ("a short sentence", "another one")
 KIND_TAG, REGISTRATION_KIND, NAME_TAG = "vocabgraft.kind", "registration", "vocabgraft.model"
 CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
 # MLflow's limits: characters of a dataset's digest, of a parameter, and of what one call takes.
+# What SQLite and PostgreSQL say of a row that another writer added meanwhile.
+TAKEN = re.compile("UNIQUE constraint|duplicate key", re.IGNORECASE)
+TRIES = 10
 DIGEST_CHARACTERS, PARAM_CHARACTERS, PARAMS_AT_ONCE, METRICS_AT_ONCE = 36, 6000, 100, 1000
 
 
@@ -190,7 +194,7 @@ def _log_record(client: MlflowClient, run_id: str, record: RunRecord) -> None:
         client.log_batch(run_id, params=params[start : start + PARAMS_AT_ONCE])
     _log_in_batches(client, run_id, list(_curve_metrics(record.curve)))
     if record.splits:
-        client.log_inputs(run_id, [_dataset_input(split) for split in record.splits])
+        _log_datasets(client, run_id, record.splits)
     for path in record.artifacts:
         if path.is_dir():
             client.log_artifacts(run_id, str(path), path.name)
@@ -211,6 +215,21 @@ def _log_metrics(client: MlflowClient, run_id: str, model_id: str, record: RunRe
 def _log_in_batches(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:
     for start in range(0, len(metrics), METRICS_AT_ONCE):
         client.log_batch(run_id, metrics=metrics[start : start + METRICS_AT_ONCE])
+
+
+def _log_datasets(client: MlflowClient, run_id: str, splits: Sequence[DataSplit]) -> None:
+    """Link the splits to the run, again where another registration wrote the same ones first.
+
+    MLflow looks for a dataset and then adds it, so two at once fail on the table's key; the next try finds it.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            client.log_inputs(run_id, [_dataset_input(split) for split in splits])
+        except MlflowException as error:
+            if not left or not TAKEN.search(str(error)):
+                raise
+        else:
+            return
 
 
 def _curve_metrics(curve: Sequence[Mapping[str, float]]) -> Iterator[Metric]:

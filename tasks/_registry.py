@@ -65,6 +65,8 @@ def connect(retries: int | None = None) -> MlflowClient:
         VocabgraftError: when the store cannot be reached.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # Its bars would stand between the lines of a stage, one for each small file.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = store_uri()
     require_database(uri)
     os.environ.setdefault(RETRIES_VARIABLE, str(RETRIES))

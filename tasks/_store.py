@@ -100,8 +100,9 @@ def _require_sqlite(uri: str) -> None:
     connection = sqlite3.connect(path, timeout=SECONDS_TO_WAIT_FOR_A_WRITER, isolation_level=None)
     try:
         connection.execute("PRAGMA schema_version")
-        # Fails at once where the file or its folder is read-only.
+        # A write that is taken back: a transaction alone does not fail where the file or its folder is read-only.
         connection.execute("BEGIN IMMEDIATE")
+        connection.execute("CREATE TABLE written_to_try (x)")
         connection.execute("ROLLBACK")
     finally:
         connection.close()

@@ -148,6 +148,7 @@ def _decide(
         decision = {
             "gates": json.dumps([asdict(gate) for gate in gates]),
             "decision": _decision(holds, is_champion, gates),
+            "decision_reason": "",
         }
         tag_version(client, params.name, registered.version, decision)
         now = find_by_alias(client, params.name, CHAMPION)

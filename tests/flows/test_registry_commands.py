@@ -99,7 +99,7 @@ def test_a_version_that_misses_a_gate_is_promoted_only_by_force_and_with_a_reaso
     assert (aliases(rows)[CHAMPION], aliases(rows)[PREVIOUS_CHAMPION]) == (3, 2)
     assert rows[3]["reason"] == "the clinic asked for it"
     tags = connect().get_model_version("vocabgraft-minilm", "3").tags
-    assert tags["promotion_forced"] == "true"
+    assert tags["decision"] == "promoted by force"
 
 
 def test_a_version_is_judged_against_the_champion_of_now(listed: Listed, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,10 +36,10 @@ def stand_in(name: str) -> ui.Server:
 
 
 def group_members(group: int) -> list[int]:
-    """The processes of a process group."""
-    found = subprocess.run(["ps", "-eo", "pid,pgid"], capture_output=True, text=True, check=True).stdout.splitlines()
-    rows = [line.split() for line in found[1:]]
-    return [int(pid) for pid, pgid in rows if int(pgid) == group]
+    """The processes of a process group that are not dead; who inherits a dead one may not have noticed."""
+    told = subprocess.run(["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in told.splitlines()]
+    return [int(pid) for pid, pgid, state in rows if int(pgid) == group and not state.startswith("Z")]
 
 
 def test_both_servers_answer_and_end_with_all_their_children(in_folder: Path) -> None:

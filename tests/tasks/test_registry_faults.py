@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from flows.registry_checks import missing_from_registry
 from tasks import register_model as stage
-from tasks._registration import RunRecord, log_and_register
+from tasks._registration import DataSplit, RunRecord, log_and_register
 from tasks._registry import CHALLENGER, CHAMPION, DIGEST_TAG, EXPERIMENT, PREVIOUS_CHAMPION, Registered, connect
 from tasks._versions import set_alias
 from tests.conftest import ROOT
@@ -37,6 +38,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def make(in_folder: Path, tiny_base: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes artifacts of a model under a name of this test alone."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    # For many threads of one process; processes have a pool each.
+    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOL_SIZE", "32")
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
     shutil.copy(ROOT / "params.yaml", in_folder)
 
@@ -132,7 +135,9 @@ def test_parallel_registrations_leave_one_version_for_each_content(
 
     def register(number: int) -> Registered:
         tags = {DIGEST_TAG: f"{name} {number % models}"}
-        record = RunRecord(params={}, metrics={"merged.x": 1.0}, curve=[], artifacts=[], tags=tags)
+        # Of the same data, as two pipelines have it.
+        splits = [DataSplit("terms", "train", Path("terms.parquet"), "0" * 64, 3, ["anchor", "positive"])]
+        record = RunRecord({}, {"merged.x": 1.0}, curve=[], artifacts=[], tags=tags, splits=splits)
         return log_and_register(client, name, load_model(tiny_base, device="cpu"), record)
 
     with ThreadPoolExecutor(registrations) as pool:
@@ -224,3 +229,18 @@ def test_a_server_that_is_down_at_registration_is_told_and_a_later_run_registers
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     made.register()
     assert made.versions() == [1]
+
+
+def test_the_flow_registers_a_lost_version_again_but_leaves_one_whose_files_were_moved(make: Make) -> None:
+    made = make("first")
+    made.register()
+    assert missing_from_registry(made.root / "out") == ""
+    client = connect()
+    model = client.get_model_version(made.name, "1").source.rpartition("/")[2]
+    files = Path(client.get_logged_model(model).artifact_location)
+    files.rename(files.with_name("moved"))
+    with pytest.raises(VocabgraftError, match="--relocate"):
+        missing_from_registry(made.root / "out")
+    assert made.digest_at(CHAMPION) == made.digest
+    client.delete_model_version(made.name, "1")
+    assert "no version" in missing_from_registry(made.root / "out")
