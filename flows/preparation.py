@@ -93,10 +93,10 @@ def prepared_run(options: RunOptions, say: Callable[[str], None]) -> Iterator[Pr
     """
     started = datetime.now(UTC)
     with workspace(ROOT, options.wait, say) as lock:
+        check_lock_file(ROOT / "dvc.lock")
+        settle(ROOT)
         processes = DvcProcesses(ROOT, lock)
         try:
-            check_lock_file(ROOT / "dvc.lock")
-            settle(ROOT)
             stages, planned = make_plan(options, say)
             if any(entry.runs for entry in planned):
                 processes.warm_up()
@@ -120,7 +120,7 @@ def make_plan(options: RunOptions, say: Callable[[str], None]) -> tuple[list[Sta
     if options.settings:
         say(edit_params(PARAMS_FILE, options.settings) or "params.yaml has these values already")
     load_params()
-    stages, changed = inspect(ROOT)
+    stages, changed = inspect(ROOT, say)
     return stages, plan(stages, changed, options.until, _forced(stages, options), options.only)
 
 

@@ -42,6 +42,7 @@ def templated(root: Path) -> Path:
     write_project(root, {})
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": TEMPLATED}, sort_keys=False), encoding="utf-8")
     (root / "big.csv").write_text("1,2\n", encoding="utf-8")
+    (root / "frozen.txt").write_text("made elsewhere\n", encoding="utf-8")
     run_dvc(root, "add", "big.csv")
     add_stage(root, "big", {"cmd": "cat big.csv > big.txt", "deps": ["big.csv"], "outs": ["big.txt"]})
     return root
