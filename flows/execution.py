@@ -152,6 +152,8 @@ class DvcProcesses:
         if self._channel is not None:
             self._channel.close()
         if self._process is not None:
+            # It may still be importing; what it forked does not hear of this.
+            self._process.terminate()
             self._process.wait()
 
     def _request(self, message: bytes, descriptors: list[int]) -> int:

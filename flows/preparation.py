@@ -96,11 +96,12 @@ def prepared_run(options: RunOptions, say: Callable[[str], None]) -> Iterator[Pr
         check_lock_file(ROOT / "dvc.lock")
         settle(ROOT)
         processes = DvcProcesses(ROOT, lock)
+        # Beside the plan, on another core: it saves a second of a run with stages, and is dropped where there are none.
+        processes.warm_up()
         try:
             stages, planned = make_plan(options, say)
-            if any(entry.runs for entry in planned):
-                processes.warm_up()
         except VocabgraftError as error:
+            processes.close()
             if DVC_FILE.is_file():
                 publish(FlowRun(started, [], [], failure=str(error)), ROOT)
             raise
