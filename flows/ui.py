@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.execution import end_group
 from tasks._store import HTTP, require_database, store_uri
 from vocabgraft.errors import VocabgraftError
 
@@ -28,6 +27,8 @@ ARTIFACTS = Path("mlruns")
 # Each imports for 5 to 10 s, and makes its tables at its first start; a busy machine takes a multiple.
 SECONDS_TO_START = 180
 SECONDS_BETWEEN_LOOKS = 0.5
+# Of each server, before it is killed.
+SECONDS_TO_END = 10.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,20 @@ def started(servers: Sequence[Server]) -> Iterator[list["subprocess.Popen[str]"]
         yield processes
     finally:
         for process in processes:
-            end_group(process)
+            _end_group(process)
+
+
+def _end_group(process: "subprocess.Popen[str]") -> None:
+    """End a server and its children: asked first, then killed."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, how)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(timeout=SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def _wait_for(server: Server, process: "subprocess.Popen[str]", deadline: float) -> None:

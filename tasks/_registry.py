@@ -206,6 +206,17 @@ def find_by_alias(client: MlflowClient, name: str, alias: str) -> Registered | N
         raise VocabgraftError(masked(f"the registry cannot be read: {explained(error)}")) from error
 
 
+def figures_of(client: MlflowClient, registered: Registered) -> dict[str, float]:
+    """What was measured of a version, as its run has it; empty where the version names no run.
+
+    Raises:
+        VocabgraftError: when the run cannot be read.
+    """
+    with store_errors("the registry cannot be read"):
+        run_id = client.get_model_version(registered.name, str(registered.version)).run_id
+        return dict(client.get_run(run_id).data.metrics) if run_id else {}
+
+
 @contextmanager
 def live_run(name: str, params: Mapping[str, Any]) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """A run of its own; what is yielded logs the figures of a step into it at once.

@@ -443,7 +443,7 @@ def _weights_sha256(model: "SentenceTransformer") -> str:
 def _values_sha256(tensor: torch.Tensor) -> str:
     # The bytes, since numpy has no bfloat16.
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(memoryview(values)).hexdigest()
+    return hashlib.sha256(values.data).hexdigest()
 
 
 def _tokenizer_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:

@@ -3,12 +3,14 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows import publishing
+from flows.execution import Outcome
 from flows.publishing import publish
 from flows.run_record import FlowRun
 from tasks._registry import Registered
@@ -50,6 +52,24 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Logged:
         "tasks._registry.log_report", lambda client, name, number, path: given.append((name, number, path))
     )
     return given
+
+
+def test_a_run_that_changed_nothing_leaves_the_report_of_what_its_stages_did(root: Path, logged: Logged) -> None:
+    assert publish(flow_run(results()), root)
+    unchanged = [replace(result, outcome=Outcome.UNCHANGED) for result in results()]
+    (root / PAGE).write_text("of the run that did something", encoding="utf-8")
+    assert publish(flow_run(unchanged), root)
+    assert (root / PAGE).read_text(encoding="utf-8") == "of the run that did something"
+    assert len(logged) == 1
+
+
+def test_a_run_that_changed_nothing_tells_of_an_alias_that_moved(
+    root: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert publish(flow_run(results()), root)
+    registered_as(monkeypatch, "challenger")
+    assert publish(flow_run([replace(result, outcome=Outcome.UNCHANGED) for result in results()]), root)
+    assert "Registered, not promoted" in (root / PAGE).read_text(encoding="utf-8")
 
 
 def registered_as(monkeypatch: pytest.MonkeyPatch, *aliases: str, number: int = 3) -> None:
@@ -139,3 +159,19 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     code = f"import flows.build_model, flows.report, sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_figures_stand_beside_those_of_the_champion(
+    root: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion = Registered("sample", 2, ("champion",), {})
+    registered_as(monkeypatch, "challenger")
+    monkeypatch.setattr("tasks._registry.find_by_alias", lambda client, name, alias: champion)
+    figures = {3: {"merged.terms.all.mrr": 64.5, "base.terms.all.mrr": 1.0}, 2: {"merged.terms.all.mrr": 60.0}}
+    monkeypatch.setattr("tasks._registry.figures_of", lambda client, entry: figures[entry.version])
+    run = flow_run(results())
+    table = publishing.metrics_against_champion(run.stages, run.results, root)
+    assert table is not None and "| terms.all.mrr | 64.50 | 60.00 | +4.50 |" in table
+    assert "base" not in table
+    unchanged = [replace(result, outcome=Outcome.UNCHANGED) for result in results()]
+    assert publishing.metrics_against_champion(run.stages, unchanged, root) is None

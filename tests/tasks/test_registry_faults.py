@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from flows.registry_checks import missing_from_registry
+from flows.dag import Stage
+from flows.registration import is_lost
 from tasks import register_model as stage
 from tasks._registration import DataSplit, RunRecord, log_and_register
 from tasks._registry import CHALLENGER, CHAMPION, DIGEST_TAG, EXPERIMENT, PREVIOUS_CHAMPION, Registered, connect
@@ -234,13 +235,16 @@ def test_a_server_that_is_down_at_registration_is_told_and_a_later_run_registers
 def test_the_flow_registers_a_lost_version_again_but_leaves_one_whose_files_were_moved(make: Make) -> None:
     made = make("first")
     made.register()
-    assert missing_from_registry(made.root / "out") == ""
+    stage, told = Stage("register_model", (), (made.root / "out",)), list[str]()
+    assert not is_lost(stage, Path(), told.append)
     client = connect()
     model = client.get_model_version(made.name, "1").source.rpartition("/")[2]
     files = Path(client.get_logged_model(model).artifact_location)
     files.rename(files.with_name("moved"))
     with pytest.raises(VocabgraftError, match="--relocate"):
-        missing_from_registry(made.root / "out")
+        is_lost(stage, Path(), told.append)
     assert made.digest_at(CHAMPION) == made.digest
     client.delete_model_version(made.name, "1")
-    assert "no version" in missing_from_registry(made.root / "out")
+    assert told == []
+    assert is_lost(stage, Path(), told.append)
+    assert "no version" in told[0]
