@@ -67,7 +67,7 @@ def main() -> None:
         reached = retrieval(with_rows(target, done.pack.rows), queries, documents, asked)
         _add(table, method, done.seconds, done.quality, reached)
         shared = done.shared or 0
-    Console().print(table)
+    Console(width=120).print(table)
     print(f"{shared:,} shared tokens; pack: {len(pack.contexts)} texts")
 
 
