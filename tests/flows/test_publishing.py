@@ -49,7 +49,8 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Logged:
     monkeypatch.setattr("tasks._registry.connect", lambda: None)
     monkeypatch.setattr("tasks._registry.find_by_digest", lambda client, name, digest: version)
     monkeypatch.setattr(
-        "tasks._registry.log_report", lambda client, name, number, path: given.append((name, number, path))
+        "tasks._registration.log_report",
+        lambda client, name, number, path, docs=None: given.append((name, number, path)),
     )
     return given
 
@@ -142,7 +143,7 @@ def test_a_store_that_refuses_the_page_is_told_and_the_page_stays(
     def refuse(*arguments: Any) -> None:
         raise VocabgraftError("the disk is full")
 
-    monkeypatch.setattr("tasks._registry.log_report", refuse)
+    monkeypatch.setattr("tasks._registration.log_report", refuse)
     assert not publish(flow_run(results()), root)
     assert "not in MLflow: the disk is full" in capsys.readouterr().err
     assert "Promoted" in (root / PAGE).read_text(encoding="utf-8")
