@@ -2,57 +2,165 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from vocabgraft.errors import VocabgraftError
 
+# As many names and characters as a line of a plan has room for.
+FILES_NAMED, VALUE_LENGTH = 3, 30
+DEFAULT_RETRIES = 2
+META = ("timeout_s", "retries")
+
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of dvc.yaml: the stages whose outputs it reads, and its own outputs."""
+    """A stage of dvc.yaml: the stages whose outputs it reads, and its own outputs.
+
+    Attributes:
+        lock_file: where DVC records it, relative to the project's root, and `key` under which name.
+        timeout: seconds after which it is stopped (`timeout_s` of its `meta`); None for no limit.
+        retries: how often it is tried again after a fault of execution (`retries` of its `meta`).
+    """
 
     name: str
     upstream: tuple[str, ...]
     outs: tuple[Path, ...]
+    lock_file: str = "dvc.lock"
+    key: str = ""
+    timeout: float | None = None
+    retries: int = DEFAULT_RETRIES
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage and why it would run; no reason means that nothing about it changed."""
+    """A stage, why it would run by itself, and the stages before it that run; neither means that nothing changed."""
 
     stage: Stage
-    reasons: tuple[str, ...]
+    own: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it would run, a line each."""
+        return (*self.own, *(f"{name} runs before it" for name in self.behind))
 
     @property
     def runs(self) -> bool:
         """Whether there is a reason to run the stage."""
-        return bool(self.reasons)
+        return bool(self.own or self.behind)
+
+
+def inspect(root: Path) -> tuple[list[Stage], dict[str, list[str]]]:
+    """Every stage that `dvc repro` would visit, in its order, and what changed, by stage.
+
+    Raises:
+        VocabgraftError: when DVC cannot read the project, or a stage's `meta` is wrong.
+    """
+    repo = _open(root)
+    return _stages(repo), _changes(repo)
 
 
 def read_dag(root: Path) -> list[Stage]:
     """Every stage, in the order in which `dvc repro` runs them.
 
     Raises:
-        VocabgraftError: when DVC cannot read the project.
+        VocabgraftError: when DVC cannot read the project, or a stage's `meta` is wrong.
     """
-    import networkx as nx
+    return _stages(_open(root))
 
-    graph = _open(root).index.graph
+
+def changes(root: Path) -> dict[str, list[str]]:
+    """What changed, by stage: its command, code, other dependencies, parameters or outputs, a line each."""
+    return _changes(_open(root))
+
+
+def _stages(repo: Any) -> list[Stage]:
+    from dvc.exceptions import DvcException
+    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+    try:
+        graph = get_active_graph(repo.index.graph)
+        ordered = plan_repro(graph, collect_stages(repo, ["dvc.yaml"]))
+    except DvcException as error:
+        raise VocabgraftError(f"DVC cannot read the stages: {error}") from error
     return [
         Stage(
             name=stage.addressing,
             upstream=tuple(sorted(upstream.addressing for upstream in graph.successors(stage))),
-            outs=tuple(Path(out.def_path) for out in stage.outs),
+            outs=tuple(Path(repo.fs.relpath(out.fs_path, repo.root_dir)) for out in stage.outs),
+            lock_file=_lock_file(repo, stage),
+            key=getattr(stage, "name", None) or stage.addressing,
+            **_limits(stage),
         )
-        for stage in nx.dfs_postorder_nodes(graph)
+        for stage in ordered
     ]
 
 
-def changes(root: Path) -> dict[str, list[str]]:
-    """What changed, by stage: its dependencies, parameters, outputs or command."""
-    status: Mapping[str, Any] = _open(root).status()
-    return {name: [line for entry in entries for line in _describe(entry)] for name, entries in status.items()}
+def _lock_file(repo: Any, stage: Any) -> str:
+    return str(Path(repo.fs.relpath(stage.path, repo.root_dir)).with_suffix(".lock"))
+
+
+def _limits(stage: Any) -> dict[str, Any]:
+    meta = stage.meta or {}
+    for name in META:
+        value = meta.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise VocabgraftError(
+                f"stage {stage.addressing}: meta.{name} is {value!r}; it should be a number, 0 or more"
+            )
+    return {"timeout": meta.get("timeout_s"), "retries": int(meta.get("retries", DEFAULT_RETRIES))}
+
+
+def _changes(repo: Any) -> dict[str, list[str]]:
+    from dvc.exceptions import DvcException
+
+    try:
+        status: Mapping[str, Any] = repo.status()
+        stages = {stage.addressing: stage for stage in repo.index.stages}
+    except DvcException as error:
+        raise VocabgraftError(f"DVC cannot say what changed: {error}") from error
+    return {name: _reasons(stages[name], entries) for name, entries in status.items()}
+
+
+def _reasons(stage: Any, entries: Sequence[Any]) -> list[str]:
+    """DVC's account of a stage, shortened to what a person asks first."""
+    if stage.cmd and not any(dep.hash_info for dep in (*stage.deps, *stage.outs)):
+        return ["never run: it is not in dvc.lock"]
+    lines = [entry for entry in entries if isinstance(entry, str)]
+    of_files: dict[str, str] = {}
+    for entry in entries:
+        for kind, paths in () if isinstance(entry, str) else entry.items():
+            for path, state in paths.items():
+                if isinstance(state, dict):
+                    lines += [_parameter(stage, path, key, how) for key, how in state.items()]
+                elif kind == "changed deps" and path.endswith(".py"):
+                    of_files[path] = state
+                else:
+                    lines.append(f"{'dep' if kind == 'changed deps' else 'output'} {path}: {state}")
+    return [*_code(of_files), *lines]
+
+
+def _code(files: Mapping[str, str]) -> list[str]:
+    if not files:
+        return []
+    named = ", ".join(sorted(files)[:FILES_NAMED]) + (", ..." if len(files) > FILES_NAMED else "")
+    return [f"code: {len(files)} {'file' if len(files) == 1 else 'files'} ({named})"]
+
+
+def _parameter(stage: Any, path: str, key: str, how: str) -> str:
+    named = key if path == "params.yaml" else f"{path}: {key}"
+    dep = next((dep for dep in stage.deps if str(dep) == path), None)
+    if how != "modified" or dep is None:
+        return f"param {named}: {how}"
+    values = [_short(dep.hash_info.value.get(key)), _short(dep.read_params().get(key))]
+    return f"param {named}: {how if None in values else ' -> '.join(map(str, values))}"
+
+
+def _short(value: Any) -> str | None:
+    text = repr(value)
+    return text if len(text) <= VALUE_LENGTH else None
 
 
 def plan(
@@ -60,41 +168,54 @@ def plan(
     changed: Mapping[str, Sequence[str]],
     until: str | None = None,
     forced: frozenset[str] = frozenset(),
+    only: str | None = None,
 ) -> list[Planned]:
-    """The stages up to `until`, each with its reasons to run.
+    """The stages up to `until`, or `only` one, each with its reasons to run.
 
     A stage behind one that runs may turn out unchanged, when its upstream's outputs stay the same.
 
     Raises:
         VocabgraftError: for a stage that is not in dvc.yaml.
     """
-    chosen = stages if until is None else _with_upstream(stages, until)
     running: set[str] = set()
     planned = []
-    for stage in chosen:
-        reasons = [*(["forced"] if stage.name in forced else []), *changed.get(stage.name, ())]
-        reasons += [f"{name} runs before it" for name in stage.upstream if name in running]
-        if reasons:
+    for stage in _chosen(stages, until, only):
+        own = (*(["forced"] if stage.name in forced else []), *changed.get(stage.name, ()))
+        behind = tuple(name for name in stage.upstream if name in running)
+        if own or behind:
             running.add(stage.name)
-        planned.append(Planned(stage, tuple(reasons)))
+        planned.append(Planned(stage, own, behind))
     return planned
 
 
-def restore_lock_order(lock_file: Path, order: Sequence[str]) -> None:
-    """Put the stages of dvc.lock into the order that `dvc repro` writes; parallel runs write as they finish."""
-    from dvc.utils.serialize import dump_yaml, parse_yaml_for_update
+def _chosen(stages: Sequence[Stage], until: str | None, only: str | None) -> Sequence[Stage]:
+    if only is not None:
+        return [_named(stages, only)]
+    return stages if until is None else _with_upstream(stages, until)
 
-    if not lock_file.is_file():
-        return
-    # DVC's own reader and writer, so that lines are folded as DVC folds them.
-    content = parse_yaml_for_update(lock_file.read_text(encoding="utf-8"), str(lock_file))
-    names = list(content["stages"])
-    wanted = [name for name in order if name in names] + [name for name in names if name not in order]
-    if names == wanted:
-        return
-    for name in wanted:
-        content["stages"][name] = content["stages"].pop(name)
-    dump_yaml(str(lock_file), content)
+
+def _named(stages: Sequence[Stage], name: str) -> Stage:
+    found = next((stage for stage in stages if stage.name == name), None)
+    if found is None:
+        raise VocabgraftError(f"there is no stage {name!r}; allowed: {', '.join(stage.name for stage in stages)}")
+    return found
+
+
+def cached_since(root: Path, name: str) -> datetime | None:
+    """When the run cache got the results that a stage has now; None where it does not have them.
+
+    DVC records no commit there: the time is that of the entry's file.
+    """
+    from dvc.stage.cache import _can_hash, _get_cache_hash, _get_stage_hash
+    from dvc.stage.serialize import to_single_stage_lockfile
+
+    repo = _open(root)
+    (stage,) = repo.stage.collect(name)
+    if not _can_hash(stage):
+        return None
+    value = _get_cache_hash(to_single_stage_lockfile(stage))
+    entry = Path(repo.stage_cache._get_cache_path(_get_stage_hash(stage), value))
+    return datetime.fromtimestamp(entry.stat().st_mtime).astimezone() if entry.is_file() else None
 
 
 def recorded_inputs(lock_file: Path, stages: Sequence[Stage], names: Collection[str]) -> dict[str, Any]:
@@ -122,15 +243,14 @@ def _open(root: Path) -> Any:
     from dvc.repo import Repo
 
     try:
-        return Repo(str(root))
+        return Repo(str(root), _wait_for_lock=True)
     except DvcException as error:
         raise VocabgraftError(f"DVC cannot read {root}: {error}; run from the project's root") from error
 
 
 def _with_upstream(stages: Sequence[Stage], until: str) -> list[Stage]:
     by_name = {stage.name: stage for stage in stages}
-    if until not in by_name:
-        raise VocabgraftError(f"there is no stage {until!r}; allowed: {', '.join(by_name)}")
+    _named(stages, until)
     wanted, open_names = {until}, [until]
     while open_names:
         for name in by_name[open_names.pop()].upstream:
@@ -138,14 +258,3 @@ def _with_upstream(stages: Sequence[Stage], until: str) -> list[Stage]:
                 wanted.add(name)
                 open_names.append(name)
     return [stage for stage in stages if stage.name in wanted]
-
-
-def _describe(entry: Any) -> list[str]:
-    if isinstance(entry, str):
-        return [entry]
-    lines = []
-    for kind, paths in entry.items():
-        for path, state in paths.items():
-            keys = [f"{key} {how}" for key, how in state.items()] if isinstance(state, dict) else [str(state)]
-            lines += [f"{kind.removeprefix('changed ')}: {path} {key}" for key in keys]
-    return lines

@@ -1,5 +1,6 @@
 """What a run tells when it ends: its record and its report, which MLflow and Prefect get too."""
 
+import json
 import os
 import sys
 import traceback
@@ -9,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from flows.dag import Stage
-from flows.execution import StageResult
+from flows.execution import Outcome, StageResult
+from flows.registration import REGISTERING_STAGE, find_registered, registered_content
 from flows.report import REGISTRATION_RECORD, REPORT, gather, write_report
 from flows.report_page import as_markdown
-from flows.run_record import FlowRun, write_run_record
+from flows.run_record import RUN_RECORD, FlowRun, run_record, write_record
 from vocabgraft.artifacts import read_json
 from vocabgraft.errors import VocabgraftError
-
-REGISTERING_STAGE = "register_model"
 
 
 def publish(run: FlowRun, root: Path) -> bool:
@@ -30,7 +30,10 @@ def publish(run: FlowRun, root: Path) -> bool:
     """
     try:
         run = replace(run, registration=_registration(run, root))
-        write_run_record(run, root)
+        record = run_record(run, root)
+        if _is_told_already(run, record, root):
+            return True
+        write_record(record, root)
         gathered = gather(run.stages, root)
         path = write_report(gathered, root)
     except Exception as error:  # noqa: BLE001  a page that meets a file it cannot show must not undo a good run
@@ -49,26 +52,77 @@ def publish(run: FlowRun, root: Path) -> bool:
     return True
 
 
+# Of two runs that came to the same these differ.
+OF_THE_RUN = ("started", "finished", "stages", "prefect_run")
+
+
+def _is_told_already(run: FlowRun, record: dict[str, Any], root: Path) -> bool:
+    """Whether nothing changed since the last report: that one, with what its stages did, then stays."""
+    path = root / RUN_RECORD
+    if run.failure or any(result.outcome is not Outcome.UNCHANGED for result in run.results):
+        return False
+    if not (path.is_file() and (root / REPORT).is_file()):
+        return False
+    before = read_json(path)
+    # As the file would give it back, where a tuple is a list.
+    now = json.loads(json.dumps(record))
+    same_stages = [stage["name"] for stage in before["stages"]] == [stage["name"] for stage in now["stages"]]
+    return same_stages and all(before.get(key) == value for key, value in now.items() if key not in OF_THE_RUN)
+
+
 def _registration(run: FlowRun, root: Path) -> dict[str, Any] | None:
     """The version of this run's model as the registry has it now: an alias may have moved since it was registered."""
-    output = _registered_output(run.stages, run.results)
-    if output is None or os.environ.get("DVC_EXP_NAME"):
+    stage = _registering_stage(run.stages, run.results)
+    if stage is None or os.environ.get("DVC_EXP_NAME"):
         return None
-    from tasks._registry import CHAMPION, connect, find_by_digest
-
-    made = read_json(root / output / "registration.json")
-    found = find_by_digest(connect(), made["name"], made["content_digest"])
+    made = registered_content(stage, root)
+    found = find_registered(made["name"], made["content_digest"], root)
     if found is None:
         return None
     recorded = read_json(root / REGISTRATION_RECORD) if (root / REGISTRATION_RECORD).is_file() else {}
     same = (recorded.get("content_digest"), recorded.get("version")) == (made["content_digest"], found.version)
-    now = {"version": found.version, "champion": CHAMPION in found.aliases, "aliases": list(found.aliases)}
+    now = {"version": found.version, "champion": "champion" in found.aliases, "aliases": list(found.aliases)}
     return {"gates": [], **made, **(recorded if same else {}), **now}
 
 
-def _registered_output(stages: Sequence[Stage], results: Sequence[StageResult]) -> Path | None:
+def _registering_stage(stages: Sequence[Stage], results: Sequence[StageResult]) -> Stage | None:
     done = any(result.name == REGISTERING_STAGE and result.outcome.succeeded for result in results)
-    return next((stage.outs[0] for stage in stages if done and stage.name == REGISTERING_STAGE), None)
+    return next((stage for stage in stages if done and stage.name == REGISTERING_STAGE), None)
+
+
+def metrics_against_champion(stages: Sequence[Stage], results: Sequence[StageResult], root: Path) -> str | None:
+    """The registered model's figures beside the champion's, as a Markdown table.
+
+    Returns:
+        None where nothing was registered or nothing changed, and where the registry cannot be read now.
+    """
+    stage = _registering_stage(stages, results)
+    unchanged = all(result.outcome is Outcome.UNCHANGED for result in results)
+    if stage is None or unchanged or os.environ.get("DVC_EXP_NAME"):
+        return None
+    from tasks._registry import CHAMPION, connect, figures_of, find_by_alias, find_by_digest
+
+    made = registered_content(stage, root)
+    try:
+        client = connect()
+        champion = find_by_alias(client, made["name"], CHAMPION)
+        version = find_by_digest(client, made["name"], made["content_digest"])
+        if champion is None or version is None:
+            return None
+        if champion.version == version.version:
+            return f"version {version.version} of {version.name} is the champion"
+        own, best = (figures_of(client, entry) for entry in (version, champion))
+    except VocabgraftError as error:
+        print(f"no comparison with the champion: {error}", file=sys.stderr)
+        return None
+    lines = [f"| figure | version {version.version} | champion, version {champion.version} | difference |"]
+    lines += ["|---|---|---|---|"]
+    lines += [
+        f"| {key.removeprefix('merged.')} | {own[key]:.2f} | {best[key]:.2f} | {own[key] - best[key]:+.2f} |"
+        for key in sorted(own.keys() & best.keys())
+        if key.startswith("merged.")
+    ]
+    return "\n".join(lines)
 
 
 def _give_to_mlflow(run: FlowRun, path: Path) -> None:

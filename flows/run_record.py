@@ -45,10 +45,24 @@ class FlowRun:
 
 def write_run_record(run: FlowRun, root: Path) -> dict[str, Any]:
     """Write `reports/run.json` and return what is in it."""
+    record = run_record(run, root)
+    write_record(record, root)
+    return record
+
+
+def write_record(record: Mapping[str, Any], root: Path) -> None:
+    """Write a record to `reports/run.json`."""
+    path = root / RUN_RECORD
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+
+
+def run_record(run: FlowRun, root: Path) -> dict[str, Any]:
+    """What `reports/run.json` has to say of a run."""
     failed = [f"{result.name}: {result.reason}" for result in run.results if not result.outcome.succeeded]
     done = [result.name for result in run.results if result.outcome.succeeded]
     inputs = recorded_inputs(root / "dvc.lock", run.stages, done)
-    record = {
+    return {
         "started": run.started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "stages": [
@@ -67,10 +81,6 @@ def write_run_record(run: FlowRun, root: Path) -> dict[str, Any]:
         "outputs": output_digests(run.stages, root),
         "params": valid_params(root / PARAMS_FILE),
     }
-    path = root / RUN_RECORD
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
-    return record
 
 
 def output_digests(stages: Sequence[Stage], root: Path) -> dict[str, str]:

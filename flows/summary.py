@@ -6,11 +6,13 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from flows.dag import Stage
 from flows.execution import StageResult
 from vocabgraft.artifacts import read_json
 
+HEADINGS_OF_STAGES = ("stage", "state", "seconds", "saved", "why")
 # The models that may have been scored, as the table calls them.
 HEADINGS = {"base": "base", "resized": "resized", "merged": "trained", "control": "control"}
 
@@ -18,11 +20,12 @@ HEADINGS = {"base": "base", "resized": "resized", "merged": "trained", "control"
 def stage_table(results: Sequence[StageResult]) -> Table:
     """What became of each stage."""
     table = Table(title="stages", title_justify="left")
-    for heading, side in (("stage", "left"), ("state", "left"), ("seconds", "right"), ("why", "left")):
-        table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
+    for heading in HEADINGS_OF_STAGES:
+        table.add_column(heading, justify="right" if heading in ("seconds", "saved") else "left", overflow="fold")
     for result in results:
         reason = result.reason.splitlines()[0] if result.reason else ""
-        table.add_row(result.name, result.outcome.value, f"{result.seconds:.1f}", reason)
+        # Not markup: a reason may hold square brackets.
+        table.add_row(result.name, result.outcome.value, f"{result.seconds:.1f}", _saved(result), Text(reason))
     return table
 
 
@@ -60,11 +63,17 @@ def model_summary(stages: Sequence[Stage], registration: Path) -> Group:
 
 def markdown(results: Sequence[StageResult]) -> str:
     """The stage table for a Prefect artifact."""
-    lines = ["| stage | state | seconds | why |", "|---|---|---|---|"]
+    lines = [f"| {' | '.join(HEADINGS_OF_STAGES)} |", "|---|---|---|---|---|"]
     for result in results:
         reason = result.reason.replace("\n", "<br>").replace("|", "\\|")
-        lines.append(f"| {result.name} | {result.outcome.value} | {result.seconds:.1f} | {reason} |")
+        cells = (result.name, result.outcome.value, f"{result.seconds:.1f}", _saved(result), reason)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _saved(result: StageResult) -> str:
+    """The seconds that a stage would have taken, had it not been unchanged or restored."""
+    return "" if result.saved is None else f"{result.saved:.1f}"
 
 
 def _number(value: float | None) -> str:

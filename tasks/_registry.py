@@ -127,6 +127,19 @@ def find_by_alias(client: MlflowClient, name: str, alias: str) -> Registered | N
         raise VocabgraftError(f"the registry cannot be read: {error.message}") from error
 
 
+def figures_of(client: MlflowClient, registered: Registered) -> dict[str, float]:
+    """What was measured of a version, as its run has it; empty where the version names no run.
+
+    Raises:
+        VocabgraftError: when the run cannot be read.
+    """
+    try:
+        run_id = client.get_model_version(registered.name, str(registered.version)).run_id
+        return dict(client.get_run(run_id).data.metrics) if run_id else {}
+    except MlflowException as error:
+        raise VocabgraftError(f"the registry cannot be read: {error.message}") from error
+
+
 def log_and_register(client: MlflowClient, name: str, model: "SentenceTransformer", record: RunRecord) -> Registered:
     """Log one run with everything of it and register its model, the tags set in the same call.
 

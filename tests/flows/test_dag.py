@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.dag import Planned, Stage, changes, plan, read_dag, restore_lock_order
+from flows.dag import Planned, Stage, changes, plan, read_dag
+from flows.lock_order import restore_lock_order
 from flows.settings import edit_params
 from tests.conftest import ROOT
 from vocabgraft.errors import VocabgraftError
@@ -95,7 +96,7 @@ def test_a_changed_parameter_is_a_reason_for_its_stage_and_for_those_behind_it(
     edit_params(root / "params.yaml", ["base.model=other"])
     planned = {entry.stage.name: entry.reasons for entry in plan(read_dag(root), changes(root))}
     assert {name: reasons for name, reasons in planned.items() if reasons} == {
-        "second": ("deps: params.yaml base.model modified",),
+        "second": ("param base.model: modified",),
         "right": ("second runs before it",),
         "join": ("right runs before it",),
     }
@@ -110,10 +111,10 @@ def test_a_changed_file_a_lost_output_and_a_changed_command_are_reasons(
     (root / "raw.txt").write_text("other\n", encoding="utf-8")
     (root / "second.txt").unlink()
     assert changes(root) == {
-        "first": ["deps: raw.txt modified"],
-        "alone": ["deps: raw.txt modified"],
-        "second": ["outs: second.txt deleted"],
-        "right": ["deps: second.txt deleted"],
+        "first": ["dep raw.txt: modified"],
+        "alone": ["dep raw.txt: modified"],
+        "second": ["output second.txt: deleted"],
+        "right": ["dep second.txt: deleted"],
         "join": ["changed command"],
     }
 
@@ -142,9 +143,9 @@ def test_an_unknown_stage_is_named_with_the_allowed_ones(reproduced: Path) -> No
 
 
 def test_a_forced_stage_says_so_first(reproduced: Path) -> None:
-    planned = plan(read_dag(reproduced), {"second": ["deps: x modified"]}, forced=frozenset({"second"}))
+    planned = plan(read_dag(reproduced), {"second": ["dep x: modified"]}, forced=frozenset({"second"}))
     reasons = {entry.stage.name: entry.reasons for entry in planned}
-    assert reasons["second"] == ("forced", "deps: x modified")
+    assert reasons["second"] == ("forced", "dep x: modified")
     assert reasons["first"] == ()
 
 

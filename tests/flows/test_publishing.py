@@ -3,12 +3,14 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows import publishing
+from flows.execution import Outcome
 from flows.publishing import publish
 from flows.run_record import FlowRun
 from tasks._registry import Registered
@@ -50,6 +52,24 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Logged:
         "tasks._registry.log_report", lambda client, name, number, path: given.append((name, number, path))
     )
     return given
+
+
+def test_a_run_that_changed_nothing_leaves_the_report_of_what_its_stages_did(root: Path, logged: Logged) -> None:
+    assert publish(flow_run(results()), root)
+    unchanged = [replace(result, outcome=Outcome.UNCHANGED) for result in results()]
+    (root / PAGE).write_text("of the run that did something", encoding="utf-8")
+    assert publish(flow_run(unchanged), root)
+    assert (root / PAGE).read_text(encoding="utf-8") == "of the run that did something"
+    assert len(logged) == 1
+
+
+def test_a_run_that_changed_nothing_tells_of_an_alias_that_moved(
+    root: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert publish(flow_run(results()), root)
+    registered_as(monkeypatch, "challenger")
+    assert publish(flow_run([replace(result, outcome=Outcome.UNCHANGED) for result in results()]), root)
+    assert "Registered, not promoted" in (root / PAGE).read_text(encoding="utf-8")
 
 
 def registered_as(monkeypatch: pytest.MonkeyPatch, *aliases: str, number: int = 3) -> None:

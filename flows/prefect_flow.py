@@ -1,0 +1,171 @@
+"""The flow under Prefect: every stage a task run, with its log, progress, artifacts and assets there.
+
+Importing Prefect takes two to three seconds, so `flows.build_model --no-server` does not import this module.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from prefect import allow_failure, flow, get_run_logger, task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.assets import Asset
+from prefect.cache_policies import NO_CACHE
+from prefect.context import AssetContext
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.dag import Planned, Stage
+from flows.execution import Outcome, StageResult
+from flows.preparation import ROOT, Finished, Prepared, RunOptions, execute, prepared_run
+from flows.publishing import metrics_against_champion
+from flows.report import REPORT
+from flows.running import Body, StageRuns
+from flows.summary import markdown
+from vocabgraft.errors import VocabgraftError
+
+
+@flow(name="build_model", persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=256))  # type: ignore[arg-type]
+def build_model(
+    until: str | None = None,
+    only: str | None = None,
+    force: bool = False,
+    keep_going: bool = False,
+    jobs: int | None = None,
+    settings: tuple[str, ...] = (),
+    wait: bool = True,
+) -> Any:
+    """The whole of it as a flow that can be served or deployed; it runs in the project's folder.
+
+    Its parameters are those of `python -m flows.build_model`; where another run holds the workspace it waits.
+    """
+    try:
+        options = RunOptions(tuple(settings), until, only, force, keep_going, jobs, wait)
+        with prepared_run(options, get_run_logger().info) as prepared:
+            return _state(_run(prepared))
+    except VocabgraftError as error:
+        return Failed(message=str(error))
+
+
+def run_prepared(prepared: Prepared) -> Finished:
+    """Run a plan that is made already as a flow.
+
+    Raises:
+        VocabgraftError: when the flow ended before its stages did.
+    """
+    finished: list[Finished] = []
+    options = prepared.options
+
+    def body(until: str | None, only: str | None, force: bool, keep_going: bool, jobs: int) -> Any:
+        finished.append(_run(prepared))
+        return _state(finished[0])
+
+    named = flow(
+        name="build_model",
+        flow_run_name=f"until {options.until}" if options.until else f"only {options.only}" if options.only else None,
+        task_runner=ThreadPoolTaskRunner(max_workers=prepared.jobs),  # type: ignore[arg-type]
+        persist_result=False,
+        validate_parameters=False,
+    )(body)
+    named(options.until, options.only, options.force, options.keep_going, prepared.jobs, return_state=True)
+    if not finished:
+        raise VocabgraftError("the flow ended before its stages did; its log above says why")
+    return finished[0]
+
+
+def _run(prepared: Prepared) -> Finished:
+    finished = execute(prepared, _run_as_tasks, str(flow_run.id))
+    create_markdown_artifact(markdown(finished.results), key="build-model", description="What became of each stage")
+    if finished.told:
+        create_link_artifact((ROOT / REPORT).resolve().as_uri(), key="report-page", link_text="the report")
+        if table := metrics_against_champion(finished.stages, finished.results, ROOT):
+            create_markdown_artifact(table, key="metrics", description="This model against the champion")
+    return finished
+
+
+def _state(finished: Finished) -> Any:
+    if finished.stopped_by is not None:
+        return Cancelled(message="stopped by a signal; its processes have ended")
+    if finished.failed:
+        return Failed(message=f"not finished: {', '.join(finished.failed)}")
+    return Completed(message="all stages are done")
+
+
+def _run_as_tasks(runs: StageRuns) -> list[StageResult]:
+    futures: dict[str, Any] = {}
+
+    def submit(entry: Planned, body: Body, done: Callable[[], None]) -> None:
+        name = entry.stage.name
+        # They have ended; this draws the edges of the graph.
+        upstream = [futures[other] for other in entry.stage.upstream if other in futures]
+        named = run_stage.with_options(name=name, task_run_name=name)
+        future: Any = named.submit(
+            entry.stage, _Unresolved(body), wait_for=[allow_failure(other) for other in upstream], return_state=False
+        )
+        futures[name] = future
+        future.wrapped_future.add_done_callback(lambda _: done())
+
+    results = runs.run(submit)
+    for future in futures.values():
+        future.wait()
+    return results
+
+
+class _Unresolved:
+    """A stage's body, which Prefect need not search for futures, copy or hash."""
+
+    def __init__(self, body: Body) -> None:
+        self.body = body
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def run_stage(stage: Stage, wrapped: _Unresolved) -> Any:
+    """One stage as a task run, whose final state bears the name of what became of it."""
+    result = wrapped.body(_TaskRunLog(stage.name, get_run_logger()))
+    name, message = result.outcome.value, result.reason or None
+    if result.outcome is Outcome.CANCELLED:
+        return Cancelled(message=message)
+    if not result.outcome.succeeded:
+        return Failed(name=name, message=message)
+    state: Any = Completed(name=name, message=message)
+    if result.outcome is not Outcome.UNCHANGED:
+        _emit_assets(stage, result, state)
+    return state
+
+
+class _TaskRunLog:
+    """A stage's lines in the task run's log, and its progress bar as an artifact of it."""
+
+    def __init__(self, name: str, logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
+        self._name = name
+        self._logger = logger
+        self._artifact: Any = None
+
+    def line(self, text: str) -> None:
+        """Log it."""
+        self._logger.info(text)
+
+    def progress(self, percent: float) -> None:
+        """Show it."""
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(percent, description=f"{self._name} at work")
+        else:
+            update_progress_artifact(self._artifact, percent)
+
+
+def _emit_assets(stage: Stage, result: StageResult, state: Any) -> None:
+    """Tell Prefect that a stage's outputs were made; what did not change was not."""
+    assets = {Asset(key=f"dvc://{quote(ROOT.resolve().name)}/{quote(out.as_posix())}") for out in stage.outs}
+    metadata = {"seconds": round(result.seconds, 1), "outcome": result.outcome.value, "why": result.reason}
+    AssetContext(
+        downstream_assets=assets,
+        materialized_by="dvc",
+        materialization_metadata={asset.key: metadata for asset in assets},
+    ).emit_events(state)
