@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flows.dag import Planned, Stage, inspect, plan
 from flows.execution import DvcProcesses, StageResult
+from flows.failure_hook import tell_failure
 from flows.lock_order import repro_order, settle
 from flows.publishing import publish
 from flows.registration import REGISTERING_STAGE
@@ -102,7 +103,9 @@ def prepared_run(options: RunOptions, say: Callable[[str], None]) -> Iterator[Pr
                 processes.warm_up()
         except VocabgraftError as error:
             if DVC_FILE.is_file():
-                publish(FlowRun(started, [], [], failure=str(error)), ROOT)
+                run = FlowRun(started, [], [], failure=str(error))
+                publish(run, ROOT)
+                tell_failure(run, ROOT)
             raise
         try:
             yield Prepared(options, started, stages, planned, processes)
@@ -131,7 +134,9 @@ def execute(
     runs = StageRuns(prepared.planned, ROOT, prepared.processes, prepared.jobs, prepared.options.keep_going)
     with repro_order(ROOT, prepared.stages):
         results = run(runs)
-    told = publish(FlowRun(prepared.started, prepared.stages, results, prefect_run=prefect_run), ROOT)
+    record = FlowRun(prepared.started, prepared.stages, results, prefect_run=prefect_run)
+    told = publish(record, ROOT)
+    tell_failure(record, ROOT)
     return Finished(prepared.stages, results, told, runs.stopped_by)
 
 
