@@ -16,13 +16,16 @@ export DO_NOT_TRACK ?= true
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: run test test-slow lint bench lock clean help
+.PHONY: run schedule test test-slow lint bench lock clean help
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 run: $(VENV)/.installed ## run the pipeline under Prefect; ARGS="--help" lists its options
 	python -m flows.build_model $(ARGS)
+
+schedule: $(VENV)/.installed ## run the pipeline every night; ARGS='--cron "0 3 * * *"', ARGS="--help" lists its options
+	python -m flows.schedule $(ARGS)
 
 test: $(VENV)/.installed-test ## run the tests (under 10 minutes on 2 cores)
 	python -m pytest -m "not slow" $(ARGS)

@@ -63,7 +63,7 @@ def post(root: Path, flow_run: str | None, stages: list[dict[str, str]], failure
 
 def _message(
     root: Path, flow_run: str | None, stages: list[dict[str, str]], failure: str | None
-) -> Mapping[str, str | None | list[dict[str, str]]]:
+) -> Mapping[str, str | list[dict[str, str]] | None]:
     project = root.resolve().name
     what = failure or ", ".join(f"{stage['name']} ({stage['state']})" for stage in stages)
     return {

@@ -155,5 +155,5 @@ def test_a_hook_that_answers_with_an_error_is_said(
 
 def test_a_url_that_is_none_is_refused_when_params_are_read(project: Path) -> None:
     set_hook(project, "example.org")
-    with pytest.raises(VocabgraftError, match="failure_hook.url"):
+    with pytest.raises(VocabgraftError, match=r"failure_hook\.url"):
         load_params(project / "params.yaml")
