@@ -16,16 +16,19 @@ export DO_NOT_TRACK ?= true
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: run schedule test test-slow lint bench lock clean help
+.PHONY: run schedule sweep test test-slow lint bench bench-orchestration remote remote-s3 remote-ssh push pull lock clean help
 
 help: ## list the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 run: $(VENV)/.installed ## run the pipeline under Prefect; ARGS="--help" lists its options
 	python -m flows.build_model $(ARGS)
 
 schedule: $(VENV)/.installed ## run the pipeline every night; ARGS='--cron "0 3 * * *"', ARGS="--help" lists its options
 	python -m flows.schedule $(ARGS)
+
+sweep: $(VENV)/.installed ## run the grid of sweep.yaml; ARGS="--jobs 4", ARGS="--ray ADDRESS"
+	python -m flows.sweep sweep.yaml $(ARGS)
 
 test: $(VENV)/.installed-test ## run the tests (under 10 minutes on 2 cores)
 	python -m pytest -m "not slow" $(ARGS)
@@ -41,6 +44,25 @@ lint: $(VENV)/.installed-test ## style, types and import rules
 
 bench: $(VENV)/.installed ## measure the whole chain on the shipped example
 	python -m benchmarks.whole_chain $(ARGS)
+
+bench-orchestration: $(VENV)/.installed ## measure what the flow costs beside dvc repro
+	python -m benchmarks.orchestration $(ARGS)
+
+remote: $(VENV)/.installed ## make URL=... (a folder, s3://..., ssh://...) the place where data and models are shared
+	@test -n "$(URL)" || { echo 'give it a place: make remote URL=/mnt/share/vocabgraft (or s3://bucket/path, ssh://host/path)'; exit 1; }
+	dvc remote add --default --force store "$(URL)"
+
+remote-s3: $(VENV)/.installed ## install what an s3:// remote needs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "dvc[s3]"
+
+remote-ssh: $(VENV)/.installed ## install what an ssh:// remote needs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "dvc[ssh]"
+
+push: $(VENV)/.installed ## give data, models and the run cache to the remote
+	dvc push --run-cache
+
+pull: $(VENV)/.installed ## bring data, models and the run cache from the remote
+	dvc pull --run-cache
 
 lock: ## resolve the whole tree anew and write constraints.txt
 	rm -rf $(VENV)-lock

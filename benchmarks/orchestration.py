@@ -123,8 +123,8 @@ def _idle_project(root: Path) -> Path:
     _project(root, chain)
     register = (
         "from mlflow import MlflowClient; c = MlflowClient('sqlite:///mlflow.db'); "
-        f"c.create_registered_model({MODEL!r}); "
-        f"c.create_model_version({MODEL!r}, 'file:///nowhere', tags={{'content_digest': {DIGEST!r}}})"
+        f"c.create_registered_model({MODEL!r}); run = c.create_run(c.create_experiment('e')).info.run_id; "
+        f"c.create_model_version({MODEL!r}, 'file:///nowhere', run, tags={{'content_digest': {DIGEST!r}}})"
     )
     _seconds(["-c", register], root)
     return root

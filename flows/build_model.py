@@ -17,6 +17,7 @@ from flows.registration import REGISTERING_STAGE
 from flows.report import REGISTRATION_RECORD, REPORT
 from flows.running import default_jobs, run_in_threads
 from flows.summary import model_summary, stage_table
+from flows.workspace import MARK
 from tasks._stage import switch_telemetry_off
 from vocabgraft.errors import VocabgraftError
 
@@ -66,7 +67,12 @@ def _run(prepared: Prepared, no_server: bool) -> Finished:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     from flows.prefect_flow import run_prepared
 
-    return run_prepared(prepared)
+    # A temporary server outlives a killed flow; with this in its environment the next run ends it.
+    os.environ[MARK] = str(ROOT.resolve())
+    try:
+        return run_prepared(prepared)
+    finally:
+        del os.environ[MARK]
 
 
 def _tell(finished: Finished, console: Console) -> int:

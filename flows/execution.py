@@ -152,6 +152,8 @@ class DvcProcesses:
         if self._channel is not None:
             self._channel.close()
         if self._process is not None:
+            # It may still be importing; what it forked does not hear of this.
+            self._process.terminate()
             self._process.wait()
 
     def _request(self, message: bytes, descriptors: list[int]) -> int:
@@ -251,9 +253,11 @@ def judge(lines: Sequence[str], code: int | None) -> Attempt:
 
 
 def _failed(lines: Sequence[str], whole: str) -> Attempt:
-    tail = "\n".join([line for line in lines if not NOISE.match(line)][-15:])
     statuses = STAGE_FAILED.findall(whole)
     status = int(statuses[-1]) if statuses else 1
+    # Where the stage failed, what it said tells more than DVC's line, which repeats its command.
+    said = [line for line in lines if not NOISE.match(line) or (not statuses and line.startswith("ERROR"))]
+    tail = "\n".join(said[-15:]) or f"its command ended with exit code {status}"
     if status < 0 or status > 128:
         ended_by = _signal_name(-status if status < 0 else status - 128)
         memory = "; where nobody did that, memory may have run out" if ended_by == "SIGKILL" else ""

@@ -19,7 +19,7 @@ from prefect.assets import Asset
 from prefect.cache_policies import NO_CACHE
 from prefect.context import AssetContext
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.dag import Planned, Stage
@@ -103,8 +103,8 @@ def _run_as_tasks(runs: StageRuns) -> list[StageResult]:
 
     def submit(entry: Planned, body: Body, done: Callable[[], None]) -> None:
         name = entry.stage.name
-        # They have ended; this draws the edges of the graph.
-        upstream = [futures[other] for other in entry.stage.upstream if other in futures]
+        # They have ended; this draws the edges of the graph. Behind a cancelled one Prefect would not start it at all.
+        upstream = [futures[n] for n in entry.stage.upstream if n in futures and not _is_cancelled(futures[n])]
         named = run_stage.with_options(name=name, task_run_name=name)
         future: Any = named.submit(
             entry.stage, _Unresolved(body), wait_for=[allow_failure(other) for other in upstream], return_state=False
@@ -116,6 +116,13 @@ def _run_as_tasks(runs: StageRuns) -> list[StageResult]:
     for future in futures.values():
         future.wait()
     return results
+
+
+def _is_cancelled(future: Any) -> bool:
+    if future.wrapped_future.exception() is not None:
+        return False
+    state = future.wrapped_future.result()
+    return isinstance(state, State) and state.is_cancelled()
 
 
 class _Unresolved:

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -207,9 +208,15 @@ def run_in_threads(runs: StageRuns, jobs: int) -> list[StageResult]:
 
         def submit(entry: Planned, body: Body, done: Callable[[], None]) -> None:
             future: Future[StageResult] = pool.submit(body, PrintedLog(entry.stage.name))
-            future.add_done_callback(lambda _: done())
+            future.add_done_callback(lambda _: _ended(future, done))
 
         return runs.run(submit)
+
+
+def _ended(future: "Future[StageResult]", done: Callable[[], None]) -> None:
+    if error := future.exception():
+        traceback.print_exception(error)
+    done()
 
 
 def _ignore(_: str) -> None:

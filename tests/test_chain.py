@@ -2,15 +2,18 @@
 
 import csv
 import json
+import random
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from flows.dag import read_dag
@@ -22,6 +25,7 @@ from vocabgraft.artifacts import digest_of, hash_files, read_json
 from vocabgraft.params import load_params
 
 from .conftest import ROOT, read_manifest, write_lines
+from .flows.test_faults import at_work
 
 WORDS, TRIPLES_OF_A_RELATION, CONTEXTS, RETENTION = 6, 8, 20, 40
 STAGES = [
@@ -263,3 +267,67 @@ def test_lost_outputs_and_a_lost_cache_come_back_the_same(chain: Path) -> None:
     said = run_dvc(chain, "repro")
     assert [stage for stage in STAGES if f"Running stage '{stage}'" in said] == STAGES
     assert (chain / "dvc.lock").read_bytes() == before
+
+
+def commit(root: Path) -> None:
+    """Everything that Git tracks of a copy, as one commit."""
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    run(["git", "add", "."], root)
+    run(["git", *identity, "commit", "--quiet", "--allow-empty", "-m", "state"], root)
+
+
+@pytest.mark.slow
+def test_a_pull_on_a_second_clone_brings_everything_and_its_repro_does_nothing(chain: Path, tmp_path: Path) -> None:
+    run_dvc(chain, "remote", "add", "--default", "--force", "store", str(tmp_path / "store"))
+    run_dvc(chain, "push", "--run-cache")
+    commit(chain)
+    clone = tmp_path / "clone"
+    run(["git", "clone", "--quiet", str(chain), str(clone)], tmp_path)
+    run_dvc(clone, "pull", "--run-cache")
+    for stage in STAGES:
+        assert hash_files(clone / "data" / stage) == hash_files(chain / "data" / stage), stage
+    assert "Data and pipelines are up to date" in run_dvc(clone, "repro")
+    assert (clone / "dvc.lock").read_bytes() == (chain / "dvc.lock").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * 3600)
+def test_the_chain_killed_twenty_times_at_random_ends_as_an_undisturbed_one(chain: Path, tmp_path: Path) -> None:
+    """Kill -9 of the flow, of DVC or of the stage, at random moments, until the chain is done."""
+    root = tmp_path / "killed"
+    copy_project(root)
+    generator, kills = random.Random(17), 0
+    command = [sys.executable, "-m", "flows.build_model", "--no-server"]
+    variables = environment() | {"MLFLOW_TRACKING_URI": "", "HF_HUB_OFFLINE": "1"}
+    for _ in range(60):
+        with subprocess.Popen(command, cwd=root, env=variables, stdout=subprocess.DEVNULL) as flow:
+            while kills < 20 and flow.poll() is None:
+                time.sleep(generator.uniform(1, 15))
+                kills += kill_one(flow, root, generator)
+        if flow.returncode == 0 and kills >= 20:
+            break
+        if flow.returncode == 0:
+            # Done before the last kill: once more from the start, with what the run cache would restore gone.
+            shutil.rmtree(root / ".dvc" / "cache" / "runs")
+            (root / "dvc.lock").unlink()
+    assert kills >= 20 and flow.returncode == 0
+    assert at_work(root) == []
+    assert (root / "dvc.lock").read_bytes() == (chain / "dvc.lock").read_bytes()
+    for stage in STAGES:
+        assert hash_files(root / "data" / stage) == hash_files(chain / "data" / stage), stage
+
+
+def kill_one(flow: "subprocess.Popen[bytes]", root: Path, generator: random.Random) -> int:
+    """Kill the flow, a DVC or a process of a stage; how many were killed."""
+    under = at_work(root)
+    own = [process for process in under if any("dvc_process" in word for word in process.cmdline())]
+    dvc = [process for process in own if process.name().startswith("dvc ")]
+    stage = [process for process in under if process not in own]
+    victims = generator.choice([[psutil.Process(flow.pid)], dvc, stage])
+    if flow.poll() is not None or not victims:
+        return 0
+    try:
+        generator.choice(victims).kill()
+    except psutil.NoSuchProcess:
+        return 0
+    return 1

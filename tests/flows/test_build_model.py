@@ -1,6 +1,8 @@
 import os
 import re
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +197,43 @@ def test_a_failing_stage_stops_what_reads_it_and_nothing_else(
     assert "no such luck" in shown
     assert "left did not succeed" in shown
     assert "Failed: left" in page() and "no such luck" in page()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_the_flow_and_the_task_runs_that_are_not_done(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    stages = {"done": Trivial(), "slow": Trivial(["done"], before="touch started; sleep 60"), "last": Trivial(["slow"])}
+    root = write_project(tmp_path / "project", stages)
+    monkeypatch.chdir(root)
+
+    def send() -> None:
+        for _ in range(600):
+            if (root / "started").is_file():
+                break
+            time.sleep(0.1)
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    started = time.monotonic()
+    assert main([]) == 128 + number
+    sender.join()
+    assert time.monotonic() - started < 60
+    assert states_of_last_run() == {"done": "Completed", "slow": "Cancelled", "last": "Cancelled"}
+    with get_client(sync_client=True) as client:
+        newest = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)[0]
+    assert newest.state is not None and newest.state.name == "Cancelled"
+    assert signal.getsignal(number) != signal.SIG_IGN
+
+
+def test_outputs_that_were_made_are_assets_and_the_table_is_an_artifact(first_run: FirstRun) -> None:
+    told = newest_artifact("build-model")
+    assert "| stage | state | seconds | saved | why |" in told
+    assert newest_artifact("report-page").startswith("[the report](file://")
 
 
 def test_a_registry_that_cannot_be_read_fails_the_stage_and_says_so(

@@ -213,7 +213,7 @@ def test_a_flow_beside_a_dvc_repro_waits_for_the_stage_that_it_runs(project: Pat
         process = flow(project)
         assert process.stdout is not None
         waits = next(line for line in process.stdout if "waits: " in line)
-        assert "middle waits: process" in waits and str(repro.pid) in waits
+        assert "the plan waits: " in waits and "middle.txt' is busy" in waits
         (project / "slow").unlink()
         for sleeping in stage.children():
             sleeping.kill()

@@ -159,3 +159,19 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     code = f"import flows.build_model, flows.report, sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_figures_stand_beside_those_of_the_champion(
+    root: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion = Registered("sample", 2, ("champion",), {})
+    registered_as(monkeypatch, "challenger")
+    monkeypatch.setattr("tasks._registry.find_by_alias", lambda client, name, alias: champion)
+    figures = {3: {"merged.terms.all.mrr": 64.5, "base.terms.all.mrr": 1.0}, 2: {"merged.terms.all.mrr": 60.0}}
+    monkeypatch.setattr("tasks._registry.figures_of", lambda client, entry: figures[entry.version])
+    run = flow_run(results())
+    table = publishing.metrics_against_champion(run.stages, run.results, root)
+    assert table is not None and "| terms.all.mrr | 64.50 | 60.00 | +4.50 |" in table
+    assert "base" not in table
+    unchanged = [replace(result, outcome=Outcome.UNCHANGED) for result in results()]
+    assert publishing.metrics_against_champion(run.stages, unchanged, root) is None
