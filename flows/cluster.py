@@ -5,19 +5,32 @@ there. A machine that is lost takes its pieces with it, and Ray starts them agai
 found there, and nothing is made twice under two names, since everything is stored by its content.
 """
 
-from collections.abc import Iterator, Mapping
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from flows import experiment
-from flows.experiment import Work, carry_out_anywhere
+from flows.copies import LOCAL_CONFIG, carried_files, committed_code, local_config, require_remote
+from flows.dag import Stage
+from flows.execution import Attempt, Ending, StageLog
+from flows.experiment import Work, carry_out_anywhere, failed_stages
+from flows.run_record import RUN_RECORD
+from flows.running import Elsewhere
 from vocabgraft.errors import VocabgraftError
 
 # How often a piece is begun anew because its machine was lost.
 RETRIES = 10
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def require_ray() -> None:
     """Raise unless Ray and its task runner are installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import prefect_ray
         import ray
@@ -92,3 +105,84 @@ def _result(future: Any) -> dict[str, Any]:
         result: dict[str, Any] = future.result()
         return result
     return {"ok": False, "said": str(future.state.message), "files": {}, "seconds": 0.0}
+
+
+@contextmanager
+def stages_on(address: str, root: Path) -> Iterator[Elsewhere]:
+    """A cluster, as what makes the outputs of stages that `meta` marks with resources.
+
+    Raises:
+        VocabgraftError: when Ray is not installed, the cluster does not answer, there is no DVC remote, or code differs
+            from the commit.
+    """
+    require_ray()
+    require_remote(root)
+    import ray
+
+    _, code = committed_code(root)
+    config = {LOCAL_CONFIG: local_config(root, share_cache=False)}
+    try:
+        ray.init(address=address, namespace="vocabgraft", log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise VocabgraftError(f"no Ray cluster answers at {address}: {error}") from error
+
+    def make(stage: Stage, force: bool, log: StageLog, stopped: Callable[[], bool]) -> Attempt | None:
+        upstream = stage.upstream
+        if upstream and (said := push(root, *upstream)):
+            return Attempt(Ending.FAULT, f"its dependencies could not be pushed: {said}")
+        work = Work(
+            name=f"{stage.key}-on-the-cluster",
+            code=code,
+            files=_settled_files(root) | config,
+            arguments=["--only", stage.name, *(["--force"] * force)],
+            before=[["pull", *upstream]] if upstream else [],
+            after=[["push", "--run-cache", stage.name]],
+            wanted=[str(RUN_RECORD)],
+        )
+        return _made(work, stage, log, stopped)
+
+    try:
+        yield make
+    finally:
+        ray.shutdown()
+
+
+def push(root: Path, *targets: str) -> str:
+    """Give outputs, and what the run cache has, to the DVC remote; what DVC said where that failed, else nothing."""
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "push", "--quiet", "--run-cache", *targets]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return (done.stderr or done.stdout or f"exit code {done.returncode}").strip() if done.returncode else ""
+
+
+def _settled_files(root: Path) -> dict[str, str]:
+    """The files that go with a copy, read while no DVC writes them."""
+    from dvc.repo import Repo
+
+    with Repo(str(root), _wait_for_lock=True).lock:
+        return carried_files(root)
+
+
+def _made(work: Work, stage: Stage, log: StageLog, stopped: Callable[[], bool]) -> Attempt | None:
+    import ray
+
+    cpus, gpus = stage.resources.get("cpus", 1.0), stage.resources.get("gpus", 0.0)
+    remote = ray.remote(carry_out_anywhere).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
+    piece = remote.remote(work)
+    log.line(f"{stage.name} goes to the cluster: {cpus:g} cores, {gpus:g} GPUs")
+    deadline = None if stage.timeout is None else time.monotonic() + stage.timeout
+    while not ray.wait([piece], timeout=SECONDS_BETWEEN_LOOKS)[0]:
+        late = deadline is not None and time.monotonic() > deadline
+        if stopped() or late:
+            # Its worker's end ends what it started.
+            ray.cancel(piece, force=True)
+            why = f"stopped after its time-out of {stage.timeout:g} s" if late else "stopped"
+            return Attempt(Ending.TIMED_OUT if late else Ending.FAULT, why)
+    try:
+        done = ray.get(piece)
+    except ray.exceptions.RayError as error:
+        return Attempt(Ending.FAULT, f"the cluster lost it {RETRIES + 1} times: {error}")
+    for line in done["said"].splitlines():
+        log.line(line)
+    if done["ok"]:
+        return None
+    return Attempt(Ending.FAILED, failed_stages(done["files"], str(RUN_RECORD)) or done["said"].strip())

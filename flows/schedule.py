@@ -176,18 +176,26 @@ def _schedule(cron: str, timezone: str | None) -> Any:
     Raises:
         VocabgraftError: for a line or a zone that is none.
     """
+    from prefect.client.schemas.schedules import CronSchedule
     from prefect.schedules import Cron
     from pydantic import ValidationError
     from tzlocal import get_localzone_name
 
     zone = timezone or get_localzone_name()
     try:
+        # `Cron` itself takes any zone.
+        CronSchedule(cron=cron, timezone=zone)
         return Cron(cron, timezone=zone)
     except (ValidationError, ValueError) as error:
         raise VocabgraftError(
             f'--cron {cron!r} in --timezone {zone!r} is no schedule; e.g. --cron "0 3 * * *" --timezone Europe/Berlin '
-            f"({str(error).splitlines()[-1].strip()})"
+            f"({_why(error)})"
         ) from error
+
+
+def _why(error: ValueError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "error" in line]
+    return lines[-1].partition(" [type=")[0] if lines else str(error)
 
 
 @contextmanager

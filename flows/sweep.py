@@ -125,9 +125,11 @@ def _run(runner: "Runner", points: Sequence[Point], works: Mapping[str, Work], g
     print(f"sweep: {len(points)} points, {len(earlier)} of them done before", flush=True)
     made = {}
     if todo and given.ray is not None:
-        from flows.cluster import run_works
+        from flows.cluster import push, run_works
 
-        subprocess.run([sys.executable, "-m", "dvc", "push", "--run-cache", "--quiet"], cwd=ROOT, check=False)
+        # What is missing there is made again by each point, so a part is better than nothing.
+        if (ROOT / "dvc.lock").is_file() and (said := push(ROOT)):
+            print(f"sweep: not everything could be pushed: {said}", file=sys.stderr)
         chosen = {point.digest: works[point.digest] for point in todo}
         by_digest = {point.digest: point for point in todo}
         for digest, done in run_works(given.ray, chosen):

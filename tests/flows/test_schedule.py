@@ -106,7 +106,7 @@ def test_before_the_first_schedule_there_is_nothing_to_settle(prefect_server: No
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--cron", "at three"], ["--timezone", "Middle/Earth"], ["--cron", "0 3 * * * * *"]]
+    "arguments", [["--cron", "at three"], ["--timezone", "Middle/Earth"], ["--cron", "0 25 * * *"]]
 )
 def test_a_schedule_that_is_none_is_refused(
     arguments: list[str], project: Path, capsys: pytest.CaptureFixture[str]

@@ -36,9 +36,14 @@ def write_sweep_project(root: Path, seconds: float = 0.0) -> Path:
     add_stage(root, "train", stage | {"deps": ["prepared.txt"], "outs": ["figures.json"]})
     (root / ".gitignore").write_text("/figures.json\n/prepared.txt\n/reports/\n", encoding="utf-8")
     (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n", encoding="utf-8")
+    git(root)
+    return root
+
+
+def git(root: Path) -> None:
+    """Commit all of it."""
     for command in ("init -q", "add .", "-c user.name=t -c user.email=t@t commit -qm first"):
         subprocess.run(["git", *command.split()], cwd=root, check=True)
-    return root
 
 
 def write_sweep(root: Path, *epochs: object) -> Path:
