@@ -99,7 +99,9 @@ def _print_plan(planned: Sequence[Planned], took: Mapping[str, float], console: 
 
 
 def _options(given: argparse.Namespace) -> RunOptions:
-    return RunOptions(tuple(given.set), given.until, given.only, given.force, given.keep_going, given.jobs, given.wait)
+    return RunOptions(
+        tuple(given.set), given.until, given.only, given.force, given.keep_going, given.jobs, given.wait, given.ray
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--jobs", type=int, metavar="N", help=f"stages that run at the same time (here {default_jobs()})"
     )
     parser.add_argument("--no-server", action="store_true", help="run without Prefect: same plan, states and table")
+    parser.add_argument("--ray", metavar="ADDRESS", help="run stages whose meta names resources on this Ray cluster")
     parser.add_argument("--wait", action="store_true", help="wait for another run in this workspace")
     parser.add_argument(
         "--set",

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ FILES_NAMED, VALUE_LENGTH = 3, 30
 DEFAULT_RETRIES = 2
 SECONDS_BETWEEN_LOOKS, SECONDS_TO_GIVE_UP = 1.0, 3600.0
 META = ("timeout_s", "retries")
+RESOURCES = ("cpus", "gpus")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Stage:
         lock_file: where DVC records it, relative to the project's root, and `key` under which name.
         timeout: seconds after which it is stopped (`timeout_s` of its `meta`); None for no limit.
         retries: how often it is tried again after a fault of execution (`retries` of its `meta`).
+        resources: what it takes of a machine of a cluster (`resources` of its `meta`, `cpus` and `gpus`), where a run
+            has one; empty: it stays on this machine.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Stage:
     key: str = ""
     timeout: float | None = None
     retries: int = DEFAULT_RETRIES
+    resources: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,20 @@ def _limits(stage: Any) -> dict[str, Any]:
             raise VocabgraftError(
                 f"stage {stage.addressing}: meta.{name} is {value!r}; it should be a number, 0 or more"
             )
-    return {"timeout": meta.get("timeout_s"), "retries": int(meta.get("retries", DEFAULT_RETRIES))}
+    limits = {"timeout": meta.get("timeout_s"), "retries": int(meta.get("retries", DEFAULT_RETRIES))}
+    return {**limits, "resources": _resources(stage.addressing, meta.get("resources", {}))}
+
+
+def _resources(name: str, given: Any) -> dict[str, float]:
+    wrong = not isinstance(given, dict) or any(
+        key not in RESOURCES or isinstance(value, bool) or not isinstance(value, int | float) or value < 0
+        for key, value in given.items()
+    )
+    if wrong:
+        raise VocabgraftError(
+            f"stage {name}: meta.resources is {given!r}; it should be e.g. {{cpus: 4, gpus: 1}}, numbers of 0 or more"
+        )
+    return {key: float(value) for key, value in given.items()}
 
 
 def _changes(repo: Any, say: Callable[[str], None]) -> dict[str, list[str]]:

@@ -220,10 +220,20 @@ class DvcRun:
 
 
 def reproduce(
-    processes: DvcProcesses, root: Path, name: str, force: bool, log: StageLog, timeout: float | None = None
+    processes: DvcProcesses,
+    root: Path,
+    name: str,
+    force: bool,
+    log: StageLog,
+    timeout: float | None = None,
+    pull: bool = False,
 ) -> Attempt:
-    """Run `dvc repro --single-item` in a process group of its own; hand every line of it to `log`."""
-    run = processes.start(["--wait-for-lock", "repro", "--single-item", *(["--force"] * force), name])
+    """Run `dvc repro --single-item` in a process group of its own; hand every line of it to `log`.
+
+    With `pull` results that the remote's run cache has are taken from there.
+    """
+    options = [*(["--force"] * force), *(["--pull"] * pull)]
+    run = processes.start(["--wait-for-lock", "repro", "--single-item", *options, name])
     try:
         lines, code, timed_out = _follow(run, log, timeout)
         if code is None:

@@ -42,13 +42,14 @@ def build_model(
     jobs: int | None = None,
     settings: tuple[str, ...] = (),
     wait: bool = True,
+    ray: str | None = None,
 ) -> Any:
     """The whole of it as a flow that can be served or deployed; it runs in the project's folder.
 
     Its parameters are those of `python -m flows.build_model`; where another run holds the workspace it waits.
     """
     try:
-        options = RunOptions(tuple(settings), until, only, force, keep_going, jobs, wait)
+        options = RunOptions(tuple(settings), until, only, force, keep_going, jobs, wait, ray)
         with prepared_run(options, get_run_logger().info) as prepared:
             return _state(_run(prepared))
     except VocabgraftError as error:

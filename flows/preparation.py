@@ -8,11 +8,12 @@ from pathlib import Path
 
 from flows.dag import Planned, Stage, inspect, plan
 from flows.execution import DvcProcesses, StageResult
+from flows.failure_hook import tell_failure
 from flows.lock_order import repro_order, settle
 from flows.publishing import publish
 from flows.registration import REGISTERING_STAGE, require_registry
 from flows.run_record import FlowRun
-from flows.running import StageRuns, default_jobs
+from flows.running import Elsewhere, StageRuns, default_jobs
 from flows.settings import edit_params
 from flows.workspace import check_lock_file, workspace
 from vocabgraft.artifacts import read_json
@@ -36,6 +37,7 @@ class RunOptions:
         keep_going: whether a failure stops only what needs the failed stage.
         jobs: how many stages run at the same time; None for the default.
         wait: whether to wait for another run in this workspace instead of ending at once.
+        ray: the address of a Ray cluster for the stages whose `meta` names resources; None: they run here too.
     """
 
     settings: tuple[str, ...] = ()
@@ -45,6 +47,7 @@ class RunOptions:
     keep_going: bool = False
     jobs: int | None = None
     wait: bool = False
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         if self.until is not None and self.only is not None:
@@ -104,7 +107,9 @@ def prepared_run(options: RunOptions, say: Callable[[str], None]) -> Iterator[Pr
         except VocabgraftError as error:
             processes.close()
             if DVC_FILE.is_file():
-                publish(FlowRun(started, [], [], failure=str(error)), ROOT)
+                run = FlowRun(started, [], [], failure=str(error))
+                publish(run, ROOT)
+                tell_failure(run, ROOT)
             raise
         try:
             yield Prepared(options, started, stages, planned, processes)
@@ -130,11 +135,25 @@ def execute(
     prepared: Prepared, run: Callable[[StageRuns], list[StageResult]], prefect_run: str | None = None
 ) -> Finished:
     """Run the planned stages, leave dvc.lock as `dvc repro` would, and publish what became of them."""
-    runs = StageRuns(prepared.planned, ROOT, prepared.processes, prepared.jobs, prepared.options.keep_going)
-    with repro_order(ROOT, prepared.stages):
+    keep_going, jobs = prepared.options.keep_going, prepared.jobs
+    with repro_order(ROOT, prepared.stages), _cluster(prepared.options.ray) as elsewhere:
+        runs = StageRuns(prepared.planned, ROOT, prepared.processes, jobs, keep_going, elsewhere)
         results = run(runs)
-    told = publish(FlowRun(prepared.started, prepared.stages, results, prefect_run=prefect_run), ROOT)
+    record = FlowRun(prepared.started, prepared.stages, results, prefect_run=prefect_run)
+    told = publish(record, ROOT)
+    tell_failure(record, ROOT)
     return Finished(prepared.stages, results, told, runs.stopped_by)
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[Elsewhere | None]:
+    if address is None:
+        yield None
+        return
+    from flows.cluster import stages_on
+
+    with stages_on(address, ROOT) as elsewhere:
+        yield elsewhere
 
 
 def _forced(stages: Sequence[Stage], options: RunOptions) -> frozenset[str]:

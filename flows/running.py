@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from flows.dag import Planned, cached_since
+from flows.dag import Planned, Stage, cached_since
 from flows.execution import Attempt, DvcProcesses, Ending, Outcome, StageLog, StageResult, reproduce
 from flows.history import keep_seconds, last_seconds
 from flows.registration import REGISTERING_STAGE, is_lost
@@ -27,6 +27,9 @@ SECONDS_TO_RETRY, GROWTH = 2.0, 4.0
 SECONDS_BUSY, LONGEST_BUSY_WAIT, SECONDS_TO_GIVE_UP = 0.5, 10.0, 3600.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Body = Callable[[StageLog], StageResult]
+# Makes a stage's outputs on another machine and leaves them in DVC's remote: the stage, whether it is forced, its log,
+# and what says that the run is being stopped. An attempt says why it could not.
+Elsewhere = Callable[[Stage, bool, StageLog, Callable[[], bool]], Attempt | None]
 
 
 class Submit(Protocol):
@@ -45,13 +48,20 @@ class StageRuns:
     """One run of a plan: what became of each stage so far, and whether it was told to stop."""
 
     def __init__(
-        self, planned: Sequence[Planned], root: Path, processes: DvcProcesses, jobs: int, keep_going: bool
+        self,
+        planned: Sequence[Planned],
+        root: Path,
+        processes: DvcProcesses,
+        jobs: int,
+        keep_going: bool,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._planned = planned
         self._root = root
         self._processes = processes
         self._jobs = jobs
         self._keep_going = keep_going
+        self._elsewhere = elsewhere
         self._results: dict[str, StageResult] = {}
         self._guard = threading.Lock()
         self._stopping = threading.Event()
@@ -158,7 +168,7 @@ class StageRuns:
         """The last attempt at a stage: again while other processes hold it, and a few times after a fault."""
         stage, faults, started, busy = entry.stage, 0, time.monotonic(), SECONDS_BUSY
         while True:
-            attempt = reproduce(self._processes, self._root, stage.name, force, log, stage.timeout)
+            attempt = self._attempt(stage, force, log)
             if self._stopping.is_set():
                 return attempt
             if attempt.ending is Ending.BUSY and time.monotonic() - started < SECONDS_TO_GIVE_UP:
@@ -172,6 +182,15 @@ class StageRuns:
             self._stopping.wait(delay)
             if self._stopping.is_set():
                 return attempt
+
+    def _attempt(self, stage: Stage, force: bool, log: StageLog) -> Attempt:
+        if self._elsewhere is None or not stage.resources:
+            return reproduce(self._processes, self._root, stage.name, force, log, stage.timeout)
+        if (failed := self._elsewhere(stage, force, log, self._stopping.is_set)) is not None:
+            return failed
+        # DVC itself brings the outputs here and writes dvc.lock, as for any result that its run cache has.
+        attempt = reproduce(self._processes, self._root, stage.name, False, log, stage.timeout, pull=True)
+        return Attempt(Ending.RAN) if attempt.ending is Ending.RESTORED else attempt
 
     def _outcome(self, entry: Planned, attempt: Attempt) -> StageResult:
         name, reasons = entry.stage.name, "; ".join(entry.reasons)

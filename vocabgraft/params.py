@@ -609,11 +609,23 @@ class RegisterModelParams(Section):
     gates: GateParams
 
 
+# A webhook's address is often its secret, and params.yaml is in Git.
+FROM_ENVIRONMENT = "env:"
+
+
+class FailureHookParams(Section):
+    """The webhook that is told of a failed run; no stage reads it. None: nobody is told."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*)$")] | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
+
+
 class Params(Section):
-    """The whole of `params.yaml`: the seed, the base and one section a stage."""
+    """The whole of `params.yaml`: the seed, the base, the failure hook and one section a stage."""
 
     seed: Annotated[int, Field(ge=0)]
     base: BaseParams
+    failure_hook: FailureHookParams = FailureHookParams()
     validate_data: ValidateDataParams
     extend_tokenizer: ExtendTokenizerParams
     resize_base: ResizeBaseParams
