@@ -57,7 +57,7 @@ def test_parameters_cannot_be_changed_after_loading() -> None:
         ("validate_data.datasets.0.held_out.tset", "validation, test"),
         ("train_adapter.lora.rank", "target_modules"),
         ("train_adapter.peft.fields", "config, arguments"),
-        ("merge_adapter.scale", "none"),
+        ("merge_adapter.scale", "name, licence, contexts_per_token"),
         ("register_model.gates.gain", "min_gain"),
     ],
 )
