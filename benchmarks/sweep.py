@@ -43,7 +43,7 @@ def _measure(nodes: int, seconds: float) -> float:
     with tempfile.TemporaryDirectory() as folder:
         works = _works(Path(folder), seconds)
         node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
-        cluster = Cluster(initialize_head=True, head_node_args=node)
+        cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
         try:
             for _ in range(nodes - 1):
                 cluster.add_node(**node)

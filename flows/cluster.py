@@ -88,7 +88,7 @@ def _flow(address: str, works: Mapping[str, Work], options: Mapping[str, Any], e
     from prefect_ray import RayTaskRunner
     from prefect_ray.context import remote_options
 
-    piece = task(carry_out_anywhere, name="piece", cache_policy=NO_CACHE, persist_result=False)
+    piece = task(name="piece", cache_policy=NO_CACHE, persist_result=False)(carry_out_anywhere)
 
     def body() -> None:
         with remote_options(scheduling_strategy="SPREAD", **options):

@@ -98,11 +98,11 @@ def carry_out(work: Work, folder: Path, watch: Watch | None = None) -> dict[str,
         return 0
 
     flow = [sys.executable, "-m", "flows.build_model", "--no-server", "--wait", *work.arguments]
-    code = run([_dvc(arguments) for arguments in work.before])
-    if not code:
-        code = run([flow])
-        # Also when a stage failed: what those before it made need not be made again.
-        code = run([_dvc(arguments) for arguments in work.after]) or code
+    # What cannot be brought is made again, or missed by the stage that needs it, which says so.
+    run([_dvc(arguments) for arguments in work.before])
+    code = run([flow])
+    # Also when a stage failed: what those before it made need not be made again.
+    code = run([_dvc(arguments) for arguments in work.after]) or code
     files = {name: (folder / name).read_text(encoding="utf-8") for name in work.wanted if (folder / name).is_file()}
     return {
         "ok": code == 0,

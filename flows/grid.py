@@ -101,7 +101,7 @@ def grid(sweep: SweepParams, params: str, commit: str) -> list[Point]:
     Raises:
         VocabgraftError: for a parameter or a value that params.yaml does not allow.
     """
-    points = {}
+    points: dict[str, Point] = {}
     for values in itertools.product(*sweep.params.values()):
         chosen = dict(zip(sweep.params, values, strict=True))
         text = _edited(params, chosen)

@@ -130,7 +130,8 @@ def _runs_overdue(client: Any, deployment: Any) -> list[Any]:
     from prefect.client.schemas.objects import StateType
     from prefect.types._datetime import now
 
-    due = FlowRunFilterExpectedStartTime(before_=now("UTC"))
+    instant: Any = now("UTC")
+    due = FlowRunFilterExpectedStartTime(before_=instant)
     return _runs(client, deployment, [StateType.SCHEDULED], expected_start_time=due)
 
 

@@ -19,7 +19,8 @@ from vocabgraft.errors import VocabgraftError
 from .projects import add_stage, lock_bytes, run_dvc, write_project
 from .test_sweep import EPOCHS, JOURNAL, git, write_sweep
 
-SECONDS = 6
+# Longer than a worker needs to notice that its node is gone.
+SECONDS = 15
 
 
 def write_cluster_project(root: Path, seconds: float = SECONDS) -> Path:
@@ -60,7 +61,7 @@ def cluster(environment_of_nodes: Path) -> Iterator[Any]:
 
     environment_of_nodes.unlink(missing_ok=True)
     node = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024}
-    made = utilities.Cluster(initialize_head=True, head_node_args=node)
+    made = utilities.Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
     made.second = made.add_node(**node)
     yield made
     ray.shutdown()
