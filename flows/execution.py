@@ -309,7 +309,7 @@ def _follow(run: DvcRun, log: StageLog, timeout: float | None) -> tuple[list[str
         elif run.control.fileno() in ready:
             # All that wrote is gone, so what is left in the pipe is the rest.
             answer = _receive(run.control)
-            code = None if not answer else int(json.loads(answer)["code"])
+            code: int | None = json.loads(answer)["code"] if answer else None
             if code is None:
                 run.kill()
             while data := os.read(run.output, 65536):

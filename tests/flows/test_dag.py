@@ -73,7 +73,7 @@ def test_the_chain_of_this_project_is_the_one_in_its_dvc_yaml(tmp_path: Path) ->
         stages = {stage.name: stage.upstream for stage in read_dag(Path())}
     assert next(iter(stages)) == "validate_data"
     assert stages["validate_data"] == ()
-    assert stages["merge_adapter"] == ("resize_base", "train_adapter")
+    assert stages["merge_adapter"] == ("extend_tokenizer", "resize_base", "train_adapter", "validate_data")
     assert "merge_adapter" in stages["register_model"]
     assert list(stages)[-1] == "register_model"
 
