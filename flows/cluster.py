@@ -27,6 +27,8 @@ from vocabgraft.errors import VocabgraftError
 # How often a piece is begun anew because its machine was lost.
 RETRIES = 10
 SECONDS_BETWEEN_LOOKS = 1.0
+# Ray repeats a whole argument where it cannot pickle it.
+MESSAGE_LENGTH = 500
 
 
 def require_ray() -> None:
@@ -79,7 +81,7 @@ def run_works(address: str, works: Mapping[str, Work], cpus: float = 1, gpus: fl
         yield item
     thread.join()
     if failure:
-        raise VocabgraftError(f"the cluster at {address}: {failure[0]}") from failure[0]
+        raise VocabgraftError(f"the cluster at {address}: {str(failure[0])[:MESSAGE_LENGTH]}") from failure[0]
 
 
 def _flow(address: str, works: Mapping[str, Work], options: Mapping[str, Any], ended: Any) -> None:
