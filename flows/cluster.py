@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from flows import experiment
 from flows.copies import LOCAL_CONFIG, carried_files, committed_code, local_config, require_remote
 from flows.dag import Stage
 from flows.execution import Attempt, Ending, StageLog
-from flows.experiment import Work, carry_out_anywhere, failed_stages
+from flows.experiment import Here, Work, carry_out_anywhere, failed_stages
 from flows.run_record import RUN_RECORD
 from flows.running import Elsewhere
 from vocabgraft.errors import VocabgraftError
@@ -26,6 +27,8 @@ from vocabgraft.errors import VocabgraftError
 # How often a piece is begun anew because its machine was lost.
 RETRIES = 10
 SECONDS_BETWEEN_LOOKS = 1.0
+# Ray repeats a whole argument where it cannot pickle it.
+MESSAGE_LENGTH = 500
 
 
 def require_ray() -> None:
@@ -78,25 +81,32 @@ def run_works(address: str, works: Mapping[str, Work], cpus: float = 1, gpus: fl
         yield item
     thread.join()
     if failure:
-        raise VocabgraftError(f"the cluster at {address}: {failure[0]}") from failure[0]
+        raise VocabgraftError(f"the cluster at {address}: {str(failure[0])[:MESSAGE_LENGTH]}") from failure[0]
 
 
 def _flow(address: str, works: Mapping[str, Work], options: Mapping[str, Any], ended: Any) -> None:
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
-    from prefect.futures import as_completed
     from prefect_ray import RayTaskRunner
-    from prefect_ray.context import remote_options
 
     piece = task(name="piece", cache_policy=NO_CACHE, persist_result=False)(carry_out_anywhere)
+    here = Here(partial(_spread, piece, works, options, ended))
 
     def body() -> None:
-        with remote_options(scheduling_strategy="SPREAD", **options):
-            names = {piece.with_options(task_run_name=work.name).submit(work): name for name, work in works.items()}
-        for future in as_completed(list(names)):
-            ended.put((names[future], _result(future)))
+        # The flow travels with each of its tasks, to machines that have none of this code: so it names nothing of it.
+        here.value()
 
     flow(name="cluster", task_runner=RayTaskRunner(address=address, init_kwargs={"log_to_driver": False}))(body)()
+
+
+def _spread(piece: Any, works: Mapping[str, Work], options: Mapping[str, Any], ended: Any) -> None:
+    from prefect.futures import as_completed
+    from prefect_ray.context import remote_options
+
+    with remote_options(scheduling_strategy="SPREAD", **options):
+        names = {piece.with_options(task_run_name=work.name).submit(work): name for name, work in works.items()}
+    for future in as_completed(list(names)):
+        ended.put((names[future], _result(future)))
 
 
 def _result(future: Any) -> dict[str, Any]:

@@ -49,6 +49,16 @@ class Work:
     wanted: Sequence[str] = ()
 
 
+class Here:
+    """What stays on this machine: where it is pickled it travels as nothing."""
+
+    def __init__(self, value: Any = None) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[type["Here"], tuple[()]]:
+        return Here, ()
+
+
 def carry_out_anywhere(work: Work) -> dict[str, Any]:
     """Do it in a new temporary folder of the machine at hand, which is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="vocabgraft-"))

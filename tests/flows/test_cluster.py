@@ -92,10 +92,12 @@ def kill_when(cluster: Any, journal: Path, starts: int) -> threading.Thread:
 def test_a_sweep_outlives_a_node_and_every_point_is_there_once(
     cluster: Any,
     environment_of_nodes: Path,
-    prefect_server: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    # After the cluster, whose nodes have to be up within 30 s.
+    request.getfixturevalue("prefect_server")
     root = write_cluster_project(tmp_path / "project")
     write_sweep(root, 4, 3, 2, 5)
     monkeypatch.chdir(root)
