@@ -30,12 +30,8 @@ RECIPES = ("sentence_transformers flavor", "pyfunc", "sentence-transformers alon
 RUNNER = """
 import sys
 
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("vocabgraft", "tasks", "flows", "tests", "peft"):
-            raise ModuleNotFoundError(f"a user's process does not have {name}")
-
-sys.meta_path.insert(0, Refuse())
+# None is what a library that asks whether they are there gets to hear, too.
+sys.modules |= dict.fromkeys(("vocabgraft", "tasks", "flows", "tests", "peft"))
 import json
 import numpy as np
 

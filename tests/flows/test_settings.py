@@ -110,9 +110,12 @@ def test_a_key_that_params_yaml_leaves_to_its_default_can_be_set(params_file: Pa
     ("assignment", "says"),
     [
         ("train_adapter.epoch=1", ("unknown key 'train_adapter.epoch' (value 1)", "allowed here: method, epochs")),
-        ("merge_adapter.x=1", ("unknown key 'merge_adapter.x'", "allowed here: none")),
+        ("merge_adapter.x=1", ("unknown key 'merge_adapter.x'", "allowed here: name, licence, contexts_per_token")),
         ("sead=1", ("unknown key 'sead'", "allowed here: seed, base")),
-        ("train.epochs=1", ("--set train.epochs: there is no 'train'", "allowed: seed, base, validate_data")),
+        (
+            "train.epochs=1",
+            ("--set train.epochs: there is no 'train'", "allowed: seed, base, failure_hook"),
+        ),
         ("seed.x=1", ("--set seed.x: there is no 'x'", "17 has no parts; set it as a whole")),
         ("base.revision.x.y=1", ("there is no 'x'", "None has no parts; set it as a whole")),
         ("validate_data.datasets.9.name=a", ("there is no '9'; allowed: 0 to 1",)),
