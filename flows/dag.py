@@ -91,7 +91,7 @@ def _stages(repo: Any) -> list[Stage]:
 
     try:
         graph = get_active_graph(repo.index.graph)
-        ordered = plan_repro(graph, collect_stages(repo, ["dvc.yaml"]))
+        ordered = plan_repro(graph, collect_stages(repo, [str(Path(repo.root_dir) / "dvc.yaml")]))
     except DvcException as error:
         raise VocabgraftError(f"DVC cannot read the stages: {error}") from error
     return [

@@ -38,14 +38,14 @@ def template(kind: str) -> Any:
 
 def render(kind: str, entry: Any) -> Any:
     """A deployment's job as its worker would start it."""
-    variables = entry["work_pool"].get("job_variables", {})
+    given = template(kind), entry["work_pool"].get("job_variables", {})
     if kind == "process":
         from prefect.workers.process import ProcessJobConfiguration as Configuration
     elif kind == "docker":
         from prefect_docker.worker import DockerWorkerJobConfiguration as Configuration
     else:
         from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration as Configuration
-    return asyncio.run(Configuration.from_template_and_values(template(kind), variables))
+    return asyncio.run(Configuration.from_template_and_values(*given))
 
 
 @pytest.mark.parametrize(("pool", "kind"), POOLS.items())

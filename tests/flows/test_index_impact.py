@@ -11,6 +11,8 @@ from vocabgraft.artifacts import new_folder, write_json
 from vocabgraft.tokenizer import extend_tokenizer
 from vocabgraft.vocabulary import NewToken
 
+from .projects import run_dvc
+
 
 def write_extension(out: Path) -> None:
     """What the stage extend_tokenizer leaves."""
@@ -42,9 +44,7 @@ def test_it_says_which_share_of_the_vectors_stays_valid(project: Path, capsys: p
 
 
 def test_without_a_name_the_tokenizer_is_the_one_that_the_dag_makes(project: Path) -> None:
-    from dvc.repo import Repo
-
-    Repo.init(no_scm=True)
+    run_dvc(Path(), "init", "--no-scm")
     write_lines(Path("dvc.yaml"), ["stages:", "  extend_tokenizer:", "    cmd: 'true'", "    outs: [somewhere]"])
     write_extension(Path("somewhere"))
     assert main(["corpus.txt", "--out", "impact.json"]) == 0
