@@ -33,7 +33,7 @@ schedule: $(VENV)/.installed ## run the pipeline every night; ARGS='--cron "0 3 
 sweep: $(VENV)/.installed ## run the grid of sweep.yaml; ARGS="--jobs 4", ARGS="--ray ADDRESS"
 	python -m flows.sweep sweep.yaml $(ARGS)
 
-test: $(VENV)/.installed-test ## run the tests (under 10 minutes on 2 cores)
+test: $(VENV)/.installed-test ## run the tests (about 25 minutes on 2 cores)
 	python -m pytest -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed-test ## run the tests that take longer
