@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from vocabgraft.tokenizer import added_tokens, read_tokens
 logger = logging.getLogger(__name__)
 
 ITEMS, METRICS = "items.parquet", "metrics.json"
-ITEMS_TAG = "test_items_digest"
+ITEMS_TAG, WIDTH_TAG = "test_items_digest", "embedding_width"
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,16 @@ def compare_with_champion(client: Client, champion: Registered, candidate: Candi
     except VocabgraftError as error:
         logger.warning("warning: version %d, the champion, could not be compared: %s", champion.version, error)
         return Rival(champion.version, None, f"could not be compared: {error}")
+
+
+def with_widths(rival: Rival, champion: Registered, registered: Registered) -> Rival:
+    """Say it where the two embed in different widths: figures compare, stored vectors do not."""
+    before, after = (version.tags.get(WIDTH_TAG) for version in (champion, registered))
+    if None in (before, after) or before == after:
+        return rival
+    told = f"its vectors have {before} numbers and this model's {after}, so every stored vector must be made again"
+    logger.warning("warning: version %d, the champion: %s", champion.version, told)
+    return replace(rival, how=f"{rival.how}; {told}")
 
 
 def compare_recorded(

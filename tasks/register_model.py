@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks._base import find_base
-from tasks._champion import ITEMS_TAG, Candidate, Rival, compare_with_champion
+from tasks._champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, compare_with_champion, with_widths
 from tasks._gates import Gate, benefit_of, figure_at, gates_of, own_module_gates, speed_of
 from tasks._lineage import data_splits, items_digest, lineage_tags
 from tasks._model_card import UNKNOWN_LICENCE, Facts, licence_of, write_card
@@ -112,7 +112,9 @@ def _write(
 ) -> Registered:
     card = write_card(_facts(params, made, figures, tags))
     with _beside_its_card(made.merged, card) as folder:
-        return log_and_register(client, params.name, _load(folder), _record(figures, made, tags, card))
+        model = _load(folder)
+        tags = {**tags, WIDTH_TAG: str(model.get_embedding_dimension())}
+        return log_and_register(client, params.name, model, _record(figures, made, tags, card))
 
 
 def _require_readable(client: Client, registered: Registered, made: Made, new: bool) -> None:
@@ -143,6 +145,8 @@ def _decide(
         champion = find_by_alias(client, params.name, CHAMPION)
         is_champion = champion is not None and champion.version == registered.version
         rival = None if champion is None or is_champion else _rival(client, champion, params, made, tags)
+        if champion is not None and rival is not None:
+            rival = with_widths(rival, champion, registered)
         gates = gates_of(figures, True, speed, rival, params.gates) + own_module_gates(made.merged, params.gates)
         holds = all(gate.holds for gate in gates)
         decision = {

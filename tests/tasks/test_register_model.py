@@ -187,6 +187,19 @@ def test_a_champion_whose_files_are_lost_is_no_reason_to_promote(make: Make) -> 
     assert "could not be compared" in next(gate for gate in read_json(RECORD)["gates"] if not gate["holds"])["limit"]
 
 
+def test_a_champion_of_another_width_is_told_of(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = make("first", gain=5.0), make("second", gain=9.0)
+    first.register()
+    connect().set_model_version_tag(first.name, "1", "embedding_width", "768")
+    second.register()
+    gate = next(gate for gate in read_json(RECORD)["gates"] if "champion" in gate["name"])
+    width = load(second.root / "merged").get_embedding_dimension()
+    told = f"its vectors have 768 numbers and this model's {width}, so every stored vector must be made again"
+    assert told in gate["limit"]
+    assert any(told in message for message in caplog.messages)
+    assert told in read_json(RECORD)["compared_with"]["how"]
+
+
 def test_a_model_that_costs_too_much_stays_challenger(make: Make) -> None:
     made = make("first")
     SPEED.parent.mkdir()
