@@ -115,16 +115,19 @@ def _project(root: Path, stages: dict[str, dict[str, object]]) -> Path:
 
 
 def _idle_project(root: Path) -> Path:
-    """A chain that ends in a registration which the registry has."""
+    """A chain that ends in a registration which the registry has, with its files."""
     chain = {f"s{n}": _copying(f"s{n}", [f"s{n - 1}.txt" if n else "raw.txt"]) for n in range(STAGES)}
     record = f'{{"name": "{MODEL}", "content_digest": "{DIGEST}"}}'
     registering = f"mkdir -p registered && echo '{record}' > registered/registration.json"
     chain["register_model"] = {"cmd": registering, "deps": [f"s{STAGES - 1}.txt"], "outs": ["registered"]}
     _project(root, chain)
+    files = root / "model"
+    files.mkdir()
+    (files / "MLmodel").touch()
     register = (
         "from mlflow import MlflowClient; c = MlflowClient('sqlite:///mlflow.db'); "
         f"c.create_registered_model({MODEL!r}); run = c.create_run(c.create_experiment('e')).info.run_id; "
-        f"c.create_model_version({MODEL!r}, 'file:///nowhere', run, tags={{'content_digest': {DIGEST!r}}})"
+        f"c.create_model_version({MODEL!r}, {files.as_uri()!r}, run, tags={{'content_digest': {DIGEST!r}}})"
     )
     _seconds(["-c", register], root)
     return root

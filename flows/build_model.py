@@ -4,6 +4,8 @@ python -m flows.build_model --help
 """
 
 import argparse
+import gc
+import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.plan:
             _print_plan(make_plan(options, say)[1], last_seconds(ROOT), console)
             return 0
-        with prepared_run(options, say) as prepared:
+        with prepared_run(options, say, _ignore if given.no_server else _import_prefect) as prepared:
             finished = _run(prepared, given.no_server)
     except VocabgraftError as error:
         print(f"build_model: {error}", file=sys.stderr)
@@ -62,9 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(prepared: Prepared, no_server: bool) -> Finished:
     if no_server:
         return execute(prepared, lambda runs: run_in_threads(runs, prepared.jobs))
-    # A process without a server starts a temporary one, which takes 6 to 10 s here and more on a busy machine.
-    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     from flows.prefect_flow import run_prepared
 
     # A temporary server outlives a killed flow; with this in its environment the next run ends it.
@@ -73,6 +72,17 @@ def _run(prepared: Prepared, no_server: bool) -> Finished:
         return run_prepared(prepared)
     finally:
         del os.environ[MARK]
+
+
+def _import_prefect() -> None:
+    # A process without a server starts a temporary one, which takes 6 to 10 s here and more on a busy machine.
+    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    importlib.import_module("flows.prefect_flow")
+
+
+def _ignore() -> None:
+    """Have nothing to do meanwhile."""
 
 
 def _tell(finished: Finished, console: Console) -> int:
@@ -131,4 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    code = main()
+    # All of it ends with the process; looking through Prefect's objects for garbage first takes half a second.
+    gc.freeze()
+    raise SystemExit(code)

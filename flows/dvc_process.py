@@ -4,9 +4,13 @@ A flow that is killed cannot end its children, and DVC that is killed leaves its
 DVC stands a supervisor: it learns from the closed control socket that the flow is gone and from the kernel that DVC is,
 and then ends whatever still runs. Importing DVC takes half a second of a core, a fork of what has it none.
 
+The same process reads the DAG, since it has what that takes while the flow still imports Prefect.
+
 Started by flows.execution as `python -P dvc_process.py SOCKET LOCK`, with two inherited file descriptors.
 """
 
+import base64
+import dataclasses
 import gc
 import importlib
 import json
@@ -16,6 +20,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # All of it within the ten seconds in which a cancelled run has to be over.
@@ -24,16 +30,22 @@ SECONDS_FOR_DVC = 3.0
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 SECONDS_BETWEEN_LOOKS, SECONDS_FOR_A_SHORT_LOCK = 0.02, 60.0
 STOP = b"stop"
+# Instead of dvc's command line: the DAG and what changed, in a last line that begins so and goes on in base64, whose
+# letters no reader of output takes for anything else.
+INSPECT = ["inspect"]
+INSPECTED = "inspected:"
 
 
 def main(channel: socket.socket, lock: int) -> None:
     """Fork a supervisor for each request until the flow closes the channel.
 
-    A request is `{"arguments": [...]}`, dvc's command line, with two file descriptors: where it writes, and the control
-    socket. The answer is `{"pid": ...}`, the supervisor's, which is also its session and process group. The workspace
-    lock is inherited, so that it holds until the last supervisor has ended what it watches.
+    A request is `{"arguments": [...]}`, dvc's command line or INSPECT, with two file descriptors: where it writes, and
+    the control socket. The answer is `{"pid": ...}`, the supervisor's, which is also its session and process group. The
+    workspace lock is inherited, so that it holds until the last supervisor has ended what it watches.
     """
     _import_dvc()
+    # Behind everything else: the project's own packages, wherever they are installed, for what reads the DAG.
+    sys.path.append(str(Path(__file__).parents[1]))
     # The supervisors are not waited for; whoever asked knows from the control socket when one is done.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
@@ -85,7 +97,7 @@ def _supervise(arguments: list[str], output: int, control: socket.socket, lock: 
     if dvc == 0:
         for descriptor in (woken, wake, control.fileno(), lock):
             os.close(descriptor)
-        _run_dvc(arguments, output)
+        _become(_inspect if arguments == INSPECT else _run_dvc, arguments, output)
     # Only DVC and what is under it hold the pipe, so that its end is the end of all of them.
     os.close(output)
     code, told = None, False
@@ -105,11 +117,9 @@ def _supervise(arguments: list[str], output: int, control: socket.socket, lock: 
     os._exit(0)
 
 
-def _run_dvc(arguments: list[str], output: int) -> None:
-    """Become `dvc ARGUMENTS`; never returns."""
+def _become(work: Callable[[list[str]], int], arguments: list[str], output: int) -> None:
+    """Do the work with `output` as its standard output and end with its exit code; never returns."""
     import logging
-
-    from dvc.cli import main as dvc
 
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
@@ -124,16 +134,36 @@ def _run_dvc(arguments: list[str], output: int) -> None:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     _name_process(f"dvc {arguments[-1]}")
     _look_at_locks_often()
-    # DVC writes it into its locks, as what a user who meets them is told.
-    sys.argv = ["dvc", *arguments]
     code = 255
     try:
-        code = dvc(arguments)
+        code = work(arguments)
     finally:
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
+
+
+def _run_dvc(arguments: list[str]) -> int:
+    from dvc.cli import main as dvc
+
+    # DVC writes it into its locks, as what a user who meets them is told.
+    sys.argv = ["dvc", *arguments]
+    return int(dvc(arguments))
+
+
+def _inspect(_: list[str]) -> int:
+    from flows.dag import inspect
+    from vocabgraft.errors import VocabgraftError
+
+    try:
+        stages, changed = inspect(Path(), print)
+    except VocabgraftError as error:
+        answer: dict[str, Any] = {"error": str(error)}
+    else:
+        answer = {"stages": [dataclasses.asdict(stage) for stage in stages], "changed": changed}
+    print(INSPECTED + base64.b64encode(json.dumps(answer, default=str).encode()).decode())
+    return 0
 
 
 def _look_at_locks_often() -> None:

@@ -1,5 +1,6 @@
 """Running one stage through DVC, and saying what became of it."""
 
+import base64
 import json
 import os
 import re
@@ -10,14 +11,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import TypeAdapter
+
 from flows import dvc_process
+from flows.dag import Stage
 from flows.workspace import MARK, end_leftovers
+from vocabgraft.errors import VocabgraftError
 
 SKIPPED = re.compile(r"^Stage '.+' didn't change, skipping")
 RESTORED = re.compile(r"^Stage '.+' is cached - skipping run")
@@ -244,6 +250,60 @@ def reproduce(
     if timed_out:
         return Attempt(Ending.TIMED_OUT, f"stopped after its time-out of {timeout:g} s (meta: timeout_s in dvc.yaml)")
     return judge(lines, code)
+
+
+class Inspection:
+    """The DAG and what changed, read by a process that imports DVC while this one does something else."""
+
+    def __init__(self, processes: DvcProcesses) -> None:
+        self._processes = processes
+        # In a thread, since nothing is started before DVC is imported.
+        self._starting = ThreadPoolExecutor(1)
+        self._started = self._starting.submit(processes.start, dvc_process.INSPECT)
+
+    @property
+    def pid(self) -> int:
+        """Of the process that watches the reader, which is their process group."""
+        return self._started.result().pid
+
+    def result(self, say: Callable[[str], None]) -> tuple[list[Stage], dict[str, list[str]]]:
+        """Wait for it: what `flows.dag.inspect` returns.
+
+        Raises:
+            VocabgraftError: as `flows.dag.inspect`, and when the process was ended.
+            OSError: when it cannot be started.
+        """
+        with self._starting:
+            run = self._started.result()
+        try:
+            lines, _, _ = _follow(run, _Said(say), None)
+        finally:
+            self._processes.finish(run)
+        answers = [line for line in lines if line.startswith(dvc_process.INSPECTED)]
+        if not answers:
+            tail = "\n".join(lines[-15:])
+            raise VocabgraftError(
+                f"the process that reads dvc.yaml ended without an answer; run again\n{tail}".rstrip()
+            )
+        answer = json.loads(base64.b64decode(answers[0].removeprefix(dvc_process.INSPECTED)))
+        if "error" in answer:
+            raise VocabgraftError(answer["error"])
+        return TypeAdapter(list[Stage]).validate_python(answer["stages"]), answer["changed"]
+
+
+class _Said:
+    """Hands on what a process says, but for its answer."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def line(self, text: str) -> None:
+        """Hand it on."""
+        if not text.startswith(dvc_process.INSPECTED):
+            self._say(text)
+
+    def progress(self, percent: float) -> None:
+        """Reading shows none."""
 
 
 def judge(lines: Sequence[str], code: int | None) -> Attempt:

@@ -40,8 +40,6 @@ def settle(root: Path) -> None:
     DVC writes the file in place: killed meanwhile it leaves a part of it. Such a file becomes again what it was before
     that run, and what the run did comes back from the run cache.
     """
-    from dvc.repo import Repo
-
     path = root / DUE
     try:
         due = json.loads(path.read_text(encoding="utf-8"))
@@ -51,6 +49,12 @@ def settle(root: Path) -> None:
         # Killed while it was written, so before the first stage ran: the order is still the one before.
         path.unlink()
         return
+    if all(_holds(root / lock_file, before["text"]) for lock_file, before in due.items()):
+        # Nothing ran; importing DVC's Repo would take half a second of a core.
+        path.unlink()
+        return
+    from dvc.repo import Repo
+
     with Repo(str(root), _wait_for_lock=True).lock:
         for lock_file, before in due.items():
             if (root / lock_file).is_file() and _stages_of(root / lock_file) is None:
@@ -72,6 +76,11 @@ def restore_lock_order(lock_file: Path, order: Sequence[str]) -> None:
     for name in wanted:
         content["stages"][name] = content["stages"].pop(name)
     _replace(lock_file, dumps_yaml(content))
+
+
+def _holds(path: Path, text: str | None) -> bool:
+    # As bytes: a file that was cut off may end inside of a character.
+    return (path.read_bytes() if path.is_file() else None) == (None if text is None else text.encode())
 
 
 def _replace(path: Path, text: str | None) -> None:
