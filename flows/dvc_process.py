@@ -65,10 +65,13 @@ def main(channel: socket.socket, lock: int) -> None:
 def _import_dvc() -> None:
     # What a `dvc repro` imports on its way, as seen in sys.modules after one; nothing here starts a thread.
     modules = """
-        dvc.cli.parser dvc.commands.repro dvc.repo.open_repo dvc.repo.reproduce dvc.repo.scm_context dvc.scm dvc.rwlock
-        dvc.cachemgr dvc.data_cloud dvc.parsing.context dvc.stage.loader dvc.stage.cache dvc.stage.run dvc.stage.imports
-        dvc.utils.serialize dvc.utils.strictyaml dvc_data.hashfile.checkout dvc_data.hashfile.state dvc_data.index
-        dvc_data.hashfile.transfer dvc_objects.fs.local dvc_objects.fs.memory networkx psutil ruamel.yaml
+        configobj dvc.cachemgr dvc.cli.parser dvc.commands.repro dvc.data_cloud dvc.dirs dvc.parsing.context
+        dvc.repo.artifacts dvc.repo.datasets dvc.repo.metrics dvc.repo.open_repo dvc.repo.params dvc.repo.plots
+        dvc.repo.reproduce dvc.repo.scm_context dvc.repo.stage dvc.rwlock dvc.scm dvc.stage.cache dvc.stage.imports
+        dvc.stage.loader dvc.stage.run dvc.types dvc.utils.serialize dvc.utils.strictyaml dvc_data.hashfile._progress
+        dvc_data.hashfile.checkout dvc_data.hashfile.db.local dvc_data.hashfile.state dvc_data.hashfile.status
+        dvc_data.hashfile.transfer dvc_data.index dvc_objects.fs.local dvc_objects.fs.memory
+        fsspec.implementations.memory networkx psutil ruamel.yaml ruamel.yaml.mergevalue
     """
     for name in modules.split():
         importlib.import_module(name)
