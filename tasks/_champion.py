@@ -156,7 +156,7 @@ def _values(column: list[float], metric: str) -> Array:
 def _measured_anew(champion: Registered, candidate: Candidate, benefit: Benefit) -> Rival:
     """By asking both models today's held-out items."""
     merged = load_model(candidate.merged, device="cpu", own_modules=True, trust_remote_code=candidate.trust_remote_code)
-    model = _load_champion(download_model(f"models:/{champion.name}/{champion.version}"), candidate)
+    model = load_champion(download_model(f"models:/{champion.name}/{champion.version}"), candidate)
     tokens = read_tokens(candidate.tokens)
     new_words = NewWords(merged.tokenizer, tokens)
     known = model.tokenizer.get_vocab()
@@ -174,7 +174,7 @@ def _measured_anew(champion: Registered, candidate: Candidate, benefit: Benefit)
     return Rival(champion.version, gain, how, figures_of(measured)["champion"])
 
 
-def _load_champion(folder: Path, candidate: Candidate) -> "SentenceTransformer":
+def load_champion(folder: Path, candidate: Candidate) -> "SentenceTransformer":
     """The champion; of its code runs only what the new model has too, since the setting is of this run's base."""
     trusted = candidate.trust_remote_code and set(code_hashes(folder).values()) <= set(
         code_hashes(candidate.merged).values()
