@@ -25,6 +25,7 @@ from vocabgraft.artifacts import MANIFEST, new_folder, read_json, require_artifa
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.model_folder import PACK_FOLDER
 from vocabgraft.params import BaseParams, RegisterModelParams, load_params
+from vocabgraft.remote_code import keep_code
 from vocabgraft.tokenizer import read_tokens
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,8 @@ def _write(
     card = write_card(_facts(params, made, figures, tags))
     with _beside_its_card(made.merged, card) as folder:
         model = load_model(folder, device="cpu", own_modules=True, trust_remote_code=made.trust_remote_code)
+        if made.trust_remote_code:
+            keep_code(model, made.merged)
         tags = {**tags, WIDTH_TAG: str(model.get_embedding_dimension())}
         return log_and_register(client, params.name, model, _record(figures, made, tags, card))
 

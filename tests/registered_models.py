@@ -41,10 +41,12 @@ class Made:
             "out": self.root / "out",
         }
 
-    def register(self, gates: GateParams = GATES) -> None:
+    def register(self, gates: GateParams = GATES, trust_remote_code: bool = False) -> None:
         """Run the stage."""
         register_model(
-            **self.paths(), params=RegisterModelParams(name=self.name, gates=gates), base=BaseParams(model="a base")
+            **self.paths(),
+            params=RegisterModelParams(name=self.name, gates=gates),
+            base=BaseParams(model="a base", trust_remote_code=trust_remote_code),
         )
 
     def digest_at(self, alias: str) -> str | None:

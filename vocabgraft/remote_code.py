@@ -4,9 +4,13 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vocabgraft.artifacts import digest_of, file_sha256, read_json, write_json
 from vocabgraft.errors import VocabgraftError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 # What sentence-transformers loads through transformers; an auto_map may name classes for more, which nobody asks for.
 LOADED = (
@@ -98,6 +102,17 @@ def copy_code(source: Path, destination: Path) -> None:
     for name in code_hashes(source):
         (destination / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, destination / name)
+
+
+def keep_code(model: "SentenceTransformer", source: Path) -> None:
+    """Let whoever saves the model take the code of its folder along, such as MLflow (the model is changed in place)."""
+    save = model.save
+
+    def save_with_code(path: str, *arguments: Any, **options: Any) -> None:
+        save(path, *arguments, **options)
+        copy_code(source, Path(path))
+
+    model.save = save_with_code
 
 
 def drop_auto_maps(folder: Path) -> None:

@@ -16,8 +16,10 @@ import yaml
 from tasks._champion import Candidate, load_champion
 from tasks._stage import run_stage
 from tests.coded_base import CONFIGURATION, HELPER, MODEL, RAN, SOURCES, change_config
-from tests.conftest import build_tiny_project
+from tests.conftest import ROOT, build_tiny_project
+from tests.registered_models import build
 from tests.tasks.test_check_consistency import LIMITS
+from tests.vocabgraft.test_remote_code import with_layer
 from vocabgraft.artifacts import file_sha256, write_json
 from vocabgraft.base_model import load_model
 from vocabgraft.errors import VocabgraftError
@@ -208,3 +210,17 @@ def test_the_registered_version_says_what_ran_and_loads_by_mlflow(
 def test_every_weight_trains_under_trusted_code_too(project: Path) -> None:
     put("train_adapter", method="full", learning_rate=1e-3)
     assert run("train_adapter", "merge_adapter", "check_consistency") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("coded_base")
+def test_a_module_class_of_the_folder_is_registered_with_its_file(
+    tiny_base: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{in_folder}/mlflow.db")
+    shutil.copy(ROOT / "params.yaml", in_folder)
+    base = with_layer(Path(shutil.copytree(tiny_base, in_folder / "layered")))
+    made = build(in_folder / "made", base, "layered", "one")
+    made.register(trust_remote_code=True)
+    # Reading it back has compared its embeddings with those of the folder.
+    assert made.digest_at("challenger") == made.digest
