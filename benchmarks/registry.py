@@ -67,6 +67,7 @@ def measure_registration(root: Path) -> None:
             tokens=Path("data/extend_tokenizer/tokens.json"),
             out=root / "out",
             params=load_params().register_model,
+            base=load_params().base,
         )
     )
     print(f"registration of the shipped model: {seconds:.1f} s (target: under 20)")

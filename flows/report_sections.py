@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.report_numbers import capital, counted, figure, metric_name, number, signed
+from vocabgraft.remote_code import describe_code
 
 SUBSETS = {"new_word": "with a new word", "no_new_word": "without a new word", "all": "all"}
 KINDS = {"word": "word", "symbol": "symbol", "special": "special token"}
@@ -380,6 +381,7 @@ def lineage(gathered: Gathered) -> dict[str, Any]:
         "absent": [] if gathered.run else ["The flow has not run here, so there is no reports/run.json to tell it."],
         "base": gathered.content("base"),
         "base_absence": gathered.parts["base"].absence,
+        "remote_code": describe_code((gathered.content("base") or {}).get("code")),
         "digest": inputs.get("digest"),
         "stages": done,
         "data": {path: digest for path, digest in files.items() if not path.endswith(".py")},

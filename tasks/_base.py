@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vocabgraft.artifacts import read_json, require_artifact
 from vocabgraft.base_model import REGISTRY_PREFIX, BaseIdentity, identify_base, locate_base
+from vocabgraft.errors import VocabgraftError
 from vocabgraft.params import BaseParams
 
 
@@ -14,21 +15,37 @@ def resolve_base(params: BaseParams) -> tuple[Path, BaseIdentity]:
         from tasks._registry import resolve_version
 
         resolved = resolve_version(params.model)
-    folder = _folder_of(resolved, params.revision)
+    folder = _folder_of(resolved, params.revision, params.trust_remote_code)
     return folder, identify_base(folder, params, resolved)
 
 
-def find_base(identity_file: Path) -> Path:
-    """The folder of the base that `validate_data` identified; refused when its weights are others by now."""
+def find_base(identity_file: Path, trust_remote_code: bool = False) -> Path:
+    """The folder of the base that `validate_data` identified.
+
+    Args:
+        identity_file: base.json.
+        trust_remote_code: whether the caller is to run the base's own code.
+
+    Raises:
+        VocabgraftError: when its weights are others by now, or the code that is to run.
+    """
     identity = BaseIdentity(**read_json(require_artifact(identity_file)))
-    folder = _folder_of(identity.model, identity.revision)
-    identify_base(folder, BaseParams(model=identity.model, sha256=identity.sha256), identity.model)
+    folder = _folder_of(identity.model, identity.revision, trust_remote_code)
+    known = BaseParams(model=identity.model, sha256=identity.sha256, trust_remote_code=trust_remote_code)
+    seen = identify_base(folder, known, identity.model).code
+    if trust_remote_code and seen != identity.code:
+        before = identity.code or {}
+        changed = sorted(name for name in {*before, *(seen or {})} if before.get(name) != (seen or {}).get(name))
+        raise VocabgraftError(
+            f"the code of {identity.model} is not what validate_data saw ({', '.join(changed) or 'none was allowed'}), "
+            "so it is not run; run validate_data again"
+        )
     return folder
 
 
-def _folder_of(model: str, revision: str | None) -> Path:
+def _folder_of(model: str, revision: str | None, trust_remote_code: bool) -> Path:
     if model.startswith(REGISTRY_PREFIX):
         from tasks._registry import download_model
 
         return download_model(model)
-    return locate_base(model, revision)
+    return locate_base(model, revision, trust_remote_code)

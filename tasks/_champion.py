@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,8 +18,12 @@ from vocabgraft.comparison import Array, Comparison, compare_correlations, compa
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.held_out import measure_retrieval, measure_similarity
 from vocabgraft.measurement import Measurement, figures_of
+from vocabgraft.remote_code import code_hashes
 from vocabgraft.subjects import NewWords, Subject
 from vocabgraft.tokenizer import added_tokens, read_tokens
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +59,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class Candidate:
-    """The new model: where it lies, what was measured of it, and on what."""
+    """The new model: where it lies, what was measured of it, on what, and whether its own code may run."""
 
     merged: Path
     evaluation: Path
@@ -64,6 +68,7 @@ class Candidate:
     items_digest: str
     batch_size: int
     seed: int
+    trust_remote_code: bool = False
 
 
 def compare_with_champion(client: Client, champion: Registered, candidate: Candidate, benefit: Benefit) -> Rival:
@@ -150,8 +155,8 @@ def _values(column: list[float], metric: str) -> Array:
 
 def _measured_anew(champion: Registered, candidate: Candidate, benefit: Benefit) -> Rival:
     """By asking both models today's held-out items."""
-    model = load_model(download_model(f"models:/{champion.name}/{champion.version}"), device="cpu", own_modules=True)
-    merged = load_model(candidate.merged, device="cpu", own_modules=True)
+    merged = load_model(candidate.merged, device="cpu", own_modules=True, trust_remote_code=candidate.trust_remote_code)
+    model = load_champion(download_model(f"models:/{champion.name}/{champion.version}"), candidate)
     tokens = read_tokens(candidate.tokens)
     new_words = NewWords(merged.tokenizer, tokens)
     known = model.tokenizer.get_vocab()
@@ -167,6 +172,14 @@ def _measured_anew(champion: Registered, candidate: Candidate, benefit: Benefit)
     )
     how = "measured anew, since the held-out items are others by now"
     return Rival(champion.version, gain, how, figures_of(measured)["champion"])
+
+
+def load_champion(folder: Path, candidate: Candidate) -> "SentenceTransformer":
+    """The champion; of its code runs only what the new model has too, since the setting is of this run's base."""
+    trusted = candidate.trust_remote_code and set(code_hashes(folder).values()) <= set(
+        code_hashes(candidate.merged).values()
+    )
+    return load_model(folder, device="cpu", own_modules=True, trust_remote_code=trusted)
 
 
 def _ask(datasets: Path, subjects: list[Subject], new_words: NewWords, benefit: Benefit) -> list[Measurement]:

@@ -11,19 +11,22 @@ from tasks._registration import DataSplit
 from vocabgraft.accepted_data import read_datasets
 from vocabgraft.artifacts import MANIFEST, digest_of, read_json, require_artifact
 from vocabgraft.params import COLUMNS
+from vocabgraft.remote_code import describe_code
 from vocabgraft.splits import SPLITS
 
 LOCK_FILE = Path("dvc.lock")
 RAW = "data/raw"
+CODE_TAG = "remote_code"
 
 
 def lineage_tags(base_identity: Path, datasets: Path, own_stage: str) -> dict[str, str]:
-    """Base, data, commit, and a digest of everything that the stages before have in dvc.lock."""
+    """Base and its code, data, commit, and a digest of everything that the stages before have in dvc.lock."""
     base = read_json(require_artifact(base_identity))
     locked = _locked_stages(own_stage)
     return {
         "base": base["model"],
         "base_sha256": base["sha256"],
+        CODE_TAG: describe_code(base.get("code")),
         "inputs_digest": digest_of(locked) if locked else "none",
         "data_raw": _raw_data_hash(locked),
         **{f"data.{split.name}.{split.split}": split.digest for split in data_splits(datasets)},

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks._lineage import CODE_TAG
 from vocabgraft.tokenizer import ExtendedToken
 
 WORDS_NAMED = 40
 UNKNOWN_LICENCE = "unknown"
+# How `describe_code` begins where a base's code ran.
+RUN = "on: "
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def write_card(facts: Facts) -> str:
             f'model = mlflow.sentence_transformers.load_model("models:/{facts.name}@champion")',
             "```",
             "",
-            "Stock sentence-transformers loads the folder `model.sentence_transformer` of the artifact by itself.",
+            *_loading(facts.tags[CODE_TAG]),
             "",
             "## Limits",
             "",
@@ -66,6 +69,21 @@ def write_card(facts: Facts) -> str:
             "",
         ]
     )
+
+
+def _loading(remote_code: str) -> list[str]:
+    if not remote_code.startswith(RUN):
+        return [
+            "Stock sentence-transformers loads the folder `model.sentence_transformer` of the artifact by itself.",
+            "",
+            f"Remote code: {remote_code}. The folder names none, and no loader runs any.",
+        ]
+    return [
+        "`SentenceTransformer(FOLDER, trust_remote_code=True)` loads the folder `model.sentence_transformer` of the "
+        "artifact by itself, with the code of the base that lies in it. MLflow runs that code without being asked.",
+        "",
+        f"Remote code: {_plain(remote_code)}.",
+    ]
 
 
 def licence_of(base: Path) -> str:

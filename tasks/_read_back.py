@@ -17,7 +17,7 @@ TEXTS = 64
 BATCH_SIZE = 16
 
 
-def read_back(registered: Registered, merged: Path, evaluation: Path) -> int:
+def read_back(registered: Registered, merged: Path, evaluation: Path, trust_remote_code: bool = False) -> int:
     """Encode held-out texts with the version in the registry and with the merged folder: the bits must be equal.
 
     Returns:
@@ -32,7 +32,10 @@ def read_back(registered: Registered, merged: Path, evaluation: Path) -> int:
     try:
         folder = download_model(f"models:/{registered.name}/{registered.version}")
         there, here = (
-            encode(load_model(path, device="cpu", own_modules=True), texts, BATCH_SIZE) for path in (folder, merged)
+            encode(
+                load_model(path, device="cpu", own_modules=True, trust_remote_code=trust_remote_code), texts, BATCH_SIZE
+            )
+            for path in (folder, merged)
         )
     except VocabgraftError as error:
         raise VocabgraftError(

@@ -11,7 +11,7 @@ from vocabgraft.artifacts import new_folder, read_json, require_artifact, write_
 from vocabgraft.consistency import CHECKS, Check, CheckEntry, run_check
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.evidence import Evidence, Folders, gather_evidence
-from vocabgraft.params import CheckConsistencyParams, ValidateDataParams
+from vocabgraft.params import BaseParams, CheckConsistencyParams, ValidateDataParams
 from vocabgraft.relation_ranks import held_out_triples
 from vocabgraft.tokenizer import read_tokens
 
@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 
 def check_consistency(
-    base_identity: Path,
     tokenizer: Path,
     tokens: Path,
     resized: Path,
@@ -28,6 +27,7 @@ def check_consistency(
     data: Path,
     out: Path,
     params: CheckConsistencyParams,
+    base: BaseParams,
     validate_data: ValidateDataParams,
 ) -> None:
     """Check what was made; write the figures whether or not they hold.
@@ -39,7 +39,8 @@ def check_consistency(
     datasets, settings = read_datasets(data / "datasets"), {entry.name: entry for entry in validate_data.datasets}
     held_out = [text for entry in datasets for text in entry.texts("test")]
     folders = Folders(
-        find_base(base_identity), *(require_artifact(path) for path in (tokenizer, resized, adapter, merged))
+        find_base(data / "base.json", base.trust_remote_code),
+        *(require_artifact(path) for path in (tokenizer, resized, adapter, merged)),
     )
     evidence = gather_evidence(
         folders=folders,
@@ -48,6 +49,7 @@ def check_consistency(
         texts=[*first, *second, *held_out, *read_contexts(data / "contexts.parquet")],
         triples=[held_out_triples(entry, settings[entry.name]) for entry in datasets if entry.format == "triples"],
         params=params,
+        trust_remote_code=base.trust_remote_code,
     )
     # Its imports take as long as most of the checks.
     evidence.fresh.start()

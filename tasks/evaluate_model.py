@@ -83,12 +83,13 @@ def evaluate_model(
 def _load_models(
     data: Path, resized: Path, merged: Path, control: Path, base: BaseParams
 ) -> "dict[str, SentenceTransformer]":
-    folder = find_base(data / "base.json")
-    models = {"base": load_model(folder)}
+    trusted = base.trust_remote_code
+    folder = find_base(data / "base.json", trusted)
+    models = {"base": load_model(folder, trust_remote_code=trusted)}
     for name, path in {"resized": resized, "merged": merged}.items():
-        models[name] = load_model(require_artifact(path), own_modules=True)
+        models[name] = load_model(require_artifact(path), own_modules=True, trust_remote_code=trusted)
     if read_json(require_artifact(control) / "report.json")["trained"]:
-        models["control"] = load_model(folder)
+        models["control"] = load_model(folder, trust_remote_code=trusted)
         merge_adapter(models["control"], control)
     for name in WITHOUT_NEW_TOKENS & models.keys():
         models[name].prompts = prompts_of(models[name].prompts, base.prompts)

@@ -10,7 +10,8 @@ from tasks._stage import run_stage
 from vocabgraft.accepted_data import read_contexts, read_datasets, read_new_tokens, training_texts
 from vocabgraft.artifacts import new_folder, write_json
 from vocabgraft.base_model import tokenizer_file
-from vocabgraft.params import ExtendTokenizerParams
+from vocabgraft.params import BaseParams, ExtendTokenizerParams
+from vocabgraft.remote_code import drop_auto_maps
 from vocabgraft.tokenizer import (
     ExtendedToken,
     SegmentationReport,
@@ -27,15 +28,21 @@ if TYPE_CHECKING:
 
 
 def extend_tokenizer(
-    base_identity: Path, vocabulary: Path, datasets: Path, contexts: Path, out: Path, params: ExtendTokenizerParams
+    base_identity: Path,
+    vocabulary: Path,
+    datasets: Path,
+    contexts: Path,
+    out: Path,
+    params: ExtendTokenizerParams,
+    base: BaseParams,
 ) -> None:
     """Add the accepted tokens that the base does not have; report what that does to the training texts.
 
     `tokens.json` lists the tokens whose rows train; those that the base has from an earlier run are kept as they are
     and stand in the report alone, unless `retrain` names them.
     """
-    folder = find_base(base_identity)
-    tokenizer = load_tokenizer(folder)
+    folder = find_base(base_identity, base.trust_remote_code)
+    tokenizer = load_tokenizer(folder, base.trust_remote_code)
     base_tokenizer = load_raw_tokenizer(tokenizer_file(folder))
     wanted = read_new_tokens(vocabulary)
     tokens = extend(tokenizer, base_tokenizer, wanted, params.max_token_characters, params.retrain)
@@ -43,6 +50,8 @@ def extend_tokenizer(
     report = _report(segmentation_report(base_tokenizer, tokenizer, tokens, texts), base_tokenizer, tokens, wanted)
     with new_folder(out) as work:
         tokenizer.save_pretrained(work / "tokenizer")
+        if not base.trust_remote_code:
+            drop_auto_maps(work)
         write_json(work / "tokens.json", [token.as_json() for token in tokens])
         write_json(work / "report.json", report)
 

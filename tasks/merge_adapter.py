@@ -12,7 +12,8 @@ from vocabgraft.base_model import load_model
 from vocabgraft.model_folder import PACK_FOLDER, save_model
 from vocabgraft.packing import pack_run, why_no_pack
 from vocabgraft.packs import write_pack_inside
-from vocabgraft.params import MergeAdapterParams
+from vocabgraft.params import BaseParams, MergeAdapterParams
+from vocabgraft.remote_code import copy_code
 from vocabgraft.tokenizer import read_tokens
 
 logger = logging.getLogger(__name__)
@@ -27,17 +28,22 @@ def merge_adapter(
     contexts: Path,
     out: Path,
     params: MergeAdapterParams,
+    base: BaseParams,
 ) -> None:
     """Merge on the CPU, so that the result does not depend on where it is made; beside it, the vocabulary's pack."""
-    merged = merged_model(require_artifact(resized), require_artifact(adapter))
+    trusted = base.trust_remote_code
+    merged = merged_model(require_artifact(resized), require_artifact(adapter), trusted)
     new = read_tokens(tokens)
     reason = why_no_pack(merged, adapter, new)
     with new_folder(out) as work:
         save_model(merged, work)
+        if trusted:
+            copy_code(resized, work)
         if reason is None:
-            base, name = load_model(find_base(base_identity), device="cpu"), read_json(base_identity)["model"]
+            model = load_model(find_base(base_identity, trusted), device="cpu", trust_remote_code=trusted)
             texts = training_texts(read_datasets(datasets), read_contexts(contexts))
-            pack = pack_run(base, name, merged, new, resized, adapter, texts, params)
+            name = read_json(base_identity)["model"]
+            pack = pack_run(model, name, merged, new, resized, adapter, texts, params)
             write_pack_inside(pack, work / PACK_FOLDER)
     if reason is not None:
         logger.info("no vocabulary pack is written: %s", reason)

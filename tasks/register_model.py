@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks._base import find_base
 from tasks._champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, compare_with_champion, with_widths
@@ -24,11 +24,9 @@ from tasks._versions import make_champion, set_alias, tag_version
 from vocabgraft.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.model_folder import PACK_FOLDER
-from vocabgraft.params import RegisterModelParams, load_params
+from vocabgraft.params import BaseParams, RegisterModelParams, load_params
+from vocabgraft.remote_code import keep_code
 from vocabgraft.tokenizer import read_tokens
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +42,7 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Made:
-    """What the stages before left of the model that is to be registered."""
+    """What the stages before left of the model that is to be registered, and whether code in its folder may run."""
 
     merged: Path
     adapter: Path
@@ -53,6 +51,7 @@ class Made:
     base_identity: Path
     datasets: Path
     tokens: Path
+    trust_remote_code: bool
 
 
 def register_model(
@@ -65,13 +64,15 @@ def register_model(
     tokens: Path,
     out: Path,
     params: RegisterModelParams,
+    base: BaseParams,
 ) -> None:
     """Register the model unless its content is registered already, read it back, then decide on its aliases."""
     digest = model_digest(merged)
     if os.environ.get("DVC_EXP_NAME"):
         logger.info("inside an experiment (%s): nothing is registered", os.environ["DVC_EXP_NAME"])
     else:
-        made = Made(merged, adapter, checks, evaluation, base_identity, datasets, tokens)
+        trusted = base.trust_remote_code
+        made = Made(merged, adapter, checks, evaluation, base_identity, datasets, tokens, trusted)
         lineage = lineage_tags(base_identity, datasets, register_model.__name__)
         _register(params, made, {DIGEST_TAG: digest, ITEMS_TAG: items_digest(datasets), **lineage})
     with new_folder(out) as work:
@@ -110,9 +111,13 @@ def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> 
 def _write(
     client: Client, params: RegisterModelParams, made: Made, figures: dict[str, Any], tags: dict[str, str]
 ) -> Registered:
+    from vocabgraft.base_model import load_model
+
     card = write_card(_facts(params, made, figures, tags))
     with _beside_its_card(made.merged, card) as folder:
-        model = _load(folder)
+        model = load_model(folder, device="cpu", own_modules=True, trust_remote_code=made.trust_remote_code)
+        if made.trust_remote_code:
+            keep_code(model, made.merged)
         tags = {**tags, WIDTH_TAG: str(model.get_embedding_dimension())}
         return log_and_register(client, params.name, model, _record(figures, made, tags, card))
 
@@ -122,7 +127,7 @@ def _require_readable(client: Client, registered: Registered, made: Made, new: b
     if registered.tags.get(READ_BACK_TAG):
         return
     try:
-        texts = read_back(registered, made.merged, made.evaluation)
+        texts = read_back(registered, made.merged, made.evaluation, made.trust_remote_code)
     except VocabgraftError:
         if new:
             remove_version(client, registered)
@@ -183,6 +188,7 @@ def _rival(
         items_digest=tags[ITEMS_TAG],
         batch_size=settings.evaluate_model.batch_size,
         seed=settings.seed,
+        trust_remote_code=made.trust_remote_code,
     )
     return compare_with_champion(client, champion, candidate, benefit_of(params.gates.benefit))
 
@@ -201,12 +207,6 @@ def _tell(name: str, registered: Registered, gates: list[Gate], champion: bool) 
         logger.info("%s version %d is the champion", name, registered.version)
     else:
         logger.info("not promoted: %s stays challenger", f"{name} version {registered.version}")
-
-
-def _load(folder: Path) -> "SentenceTransformer":
-    from vocabgraft.base_model import load_model
-
-    return load_model(folder, device="cpu", own_modules=True)
 
 
 @contextmanager

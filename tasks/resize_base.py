@@ -29,22 +29,26 @@ def resize_base(
     seed: int,
 ) -> None:
     """Initialise, resize and save: an adapter trained on a resize that was not saved cannot be loaded again."""
-    folder = find_base(base_identity)
-    extended = load_tokenizer(tokenizer)
+    trusted = base.trust_remote_code
+    folder = find_base(base_identity, trusted)
+    extended = load_tokenizer(tokenizer, trusted)
     added = added_tokens(read_tokens(tokens))
     texts = training_texts(read_datasets(datasets), read_contexts(contexts))
-    rows, distillation = make_rows(folder, extended, added, texts, params, base.prompts, seed)
+    rows, distillation = make_rows(folder, extended, added, texts, params, base.prompts, seed, trusted)
     with new_folder(out) as work:
-        write_resized(folder, extended, rows, base.prompts, params.pad_to_multiple_of, work)
-        add_modules(work, params.modules, seed)
-        write_json(work / "report.json", {**_report(folder, work, rows, params), "distillation": distillation})
+        write_resized(folder, extended, rows, base.prompts, params.pad_to_multiple_of, work, trusted)
+        add_modules(work, params.modules, seed, trusted)
+        report = _report(folder, work, rows, params, trusted)
+        write_json(work / "report.json", {**report, "distillation": distillation})
 
 
-def _report(base: Path, resized: Path, rows: torch.Tensor, params: ResizeBaseParams) -> dict[str, Any]:
-    old = read_rows(base, range(find_embedding(base).shape[0]))
+def _report(
+    base: Path, resized: Path, rows: torch.Tensor, params: ResizeBaseParams, trust_remote_code: bool
+) -> dict[str, Any]:
+    old = read_rows(base, range(find_embedding(base, trust_remote_code).shape[0]), trust_remote_code)
     return {
         "initialisation": params.initialisation,
-        "rows": find_embedding(resized).shape[0],
+        "rows": find_embedding(resized, trust_remote_code).shape[0],
         "new_rows": len(rows),
         "mean_norm_of_old_rows": _mean_norm(old),
         "mean_norm_of_new_rows": _mean_norm(rows),

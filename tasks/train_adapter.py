@@ -16,7 +16,8 @@ from vocabgraft.base_model import load_model
 from vocabgraft.checkpoints import key_of
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.model_folder import save_model
-from vocabgraft.params import PEFT_METHODS, ROW_METHODS, TrainAdapterParams, ValidateDataParams
+from vocabgraft.params import PEFT_METHODS, ROW_METHODS, BaseParams, TrainAdapterParams, ValidateDataParams
+from vocabgraft.remote_code import copy_code
 from vocabgraft.tokenizer import read_tokens
 from vocabgraft.training import TrainingResult
 from vocabgraft.training import train_adapter as train
@@ -33,6 +34,7 @@ def train_adapter(
     datasets: Path,
     out: Path,
     params: TrainAdapterParams,
+    base: BaseParams,
     seed: int,
     validate_data: ValidateDataParams,
 ) -> None:
@@ -47,7 +49,7 @@ def train_adapter(
         return
     if processes.is_worker():
         processes.enter()
-    model = load_model(require_artifact(resized), own_modules=True)
+    model = load_model(require_artifact(resized), own_modules=True, trust_remote_code=base.trust_remote_code)
     new_tokens, accepted = read_tokens(tokens), read_datasets(datasets)
     new_ids = [token.id for token in new_tokens]
     moves_rows = params.method in (*ROW_METHODS, "full")
@@ -61,8 +63,10 @@ def train_adapter(
     if processes.rank() == 0:
         with new_folder(out) as work:
             save_model(model, work, adapter_base=resized.as_posix())
+            if base.trust_remote_code:
+                copy_code(resized, work)
             if params.method in PEFT_METHODS:
-                require_reload(model, work, [token.text for token in new_tokens])
+                require_reload(model, work, [token.text for token in new_tokens], base.trust_remote_code)
             write_json(work / "curve.json", _curve(result.curve))
             write_json(work / "report.json", _report(result, params, without_text))
         shutil.rmtree(checkpoints, ignore_errors=True)

@@ -33,7 +33,8 @@ def train_control(
     from vocabgraft.tokenizer import added_tokens, read_tokens
     from vocabgraft.training import train_adapter as train
 
-    model = load_model(find_base(base_identity))
+    trusted = base.trust_remote_code
+    model = load_model(find_base(base_identity, trusted), trust_remote_code=trusted)
     model.prompts = prompts_of(model.prompts, base.prompts)
     described = [token.new_token for token in added_tokens(read_tokens(tokens))]
     params = control_params(train_adapter)

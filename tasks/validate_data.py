@@ -46,6 +46,7 @@ from vocabgraft.params import (
     ExtendTokenizerParams,
     ValidateDataParams,
 )
+from vocabgraft.remote_code import check_code, describe_code
 from vocabgraft.splits import SPLITS
 from vocabgraft.tokenizer import load_raw_tokenizer, tokens_added_before
 
@@ -80,6 +81,8 @@ def validate_data(
     require_mteb(evaluate_model.mteb_tasks)
     benchmarks = [read_beir(raw / entry.folder, entry.name) for entry in evaluate_model.benchmarks]
     folder, identity = resolve_base(base)
+    check_code(folder, base.trust_remote_code)
+    logger.info("remote code: %s", describe_code(identity.code))
     tokenizer = load_raw_tokenizer(tokenizer_file(folder))
     examples = {dataset.name: read_examples(raw / "", dataset) for dataset in params.datasets}
     contexts = read_contexts([raw / name for name in params.contexts])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tasks._stage import switch_telemetry_off
+from tests.coded_base import build_coded_base
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,6 +83,21 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def coded_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The tiny base with code of its own; shared by the session, never changed.
+
+    What transformers runs of it is kept in a place of the tests alone, for this process and those that it starts.
+    """
+    from transformers import dynamic_module_utils
+
+    place = str(tmp_path_factory.mktemp("hf_modules"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", place)
+        patch.setenv("HF_MODULES_CACHE", place)
+        yield build_coded_base(tmp_path_factory.mktemp("coded") / "shift", tiny_base)
+
+
 def write_lines(path: Path, lines: list[str]) -> Path:
     """Write lines of text."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +159,7 @@ def build_tiny_project(root: Path, base: Path) -> None:
         "revision": None,
         "sha256": None,
         "prompts": {"query": None, "document": None},
+        "trust_remote_code": False,
     }
     params["validate_data"]["min_uses"] = 2
     for dataset in params["validate_data"]["datasets"]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from tasks._registry import connect, find_by_alias
 from tasks.register_model import model_digest, register_model
 from vocabgraft.artifacts import new_folder, write_json
-from vocabgraft.params import GateParams, RegisterModelParams
+from vocabgraft.params import BaseParams, GateParams, RegisterModelParams
 
 GATES = GateParams(benefit="terms.new_word.mrr", min_gain=0.0, max_retention_drop=0.01)
 # Words of the tiny base that stand for new ones.
@@ -41,9 +41,13 @@ class Made:
             "out": self.root / "out",
         }
 
-    def register(self, gates: GateParams = GATES) -> None:
+    def register(self, gates: GateParams = GATES, trust_remote_code: bool = False) -> None:
         """Run the stage."""
-        register_model(**self.paths(), params=RegisterModelParams(name=self.name, gates=gates))
+        register_model(
+            **self.paths(),
+            params=RegisterModelParams(name=self.name, gates=gates),
+            base=BaseParams(model="a base", trust_remote_code=trust_remote_code),
+        )
 
     def digest_at(self, alias: str) -> str | None:
         """The content digest of the version of this name that an alias names."""

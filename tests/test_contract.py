@@ -292,12 +292,12 @@ BROKEN_STAGES: list[tuple[Callable[[Stages], list[str]], Callable[[Stages], obje
     ),
     (
         of_project(check_read_params),
-        put("train_adapter", "params", ["train_adapter", "validate_data.datasets"]),
+        put("train_adapter", "params", ["base.trust_remote_code", "train_adapter", "validate_data.datasets"]),
         ["train_adapter: params seed listed or taken, not both"],
     ),
     (
         of_project(check_read_params),
-        put("merge_adapter", "params", ["merge_adapter", "seed"]),
+        put("merge_adapter", "params", ["base.trust_remote_code", "merge_adapter", "seed"]),
         ["merge_adapter: params seed listed or taken, not both"],
     ),
     (

@@ -201,7 +201,9 @@ def _on(device: torch.device, value: Any) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
-def require_reload(trained: "SentenceTransformer", saved: Path, texts: Sequence[str]) -> None:
+def require_reload(
+    trained: "SentenceTransformer", saved: Path, texts: Sequence[str], trust_remote_code: bool = False
+) -> None:
     """Refuse a saved adapter that is not, when it is loaded, what was trained (`trained` is moved to the CPU).
 
     Texts that hold the new tokens show their rows.
@@ -212,7 +214,7 @@ def require_reload(trained: "SentenceTransformer", saved: Path, texts: Sequence[
     Raises:
         VocabgraftError: with the largest difference of an encoding.
     """
-    loaded = load_model(saved, device="cpu", own_modules=True)
+    loaded = load_model(saved, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
     before, after = (model.encode([A_TEXT, *texts], show_progress_bar=False) for model in (trained.to("cpu"), loaded))
     difference = float(np.abs(before - after).max())
     # A figure that is not a number compares false, and so is refused.
@@ -224,14 +226,14 @@ def require_reload(trained: "SentenceTransformer", saved: Path, texts: Sequence[
         )
 
 
-def merged_model(resized: Path, adapter: Path) -> "SentenceTransformer":
+def merged_model(resized: Path, adapter: Path, trust_remote_code: bool = False) -> "SentenceTransformer":
     """The model of an adapter's folder without PEFT, on the CPU: the resized base with the adapter folded in.
 
     A folder without an adapter is that of the method `full`, and holds the model itself.
     """
     if not (adapter / CONFIG).is_file():
-        return load_model(adapter, device="cpu", own_modules=True)
-    model = load_model(resized, device="cpu", own_modules=True)
+        return load_model(adapter, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
+    model = load_model(resized, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
     merge_adapter(model, adapter)
     return model
 

@@ -1,4 +1,4 @@
-"""The base model: found, identified by its content, loaded with nothing remote executed."""
+"""The base model: found, identified by its content, loaded; its own code runs where it is trusted, and only there."""
 
 import importlib
 import importlib.util
@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vocabgraft.artifacts import file_sha256, read_json
+from vocabgraft.artifacts import file_sha256
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.params import BaseParams, PromptParams
+from vocabgraft.remote_code import LIBRARY, check_code, code_hashes, module_types
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -24,21 +25,25 @@ REGISTRY_PREFIX = "models:/"
 class BaseIdentity:
     """What a base model is, without saying where it lies on this machine.
 
-    `model` is never a floating alias: a registry alias is resolved to its version.
+    `model` is never a floating alias: a registry alias is resolved to its version. `code` has the SHA-256 of each file
+    of code in its folder, and is None where none may run (`base.trust_remote_code`).
     """
 
     model: str
     revision: str | None
     sha256: str
     tokenizer_sha256: str
+    code: Mapping[str, str] | None = None
 
-    def as_json(self) -> dict[str, str | None]:
+    def as_json(self) -> dict[str, Any]:
         """The identity as a mapping for `base.json`."""
         return asdict(self)
 
 
-def locate_base(model: str, revision: str | None = None) -> Path:
+def locate_base(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
     """The local folder of a base given as `package:MODULE/FOLDER`, a folder, or a Hub id.
+
+    Its files of code are fetched from the Hub only where they may run.
 
     Raises:
         VocabgraftError: when it is not there or the Hub cannot be reached.
@@ -47,18 +52,19 @@ def locate_base(model: str, revision: str | None = None) -> Path:
         return _locate_in_package(model)
     if model.startswith((".", "/", "~")) or Path(model).is_dir():
         return _checked_folder(Path(model).expanduser(), model)
-    return _download(model, revision)
+    return _download(model, revision, trust_remote_code)
 
 
 def identify_base(folder: Path, params: BaseParams, resolved: str) -> BaseIdentity:
-    """Hash the weights and the tokenizer; refuse weights other than `params.sha256`."""
+    """Hash the weights, the tokenizer and the code that may run; refuse weights other than `params.sha256`."""
     seen = _weights_sha256(folder)
     if params.sha256 is not None and seen != params.sha256:
         raise VocabgraftError(
             f"base.sha256 is {params.sha256}, but model.safetensors of {params.model} has {seen}; "
             "if that is the model you mean, put its value into params.yaml, otherwise restore the model"
         )
-    return BaseIdentity(resolved, params.revision, seen, file_sha256(tokenizer_file(folder)))
+    code = code_hashes(folder) if params.trust_remote_code else None
+    return BaseIdentity(resolved, params.revision, seen, file_sha256(tokenizer_file(folder)), code)
 
 
 def tokenizer_file(folder: Path) -> Path:
@@ -71,35 +77,42 @@ def tokenizer_file(folder: Path) -> Path:
     return path
 
 
-def load_model(folder: Path, device: str | None = None, own_modules: bool = False) -> "SentenceTransformer":
-    """Load a model folder from disk alone, in evaluation mode; nothing is fetched and no remote code is run.
+def load_model(
+    folder: Path, device: str | None = None, own_modules: bool = False, trust_remote_code: bool = False
+) -> "SentenceTransformer":
+    """Load a model folder from disk alone, in evaluation mode; nothing is fetched.
 
     Args:
         folder: a saved sentence-transformers model.
         device: where to put it; by default where torch finds the fastest.
         own_modules: let the folder name classes of this project's user (`resize_base.modules`), imported from the
             working folder. For folders that the project made itself, never for a base.
+        trust_remote_code: run code that lies in the folder. For the base and what is made of it, where
+            `base.trust_remote_code` is true.
+
+    Raises:
+        VocabgraftError: when it does not load, or has code that may not run; nothing of it was run then.
     """
     from sentence_transformers import SentenceTransformer
 
     classes = own_module_classes(folder) if own_modules else {}
-    options = {"device": device, "local_files_only": True}
+    check_code(folder, trust_remote_code, classes)
+    options = {"device": device, "local_files_only": True, "trust_remote_code": trust_remote_code}
+    # Code of a model's own may fail in any way, first of all for a package that it wants and that is not installed.
+    told: tuple[type[Exception], ...] = (Exception,) if trust_remote_code else (OSError, ValueError)
     try:
         if classes:
             # The public way to a class of one's own, trust_remote_code, would also run code that lies in the folder.
             return SentenceTransformer._load_with_module_classes(str(folder), classes, **options).eval()
         return SentenceTransformer(str(folder), **options).eval()
-    except (OSError, ValueError) as error:
+    except told as error:
         raise VocabgraftError(f"{folder} does not load as a sentence-transformers model: {error}") from error
 
 
 def own_module_types(folder: Path) -> list[str]:
-    """Dotted names of the classes that a saved model needs and sentence-transformers does not have."""
-    listed = folder / "modules.json"
-    names = [entry["type"] for entry in read_json(listed)] if listed.is_file() else []
-    for routes in sorted(folder.rglob("router_config.json")):
-        names += read_json(routes)["types"].values()
-    return sorted({name for name in names if not name.startswith("sentence_transformers.")})
+    """Dotted names of the classes that a saved model needs and has no code for, nor sentence-transformers has them."""
+    names = {kind for _, kind, _ in module_types(folder) if not kind.startswith(LIBRARY)}
+    return sorted(name for name in names if not (folder / f"{name.rpartition('.')[0]}.py").is_file())
 
 
 def own_module_classes(folder: Path) -> dict[str, type["Module"]]:
@@ -162,13 +175,13 @@ def _checked_folder(folder: Path, model: str) -> Path:
     return folder
 
 
-def _download(model: str, revision: str | None) -> Path:
+def _download(model: str, revision: str | None, trust_remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         # Weights in other formats are never read, so they are not fetched either.
-        wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.model", *(["*.py"] if trust_remote_code else [])]
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except HFValidationError as error:
         raise VocabgraftError(f"base.model is {model!r}, which is neither a folder nor a Hub id: {error}") from error

@@ -45,7 +45,7 @@ HIDDEN_ARGUMENTS = {
 PROBES = ("a probe", "a longer probe, so that the shorter one is padded")
 
 
-def add_modules(folder: Path, modules: Sequence[ModuleParams], seed: int) -> None:
+def add_modules(folder: Path, modules: Sequence[ModuleParams], seed: int, trust_remote_code: bool = False) -> None:
     """Put modules into a saved model (its folder is changed in place); nothing is loaded where there are none.
 
     Raises:
@@ -55,7 +55,7 @@ def add_modules(folder: Path, modules: Sequence[ModuleParams], seed: int) -> Non
         return
     # Loading draws weights, too, before it reads them.
     with torch.random.fork_rng(devices=[]):
-        model = load_model(folder, device="cpu")
+        model = load_model(folder, device="cpu", trust_remote_code=trust_remote_code)
         insert_modules(model, modules, seed)
     _write(model, folder)
 

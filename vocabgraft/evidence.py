@@ -119,6 +119,7 @@ class Evidence:
         without_training_text: new tokens that no training text holds.
         triples: held-out triples that a relation is looked for in.
         fresh: encodings of a process that knows the merged folder alone.
+        trust_remote_code: whether code that lies in the folders runs.
     """
 
     folders: Folders
@@ -132,6 +133,7 @@ class Evidence:
     triples: tuple[HeldOutTriples, ...]
     fresh: FreshProcess
     params: CheckConsistencyParams
+    trust_remote_code: bool = False
     _encoded: dict[tuple[Artifact, tuple[str, ...]], Embeddings] = field(default_factory=dict, init=False, repr=False)
 
     def model(self, artifact: Artifact) -> "SentenceTransformer":
@@ -171,6 +173,7 @@ def gather_evidence(
     texts: Sequence[str],
     triples: Sequence[HeldOutTriples],
     params: CheckConsistencyParams,
+    trust_remote_code: bool = False,
 ) -> Evidence:
     """Load everything from disk and choose the probes: the first distinct texts with and without a new token.
 
@@ -180,8 +183,8 @@ def gather_evidence(
     Raises:
         VocabgraftError: when the extended tokenizer or the adapter's report cannot be read.
     """
-    tokenizer = load_tokenizer(folders.tokenizer)
-    models = _load_all(folders)
+    tokenizer = load_tokenizer(folders.tokenizer, trust_remote_code)
+    models = _load_all(folders, trust_remote_code)
     probes = choose_probes(tokenizer, texts, tokens, _window(models["resized"]))
     few = [] if not (probes.with_new and probes.without_new) else list(probes.few().all)
     others = (folders.base, folders.tokenizer, folders.resized, folders.adapter)
@@ -197,22 +200,24 @@ def gather_evidence(
         ),
         probes=probes,
         triples=tuple(triples),
-        fresh=FreshProcess(folders.merged, others, few, params.batch_size),
+        fresh=FreshProcess(folders.merged, others, few, params.batch_size, trust_remote_code),
         params=params,
+        trust_remote_code=trust_remote_code,
     )
 
 
-def _load_all(folders: Folders) -> dict[Artifact, "SentenceTransformer | VocabgraftError"]:
-    def load(folder: Path) -> "SentenceTransformer":
-        return load_model(folder, device="cpu", own_modules=True)
+def _load_all(folders: Folders, trust_remote_code: bool) -> dict[Artifact, "SentenceTransformer | VocabgraftError"]:
+    def load(folder: Path, own_modules: bool = True) -> "SentenceTransformer":
+        return load_model(folder, device="cpu", own_modules=own_modules, trust_remote_code=trust_remote_code)
 
     return {
-        "base": _loaded("base", lambda: load_model(folders.base, device="cpu")),
+        "base": _loaded("base", lambda: load(folders.base, own_modules=False)),
         "resized": _loaded("resized", lambda: load(folders.resized)),
         "adapter": _loaded("adapter", lambda: load(folders.adapter)),
         "merged": _loaded("merged", lambda: load(folders.merged)),
         "merged in memory": _loaded(
-            "the merge of adapter and resized base", lambda: merged_model(folders.resized, folders.adapter)
+            "the merge of adapter and resized base",
+            lambda: merged_model(folders.resized, folders.adapter, trust_remote_code),
         ),
     }
 

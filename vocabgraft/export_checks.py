@@ -26,7 +26,7 @@ def onnx_export(evidence: Evidence) -> Finding:
     with tempfile.TemporaryDirectory() as scratch:
         # The export may write beside the weights, and an artifact stays as its manifest has it.
         copy = Path(shutil.copytree(evidence.folders.merged, Path(scratch) / "model"))
-        exported = encode(load_onnx(copy), texts, evidence.params.batch_size)
+        exported = encode(load_onnx(copy, evidence.trust_remote_code), texts, evidence.params.batch_size)
     exact = encode(evidence.model("merged"), texts, evidence.params.batch_size)
     limit, differences = evidence.params.onnx_tolerance, relative_differences(exact, exported)
     over = [
@@ -37,7 +37,7 @@ def onnx_export(evidence: Evidence) -> Finding:
     return at_most(float(np.max(differences)), limit, over)
 
 
-def load_onnx(folder: Path) -> "SentenceTransformer":
+def load_onnx(folder: Path, trust_remote_code: bool = False) -> "SentenceTransformer":
     """The model in a folder, exported on the way by the library's own backend.
 
     Raises:
@@ -50,7 +50,8 @@ def load_onnx(folder: Path) -> "SentenceTransformer":
         )
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(str(folder), device="cpu", local_files_only=True, backend="onnx")
+    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    return SentenceTransformer(str(folder), device="cpu", backend="onnx", **options)
 
 
 def _is_installed(name: str) -> bool:

@@ -1,9 +1,10 @@
 """A program of its own: what a service sees of a model, in a process that knows its folder and nothing of the project.
 
 Run as `python -P fresh_encoding.py REQUEST RESULT`; it imports stock sentence-transformers alone. REQUEST is JSON:
-`folder` and `moved` (a copy of it), `lists` of texts, `batch_size`, `threads`, and `others`, the folders of the base
-and the other artifacts. RESULT gets the encodings of each list by the model where it lies (`folder`), by the copy
-(`moved`), and by the copy once none of the other folders can be opened (`alone`); a failure is written in their place.
+`folder` and `moved` (a copy of it), `lists` of texts, `batch_size`, `threads`, `trust_remote_code`, and `others`, the
+folders of the base and the other artifacts. RESULT gets the encodings of each list by the model where it lies
+(`folder`), by the copy (`moved`), and by the copy once none of the other folders can be opened (`alone`); a failure is
+written in their place.
 """
 
 import json
@@ -35,7 +36,8 @@ def encode(folder: str, request: dict[str, Any]) -> list["np.ndarray[Any, Any]"]
     """The encodings of each list, by the model as stock sentence-transformers loads it."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(folder, device="cpu", local_files_only=True)
+    trusted = request["trust_remote_code"]
+    model = SentenceTransformer(folder, device="cpu", local_files_only=True, trust_remote_code=trusted)
     options = {"batch_size": request["batch_size"], "show_progress_bar": False, "convert_to_numpy": True}
     return [np.asarray(model.encode(texts, **options), dtype=np.float32) for texts in request["lists"]]
 

@@ -30,7 +30,14 @@ class FreshProcess:
     again while the model's own folder, the base's and those of the other artifacts cannot be opened.
     """
 
-    def __init__(self, folder: Path, others: Sequence[Path], lists: Sequence[Sequence[str]], batch_size: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        others: Sequence[Path],
+        lists: Sequence[Sequence[str]],
+        batch_size: int,
+        trust_remote_code: bool = False,
+    ) -> None:
         """Note what is to be done; nothing runs yet.
 
         Args:
@@ -38,9 +45,11 @@ class FreshProcess:
             others: folders that a service does not have.
             lists: texts, each list encoded by itself.
             batch_size: of the encoding.
+            trust_remote_code: run code that lies in the folder.
         """
         self.lists = tuple(tuple(texts) for texts in lists)
         self._folder, self._others, self._batch_size = folder.resolve(), [path.resolve() for path in others], batch_size
+        self._trust_remote_code = trust_remote_code
         self._running: tuple[subprocess.Popen[str], tempfile.TemporaryDirectory[str]] | None = None
         self._found: dict[str, Embeddings | str] | None = None
 
@@ -59,6 +68,7 @@ class FreshProcess:
             "lists": self.lists,
             "batch_size": self._batch_size,
             "threads": torch.get_num_threads(),
+            "trust_remote_code": self._trust_remote_code,
         }
         write_json(root / "request.json", request)
         script = str(Path(fresh_encoding.__file__).resolve())
@@ -66,7 +76,8 @@ class FreshProcess:
             # -P: the script's own folder is no place to import from.
             [sys.executable, "-P", script, str(root / "request.json"), str(root / "result.npz")],
             cwd=root / "empty",
-            env=os.environ | OFFLINE,
+            # A place of its own for code, since the user's has the code of the other folders already.
+            env=os.environ | OFFLINE | {"HF_MODULES_CACHE": str(root / "code")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

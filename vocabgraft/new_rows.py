@@ -26,6 +26,7 @@ def make_rows(
     params: ResizeBaseParams,
     prompts: PromptParams,
     seed: int,
+    trust_remote_code: bool = False,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """A row for each new token, by the method that `params.initialisation` names.
 
@@ -39,6 +40,7 @@ def make_rows(
         params: the section `resize_base`.
         prompts: put over the base's own.
         seed: of what is drawn; the global generators are neither read nor changed.
+        trust_remote_code: run the base's own code.
 
     Returns:
         Rows of shape (tokens, width) in the type of the base's weights, and the report of the distillation, empty
@@ -48,13 +50,13 @@ def make_rows(
         VocabgraftError: for a token that the method cannot start, or when no text holds a new token.
     """
     distilled = params.initialisation == "distillation"
-    start = _start(base, tokens, seed)
+    start = _start(base, tokens, seed, trust_remote_code)
     if not tokens:
         return start.weight[:0], {}
     rows = initial_rows(params.distillation.start if distilled else params.initialisation, start)
     if not distilled:
         return rows, {}
-    teacher = load_model(base)
+    teacher = load_model(base, trust_remote_code=trust_remote_code)
     teacher.prompts = prompts_of(teacher.prompts, prompts)
     contexts = choose_contexts(texts, tokenizer, tokens, params.distillation.contexts_per_token, start.unknown_id)
     student = extended_copy(teacher, tokenizer, rows)
@@ -63,9 +65,10 @@ def make_rows(
     return weight[[token.id for token in tokens]].to(rows), report
 
 
-def _start(base: Path, tokens: Sequence[ExtendedToken], seed: int) -> Start:
-    tokenizer = load_tokenizer(base)
+def _start(base: Path, tokens: Sequence[ExtendedToken], seed: int, trust_remote_code: bool) -> Start:
+    tokenizer = load_tokenizer(base, trust_remote_code)
     # Rows beyond the tokenizer's size are padding, which no mean and no neighbour may come from.
-    used = min(find_embedding(base).shape[0], len(tokenizer))
-    weight = read_rows(base, range(used))
-    return Start(weight, tuple(tokens), tokenizer.unk_token_id, seed, initialiser_deviation(base))
+    used = min(find_embedding(base, trust_remote_code).shape[0], len(tokenizer))
+    weight = read_rows(base, range(used), trust_remote_code)
+    deviation = initialiser_deviation(base, trust_remote_code)
+    return Start(weight, tuple(tokens), tokenizer.unk_token_id, seed, deviation)

@@ -92,12 +92,13 @@ class PromptParams(Section):
 
 
 class BaseParams(Section):
-    """Where the base model comes from and which weights it must have."""
+    """Where the base model comes from, which weights it must have, and whether code in its folder may run."""
 
     model: Annotated[str, StringConstraints(min_length=1)]
     revision: str | None = None
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     prompts: PromptParams = PromptParams()
+    trust_remote_code: bool = False
 
 
 class FileParams(Section):

@@ -10,6 +10,7 @@ from vocabgraft.artifacts import read_json, write_json
 from vocabgraft.base_model import prompts_of
 from vocabgraft.model_folder import save_tokenizer
 from vocabgraft.params import PromptParams
+from vocabgraft.remote_code import drop_auto_maps
 from vocabgraft.surgery import resize_folder, transformer_folder
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def write_resized(
     prompts: PromptParams,
     pad_to_multiple_of: int | None,
     destination: Path,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write the base with new rows, the extended tokenizer and its prompts, complete and self-contained.
 
@@ -38,12 +40,15 @@ def write_resized(
         prompts: put over the base's own.
         pad_to_multiple_of: makes the number of rows a multiple of this.
         destination: an existing, empty folder.
+        trust_remote_code: run the base's own code and take it along; else what is written names none.
 
     Raises:
         VocabgraftError: when the base is incomplete or damaged, or the rows do not fit.
     """
-    resize_folder(base, destination, rows, len(tokenizer), pad_to_multiple_of)
+    resize_folder(base, destination, rows, len(tokenizer), pad_to_multiple_of, trust_remote_code=trust_remote_code)
     save_tokenizer(tokenizer, destination / transformer_folder(base).relative_to(base))
+    if not trust_remote_code:
+        drop_auto_maps(destination)
     _with_prompts(destination / SETTINGS, prompts)
 
 

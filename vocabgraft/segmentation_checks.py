@@ -75,7 +75,7 @@ def tokenizer_reload(evidence: Evidence) -> Finding:
     tokenizer = evidence.model("merged").tokenizer
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        again = load_tokenizer(Path(folder))
+        again = load_tokenizer(Path(folder), evidence.trust_remote_code)
     return none_of(differences(tokenizer, again, _all_texts(evidence)))
 
 

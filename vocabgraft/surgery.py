@@ -15,6 +15,7 @@ import torch
 
 from vocabgraft.artifacts import MANIFEST, write_json
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.remote_code import copy_code
 from vocabgraft.stored_weights import (
     FLOATS,
     WEIGHTS,
@@ -61,22 +62,27 @@ class EmbeddingTensor:
     sized_alike: tuple[str, ...]
 
 
-def find_embedding(folder: Path) -> EmbeddingTensor:
+def find_embedding(folder: Path, trust_remote_code: bool = False) -> EmbeddingTensor:
     """Find the stored input embeddings of a sentence-transformers or transformers folder, from the headers alone.
+
+    Args:
+        folder: a model folder.
+        trust_remote_code: run its own code, which says where they are.
 
     Raises:
         VocabgraftError: when there are no complete safetensors weights, or the input embeddings are not among them.
     """
     transformer = transformer_folder(folder)
-    return _embedding_of(read_checkpoint(transformer), _load_config(transformer))
+    return _embedding_of(read_checkpoint(transformer), _load_config(transformer, trust_remote_code), trust_remote_code)
 
 
-def read_rows(folder: Path, ids: Sequence[int]) -> torch.Tensor:
+def read_rows(folder: Path, ids: Sequence[int], trust_remote_code: bool = False) -> torch.Tensor:
     """Read some rows of the input embeddings, without the others.
 
     Args:
         folder: a model folder.
         ids: rows to read, in any order, repeated ones too.
+        trust_remote_code: as of `find_embedding`.
 
     Returns:
         Shape (ids, width), of the stored type.
@@ -86,7 +92,7 @@ def read_rows(folder: Path, ids: Sequence[int]) -> torch.Tensor:
     """
     transformer = transformer_folder(folder)
     checkpoint = read_checkpoint(transformer)
-    embedding = _embedding_of(checkpoint, _load_config(transformer))
+    embedding = _embedding_of(checkpoint, _load_config(transformer, trust_remote_code), trust_remote_code)
     rows, width = embedding.shape
     if wrong := [i for i in ids if not 0 <= i < rows]:
         raise VocabgraftError(
@@ -98,9 +104,10 @@ def read_rows(folder: Path, ids: Sequence[int]) -> torch.Tensor:
     return read
 
 
-def initialiser_deviation(folder: Path) -> float:
+def initialiser_deviation(folder: Path, trust_remote_code: bool = False) -> float:
     """The standard deviation that a model's configuration starts weights with; 0.02 where it names none."""
-    return float(getattr(_load_config(transformer_folder(folder)).get_text_config(), "initializer_range", 0.02))
+    config = _load_config(transformer_folder(folder), trust_remote_code)
+    return float(getattr(config.get_text_config(), "initializer_range", 0.02))
 
 
 def resize_folder(
@@ -110,6 +117,7 @@ def resize_folder(
     tokenizer_size: int,
     pad_to_multiple_of: int | None = None,
     link: bool = False,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write the model in `source` with rows for new tokens to `destination`; the tokenizer is left to the caller.
 
@@ -119,21 +127,23 @@ def resize_folder(
     Args:
         source: a model folder with safetensors weights, in one file or several.
         destination: an existing, empty folder, empty again after an error. It gets the weights, the configurations
-            and the module folders; no tokenizer, no model card, no manifest, no weights in other formats.
+            and the module folders, and trusted code; no tokenizer, no model card, no manifest, no weights in other
+            formats.
         new_rows: shape (new tokens, width), of the type of the stored embeddings.
         tokenizer_size: tokens of the extended tokenizer, the new ones included.
         pad_to_multiple_of: makes the number of rows a multiple of this; rows that no token uses are zeros.
         link: hard-link weight files that do not change. Such a file is one with the source's, and so is its mode,
             which `artifacts.new_folder` and DVC set; so this is only for a source that is nobody else's.
+        trust_remote_code: run the model's own code and take it along.
 
     Raises:
         VocabgraftError: when the source is incomplete or damaged, or the rows do not fit.
     """
     folder = transformer_folder(source)
     modules = [module for module in _module_folders(source) if source / module != folder]
-    config = _load_config(folder)
+    config = _load_config(folder, trust_remote_code)
     checkpoint = read_checkpoint(folder)
-    embedding = _embedding_of(checkpoint, config)
+    embedding = _embedding_of(checkpoint, config, trust_remote_code)
     first, total = _plan_rows(embedding, new_rows, tokenizer_size, pad_to_multiple_of)
     longer = _longer_tensors(checkpoint, embedding, new_rows, first, total)
     target = destination / folder.relative_to(source)
@@ -146,6 +156,8 @@ def resize_folder(
         _write_weights(checkpoint, target, longer, link)
         raw = read_json_object(folder / "config.json")
         write_json(target / "config.json", _resized_config(raw, config, total))
+        if trust_remote_code:
+            copy_code(source, destination)
 
 
 @contextmanager
@@ -191,20 +203,23 @@ def _module_folders(folder: Path) -> list[str]:
     return modules
 
 
-def _load_config(folder: Path) -> "PretrainedConfig":
+def _load_config(folder: Path, trust_remote_code: bool) -> "PretrainedConfig":
     from transformers import AutoConfig
 
+    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    # Code of a model's own may fail in any way.
+    told: tuple[type[Exception], ...] = (Exception,) if trust_remote_code else (OSError, ValueError, KeyError)
     try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoConfig.from_pretrained(str(folder), **options)
+    except told as error:
         raise VocabgraftError(
             f"{folder}/config.json is not a configuration that transformers knows: {error}; "
-            "a model with its own code is not supported"
+            "a model with its own code needs base.trust_remote_code, and all of that code in its folder"
         ) from error
 
 
-def _embedding_of(checkpoint: Checkpoint, config: "PretrainedConfig") -> EmbeddingTensor:
-    model, weight = _model_without_memory(config, checkpoint.folder)
+def _embedding_of(checkpoint: Checkpoint, config: "PretrainedConfig", trust_remote_code: bool) -> EmbeddingTensor:
+    model, weight = _model_without_memory(config, checkpoint.folder, trust_remote_code)
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
     aliases = {name for name, tensor in named if tensor is weight}
     in_code = _names_in_code(checkpoint.tensors, model)
@@ -228,15 +243,20 @@ def _embedding_of(checkpoint: Checkpoint, config: "PretrainedConfig") -> Embeddi
     return EmbeddingTensor(found[0], stored.file, (rows, width), dtype, tuple(sorted(tied)), tuple(sorted(alike)))
 
 
-def _model_without_memory(config: "PretrainedConfig", folder: Path) -> "tuple[PreTrainedModel, torch.Tensor]":
+def _model_without_memory(
+    config: "PretrainedConfig", folder: Path, trust_remote_code: bool
+) -> "tuple[PreTrainedModel, torch.Tensor]":
     """The base model and its input embeddings, on the meta device: nothing is allocated, no random number drawn."""
     from transformers import AutoModel
 
+    told: tuple[type[Exception], ...] = (
+        (Exception,) if trust_remote_code else (ValueError, ImportError, NotImplementedError, AttributeError)
+    )
     try:
         with torch.device("meta"):
-            model = AutoModel.from_config(config, trust_remote_code=False)
+            model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
         return model, model.get_input_embeddings().weight
-    except (ValueError, ImportError, NotImplementedError, AttributeError) as error:
+    except told as error:
         raise VocabgraftError(
             f"transformers cannot say where the {config.model_type!r} model in {folder} has its input embeddings "
             f"({error}); choose a base with a text encoder that sentence-transformers loads"
@@ -342,7 +362,7 @@ def _copy_module(source: Path, destination: Path) -> None:
     # A module without settings, such as Normalize, has an empty folder, which git and packages drop.
     if not source.is_dir():
         return
-    ignore = shutil.ignore_patterns(".*", PICKLED_WEIGHTS)
+    ignore = shutil.ignore_patterns(".*", "*.py", PICKLED_WEIGHTS)
     shutil.copytree(source, destination, copy_function=shutil.copyfile, ignore=ignore)
     if (pickled := source / PICKLED_WEIGHTS).is_file() and not (destination / WEIGHTS).is_file():
         from safetensors.torch import save_file

@@ -84,12 +84,14 @@ def load_raw_tokenizer(path: Path) -> "Tokenizer":
     return tokenizer
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
-    """The fast tokenizer of a model or tokenizer folder, from disk alone."""
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerFast":
+    """The fast tokenizer of a model or tokenizer folder, from disk alone; code in it runs where it is trusted."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        # Left unsaid, transformers asks on the terminal whether to run the code of a folder.
+        options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+        return AutoTokenizer.from_pretrained(str(folder), **options)
     except (OSError, ValueError) as error:
         raise VocabgraftError(f"{folder} does not load as a tokenizer: {error}") from error
 

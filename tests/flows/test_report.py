@@ -159,6 +159,14 @@ def test_lineage_tells_what_the_model_was_made_from(tmp_path: Path) -> None:
         assert told in said
     assert f"torch {record['versions']['torch']}" in said
     assert '"terms.new_word.mrr"' in said
+    assert "remote code: off" in said
+
+
+def test_lineage_tells_which_code_of_the_base_ran(tmp_path: Path) -> None:
+    left = outputs()
+    left["validate_data"]["base.json"]["code"] = {"modeling_x.py": "7" * 64, "<b>x.py": "8" * 64}
+    page = made(tmp_path, flow_run(results()), left)
+    assert "remote code: on: <b>x.py, modeling_x.py (SHA-256 " in page.text("lineage")
 
 
 def test_a_model_that_was_not_promoted_is_told_with_the_gates_that_did_not_hold(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vocabgraft.artifacts import new_folder, read_json, write_json, write_manife
 from vocabgraft.bank import VocabularyBank
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.packs import write_pack_inside
-from vocabgraft.params import GateParams, RegisterModelParams
+from vocabgraft.params import BaseParams, GateParams, RegisterModelParams
 
 OWN_NORM = """
 from sentence_transformers.sentence_transformer.modules import Normalize
@@ -109,7 +109,9 @@ def test_a_model_with_an_own_class_becomes_champion_only_where_that_is_waived(
     modules = read_json(merged / "modules.json")
     write_json(merged / "modules.json", [*modules[:-1], {**modules[-1], "type": "own_norm.OwnNorm"}])
     gates = GATES.model_copy(update={"allow_own_modules": allowed})
-    register_model(**made.paths(), params=RegisterModelParams(name=made.name, gates=gates))
+    register_model(
+        **made.paths(), params=RegisterModelParams(name=made.name, gates=gates), base=BaseParams(model="a base")
+    )
     assert made.digest_at(CHALLENGER) == made.digest
     assert made.digest_at(CHAMPION) == (made.digest if allowed else None)
     gate = next(gate for gate in read_json(RECORD)["gates"] if gate["name"] == "own modules")
@@ -283,7 +285,7 @@ def test_a_name_that_the_registry_refuses_is_a_clear_error(make: Make, name: str
     made = make("first")
     refused = RegisterModelParams.model_construct(name=name, gates=GATES)
     with pytest.raises(VocabgraftError) as caught:
-        register_model(**made.paths(), params=refused)
+        register_model(**made.paths(), params=refused, base=BaseParams(model="a base"))
     assert repr(name) in str(caught.value)
     assert made.versions() == []
     assert not (made.root / "out").exists()
@@ -293,7 +295,9 @@ def test_a_benefit_that_was_not_measured_is_named_with_what_was(make: Make) -> N
     made = make("first")
     gates = GateParams(benefit="terms.new_word.recall@5")
     with pytest.raises(VocabgraftError, match=r"terms\.new_word\.recall@5.*it has .*terms\.new_word\.mrr"):
-        register_model(**made.paths(), params=RegisterModelParams(name=made.name, gates=gates))
+        register_model(
+            **made.paths(), params=RegisterModelParams(name=made.name, gates=gates), base=BaseParams(model="a base")
+        )
     assert made.versions() == []
 
 

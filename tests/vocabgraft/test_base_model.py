@@ -110,6 +110,7 @@ def test_the_identity_names_content_and_no_path(tiny_base: Path) -> None:
         "revision": None,
         "sha256": file_sha256(tiny_base / "model.safetensors"),
         "tokenizer_sha256": file_sha256(tiny_base / "tokenizer.json"),
+        "code": None,
     }
 
 
