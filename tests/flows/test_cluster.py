@@ -167,7 +167,7 @@ def test_a_copy_finds_the_remote_wherever_it_lies(tmp_path: Path) -> None:
     assert f"dir = {root / '.dvc' / 'cache'}" in local_config(root, share_cache=True)
 
 
-@pytest.mark.parametrize("resources", ["many", {"gpu": 1}, {"gpus": -1}, {"cpus": True}])
+@pytest.mark.parametrize("resources", ["many", {"gpu": 1}, {"gpus": -1}, {"cpus": True}, {"nodes": 0}, {"nodes": 1.5}])
 def test_resources_that_are_none_are_refused(resources: object, tmp_path: Path) -> None:
     from flows.dag import read_dag
 
