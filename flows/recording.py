@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 Result = TypeVar("Result")
+PREFECT_SERVER = "PREFECT_API_URL"
 
 
 def recorded(name: str, work: Callable[[], Result]) -> Result:
@@ -12,7 +13,7 @@ def recorded(name: str, work: Callable[[], Result]) -> Result:
 
     A process without a server would spend 6 to 10 s to start a temporary one, of which nobody could read the run.
     """
-    if not os.environ.get("PREFECT_API_URL"):
+    if not os.environ.get(PREFECT_SERVER):
         return work()
     from prefect import flow
 
