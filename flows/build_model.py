@@ -13,6 +13,7 @@ from rich.console import Console
 from flows.dag import Planned
 from flows.history import last_seconds
 from flows.preparation import ROOT, Finished, Prepared, RunOptions, execute, make_plan, prepared_run
+from flows.recording import allow_temporary_server
 from flows.registration import REGISTERING_STAGE
 from flows.report import REGISTRATION_RECORD, REPORT
 from flows.running import default_jobs, run_in_threads
@@ -62,9 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(prepared: Prepared, no_server: bool) -> Finished:
     if no_server:
         return execute(prepared, lambda runs: run_in_threads(runs, prepared.jobs))
-    # A process without a server starts a temporary one, which takes 6 to 10 s here and more on a busy machine.
-    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    allow_temporary_server()
     from flows.prefect_flow import run_prepared
 
     # A temporary server outlives a killed flow; with this in its environment the next run ends it.

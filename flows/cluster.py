@@ -21,6 +21,7 @@ from flows.dag import Stage
 from flows.execution import Attempt, Ending, StageLog
 from flows.experiment import Here, Work, carry_out_anywhere
 from flows.placement import SECONDS_BETWEEN_LOOKS, made_together, told
+from flows.recording import allow_temporary_server
 from flows.run_record import RUN_RECORD
 from flows.running import Elsewhere
 from vocabgraft.errors import VocabgraftError
@@ -59,6 +60,7 @@ def run_works(address: str, works: Mapping[str, Work], cpus: float = 1, gpus: fl
     Raises:
         VocabgraftError: when Ray is not installed, or the cluster does not answer.
     """
+    allow_temporary_server()
     require_ray()
     from queue import SimpleQueue
     from threading import Thread

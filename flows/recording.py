@@ -8,6 +8,15 @@ Result = TypeVar("Result")
 PREFECT_SERVER = "PREFECT_API_URL"
 
 
+def allow_temporary_server() -> None:
+    """Let Prefect, which must not be imported yet, start a server where none is named.
+
+    That takes 6 to 10 s here and more on a busy machine, which Prefect's own 20 s do not allow for.
+    """
+    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
 def recorded(name: str, work: Callable[[], Result]) -> Result:
     """Do the work as a run of the flow `name` where PREFECT_API_URL names a server, else without Prefect.
 
