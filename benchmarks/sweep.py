@@ -28,7 +28,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="that each point sleeps (default 20)")
     seconds = parser.parse_args().seconds
     os.environ.update({"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"})
-    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
     took = {nodes: _measure(nodes, seconds) for nodes in (1, 2)}
     for nodes, value in took.items():
         print(f"{nodes} node(s) of one core: {value:.1f} s for {POINTS} points that sleep {seconds:g} s")

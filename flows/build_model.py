@@ -15,6 +15,7 @@ from rich.console import Console
 from flows.dag import Planned
 from flows.history import last_seconds
 from flows.preparation import ROOT, Finished, Prepared, RunOptions, execute, make_plan, prepared_run
+from flows.recording import allow_temporary_server
 from flows.registration import REGISTERING_STAGE
 from flows.report import REGISTRATION_RECORD, REPORT
 from flows.running import default_jobs, run_in_threads
@@ -75,9 +76,7 @@ def _run(prepared: Prepared, no_server: bool) -> Finished:
 
 
 def _import_prefect() -> None:
-    # A process without a server starts a temporary one, which takes 6 to 10 s here and more on a busy machine.
-    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    allow_temporary_server()
     importlib.import_module("flows.prefect_flow")
 
 

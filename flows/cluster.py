@@ -19,14 +19,15 @@ from flows import experiment
 from flows.copies import LOCAL_CONFIG, carried_files, committed_code, local_config, require_remote
 from flows.dag import Stage
 from flows.execution import Attempt, Ending, StageLog
-from flows.experiment import Here, Work, carry_out_anywhere, failed_stages
+from flows.experiment import Here, Work, carry_out_anywhere
+from flows.placement import SECONDS_BETWEEN_LOOKS, made_together, told
+from flows.recording import allow_temporary_server
 from flows.run_record import RUN_RECORD
 from flows.running import Elsewhere
 from vocabgraft.errors import VocabgraftError
 
 # How often a piece is begun anew because its machine was lost.
 RETRIES = 10
-SECONDS_BETWEEN_LOOKS = 1.0
 # Ray repeats a whole argument where it cannot pickle it.
 MESSAGE_LENGTH = 500
 
@@ -59,6 +60,7 @@ def run_works(address: str, works: Mapping[str, Work], cpus: float = 1, gpus: fl
     Raises:
         VocabgraftError: when Ray is not installed, or the cluster does not answer.
     """
+    allow_temporary_server()
     require_ray()
     from queue import SimpleQueue
     from threading import Thread
@@ -149,7 +151,8 @@ def stages_on(address: str, root: Path) -> Iterator[Elsewhere]:
             after=[["push", "--run-cache", stage.name]],
             wanted=[str(RUN_RECORD)],
         )
-        return _made(work, stage, log, stopped)
+        make_it = made_together if stage.nodes > 1 else _made
+        return make_it(work, stage, log, _halt(stage, stopped))
 
     try:
         yield make
@@ -172,27 +175,32 @@ def _settled_files(root: Path) -> dict[str, str]:
         return carried_files(root)
 
 
-def _made(work: Work, stage: Stage, log: StageLog, stopped: Callable[[], bool]) -> Attempt | None:
+def _halt(stage: Stage, stopped: Callable[[], bool]) -> Callable[[], Attempt | None]:
+    """What says, when it is asked, why a stage that was started now must not go on."""
+    deadline = None if stage.timeout is None else time.monotonic() + stage.timeout
+
+    def halted() -> Attempt | None:
+        if deadline is not None and time.monotonic() > deadline:
+            return Attempt(Ending.TIMED_OUT, f"stopped after its time-out of {stage.timeout:g} s")
+        return Attempt(Ending.FAULT, "stopped") if stopped() else None
+
+    return halted
+
+
+def _made(work: Work, stage: Stage, log: StageLog, halted: Callable[[], Attempt | None]) -> Attempt | None:
     import ray
 
     cpus, gpus = stage.resources.get("cpus", 1.0), stage.resources.get("gpus", 0.0)
     remote = ray.remote(carry_out_anywhere).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
     piece = remote.remote(work)
     log.line(f"{stage.name} goes to the cluster: {cpus:g} cores, {gpus:g} GPUs")
-    deadline = None if stage.timeout is None else time.monotonic() + stage.timeout
     while not ray.wait([piece], timeout=SECONDS_BETWEEN_LOOKS)[0]:
-        late = deadline is not None and time.monotonic() > deadline
-        if stopped() or late:
+        if (why := halted()) is not None:
             # Its worker's end ends what it started.
             ray.cancel(piece, force=True)
-            why = f"stopped after its time-out of {stage.timeout:g} s" if late else "stopped"
-            return Attempt(Ending.TIMED_OUT if late else Ending.FAULT, why)
+            return why
     try:
         done = ray.get(piece)
     except ray.exceptions.RayError as error:
         return Attempt(Ending.FAULT, f"the cluster lost it {RETRIES + 1} times: {error}")
-    for line in done["said"].splitlines():
-        log.line(line)
-    if done["ok"]:
-        return None
-    return Attempt(Ending.FAILED, failed_stages(done["files"], str(RUN_RECORD)) or done["said"].strip())
+    return told(done, log)

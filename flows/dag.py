@@ -15,7 +15,7 @@ FILES_NAMED, VALUE_LENGTH = 3, 30
 DEFAULT_RETRIES = 2
 SECONDS_BETWEEN_LOOKS, SECONDS_TO_GIVE_UP = 1.0, 3600.0
 META = ("timeout_s", "retries")
-RESOURCES = ("cpus", "gpus")
+RESOURCES = ("cpus", "gpus", "nodes")
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Stage:
         lock_file: where DVC records it, relative to the project's root, and `key` under which name.
         timeout: seconds after which it is stopped (`timeout_s` of its `meta`); None for no limit.
         retries: how often it is tried again after a fault of execution (`retries` of its `meta`).
-        resources: what it takes of a machine of a cluster (`resources` of its `meta`, `cpus` and `gpus`), where a run
-            has one; empty: it stays on this machine.
+        resources: what it takes of a cluster (`resources` of its `meta`), where a run has one: `cpus` and `gpus` of a
+            machine, and the number of machines, `nodes`; empty: it stays on this machine.
     """
 
     name: str
@@ -38,6 +38,11 @@ class Stage:
     timeout: float | None = None
     retries: int = DEFAULT_RETRIES
     resources: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> int:
+        """On how many machines of a cluster at once it runs."""
+        return int(self.resources.get("nodes", 1))
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,10 @@ def _resources(name: str, given: Any) -> dict[str, float]:
         key not in RESOURCES or isinstance(value, bool) or not isinstance(value, int | float) or value < 0
         for key, value in given.items()
     )
-    if wrong:
+    if wrong or not float(given.get("nodes", 1)).is_integer() or given.get("nodes", 1) < 1:
         raise VocabgraftError(
-            f"stage {name}: meta.resources is {given!r}; it should be e.g. {{cpus: 4, gpus: 1}}, numbers of 0 or more"
+            f"stage {name}: meta.resources is {given!r}; it should be e.g. {{cpus: 4, gpus: 1, nodes: 2}}, numbers of "
+            "0 or more, and nodes a whole number of 1 or more"
         )
     return {key: float(value) for key, value in given.items()}
 

@@ -18,7 +18,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Work:
         arguments: those of `python -m flows.build_model`.
         before, after: command lines of DVC that bring what the run needs and take away what it made.
         wanted: files whose text is brought back where they are there.
+        variables: of the environment of all of it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Work:
     before: Sequence[Sequence[str]] = ()
     after: Sequence[Sequence[str]] = ()
     wanted: Sequence[str] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 class Here:
@@ -67,6 +69,14 @@ def carry_out_anywhere(work: Work) -> dict[str, Any]:
         return carry_out(work, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_address() -> str:
+    """HOST:PORT of the machine at hand, as the other machines of its cluster see it, where nothing listens yet."""
+    import ray
+
+    with socket.create_server(("", 0)) as listener:
+        return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
 
 
 def unpack(work: Work, folder: Path) -> None:
@@ -101,7 +111,7 @@ def carry_out(work: Work, folder: Path, watch: Watch | None = None) -> dict[str,
 
     def run(commands: Sequence[Sequence[str]]) -> int:
         for command in commands:
-            code, text = _run(command, folder, _environment(work.name), watch)
+            code, text = _run(command, folder, _environment(work), watch)
             said.append(text)
             if code:
                 return code
@@ -134,14 +144,15 @@ def _dvc(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "dvc", *arguments]
 
 
-def _environment(name: str) -> dict[str, str]:
+def _environment(work: Work) -> dict[str, str]:
     programs = str(Path(sys.executable).parent)
     inherited = {key: value for key, value in os.environ.items() if key != "VOCABGRAFT_WORKSPACE"}
     return {
         **inherited,
         "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
-        "DVC_EXP_NAME": name,
+        "DVC_EXP_NAME": work.name,
         "PYTHONUNBUFFERED": "1",
+        **work.variables,
     }
 
 

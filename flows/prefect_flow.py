@@ -4,9 +4,9 @@ Importing Prefect takes two to three seconds, so `flows.build_model --no-server`
 """
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
 
 from prefect import allow_failure, flow, get_run_logger, task
 from prefect.artifacts import (
@@ -31,6 +31,9 @@ from flows.report import REPORT
 from flows.running import Body, StageRuns
 from flows.summary import markdown
 from vocabgraft.errors import VocabgraftError
+
+# Of an asset in Prefect.
+KEY_LENGTH = 512
 
 
 @flow(name="build_model", persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=256))  # type: ignore[arg-type]
@@ -169,9 +172,15 @@ class _TaskRunLog:
             update_progress_artifact(self._artifact, percent)
 
 
+def asset_key(project: str, out: str) -> str:
+    """The name of a stage's output as an asset; Prefect refuses spaces there, and % too."""
+    path = re.sub(r"[^\w.\-/]", "_", f"{project}/{out}")
+    return f"dvc://{path}"[:KEY_LENGTH]
+
+
 def _emit_assets(stage: Stage, result: StageResult, state: Any) -> None:
     """Tell Prefect that a stage's outputs were made; what did not change was not."""
-    assets = {Asset(key=f"dvc://{quote(ROOT.resolve().name)}/{quote(out.as_posix())}") for out in stage.outs}
+    assets = {Asset(key=asset_key(ROOT.resolve().name, out.as_posix())) for out in stage.outs}
     metadata = {"seconds": round(result.seconds, 1), "outcome": result.outcome.value, "why": result.reason}
     AssetContext(
         downstream_assets=assets,

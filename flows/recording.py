@@ -5,6 +5,16 @@ from collections.abc import Callable
 from typing import TypeVar
 
 Result = TypeVar("Result")
+PREFECT_SERVER = "PREFECT_API_URL"
+
+
+def allow_temporary_server() -> None:
+    """Let Prefect, which must not be imported yet, start a server where none is named.
+
+    That takes 6 to 10 s here and more on a busy machine, which Prefect's own 20 s do not allow for.
+    """
+    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 
 def recorded(name: str, work: Callable[[], Result]) -> Result:
@@ -12,7 +22,7 @@ def recorded(name: str, work: Callable[[], Result]) -> Result:
 
     A process without a server would spend 6 to 10 s to start a temporary one, of which nobody could read the run.
     """
-    if not os.environ.get("PREFECT_API_URL"):
+    if not os.environ.get(PREFECT_SERVER):
         return work()
     from prefect import flow
 

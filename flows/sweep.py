@@ -23,12 +23,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.build_model import NO_REPORT
 from flows.copies import LOCAL_CONFIG, carried_files, committed_code, local_config, require_remote
 from flows.dag import Stage, read_dag
 from flows.experiment import Work, carry_out, failed_stages, unpack, write_over
 from flows.grid import FigureParams, Point, SweepParams, figures_of, grid, read_sweep
 from flows.preparation import ROOT
+from flows.recording import PREFECT_SERVER, recorded
 from flows.run_record import RUN_RECORD
+from flows.sweep_log import log_to_mlflow, show_in_prefect
 from tasks._stage import switch_telemetry_off
 from vocabgraft.artifacts import read_json, write_json
 from vocabgraft.errors import VocabgraftError
@@ -56,28 +59,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line.
 
     Returns:
-        The exit code: 0; 1 when a point failed or none could start; 130 or 143 when a signal stopped it.
+        The exit code: 0; 1 when a point failed or none could start; 3 when all is done and the table could not be
+        logged; 130 or 143 when a signal stopped it.
     """
     given = _parser().parse_args(arguments)
     switch_telemetry_off()
-    console = Console(width=None if sys.stdout.isatty() else 140)
     try:
         sweep = read_sweep(given.sweep)
-        points, works = _planned(sweep, given.sweep, remote=given.ray is not None)
-        runner = Runner(sweep.figure, _measured_file(sweep), ROOT)
-        results = _run(runner, points, works, given)
+        return recorded("sweep", lambda: _sweep(sweep, given))
     except VocabgraftError as error:
         print(f"sweep: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return SIGNALLED + signal.SIGINT
+
+
+def _sweep(sweep: SweepParams, given: Any) -> int:
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    points, works = _planned(sweep, given.sweep, remote=given.ray is not None)
+    runner = Runner(sweep.figure, _measured_file(sweep), ROOT)
+    results = _run(runner, points, works, given)
     best = best_of(results, sweep.figure)
     console.print(table(results, sweep, best))
-    _write_reports(results, sweep, best, given.sweep.stem)
+    rows = _rows(results, sweep, best)
+    _write_reports(rows, best, given.sweep.stem)
     if runner.stopped_by is not None:
         console.print("stopped; run it again and it goes on with the points that are not done", markup=False)
         return SIGNALLED + runner.stopped_by
-    return 0 if all(result.figure is not None for result in results) else 1
+    logged = _log(rows, sweep, given.sweep.stem)
+    if any(result.figure is None for result in results):
+        return 1
+    return 0 if logged else NO_REPORT
+
+
+def _log(rows: Sequence[Mapping[str, Any]], sweep: SweepParams, name: str) -> bool:
+    """Give the table to Prefect and MLflow; whether they took it: the points are done whatever they say."""
+    try:
+        if os.environ.get(PREFECT_SERVER):
+            show_in_prefect(rows)
+        log_to_mlflow(name, rows, sweep)
+    except VocabgraftError as error:
+        print(f"sweep: the table is in {REPORTS / name}.json, but not in MLflow: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _planned(sweep: SweepParams, file: Path, remote: bool) -> tuple[list[Point], dict[str, Work]]:
@@ -273,9 +297,9 @@ def table(results: Sequence[PointResult], sweep: SweepParams, best: PointResult 
     return made
 
 
-def _write_reports(results: Sequence[PointResult], sweep: SweepParams, best: PointResult | None, name: str) -> None:
-    """reports/NAME.json and .csv: the table for programs."""
-    rows = [
+def _rows(results: Sequence[PointResult], sweep: SweepParams, best: PointResult | None) -> list[dict[str, Any]]:
+    """The table for programs."""
+    return [
         {
             **{key: result.point.values[key] for key in sweep.params},
             sweep.figure.name: result.figure,
@@ -286,8 +310,12 @@ def _write_reports(results: Sequence[PointResult], sweep: SweepParams, best: Poi
         }
         for result in results
     ]
+
+
+def _write_reports(rows: Sequence[Mapping[str, Any]], best: PointResult | None, name: str) -> None:
+    """reports/NAME.json and .csv."""
     REPORTS.mkdir(exist_ok=True)
-    write_json(REPORTS / f"{name}.json", rows)
+    write_json(REPORTS / f"{name}.json", list(rows))
     with (REPORTS / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()

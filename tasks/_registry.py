@@ -217,6 +217,12 @@ def figures_of(client: MlflowClient, registered: Registered) -> dict[str, float]
         return dict(client.get_run(run_id).data.metrics) if run_id else {}
 
 
+def experiment_id(client: MlflowClient) -> str:
+    """The experiment in which this project's runs are, made where it is missing."""
+    found = client.get_experiment_by_name(EXPERIMENT)
+    return str(found.experiment_id if found else client.create_experiment(EXPERIMENT))
+
+
 @contextmanager
 def live_run(name: str, params: Mapping[str, Any]) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """A run of its own; what is yielded logs the figures of a step into it at once.
@@ -224,9 +230,7 @@ def live_run(name: str, params: Mapping[str, Any]) -> Iterator[Callable[[int, Ma
     A store that fails later on is told of once and does not stop what is measured.
     """
     client = connect()
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    number = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
-    run = client.create_run(number, run_name=name, tags={"vocabgraft.kind": "live metrics"}).info.run_id
+    run = client.create_run(experiment_id(client), run_name=name, tags={"vocabgraft.kind": "live metrics"}).info.run_id
     client.log_batch(run, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
     failed = False
 

@@ -43,7 +43,7 @@ def train_adapter(
     With `method: full` there is no adapter, and the folder is that of the complete model.
     """
     paths = {"resized": resized, "tokens": tokens, "datasets": datasets, "out": out}
-    if params.processes > 1 and not processes.is_worker():
+    if max(params.processes, processes.nodes()) > 1 and not processes.is_worker():
         options = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
         processes.launch(["-m", "tasks.train_adapter", *options], params.processes)
         return
@@ -56,11 +56,12 @@ def train_adapter(
     untrained = ids_without_text(model.tokenizer, accepted, new_ids) if moves_rows else []
     if params.method in ROW_METHODS:
         _require_something_to_train(len(untrained), len(new_ids))
-    checkpoints = CHECKPOINTS / _key(paths, params, seed, validate_data)
+    # A copy on a machine of a cluster is gone when its run ends: nobody would go on from what lies there.
+    checkpoints = None if processes.nodes() > 1 else CHECKPOINTS / _key(paths, params, seed, validate_data)
     with _live_metrics(params) as listener:
         result = train(model, accepted, new_ids, params, seed, validate_data.datasets, checkpoints, listener)
     without_text = [token.text for token in new_tokens if token.id in untrained]
-    if processes.rank() == 0:
+    if processes.writes():
         with new_folder(out) as work:
             save_model(model, work, adapter_base=resized.as_posix())
             if base.trust_remote_code:
@@ -69,7 +70,8 @@ def train_adapter(
                 require_reload(model, work, [token.text for token in new_tokens], base.trust_remote_code)
             write_json(work / "curve.json", _curve(result.curve))
             write_json(work / "report.json", _report(result, params, without_text))
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        if checkpoints is not None:
+            shutil.rmtree(checkpoints, ignore_errors=True)
         _draw(result.curve)
     if processes.is_worker():
         processes.leave()

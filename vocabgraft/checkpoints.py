@@ -155,6 +155,15 @@ def load_weights(model: "SentenceTransformer", losses: Mapping[str, torch.nn.Mod
             tensor.copy_(saved[name])
 
 
+def share_weights(model: "SentenceTransformer", losses: Mapping[str, torch.nn.Module]) -> None:
+    """Give every process that trains the weights that the first one has."""
+    for tensor in _changing(model, losses).values():
+        values = tensor.detach().contiguous()
+        torch.distributed.broadcast(values, src=0)
+        with torch.no_grad():
+            tensor.copy_(values)
+
+
 def save_done(
     model: "SentenceTransformer", losses: Mapping[str, torch.nn.Module], curve: Sequence[Any], folder: Path
 ) -> None:

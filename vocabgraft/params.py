@@ -327,7 +327,11 @@ class EarlyStoppingParams(Section):
 
 
 class LauncherParams(Section):
-    """How many processes of this machine train together, each with its share of every batch."""
+    """How many processes train together, each with its share of every batch.
+
+    They are of one machine, or of as many as `meta.resources.nodes` of the stage in dvc.yaml says: where they run makes
+    no difference to the result, and is no parameter.
+    """
 
     processes: Count = 1
 
@@ -398,7 +402,7 @@ class TrainAdapterParams(Section):
 
     @property
     def processes(self) -> int:
-        """How many processes of this machine train together."""
+        """How many processes train together."""
         return self.launcher.processes if self.launcher else 1
 
     @model_validator(mode="after")

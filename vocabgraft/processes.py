@@ -1,4 +1,4 @@
-"""Several processes that train together, started and ended from one.
+"""Several processes that train together, started and ended from one, on one machine or from one on each of several.
 
 Each is told its place by the variables that torchrun sets, so a process that torchrun started, on this or another
 machine, is one of them too.
@@ -19,6 +19,9 @@ from types import FrameType
 from vocabgraft.errors import VocabgraftError
 
 LAUNCHER = "VOCABGRAFT_LAUNCHER"
+# Set where a stage runs on several machines that share no files: how many they are, which of them this one is, and
+# where the first one listens, HOST:PORT.
+NODES, NODE, RENDEZVOUS = "VOCABGRAFT_NODES", "VOCABGRAFT_NODE", "VOCABGRAFT_RENDEZVOUS"
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_TO_END = 5.0
 
@@ -33,6 +36,16 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def nodes() -> int:
+    """On how many machines that share no files this stage runs."""
+    return int(os.environ.get(NODES, "1"))
+
+
+def writes() -> bool:
+    """Whether this process writes the stage's output: the first of all, or of its machine where they share no files."""
+    return (int(os.environ.get("LOCAL_RANK", "0")) if nodes() > 1 else rank()) == 0
+
+
 def is_worker() -> bool:
     """Whether this process is one of several that were started to train together."""
     return "RANK" in os.environ
@@ -41,18 +54,23 @@ def is_worker() -> bool:
 def launch(arguments: Sequence[str], processes: int) -> None:
     """Run `python ARGUMENTS` as so many processes and wait for them; when one fails, or this one is ended, all end.
 
+    Where the stage runs on several machines these are the processes of all of them, and this starts its machine's.
+
     Raises:
-        VocabgraftError: for more processes than processors, or when one fails.
+        VocabgraftError: for more processes than processors, for processes that the machines cannot share equally, or
+            when one fails.
     """
-    _require_room(processes)
+    here = _share(processes)
+    _require_room(here)
+    first = here * int(os.environ.get(NODE, "0"))
     with _ended_by_signals():
         started: list[subprocess.Popen[bytes]] = []
         try:
-            port = _free_port()
-            for number in range(processes):
-                command = [sys.executable, *arguments]
-                started.append(subprocess.Popen(command, env=_environment(number, processes, port)))
-            _wait(started)
+            shared = _environment(processes, here)
+            for number in range(here):
+                own = {"RANK": str(first + number), "LOCAL_RANK": str(number)}
+                started.append(subprocess.Popen([sys.executable, *arguments], env=shared | own))
+            _wait(started, first)
         finally:
             _end(started)
 
@@ -76,6 +94,16 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
+def _share(processes: int) -> int:
+    """How many of the processes are this machine's."""
+    if processes % nodes():
+        raise VocabgraftError(
+            f"train_adapter.launcher.processes is {processes}, and the stage runs on {nodes()} machines "
+            f"(meta.resources.nodes in dvc.yaml), which share them equally; give a multiple of {nodes()}"
+        )
+    return processes // nodes()
+
+
 def _require_room(processes: int) -> None:
     import torch
 
@@ -83,26 +111,46 @@ def _require_room(processes: int) -> None:
     room, what = (gpus, "GPUs") if gpus else (os.cpu_count() or 1, "cores")
     if processes > room:
         raise VocabgraftError(
-            f"train_adapter.launcher.processes is {processes}, and this machine has {room} {what}; allowed: 1 to {room}"
+            f"train_adapter.launcher.processes is {processes * nodes()}, {processes} of them on this machine, which "
+            f"has {room} {what}; allowed: 1 to {room} a machine; the machines of a cluster share them with "
+            "meta.resources.nodes in dvc.yaml and --ray"
         )
 
 
-def _environment(number: int, processes: int, port: int) -> dict[str, str]:
+def _environment(processes: int, here: int) -> dict[str, str]:
+    """What all processes of this machine are told."""
     # The same code as here, also where the working folder is another one.
     root = str(Path(__file__).parent.parent)
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, (os.cpu_count() or 1) // here)
+    address = os.environ.get(RENDEZVOUS) or f"127.0.0.1:{_free_port()}"
+    host, _, port = address.rpartition(":")
     return {
         "OMP_NUM_THREADS": str(threads),
+        **(_interfaces(host, int(port)) if nodes() > 1 else {}),
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-        "RANK": str(number),
-        "LOCAL_RANK": str(number),
         "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "LOCAL_WORLD_SIZE": str(here),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": port,
         LAUNCHER: str(os.getpid()),
     }
+
+
+def _interfaces(host: str, port: int) -> dict[str, str]:
+    """The network interface by which this machine reaches the first one.
+
+    By themselves the libraries take that of the machine's name, which Debian's /etc/hosts gives a loopback address.
+    """
+    import psutil
+
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        # It sends nothing.
+        probe.connect(address)
+        own = probe.getsockname()[0]
+    found = [name for name, of in psutil.net_if_addrs().items() if any(entry.address == own for entry in of)]
+    return {"GLOO_SOCKET_IFNAME": found[0], "NCCL_SOCKET_IFNAME": found[0]} if found else {}
 
 
 def _free_port() -> int:
@@ -111,14 +159,15 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _wait(started: Sequence["subprocess.Popen[bytes]"]) -> None:
+def _wait(started: Sequence["subprocess.Popen[bytes]"], first: int) -> None:
     while True:
         codes = [process.poll() for process in started]
-        for number, code in enumerate(codes):
+        for number, code in enumerate(codes, start=first):
             if code:
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 raise VocabgraftError(
-                    f"process {number} of {len(started)} {how}, and the others were stopped; what it said is above"
+                    f"process {number} of {len(started) * nodes()} {how}, and the others were stopped; what it said is "
+                    "above"
                 )
         if all(code == 0 for code in codes):
             return

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from vocabgraft.adapters import ROWS
 from vocabgraft.artifacts import read_json, write_json
 from vocabgraft.batches import SharesOfBatches
-from vocabgraft.checkpoints import WEIGHTS, PhaseCheckpoints, load_weights, save_weights
+from vocabgraft.checkpoints import WEIGHTS, PhaseCheckpoints, load_weights, save_weights, share_weights
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.loss_building import own_parameters
 from vocabgraft.params import EarlyStoppingParams
@@ -260,14 +260,22 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     def require_best(self) -> None:
         """Refuse to go on where best weights were asked for and there were none.
 
+        The first process keeps them in a folder that others need not see: they take them from it.
+
         Raises:
             VocabgraftError: when no evaluation gave a figure.
         """
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
+        from accelerate.utils import broadcast_object_list
+
+        if not self.args.load_best_model_at_end:
+            return
+        if broadcast_object_list([self.state.best_model_checkpoint])[0] is None:
             raise VocabgraftError(
                 f"train_adapter.best_metric is {self.args.metric_for_best_model!r}, and no evaluation gave a number "
                 "for it, so there are no best weights; see arguments.eval_strategy and the validation split"
             )
+        if self.args.world_size > 1:
+            share_weights(self.model, self.loss)
 
 
 class _Moments(TrainerCallback):  # type: ignore[misc]

@@ -182,18 +182,18 @@ def test_nothing_changed_with_the_registry_verified_imports_nothing_heavy(tmp_pa
     assert "imported: [] 0" in done.stdout, done.stdout
 
 
-def test_an_experiment_uses_the_code_of_its_own_copy_and_registers_nothing(tmp_path: Path) -> None:
-    root = tmp_path / "project"
+def write_telling_project(root: Path, param: str) -> Path:
+    """A project in Git with DVC; its stage tells where its code is, whether this is an experiment, and a param."""
     root.mkdir()
-    write_project(tmp_path / "made", {})
-    shutil.copy(tmp_path / "made" / "params.yaml", root)
+    shutil.copy(ROOT / "params.yaml", root)
     (root / "raw.txt").write_text("raw\n", encoding="utf-8")
     (root / "tasks").mkdir()
     (root / "tasks" / "__init__.py").touch()
     told = "import os, pathlib, tasks, yaml\n"
     told += "here = pathlib.Path(tasks.__file__).parent.parent == pathlib.Path.cwd()\n"
-    told += "epochs = yaml.safe_load(open('params.yaml'))['train_adapter']['epochs']\n"
-    told += "print(here, 'DVC_EXP_NAME' in os.environ, epochs)\n"
+    told += (
+        f"print(here, 'DVC_EXP_NAME' in os.environ, yaml.safe_load(open('params.yaml'))['train_adapter']['{param}'])\n"
+    )
     (root / "tasks" / "tell.py").write_text(told, encoding="utf-8")
     stage = {
         "cmd": "python -m tasks.tell > told.txt",
@@ -201,7 +201,7 @@ def test_an_experiment_uses_the_code_of_its_own_copy_and_registers_nothing(tmp_p
         "outs": [{"told.txt": {"cache": False}}],
     }
     (root / "dvc.yaml").write_text(
-        yaml.safe_dump({"stages": {"tell": stage | {"params": ["train_adapter.epochs"]}}}), encoding="utf-8"
+        yaml.safe_dump({"stages": {"tell": stage | {"params": [f"train_adapter.{param}"]}}}), encoding="utf-8"
     )
     (root / ".gitignore").write_text("__pycache__/\n/seen.txt\n", encoding="utf-8")
     git = "-c user.name=a -c user.email=a@b.c"
@@ -210,11 +210,30 @@ def test_an_experiment_uses_the_code_of_its_own_copy_and_registers_nothing(tmp_p
     run_dvc(root, "init", "-q")
     run_git(root, "add .")
     run_git(root, f"{git} commit -qm two")
+    return root
+
+
+def test_an_experiment_uses_the_code_of_its_own_copy_and_registers_nothing(tmp_path: Path) -> None:
+    root = write_telling_project(tmp_path / "project", "epochs")
     run_dvc(root, "exp", "run", "-q", "--temp", "-S", "train_adapter.epochs=9", "-n", "trial")
     assert not (root / "told.txt").exists(), "the workspace is left alone"
-    assert run_git(root, "show refs/exps/" + exp_ref(root) + ":told.txt") == "True True 9\n"
+    assert run_git(root, "show refs/exps/" + exp_ref(root, "trial") + ":told.txt") == "True True 9\n"
     run_dvc(root, "exp", "run", "-q", "-S", "train_adapter.epochs=8", "-n", "here")
     assert (root / "told.txt").read_text(encoding="utf-8") == "True True 8\n"
+
+
+@pytest.mark.slow
+def test_queued_experiments_use_the_code_of_their_own_copies_and_register_nothing(tmp_path: Path) -> None:
+    root = write_telling_project(tmp_path / "project", "method")
+    for method in ("lora", "lora_and_tokens"):
+        run_dvc(root, "exp", "run", "-q", "--queue", "-S", f"train_adapter.method={method}", "-n", f"with-{method}")
+    # What is committed after they were queued is not theirs.
+    (root / "tasks" / "tell.py").write_text("raise SystemExit('later code')\n", encoding="utf-8")
+    run_dvc(root, "exp", "run", "-q", "--run-all", "--jobs", "2")
+    assert not (root / "told.txt").exists(), "the workspace is left alone"
+    for method in ("lora", "lora_and_tokens"):
+        told = run_git(root, "show refs/exps/" + exp_ref(root, f"with-{method}") + ":told.txt")
+        assert told == f"True True {method}\n"
 
 
 def run_git(root: Path, command: str) -> str:
@@ -223,7 +242,7 @@ def run_git(root: Path, command: str) -> str:
     return done.stdout
 
 
-def exp_ref(root: Path) -> str:
-    """The one experiment's reference, below refs/exps."""
+def exp_ref(root: Path, name: str) -> str:
+    """An experiment's reference, below refs/exps."""
     listed = run_git(root, "for-each-ref --format=%(refname) refs/exps").split()
-    return next(name for name in listed if name.endswith("/trial")).removeprefix("refs/exps/")
+    return next(entry for entry in listed if entry.endswith(f"/{name}")).removeprefix("refs/exps/")

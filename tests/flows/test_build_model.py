@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -230,10 +231,46 @@ def test_a_signal_cancels_the_flow_and_the_task_runs_that_are_not_done(
     assert signal.getsignal(number) != signal.SIG_IGN
 
 
-def test_outputs_that_were_made_are_assets_and_the_table_is_an_artifact(first_run: FirstRun) -> None:
+def test_the_table_and_the_report_are_artifacts(first_run: FirstRun) -> None:
     told = newest_artifact("build-model")
     assert "| stage | state | seconds | saved | why |" in told
     assert newest_artifact("report-page").startswith("[the report](file://")
+
+
+def materialized(folder: str, since: datetime) -> dict[str, dict[str, str]]:
+    """What the server was told, since then, of outputs that were made in a project of this name."""
+    from prefect.client.orchestration import get_client
+
+    chosen = {
+        "event": {"name": ["prefect.asset.materialization.succeeded"]},
+        "occurred": {"since": since.isoformat(), "until": (since + timedelta(days=1)).isoformat()},
+    }
+    with get_client(sync_client=True) as client:
+        answer = client.request("POST", "/events/filter", json={"filter": chosen, "limit": 50})
+    found = {event["resource"]["prefect.resource.id"]: event["payload"] for event in answer.json()["events"]}
+    prefix = f"dvc://{folder}/"
+    return {key.removeprefix(prefix): payload for key, payload in found.items() if key.startswith(prefix)}
+
+
+def test_outputs_that_were_made_are_assets_and_those_that_did_not_change_are_not(
+    first_run: FirstRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "named for its 100 % 'assets'"
+    shutil.copytree(first_run[0], root)
+    monkeypatch.chdir(root)
+    started = datetime.now(UTC)
+    assert main(["--set", "train_adapter.epochs=5"]) == 0
+    # `left` writes what it wrote before, so `join` turns out unchanged.
+    assert [name for name, state in states_of_last_run().items() if state == "Completed"] == ["left"]
+    found: dict[str, dict[str, str]] = {}
+    # The server takes events a little after they happen.
+    for _ in range(300):
+        if found := materialized("named_for_its_100____assets_", started):
+            break
+        time.sleep(0.1)
+    assert set(found) == {"left.txt"}
+    assert set(materialized("project", started - timedelta(hours=1))) >= {f"{name}.txt" for name in DIAMOND}
+    assert found["left.txt"]["outcome"] == "Completed" and "train_adapter.epochs" in found["left.txt"]["why"]
 
 
 def registering_project(root: Path) -> Path:

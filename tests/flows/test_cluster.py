@@ -21,6 +21,8 @@ from .test_sweep import EPOCHS, JOURNAL, git, write_sweep
 
 # Longer than a worker needs to notice that its node is gone.
 SECONDS = 15
+# By itself Ray gives its workers what other programs leave of a core.
+FAST = {"RAY_worker_niceness": "0"}
 
 
 def write_cluster_project(root: Path, seconds: float = SECONDS) -> Path:
@@ -46,7 +48,7 @@ def environment_of_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     """What the machines of the cluster find: this code, and where the stages of the tests keep their journal."""
     journal = tmp_path_factory.mktemp("cluster") / "journal.txt"
     before = dict(os.environ)
-    os.environ.update({"PYTHONPATH": str(ROOT), JOURNAL: str(journal), "RAY_USAGE_STATS_ENABLED": "0"})
+    os.environ.update({"PYTHONPATH": str(ROOT), JOURNAL: str(journal), "RAY_USAGE_STATS_ENABLED": "0"} | FAST)
     yield journal
     os.environ.clear()
     os.environ.update(before)
@@ -167,7 +169,7 @@ def test_a_copy_finds_the_remote_wherever_it_lies(tmp_path: Path) -> None:
     assert f"dir = {root / '.dvc' / 'cache'}" in local_config(root, share_cache=True)
 
 
-@pytest.mark.parametrize("resources", ["many", {"gpu": 1}, {"gpus": -1}, {"cpus": True}])
+@pytest.mark.parametrize("resources", ["many", {"gpu": 1}, {"gpus": -1}, {"cpus": True}, {"nodes": 0}, {"nodes": 1.5}])
 def test_resources_that_are_none_are_refused(resources: object, tmp_path: Path) -> None:
     from flows.dag import read_dag
 

@@ -244,6 +244,41 @@ def test_a_disk_that_is_full_in_the_middle_fails_one_stage_and_the_next_run_goes
     assert_as_undisturbed(project, undisturbed)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 128 KB, which can be given more."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here: that takes root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_full_while_dvc_writes_its_cache_fails_one_stage_and_the_next_run_goes_on(
+    project: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    stages = yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages["middle"] |= {"cmd": "head -c 300000 /dev/zero > middle.txt"}
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False), encoding="utf-8")
+    twin = Path(shutil.copytree(project, tmp_path / "twin"))
+    run_dvc(twin, "repro")
+    run_dvc(project, "cache", "dir", str(small_disk / "cache"))
+    # One after the other: two that write at the same time have no room both.
+    code, said = run_flow(project, "--keep-going", "--jobs", "1")
+    assert code == 1 and "No space left on device" in said and "Traceback" not in said, said
+    assert outcomes(project) == {"first": "Completed", "beside": "Completed", "middle": "Failed", "last": "NotReady"}
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    code, said = run_flow(project)
+    assert code == 0, said
+    assert outcomes(project)["first"] == "Unchanged"
+    assert_as_undisturbed(project, twin)
+    (project / "middle.txt").unlink()
+    run_dvc(project, "checkout")
+    assert_as_undisturbed(project, twin)
+
+
 def test_a_damaged_object_in_the_cache_is_made_again(done: Path, undisturbed: Path) -> None:
     made = yaml.safe_load(lock_bytes(done))["stages"]["middle"]["outs"][0]["md5"]
     cached = done / ".dvc" / "cache" / "files" / "md5" / made[:2] / made[2:]

@@ -180,8 +180,8 @@ class Machine:
         self.home = root.parent / "prefect"
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
-        command = [sys.executable, "-m", "flows.schedule", "--cron", "* * * * *", "--port", str(self.port)]
+    def start(self, *arguments: str, cron: str = "* * * * *") -> None:
+        command = [sys.executable, "-m", "flows.schedule", "--cron", cron, "--port", str(self.port), *arguments]
         variables = {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(self.home), "PREFECT_RUNNER_POLL_FREQUENCY": "2"}
         with (self.root.parent / "schedule.log").open("a") as log:
             self.process = subprocess.Popen(
@@ -237,3 +237,40 @@ def test_a_machine_that_was_switched_off_during_a_run_goes_on_and_the_run_has_cr
     assert machine.process.wait(60) == 0
     psutil.wait_procs(machine.processes(), timeout=15)
     assert machine.processes() == [], "the server that it started has ended with it"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("overlap", "meanwhile", "in_the_end"),
+    [
+        ("queue", ("SCHEDULED", "AwaitingConcurrencySlot"), "COMPLETED"),
+        ("skip", ("CANCELLED", "Cancelled"), "CANCELLED"),
+    ],
+)
+def test_a_run_that_is_due_while_another_is_at_work_waits_or_is_left_out(
+    machine: Machine, overlap: str, meanwhile: tuple[str, str], in_the_end: str
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    (machine.root / "slow").touch()
+    # Years away: the runs of this test are all there are.
+    machine.start("--overlap", overlap, cron="0 3 29 2 *")
+    machine.wait_for(lambda: "is being served" in machine.said())
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{machine.port}/api"}):
+        with get_client(sync_client=True) as client:
+            deployment = client.read_deployment_by_name("build_model/schedule").id
+        first = add_run(deployment, None)
+        machine.wait_for(lambda: journal(machine.root) == ["validate_data"])
+        second = add_run(deployment, None)
+        machine.wait_for(lambda: state_of(second) == meanwhile)
+        assert state_of(first)[0] == "RUNNING"
+        (machine.root / "slow").unlink()
+        # Its stage is tried again when it was killed, and is quick now.
+        for process in machine.processes():
+            if process.name() == "sleep":
+                process.kill()
+        machine.wait_for(lambda: state_of(first)[0] == "COMPLETED")
+        machine.wait_for(lambda: state_of(second)[0] == in_the_end)
+    assert journal(machine.root) == ["validate_data", "last"]

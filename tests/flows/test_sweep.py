@@ -13,16 +13,20 @@ import yaml
 
 from flows.copies import committed_code
 from flows.grid import FigureParams, Point, SweepParams, figures_of, grid, read_sweep
-from flows.sweep import PLACE, PointResult, best_of, main
-from tests.conftest import ROOT
+from flows.sweep import PLACE, PointResult, _log, best_of, main
+from flows.sweep_log import DIGEST_TAG, TABLE
+from tasks._registry import connect, experiment_id
+from tests.conftest import ROOT, write_lines
 from vocabgraft.artifacts import read_json
 from vocabgraft.errors import VocabgraftError
 
 from .projects import add_stage, write_project
+from .test_build_model import newest_artifact
 
 # Where points write that they ran; they run in copies of the project.
 JOURNAL = "SWEEP_JOURNAL"
 EPOCHS = "$(sed -n 's/^  epochs: *//p' params.yaml)"
+IGNORED = ["/figures.json", "/prepared.txt", "/reports/", "/mlflow.db*", "/mlruns/", "/mlartifacts/"]
 FIGURE = {"stage": "train", "file": "figures.json", "name": "loss", "goal": "min"}
 
 
@@ -34,7 +38,7 @@ def write_sweep_project(root: Path, seconds: float = 0.0) -> Path:
     stage = {"cmd": f"{run} && {write}", "deps": ["raw.txt"], "params": ["train_adapter.epochs"]}
     add_stage(root, "prepare", {"cmd": "cp raw.txt prepared.txt", "deps": ["raw.txt"], "outs": ["prepared.txt"]})
     add_stage(root, "train", stage | {"deps": ["prepared.txt"], "outs": ["figures.json"]})
-    (root / ".gitignore").write_text("/figures.json\n/prepared.txt\n/reports/\n", encoding="utf-8")
+    write_lines(root / ".gitignore", IGNORED)
     (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n", encoding="utf-8")
     git(root)
     return root
@@ -59,10 +63,12 @@ def ran(root: Path) -> list[str]:
 
 
 def sweep_in(root: Path, *arguments: str) -> "subprocess.Popen[str]":
+    journal = str(root.parent / "journal.txt")
+    variables = {"PYTHONPATH": str(ROOT), JOURNAL: journal, "MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": ""}
     return subprocess.Popen(
         [sys.executable, "-m", "flows.sweep", "sweep.yaml", *arguments],
         cwd=root,
-        env=os.environ | {"PYTHONPATH": str(ROOT), JOURNAL: str(root.parent / "journal.txt")},
+        env=os.environ | variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -105,6 +111,59 @@ def test_a_sweep_leaves_the_project_and_its_lock_file_as_they_were(swept: tuple[
     status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
     assert status.stdout.splitlines() == ["?? sweep.yaml"]
     assert not (root / "dvc.lock").exists()
+
+
+def test_the_table_is_logged_with_a_run_of_each_point_and_nothing_is_registered(
+    swept: tuple[Path, int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = swept[0]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+    client = connect()
+    experiment = experiment_id(client)
+    (whole,) = client.search_runs([experiment], f"tags.`{DIGEST_TAG}` LIKE '%'")
+    assert (whole.info.run_name, whole.info.status, whole.data.metrics) == ("sweep", "FINISHED", {"loss": 3.0})
+    logged = client.load_table(experiment, TABLE, [whole.info.run_id])
+    assert list(logged["train_adapter.epochs"]) == [5, 3, 13] and list(logged["best"]) == [False, True, False]
+    points = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{whole.info.run_id}'")
+    told = {point.info.run_name: (point.info.status, point.data.metrics.get("loss")) for point in points}
+    assert told == {"epochs=5": ("FINISHED", 5.0), "epochs=3": ("FINISHED", 3.0), "epochs=13": ("FAILED", None)}
+    assert [point.data.params for point in points if point.data.tags["best"] == "true"] == [
+        {"train_adapter.epochs": "3"}
+    ]
+    assert not client.search_registered_models() and not client.search_model_versions()
+
+
+def test_the_table_is_logged_once_and_shown_in_prefect(
+    swept: tuple[Path, int, str], prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    root = swept[0]
+    monkeypatch.chdir(root)
+    monkeypatch.setenv(JOURNAL, str(root.parent / "journal.txt"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+    monkeypatch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
+    assert main(["sweep.yaml"]) == 1
+    client = connect()
+    assert len(client.search_runs([experiment_id(client)])) == 4
+    shown = newest_artifact("sweep").splitlines()
+    assert shown[0] == "| train_adapter.epochs | loss | seconds | reason |"
+    assert shown[2].startswith("| 5 | 5.0 |") and shown[3].startswith("| **3** | **3.0** |")
+    assert "train: " in shown[4]
+
+
+def test_a_store_that_is_down_leaves_the_table_and_says_so(
+    swept: tuple[Path, int, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = swept[0]
+    monkeypatch.chdir(root)
+    sweep = read_sweep(Path("sweep.yaml"))
+    rows = read_json(root / "reports" / "sweep.json")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hidden-word@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert not _log(rows, sweep, "sweep")
+    said = capsys.readouterr().err
+    assert "the table is in reports/sweep.json, but not in MLflow" in said and "hidden-word" not in said
 
 
 def test_what_is_done_is_not_run_again_and_what_failed_is(swept: tuple[Path, int, str]) -> None:

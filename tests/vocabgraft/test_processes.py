@@ -18,7 +18,7 @@ from tests.vocabgraft.test_checkpoints import datasets
 from vocabgraft.accepted_data import AcceptedDataset
 from vocabgraft.batches import SharesOfBatches
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.processes import launch
+from vocabgraft.processes import NODE, NODES, RENDEZVOUS, _interfaces, launch, writes
 
 __all__ = ["datasets"]
 
@@ -115,8 +115,51 @@ def _until(condition: "object", seconds: float = 30) -> None:
 
 
 def test_more_processes_than_there_is_room_for_are_refused() -> None:
-    with pytest.raises(VocabgraftError, match=r"launcher.processes is 100000, and this machine has \d+ \w+; allowed"):
+    told = r"launcher.processes is 100000, 100000 of them on this machine, which has \d+ \w+; allowed"
+    with pytest.raises(VocabgraftError, match=told):
         launch(["-c", "pass"], 100_000)
+
+
+def test_two_machines_share_the_processes_and_meet_at_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = "os.environ[name] for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR')"
+    code = f"import os, sys; open(sys.argv[1] + os.environ['RANK'], 'w').write(' '.join({place}))"
+    monkeypatch.setenv(NODES, "2")
+    monkeypatch.setenv(RENDEZVOUS, "127.0.0.1:2345")
+    monkeypatch.setattr("vocabgraft.processes._require_room", lambda here: None)
+    for node in "01":
+        monkeypatch.setenv(NODE, node)
+        launch(["-c", code, f"{tmp_path}/"], 4)
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {
+        "0": "0 0 4 2 127.0.0.1",
+        "1": "1 1 4 2 127.0.0.1",
+        "2": "2 0 4 2 127.0.0.1",
+        "3": "3 1 4 2 127.0.0.1",
+    }
+
+
+def test_the_first_process_of_each_machine_writes_where_files_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert not writes(), "torchrun's processes of another machine may share the first one's files"
+    monkeypatch.setenv(NODES, "2")
+    assert writes()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not writes()
+
+
+def test_libraries_are_told_the_interface_that_the_machines_meet_on() -> None:
+    (own,) = (name for name, of in psutil.net_if_addrs().items() if any(entry.address == "127.0.0.1" for entry in of))
+    assert _interfaces("127.0.0.1", 2345) == {"GLOO_SOCKET_IFNAME": own, "NCCL_SOCKET_IFNAME": own}
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_processes_that_machines_cannot_share_are_refused(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NODES, "2")
+    told = rf"launcher.processes is {processes}, and the stage runs on 2 machines .* give a multiple of 2"
+    with pytest.raises(VocabgraftError, match=told):
+        launch(["-c", "pass"], processes)
 
 
 @pytest.mark.parametrize(("batch_size", "processes"), [(8, 3), (2, 2)])
