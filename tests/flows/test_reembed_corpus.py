@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from flows.execution import environment
 from flows.reembed_corpus import main, model_folder
@@ -61,13 +63,16 @@ def test_it_says_why_every_text_is_computed(
         (["--previous", "package:nothing_of_the_kind/model"], "no package 'nothing_of_the_kind' is installed"),
         (["--vector-column", "embedding"], "column embedding is missing"),
         (["--out", "index.parquet"], "index.parquet is there already"),
+        (["--vector-column", "narrow"], "vectors have 31 numbers, the model gives 32"),
         ([], "differs from the new model's by"),
     ],
 )
 def test_bad_input_is_told_and_leaves_nothing_behind(
     tiny_base: Path, new: Path, in_folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
-    write_index(in_folder / "index.parquet", np.ones((15, 32)), TEXTS)
+    index = write_index(in_folder / "index.parquet", np.ones((15, 32)), TEXTS)
+    narrow = pa.array([[1.0] * 31] * 15, pa.list_(pa.float32()))
+    parquet.write_table(parquet.read_table(index).append_column("narrow", narrow), index)
     given = ["index.parquet", "--previous", str(tiny_base), "--model", str(new), "--out", "new.parquet"]
     assert main([*given, *options]) == 1
     error = capsys.readouterr().err

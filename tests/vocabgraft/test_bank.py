@@ -1,6 +1,7 @@
 """Vocabularies on one model: each reads as its own merged model does, and none leaves a trace when it is gone."""
 
 import gc
+import re
 import threading
 import weakref
 from collections.abc import Callable
@@ -16,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.vocabgraft.conftest import Graft, WriteDataset, load, train_params
-from tests.vocabgraft.pack_samples import KIDNEY, LIVER, make_pack, random_rows
+from tests.vocabgraft.pack_samples import BAD_PACKS, KIDNEY, LIVER, make_pack, random_rows, write_bad_packs
 from vocabgraft.appended_rows import AppendedRows
 from vocabgraft.bank import FOLDED_KEPT, VocabularyBank
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.packs import PackAdapter, adapter_from, write_pack
+from vocabgraft.packs import PackAdapter, adapter_from
 from vocabgraft.params import DistillationParams, PromptParams
 from vocabgraft.resizing import write_resized
 from vocabgraft.tokenizer import extend_tokenizer, load_tokenizer
@@ -382,12 +383,17 @@ def refused(bank: VocabularyBank, do: Callable[[], object], told: str) -> None:
 
 def test_bad_input_is_refused_with_nothing_changed(bank: VocabularyBank, tmp_path: Path) -> None:
     kidney = bank.pack("kidney")
-    other = replace(kidney, base=replace(kidney.base, model="other", weights_sha256="f" * 64))
-    write_pack(other, tmp_path / "other")
-    write_pack(kidney, tmp_path / "damaged")
-    (tmp_path / "damaged" / "rows.safetensors").write_bytes(b"\x80\x04rows")
-    refused(bank, lambda: bank.load(tmp_path / "other", "x"), "is for the base other.*flows.carry_over")
-    refused(bank, lambda: bank.load(tmp_path / "damaged", "x"), "is a pickle")
+    write_bad_packs(kidney, tmp_path)
+    again = make_pack(bank.model, "again", KIDNEY, seed=9, base=bank.base)
+    bank.put(again)
+    for name, told in BAD_PACKS.items():
+        refused(bank, lambda name=name: bank.load(tmp_path / name, "x"), re.escape(told))
+    refused(bank, lambda: bank.load(tmp_path / "foreign", "x"), "python -m flows.carry_over")
+    refused(
+        bank, lambda: bank.activate(["kidney", "again"]), "3 tokens contradict each other.*'nephrolith' of kidney and"
+    )
+    refused(bank, lambda: bank.encode(TEXTS, vocabulary=("kidney", "again")), "contradict each other")
+    refused(bank, lambda: bank.merge(["kidney", "again"]), "contradict each other")
     refused(bank, lambda: bank.load(tmp_path / "nothing"), "is no folder")
     refused(bank, lambda: bank.load("models:/x@champion"), "fetch=")
     refused(bank, lambda: bank.save("kidney", "models:/x"), "register_model")
