@@ -89,19 +89,22 @@ def _measure(cache: Path, data: Path) -> None:
     questions = _questions(chmo, target)
     bank = VocabularyBank(large, base=pack.base)
     bank.put(pack)
-    reached = {
-        "all-MiniLM-L6-v2": questions.asked(lambda texts: encode(large, texts, BATCH)),
-        "all-MiniLM-L6-v2 with the pack": questions.asked(
-            lambda texts: bank.encode(texts, vocabulary=pack.name, batch_size=BATCH)
-        ),
-        "the small base": questions.asked(lambda texts: encode(small, texts, BATCH)),
-    }
+    reached: dict[str, dict[str, Array]] = {}
+
+    def ask(name: str, encode_texts: Encode) -> None:
+        reached[name] = questions.asked(encode_texts)
+        figures = ", ".join(f"{split} {ranks.mean():.1f}" for split, ranks in reached[name].items())
+        print(f"{name}: {figures}", flush=True)
+
+    ask("all-MiniLM-L6-v2", _encoder(large))
+    ask("all-MiniLM-L6-v2 with the pack", _encoder(bank.view(pack.name)))
+    ask("the small base", _encoder(small))
     rows = initial_rows("subword_mean", Start(_rows(small), target.tokens, target.tokenizer.unk_token_id, 0))
-    reached["with rows: mean of the pieces"] = _with(target, rows, questions)
+    ask("with rows: mean of the pieces", _encoder(with_rows(target, rows)))
     done: dict[str, Carried] = {}
     for method in METHODS:
         done[method] = carry_over(pack, small, "small", method, DistillationParams(), 0, large)
-        reached[method] = _with(target, done[method].pack.rows, questions)
+        ask(method, _encoder(with_rows(target, done[method].pack.rows)))
     Console(width=140).print(_table(pack, target, reached, done))
     for method in METHODS[1:]:
         print(f"{method} - {METHODS[0]}: {_gain(reached[method], reached[METHODS[0]])}")
@@ -130,9 +133,8 @@ def _questions(chmo: Chmo, target: Target) -> Questions:
     return Questions(chmo.names, queries, answers)
 
 
-def _with(target: Target, rows: Any, questions: Questions) -> dict[str, Array]:
-    model = with_rows(target, rows)
-    return questions.asked(lambda texts: encode(model, texts, BATCH))
+def _encoder(model: "SentenceTransformer") -> Encode:
+    return lambda texts: encode(model, texts, BATCH)
 
 
 def _rows(model: "SentenceTransformer") -> Any:
