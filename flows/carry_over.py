@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from flows.command_line import exit_code
 from flows.reembed_corpus import model_folder
 from vocabgraft.base_model import load_model
 from vocabgraft.errors import VocabgraftError
@@ -25,15 +26,7 @@ SEED = 0
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        _carry(options)
-    except VocabgraftError as error:
-        print(f"carry_over: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"carry_over: {options.out} cannot be written: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code("carry_over", options.out, lambda: _carry(options))
 
 
 def _carry(options: argparse.Namespace) -> None:
@@ -43,19 +36,22 @@ def _carry(options: argparse.Namespace) -> None:
 
     if options.out.exists():
         raise VocabgraftError(f"{options.out} is there already; name another folder, or delete it")
-    require_method(options.method, options.pack_base is not None)
+    default: Method = "source_distillation" if options.pack_base else "distillation"
+    given: Method | None = options.method
+    chosen = given or default
+    require_method(chosen, options.pack_base is not None)
     if options.compare:
         require_method("matching_pursuit", options.pack_base is not None)
     pack = read_pack(options.pack)
     model = load_model(model_folder("--base", options.base), device="cpu")
     source = load_model(model_folder("--pack-base", options.pack_base), device="cpu") if options.pack_base else None
-    methods = METHODS if options.compare else (options.method,)
+    methods = METHODS if options.compare else (chosen,)
     settings = DistillationParams()
     carried: dict[Method, Carried] = {
         method: carry_over(pack, model, options.base, method, settings, SEED, source) for method in methods
     }
-    write_pack(carried[options.method].pack, options.out)
-    _print(carried, options.method, options.out)
+    write_pack(carried[chosen].pack, options.out)
+    _print(carried, chosen, options.out)
 
 
 def _print(carried: "dict[Method, Carried]", chosen: "Method", out: Path) -> None:
@@ -94,15 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m flows.carry_over",
         description="Rebuild a vocabulary pack for another base. Distillation needs the pack's texts alone; the other "
-        "methods need the pack's own base too.",
+        "methods need the pack's own base too, and bring what its rows learnt there.",
     )
     add = parser.add_argument
     add("pack", type=Path, help="the pack's folder")
     add("--base", required=True, metavar="MODEL", help="the new one: folder, package:MODULE/FOLDER, models:/NAME@ALIAS")
     add("--pack-base", metavar="MODEL", help="the pack's own base, named in the same ways")
     add("--out", type=Path, required=True, help="the folder of the new pack; must not be there yet")
-    add("--method", default="distillation", help="distillation (default), matching_pursuit or least_squares")
-    add("--compare", action="store_true", help="try all three and print them in one table; --out gets --method's")
+    add(
+        "--method",
+        help="distillation, source_distillation, matching_pursuit or least_squares (default: source_distillation with "
+        "--pack-base, else distillation)",
+    )
+    add("--compare", action="store_true", help="try all four and print them in one table; --out gets --method's")
     return parser
 
 

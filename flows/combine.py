@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from flows.command_line import exit_code
 from vocabgraft.base_model import REGISTRY_PREFIX, load_model, locate_base
 from vocabgraft.combining import Combined, combine, overlaps
 from vocabgraft.errors import VocabgraftError
@@ -27,15 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
-    try:
-        _combine(options, console)
-    except VocabgraftError as error:
-        print(f"combine: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"combine: {error.filename or options.out} cannot be written: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code("combine", options.out, lambda: _combine(options, console))
 
 
 def locate_pack(place: str) -> Path:

@@ -4,11 +4,11 @@ python -m flows.reembed_corpus --help
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.command_line import exit_code
 from vocabgraft.artifacts import content_digest, digest_of
 from vocabgraft.base_model import PACKAGE_PREFIX, REGISTRY_PREFIX, load_model, locate_base
 from vocabgraft.errors import VocabgraftError
@@ -25,15 +25,7 @@ ROLES: "dict[str, Role | None]" = {"document": "document", "query": "query", "pl
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        _reembed(options)
-    except VocabgraftError as error:
-        print(f"reembed_corpus: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"reembed_corpus: {options.out} cannot be written: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code("reembed_corpus", options.out, lambda: _reembed(options))
 
 
 def _reembed(options: argparse.Namespace) -> None:

@@ -1,19 +1,16 @@
 """The workspace of a run: locked for it, freed of what a killed run left, and checked before anything starts."""
 
-import fcntl
 import json
-import os
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.file_lock import acquire, holder_of
 
 LOCK = Path(".dvc/tmp/build_model.lock")
 # In the environment of everything that a run starts in a workspace; its value is the workspace.
@@ -38,51 +35,33 @@ def workspace(root: Path, wait: bool, say: Say) -> Iterator[int]:
         raise VocabgraftError(f"{root.resolve()} is no DVC project; run from the project's root")
     (root / LOCK).parent.mkdir(exist_ok=True, parents=True)
     with (root / LOCK).open("a+", encoding="utf-8") as stream:
-        _acquire(stream, wait, say)
-        stream.truncate(0)
-        stream.write(json.dumps({"pid": os.getpid(), "since": _now(), "command": shlex.join(sys.argv)}))
-        stream.flush()
+        _wait_for(stream, wait, say)
         end_leftovers(root, say)
         heal_rwlock(root, say)
         yield stream.fileno()
 
 
-def _acquire(stream: Any, wait: bool, say: Say) -> None:
+def _wait_for(stream: IO[str], wait: bool, say: Say) -> None:
     told, started = False, time.monotonic()
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            stream.seek(0)
-            holder = _holder(stream.read())
-            alive = holder is not None and _runs(holder["pid"])
-            killed = "a run that was killed" if holder is None else f"process {holder['pid']}, which was killed,"
-            waited = time.monotonic() - started
-            if alive and not wait:
-                assert holder is not None, "only a known holder is alive"
-                raise VocabgraftError(
-                    f"another run of the flow is at work in this workspace: process {holder['pid']}, "
-                    f"{holder['command']}, since {holder['since']}; let it end, or wait for it with --wait"
-                ) from error
-            if not alive and waited > SECONDS_FOR_A_KILLED_RUN:
-                raise VocabgraftError(
-                    f"what {killed} started still holds this workspace after {waited:.0f} s; "
-                    f"`fuser {LOCK}` names the processes"
-                ) from error
+    while not acquire(stream):
+        holder = holder_of(stream)
+        alive = holder is not None and _runs(holder.pid)
+        killed = "a run that was killed" if holder is None else f"process {holder.pid}, which was killed,"
+        waited = time.monotonic() - started
+        if alive and not wait:
+            raise VocabgraftError(
+                f"another run of the flow is at work in this workspace: {holder}; let it end, or wait for it with "
+                "--wait"
+            )
+        if not alive and waited > SECONDS_FOR_A_KILLED_RUN:
+            raise VocabgraftError(
+                f"what {killed} started still holds this workspace after {waited:.0f} s; "
+                f"`fuser {LOCK}` names the processes"
+            )
         if not told:
             say("waiting for another run in this workspace" if alive else f"waiting for what {killed} started to end")
             told = True
         time.sleep(0.2)
-
-
-def _holder(text: str) -> dict[str, Any] | None:
-    """Who wrote the lock file; None while it is being written."""
-    try:
-        holder: dict[str, Any] = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    return holder
 
 
 def _runs(pid: int) -> bool:
@@ -194,7 +173,3 @@ def check_lock_file(path: Path) -> None:
                 f"{path}, line {number}: an unresolved merge ({line}); take either side, `git checkout --ours {path}` "
                 "or with --theirs, and run again: what is known comes back from the run cache, the rest is made anew"
             )
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -67,13 +67,13 @@ class AppendedRows(nn.Embedding):
         )
 
 
-def exchange(root: AnyModule, old: nn.Module, new: nn.Module) -> AnyModule:
-    """A module with `old` in it exchanged for `new`: what holds `old` is copied, everything else is the same object.
+def exchange(root: AnyModule, new: Mapping[nn.Module, nn.Module]) -> AnyModule:
+    """A module with others for some in it: what holds one of those is copied, everything else is the same object.
 
     Raises:
-        VocabgraftError: when a module that holds `old` was wrapped, so that a copy would still run the original.
+        VocabgraftError: when a module that holds one of them was wrapped, so that a copy would still run the original.
     """
-    made: dict[int, nn.Module] = {id(old): new}
+    made: dict[int, nn.Module] = {id(module): other for module, other in new.items()}
 
     def exchanged(module: nn.Module) -> nn.Module:
         if id(module) not in made:
@@ -83,7 +83,7 @@ def exchange(root: AnyModule, old: nn.Module, new: nn.Module) -> AnyModule:
         return made[id(module)]
 
     result = exchanged(root)
-    assert isinstance(result, type(root)), "what holds the old module keeps its class"
+    assert isinstance(result, type(root)), "what holds another module keeps its class"
     return result
 
 

@@ -34,7 +34,7 @@ from vocabgraft.distillation import distil
 from vocabgraft.encoding import Embeddings
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.initialisation import Start, initial_rows
-from vocabgraft.pack_adapters import merged_into
+from vocabgraft.pack_adapters import folded, merged_into
 from vocabgraft.packs import (
     Pack,
     PackBase,
@@ -65,6 +65,8 @@ Choice = str | tuple[str, ...] | list[str] | None
 ACTIVE: Final = "@active"
 # Of vocabularies and combinations; a view that was dropped is made again in milliseconds.
 VIEWS_KEPT = 64
+# Of those with an adapter, with it folded into copies of the weights below it: up to half a base each, for speed.
+FOLDED_KEPT = 2
 CONTEXTS_PER_TOKEN = 4
 MAX_TOKEN_CHARACTERS = 64
 
@@ -106,6 +108,7 @@ class VocabularyBank:
         self._lock = threading.RLock()
         self._packs: dict[str, Pack] = {}
         self._views: OrderedDict[Names, torch.nn.Module] = OrderedDict()
+        self._folded: OrderedDict[Names, torch.nn.Module] = OrderedDict()
         self._active: Names = ()
         settle_tokenizer(self._transformer)
         # Fails here, and not at the first vocabulary, for a model that takes none.
@@ -416,7 +419,18 @@ class VocabularyBank:
             self._views[names] = vocabulary_view(self._transformer, self.combine(names).pack)
             self._forget_old_views()
         self._views.move_to_end(names)
-        return self._views[names]
+        return self._folded_view(names) if self._has_adapter(names) else self._views[names]
+
+    def _folded_view(self, names: Names) -> torch.nn.Module:
+        if names not in self._folded:
+            if len(self._folded) == FOLDED_KEPT:
+                self._folded.popitem(last=False)
+            self._folded[names] = folded(self._views[names])
+        self._folded.move_to_end(names)
+        return self._folded[names]
+
+    def _has_adapter(self, names: Names) -> bool:
+        return any(self.pack(name).adapter is not None for name in names)
 
     def _mixed(self, choices: Sequence[Names]) -> torch.nn.Module:
         """The first module of a model that reads each tagged text with the vocabularies of its tag.
@@ -437,7 +451,7 @@ class VocabularyBank:
         places: dict[tuple[str, ...], list[int]] = {}
         for place, names in enumerate(chosen):
             places.setdefault(names, []).append(place)
-        alone = [names for names in places if any(self.pack(name).adapter is not None for name in names)]
+        alone = [names for names in places if self._has_adapter(names)]
         together = [names for names in places if names not in alone]
         # Where attention takes texts without padding, a batch is one sequence, which has no rows to put side by side.
         if len(together) < 2 or self.model._can_flatten_inputs():
@@ -458,8 +472,9 @@ class VocabularyBank:
                 self.activate(self._active)
 
     def _forget_views_of(self, name: str) -> None:
-        for names in [names for names in self._views if name in names]:
-            del self._views[names]
+        for views in (self._views, self._folded):
+            for names in [names for names in views if name in names]:
+                del views[names]
 
     def _forget_old_views(self) -> None:
         while len(self._views) > VIEWS_KEPT:

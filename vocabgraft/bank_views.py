@@ -39,7 +39,7 @@ def vocabulary_view(base: Any, pack: Pack) -> torch.nn.Module:
     if pack.adapter is not None:
         transformer = with_children(base, {"model": adapted(base.auto_model, pack.adapter, pack.name)})
     embedding = transformer.auto_model.get_input_embeddings()
-    view: Any = exchange(transformer, embedding, AppendedRows(embedding, pack.rows, len(base.processor)))
+    view: Any = exchange(transformer, {embedding: AppendedRows(embedding, pack.rows, len(base.processor))})
     view.processor = sharing_tokenizer(base.processor, pack.tokens)
     # Lengths of prompts in tokens, which depend on the tokenizer.
     view._prompt_length_mapping = {}
@@ -63,7 +63,7 @@ def mixed_view(base: Any, views: Mapping[Names, Any]) -> torch.nn.Module:
     for names, rows in parts.items():
         shifts[names], before = before, before + len(rows)
     embedding = base.auto_model.get_input_embeddings()
-    mixed: Any = exchange(base, embedding, AppendedRows(embedding, torch.cat(list(parts.values())), first))
+    mixed: Any = exchange(base, {embedding: AppendedRows(embedding, torch.cat(list(parts.values())), first)})
 
     def preprocess(inputs: Sequence[TaggedText], prompt: str | None = None, **options: Any) -> dict[str, Any]:
         places: dict[Names, list[int]] = {}

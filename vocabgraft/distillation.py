@@ -129,7 +129,7 @@ def distil(
     precision = resolve_precision(settings.precision, student.device)
     before = fidelity(student, teacher, test, settings.batch_size)
     if train:
-        _train(student, _teach(teacher, train, settings.batch_size), train, tokens, settings, seed, precision)
+        train_rows(student, teach(teacher, train, settings.batch_size), train, tokens, settings, seed)
     after = fidelity(student, teacher, test, settings.batch_size)
     return {
         "contexts": {"trained_on": len(train), "held_out": len(test)},
@@ -162,15 +162,25 @@ def _as_described(token: ExtendedToken, unknown_id: int | None) -> NewToken:
     return NewToken(token.text, "special", token.description) if unreadable else token.new_token
 
 
-def _train(
+def train_rows(
     student: "SentenceTransformer",
-    targets: torch.Tensor,
+    goals: torch.Tensor,
     contexts: Sequence[Context],
     tokens: Sequence[ExtendedToken],
     settings: DistillationParams,
     seed: int,
-    precision: Any,
 ) -> None:
+    """Train the rows of the new tokens in `student` (changed in place) until it reads each context near its goal.
+
+    Args:
+        student: with rows to start from.
+        goals: shape (contexts, width of an embedding); their lengths say nothing.
+        contexts: with at least one of the tokens each.
+        tokens: the new tokens.
+        settings: how long and how fast.
+        seed: of the order of the batches; the global generators are neither read nor changed.
+    """
+    precision = resolve_precision(settings.precision, student.device)
     # Evaluation mode: dropout would pull the rows towards a noisy student and draw from the global generators.
     student.eval()
     generator = torch.Generator().manual_seed(seed)
@@ -184,7 +194,7 @@ def _train(
             for batch in _batches(contexts, settings.batch_size, generator):
                 with autocast(precision, student.device):
                     embedded = _forward(student, [contexts[place].text for place in batch], _prompt(student))
-                loss = 1 - torch.nn.functional.cosine_similarity(embedded.float(), targets[batch]).mean()
+                loss = 1 - torch.nn.functional.cosine_similarity(embedded.float(), goals[batch]).mean()
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -202,7 +212,8 @@ def _batches(contexts: Sequence[Context], size: int, generator: torch.Generator)
         yield batches[index]
 
 
-def _teach(teacher: "SentenceTransformer", contexts: Sequence[Context], batch_size: int) -> torch.Tensor:
+def teach(teacher: "SentenceTransformer", contexts: Sequence[Context], batch_size: int) -> torch.Tensor:
+    """How a teacher reads the contexts with old pieces: shape (contexts, width of an embedding)."""
     return torch.from_numpy(_encode(teacher, [context.teacher_text for context in contexts], batch_size)).to(
         teacher.device
     )

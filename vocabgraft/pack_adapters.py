@@ -2,16 +2,18 @@
 
 import copy
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from vocabgraft.appended_rows import exchange
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.packs import PackAdapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+AnyModule = TypeVar("AnyModule", bound=torch.nn.Module)
 # LoRA from these starts leaves the weights below it alone. Others (pissa, olora) and other methods may change them or
 # keep a part of them, so they get a copy of the weights.
 SHARED_STARTS: tuple[bool | str | None, ...] = (True, False, None, "gaussian", "orthogonal")
@@ -21,23 +23,50 @@ MAGNITUDE = "lora_magnitude_vector"
 def shares_weights(adapter: PackAdapter) -> bool:
     """Whether a model with the adapter can share its weights with the base."""
     start = adapter.config.get("init_lora_weights", True)
-    return adapter.config.get("peft_type") == "LORA" and any(
-        start is known or start == known for known in SHARED_STARTS
-    )
+    # With a bias of its own the adapter would write it over the base's.
+    own_bias = adapter.config.get("bias", "none") != "none"
+    known = any(start is known or start == known for known in SHARED_STARTS)
+    return adapter.config.get("peft_type") == "LORA" and known and not own_bias
 
 
 def adapted(base: "PreTrainedModel", adapter: PackAdapter, name: str) -> "PreTrainedModel":
     """A copy of a transformer's structure with the adapter in it, in evaluation mode; `base` stays as it is.
 
-    All weights are shared where the method allows it; the input embeddings are shared in any case.
+    All weights are shared where the method allows it, and `folded` makes it fast; else the adapter is folded into the
+    copy. The input embeddings are shared in any case.
 
     Raises:
         VocabgraftError: when peft does not take the adapter.
     """
-    shared = [*base.parameters(), *base.buffers()] if shares_weights(adapter) else [base.get_input_embeddings().weight]
-    copied = copy.deepcopy(base, {id(tensor): tensor for tensor in shared})
+    if not shares_weights(adapter):
+        own = base.get_input_embeddings().weight
+        return merged_into(copy.deepcopy(base, {id(own): own}), adapter, name).eval()
+    copied = copy.deepcopy(base, {id(tensor): tensor for tensor in _tensors(base)})
     _wrapped(copied, adapter, name)
     return copied.eval()
+
+
+def folded(transformer: AnyModule) -> AnyModule:
+    """The module with each layer of an adapter folded into a copy of the weight below it; the module stays as it is.
+
+    What it computes is then what the merged model does, as fast and bit for bit; only those weights are copied.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in transformer.modules() if isinstance(layer, BaseTunerLayer)]
+    return exchange(transformer, {layer: _folded_layer(layer) for layer in layers})
+
+
+def _folded_layer(layer: Any) -> torch.nn.Module:
+    weight = layer.get_base_layer().weight
+    copied = copy.deepcopy(layer, {id(tensor): tensor for tensor in _tensors(layer) if tensor is not weight})
+    copied.merge()
+    plain: torch.nn.Module = copied.get_base_layer()
+    return plain
+
+
+def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def merged_into(model: "PreTrainedModel", adapter: PackAdapter, name: str) -> "PreTrainedModel":

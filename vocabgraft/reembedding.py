@@ -15,6 +15,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from vocabgraft.artifacts import digest_of, file_sha256
 from vocabgraft.encoding import Embeddings, Role, encode
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.file_lock import only_one
 from vocabgraft.model_difference import BoolArray, ModelDifference
 from vocabgraft.vector_files import (
     Columns,
@@ -176,11 +177,18 @@ def reembed(job: ReembeddingJob, difference: ModelDifference, model: "SentenceTr
     neither an input nor a model nor a setting changed; the destination appears when it is complete.
 
     Raises:
-        VocabgraftError: for bad input, or a stored vector of an untouched text that is not what the model gives;
-            nothing is written then.
+        VocabgraftError: for bad input, a stored vector of an untouched text that is not what the model gives, or
+            another process that writes to this destination; nothing is written then.
     """
+    _require_width(require_possible(job), model)
+    place = job.destination
+    with only_one(place.parent / f".{place.name}.lock", f"{place} is being written by another run"):
+        return _reembed(job, difference, model)
+
+
+def _reembed(job: ReembeddingJob, difference: ModelDifference, model: "SentenceTransformer") -> Reembedded:
+    # Again: another run may have ended a moment ago.
     files = require_possible(job)
-    _require_width(files, model)
     before = _stamps(files)
     work = _work_folder(job, files)
     seconds: dict[str, float] = {}

@@ -25,6 +25,13 @@ def shared_tokens(first: "Tokenizer", second: "Tokenizer") -> list[tuple[int, in
     return sorted((number, known[piece]) for piece, number in _pieces(first).items() if piece in known)
 
 
+def shared_words(first: "Tokenizer", second: "Tokenizer") -> list[str]:
+    """The texts of the shared tokens that begin a word, in order of the first's ids."""
+    known = _pieces(second)
+    found = sorted((number, piece) for piece, number in _pieces(first).items() if piece in known)
+    return [text for _, (text, begins) in found if begins]
+
+
 def _pieces(tokenizer: "Tokenizer") -> dict[Piece, int]:
     defined = json.loads(tokenizer.to_str())
     added = tokenizer.get_added_tokens_decoder()

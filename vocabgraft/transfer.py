@@ -1,9 +1,10 @@
 """A vocabulary pack carried to another base: the same tokens, their rows found anew.
 
 Rows mean nothing over another base. What a pack can bring along is its texts (`distillation`: each row is pulled until
-the new base reads a text as it did with its old pieces, so what the old base learnt of the word in training is not
-brought), or, where the pack's own base is at hand, how its rows lie among rows of tokens that both bases have
-(`matching_pursuit`, `least_squares`: what was learnt is brought as far as the two spaces agree).
+the new base reads a text as it did with its old pieces, so what training taught the rows is not brought). Where the
+pack's own base is at hand, it can say how training moved these texts (`source_distillation`: rows are pulled to the new
+base's own reading, moved likewise), or how the rows lie among rows of tokens that both bases have (`matching_pursuit`,
+`least_squares`: what was learnt is brought as far as the two spaces agree).
 """
 
 import copy
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import torch
 
-from vocabgraft.distillation import Context, choose_contexts, distil, find_contexts, is_held_out
+from vocabgraft.distillation import Context, choose_contexts, find_contexts, is_held_out, train_rows
 from vocabgraft.encoding import Embeddings, encode
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.initialisation import Start, initial_rows
@@ -23,20 +24,22 @@ from vocabgraft.model_difference import raw_tokenizer
 from vocabgraft.packs import Pack, PackToken, identify, require_base
 from vocabgraft.params import DistillationParams
 from vocabgraft.resizing import extended_copy
-from vocabgraft.shared_tokens import shared_tokens
+from vocabgraft.shared_tokens import shared_tokens, shared_words
 from vocabgraft.tokenizer import ExtendedToken, extend_tokenizer, is_one_token
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedTokenizerFast
 
-Method = Literal["distillation", "matching_pursuit", "least_squares"]
+Method = Literal["distillation", "source_distillation", "matching_pursuit", "least_squares"]
 METHODS: tuple[Method, ...] = get_args(Method)
 # As many as mergekit's tokensurgeon takes by default.
 ATOMS = 64
 # Fewer say nothing of how two spaces lie to each other.
 LEAST_SHARED = 16
 LONGEST_TOKEN = 64
+# Words that both bases have, for the rotation between their spaces: several for each of its dimensions.
+MOST_ANCHORS = 2_000
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,10 @@ def carry_over(
     contexts = _contexts(pack, target, settings)
     started = time.perf_counter()
     if method == "distillation":
-        rows, shared = _distilled(target, contexts, settings, seed), None
+        rows, shared = _distilled(target, contexts, _readings(model, contexts, settings), settings, seed), None
+    elif method == "source_distillation":
+        goals = source_goals(pack, target, contexts, _own_base(pack, source), settings)
+        rows, shared = _distilled(target, contexts, goals, settings, seed), None
     else:
         rows, shared = _from_shared(pack, target, _own_base(pack, source), method)
     seconds = time.perf_counter() - started
@@ -257,12 +263,73 @@ def _from_shared(pack: Pack, target: Target, source: "SentenceTransformer", meth
     return found.to(_input_rows(target.model)), len(ids)
 
 
-def _distilled(target: Target, contexts: Sequence[Context], settings: DistillationParams, seed: int) -> torch.Tensor:
+def source_goals(
+    pack: Pack,
+    target: Target,
+    contexts: Sequence[Context],
+    source: "SentenceTransformer",
+    settings: DistillationParams,
+) -> torch.Tensor:
+    """How the new base should read the contexts: as it does with old pieces, moved as the pack moves them at home.
+
+    At home is the pack's own base, whose readings are taken to the new base's by the rotation that fits best (the
+    orthogonal Procrustes problem, Schönemann, 1966), found on texts that both read with old pieces: these, and words
+    that are a token of both.
+
+    Returns:
+        Shape (contexts, width of the new base's embeddings).
+    """
+    from vocabgraft.bank import VocabularyBank
+
+    size, old = settings.batch_size, [context.teacher_text for context in contexts]
+    anchors = old + shared_words(raw_tokenizer(source), raw_tokenizer(target.model))[:MOST_ANCHORS]
+    here, there = (torch.from_numpy(_unit(model, anchors, size)) for model in (source, target.model))
+    bank = VocabularyBank(source, base=pack.base)
+    bank.put(pack, "words")
+    words = torch.from_numpy(_unit(bank.view("words"), [context.text for context in contexts], size))
+    pieces = here[: len(old)]
+    if pack.adapter is not None:
+        # With the adapter and without the rows, so that the difference is what the rows say.
+        bank.put(replace(pack, tokens=(), rows=pack.rows[:0]), "pieces")
+        pieces = torch.from_numpy(_unit(bank.view("pieces"), old, size))
+    return there[: len(old)] + (words - pieces) @ rotation(here, there)
+
+
+def rotation(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The map with orthonormal rows or columns that takes one space to the other with least error, means aside.
+
+    Directions that the texts do not show are taken nowhere.
+
+    Args:
+        source: shape (texts, width of the source).
+        target: of the same texts, (texts, width of the target).
+
+    Returns:
+        Shape (width of the source, width of the target).
+    """
+    products = (source - source.mean(dim=0)).double().T @ (target - target.mean(dim=0)).double()
+    left, sizes, right = torch.linalg.svd(products, full_matrices=False)
+    shown = sizes > 1e-6 * sizes[0]
+    found: torch.Tensor = (left[:, shown] @ right[shown]).to(source)
+    return found
+
+
+def _readings(model: "SentenceTransformer", contexts: Sequence[Context], settings: DistillationParams) -> torch.Tensor:
+    return torch.from_numpy(_unit(model, [context.teacher_text for context in contexts], settings.batch_size))
+
+
+def _distilled(
+    target: Target, contexts: Sequence[Context], goals: torch.Tensor, settings: DistillationParams, seed: int
+) -> torch.Tensor:
+    """Rows by which the new base reads the contexts that are not held out near their goals."""
     weight = _input_rows(target.model)
     used = min(len(weight), len(target.model.tokenizer))
     start = Start(weight[:used], target.tokens, target.tokenizer.unk_token_id, seed)
     student = with_rows(target, initial_rows(settings.start, start))
-    distil(student, target.model, contexts, target.tokens, settings, seed)
+    places = [place for place, context in enumerate(contexts) if not is_held_out(context.text, settings.held_out)]
+    if places:
+        chosen = [contexts[place] for place in places]
+        train_rows(student, goals[places], chosen, target.tokens, settings, seed)
     return _input_rows(student)[[token.id for token in target.tokens]].clone()
 
 

@@ -10,7 +10,7 @@ import pytest
 import flows.combine as module
 from flows.combine import main
 from tests.vocabgraft.conftest import load
-from tests.vocabgraft.pack_samples import KIDNEY, LIVER, make_pack
+from tests.vocabgraft.pack_samples import BAD_PACKS, KIDNEY, LIVER, make_pack, write_bad_packs
 from vocabgraft.artifacts import hash_files
 from vocabgraft.bank import VocabularyBank
 from vocabgraft.packs import read_pack, write_pack
@@ -99,6 +99,7 @@ def test_conflicts_are_refused_or_told(
         (["kidney", "liver", "--out", "."], "no name"),
         (["kidney", "liver", "--out", "other"], "is no vocabulary pack"),
         (["kidney", "liver", "--out", "both", "--model", "kidney"], "is there already"),
+        *((["liver", name, "--out", "both"], told) for name, told in BAD_PACKS.items()),
     ],
 )
 def test_bad_input_is_told_and_leaves_nothing_behind(
@@ -106,6 +107,7 @@ def test_bad_input_is_told_and_leaves_nothing_behind(
 ) -> None:
     Path("other").mkdir()
     Path("other/thesis.txt").write_text("years of work")
+    write_bad_packs(read_pack(Path("kidney")), project)
     before = hash_files(project)
     assert main(arguments) == 1
     # Behind the library's own progress bars, which end with no new line.

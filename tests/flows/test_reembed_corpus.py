@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from flows.execution import environment
 from flows.reembed_corpus import main, model_folder
@@ -61,13 +63,16 @@ def test_it_says_why_every_text_is_computed(
         (["--previous", "package:nothing_of_the_kind/model"], "no package 'nothing_of_the_kind' is installed"),
         (["--vector-column", "embedding"], "column embedding is missing"),
         (["--out", "index.parquet"], "index.parquet is there already"),
+        (["--vector-column", "narrow"], "vectors have 31 numbers, the model gives 32"),
         ([], "differs from the new model's by"),
     ],
 )
 def test_bad_input_is_told_and_leaves_nothing_behind(
     tiny_base: Path, new: Path, in_folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
-    write_index(in_folder / "index.parquet", np.ones((15, 32)), TEXTS)
+    index = write_index(in_folder / "index.parquet", np.ones((15, 32)), TEXTS)
+    narrow = pa.array([[1.0] * 31] * 15, pa.list_(pa.float32()))
+    parquet.write_table(parquet.read_table(index).append_column("narrow", narrow), index)
     given = ["index.parquet", "--previous", str(tiny_base), "--model", str(new), "--out", "new.parquet"]
     assert main([*given, *options]) == 1
     error = capsys.readouterr().err
@@ -79,6 +84,47 @@ def test_an_alias_of_the_registry_is_resolved_before_it_is_fetched(monkeypatch: 
     monkeypatch.setattr("tasks._registry.resolve_version", lambda uri: f"version of {uri}")
     monkeypatch.setattr("tasks._registry.download_model", Path)
     assert model_folder("--model", "models:/name@champion") == Path("version of models:/name@champion")
+
+
+HELD_UP = """
+import sys
+from pathlib import Path
+from flows import reembed_corpus
+from vocabgraft import reembedding
+
+def compute(*arguments):
+    Path("begun").touch()
+    sys.stdin.read()
+
+reembedding._compute = compute
+reembed_corpus.main(sys.argv[1:])
+"""
+
+
+def test_of_two_runs_for_one_place_the_second_is_refused_until_the_first_is_dead(
+    tiny_base: Path, new: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_index(in_folder / "index.parquet", vectors_of(load_model(tiny_base, "cpu"), TEXTS), TEXTS)
+    given = ["index.parquet", "--previous", str(tiny_base), "--model", str(new), "--out", "new.parquet"]
+    command = [sys.executable, "-c", HELD_UP, *given]
+    environ = environment() | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as first:
+        try:
+            while not Path("begun").exists():
+                assert first.poll() is None
+                time.sleep(0.02)
+            files = sorted(in_folder.rglob("*"))
+            assert main(given) == 1
+            error = capsys.readouterr().err
+            assert "new.parquet is being written by another run: process" in error
+            assert f"process {first.pid}, " in error and "--out new.parquet, since 2" in error
+            assert sorted(in_folder.rglob("*")) == files
+        finally:
+            # Without a chance to let anything go.
+            first.kill()
+    assert (in_folder / ".new.parquet.lock").exists()
+    assert main(given) == 0
+    assert sorted(path.name for path in in_folder.iterdir()) == ["begun", "index.parquet", "new.parquet"]
 
 
 @pytest.mark.slow

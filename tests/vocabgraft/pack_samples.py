@@ -1,9 +1,12 @@
 """Packs over the tiny base, with random rows, as if trained."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vocabgraft.packs import Pack, PackToken, identify
+from vocabgraft.artifacts import read_json, write_json
+from vocabgraft.packs import Pack, PackToken, identify, write_pack
 from vocabgraft.vocabulary import NewToken
 
 if TYPE_CHECKING:
@@ -43,3 +46,24 @@ def make_pack(
         "licence": "CC0-1.0",
     }
     return Pack(**(given | changes))
+
+
+# Folders that `write_bad_packs` makes, and what is said of each.
+BAD_PACKS = {
+    "foreign": "is for the base other (weights ffffffffffff",
+    "truncated": "is damaged or incomplete",
+    "newer": "is a pack of format 2, newer than 1, which this version of vocabgraft reads; update vocabgraft",
+    "pickled": "is a pickle under the name of safetensors",
+}
+
+
+def write_bad_packs(pack: Pack, root: Path) -> None:
+    """Write a pack for another base, one cut off, one of a newer format, and one with a pickle for its rows."""
+    foreign = replace(pack, base=replace(pack.base, model="other", weights_sha256="f" * 64))
+    for name in BAD_PACKS:
+        write_pack(foreign if name == "foreign" else pack, root / name)
+    rows = root / "truncated" / "rows.safetensors"
+    rows.write_bytes(rows.read_bytes()[:-8])
+    (root / "pickled" / "rows.safetensors").write_bytes(b"\x80\x04rows")
+    manifest = root / "newer" / "manifest.json"
+    write_json(manifest, read_json(manifest) | {"format": 2})

@@ -63,7 +63,7 @@ def test_only_what_holds_the_exchanged_module_is_copied() -> None:
     ids = torch.arange(6)
     before = model(ids)
     appended = AppendedRows(model.again, torch.ones(1, 4), 6)
-    changed = exchange(model, model.again, appended)
+    changed = exchange(model, {model.again: appended})
     assert changed.inner["layer"] is model.inner["layer"]
     assert changed.inner["words"] is appended and changed.again is appended
     assert model.inner["words"] is model.again and model.again is not appended
@@ -74,7 +74,7 @@ def test_only_what_holds_the_exchanged_module_is_copied() -> None:
 def test_a_compiled_call_of_the_original_does_not_go_along() -> None:
     model = Nested()
     model._compiled_call_impl = lambda ids: torch.zeros(1)
-    changed = exchange(model, model.again, AppendedRows(model.again, torch.ones(1, 4), 6))
+    changed = exchange(model, {model.again: AppendedRows(model.again, torch.ones(1, 4), 6)})
     assert changed(torch.tensor([6])).shape == (1, 4)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import WORDS
 from tests.tokenizer_families import FAMILIES
-from vocabgraft.shared_tokens import _pieces, shared_tokens
+from vocabgraft.shared_tokens import _pieces, shared_tokens, shared_words
 
 
 @pytest.mark.parametrize(("first", "second"), list(permutations(FAMILIES, 2)))
@@ -18,6 +18,15 @@ def test_shared_tokens_say_the_same_at_the_same_place(first: str, second: str) -
     assert all(said[0][a] == said[1][b] for a, b in pairs)
     assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
     assert sorted((b, a) for a, b in pairs) == shared_tokens(other, one)
+
+
+@pytest.mark.parametrize(("first", "second"), list(permutations(FAMILIES, 2)))
+def test_shared_words_are_one_piece_of_both_after_a_space(first: str, second: str) -> None:
+    tokenizers = FAMILIES[first](), FAMILIES[second]()
+    words = shared_words(*tokenizers)
+    assert len(words) > 5 and set(words) == set(shared_words(*tokenizers[::-1]))
+    for tokenizer in tokenizers:
+        assert {(word, True) for word in words} <= _pieces(tokenizer).keys()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,6 +1,7 @@
 """Packs carried between all-MiniLM-L6-v2 and a small base of another family, and what each method is good for."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import torch
 
 from tests.vocabgraft.carrying_samples import CONTEXTS, WORDS, build_small_base, minilm, pack_of
-from tests.vocabgraft.conftest import load
+from tests.vocabgraft.conftest import Graft, load
+from vocabgraft.bank import VocabularyBank
+from vocabgraft.distillation import is_held_out
 from vocabgraft.encoding import encode
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.packs import PackAdapter, PackToken, identify
+from vocabgraft.packs import PackAdapter, PackToken, adapter_from, identify
 from vocabgraft.params import DistillationParams
 from vocabgraft.transfer import (
     METHODS,
@@ -22,6 +25,8 @@ from vocabgraft.transfer import (
     matching_pursuit,
     measure,
     prepare,
+    rotation,
+    source_goals,
     with_rows,
 )
 from vocabgraft.vocabulary import NewToken
@@ -80,13 +85,11 @@ def test_least_squares_finds_the_map_between_two_spaces() -> None:
 def test_a_carried_pack_is_one_of_the_new_base(
     carried: dict[Method, Carried], small: "SentenceTransformer", large: "SentenceTransformer", method: Method
 ) -> None:
-    from vocabgraft.bank import VocabularyBank
-
     done = carried[method]
     assert done.pack.base == identify(small, "small")
     assert done.pack.texts == tuple(word.text for word in WORDS)
     assert done.pack.rows.shape == (3, 24) and torch.isfinite(done.pack.rows).all()
-    assert (done.shared is None) == (method == "distillation")
+    assert (done.shared is None) == method.endswith("distillation")
     assert done.pack.figures["carried_over"]["carried_from"]["weights_sha256"] == pack_of(large).base.weights_sha256
     assert done.pack.contexts == CONTEXTS and done.seconds > 0
     bank = VocabularyBank(small)
@@ -114,6 +117,60 @@ def _contexts_of(target: Any) -> Any:
     from vocabgraft.distillation import find_contexts
 
     return find_contexts(CONTEXTS, target.tokenizer, target.tokens, target.tokenizer.unk_token_id)
+
+
+def test_a_rotation_is_found_between_spaces_of_other_widths() -> None:
+    turn = torch.linalg.qr(drawn(24, 16)).Q
+    source, moved = drawn(200, 24, seed=1), drawn(16, seed=2)
+    assert torch.allclose(rotation(source @ turn @ turn.T, source @ turn + moved), turn, atol=1e-4)
+    back = rotation(source @ turn, source @ turn @ turn.T)
+    assert torch.allclose(back, turn.T, atol=1e-4)
+
+
+def test_goals_of_the_pack_at_home_are_what_it_reads_there(small: "SentenceTransformer") -> None:
+    """Over the same base the rotation is none, so the new base's reading is moved to the very reading of the pack."""
+    pack = pack_of(small)
+    target = prepare(pack, small)
+    contexts = _contexts_of(target)
+    goals = source_goals(pack, target, contexts, small, SETTINGS)
+    at_home = encode(with_rows(target, pack.rows), [context.text for context in contexts], 8)
+    at_home /= np.linalg.norm(at_home, axis=1, keepdims=True)
+    assert np.allclose(goals, at_home, atol=1e-4)
+    own = encode(small, [context.teacher_text for context in contexts], 8)
+    assert not np.allclose(goals, own / np.linalg.norm(own, axis=1, keepdims=True), atol=1e-2)
+
+
+def test_what_the_rows_say_is_told_apart_from_what_an_adapter_says(tiny_base: Path, graft: Graft) -> None:
+    base = load(tiny_base)
+    pack = replace(pack_of(base), adapter=adapter_from(graft.adapters["lora_and_tokens"]))
+    target = prepare(pack, base)
+    bank = VocabularyBank(base)
+    bank.put(pack)
+    contexts = _contexts_of(target)
+    words = bank.encode([context.text for context in contexts], vocabulary="clinic")
+    pieces = bank.encode([context.teacher_text for context in contexts], vocabulary=None)
+    goals = source_goals(pack, target, contexts, base, SETTINGS)
+    moved = np.linalg.norm(goals.numpy() - pieces, axis=1)
+    # The adapter moves the texts further than the rows do.
+    assert (moved < np.linalg.norm(words - pieces, axis=1)).mean() > 0.8
+
+
+def test_source_distillation_brings_what_the_rows_learnt_where_distillation_does_not(
+    small: "SentenceTransformer",
+) -> None:
+    pack = pack_of(small)
+    target = prepare(pack, small)
+    contexts = [context for context in _contexts_of(target) if is_held_out(context.text, SETTINGS.held_out)]
+    texts = [context.text for context in contexts]
+    at_home = encode(with_rows(target, pack.rows), texts, 8)
+
+    def nearness(method: Method) -> float:
+        rows = carry_over(pack, small, "small", method, SETTINGS, 0, small).pack.rows
+        found = encode(with_rows(target, rows), texts, 8)
+        cosines = (found * at_home).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(at_home, axis=1)
+        return float(cosines.mean())
+
+    assert nearness("source_distillation") > nearness("distillation") + 0.05
 
 
 def test_a_pack_goes_the_other_way_too(small: "SentenceTransformer", large: "SentenceTransformer") -> None:
@@ -154,7 +211,7 @@ def test_bad_input_is_refused(small: "SentenceTransformer", large: "SentenceTran
     def carry(method: Any = "distillation", source: Any = None, **changes: Any) -> None:
         carry_over(replace(pack, **changes), small, "small", method, SETTINGS, 0, source)
 
-    with pytest.raises(VocabgraftError, match="no method 'guess'; allowed: distillation, matching_pursuit"):
+    with pytest.raises(VocabgraftError, match="no method 'guess'; allowed: distillation, source_dist"):
         carry("guess")
     with pytest.raises(VocabgraftError, match="least_squares finds rows by those of the pack's own base"):
         carry("least_squares")

@@ -1,0 +1,87 @@
+"""A lock that one process holds, in a file that says which one.
+
+The kernel lets it go when the process ends, however it ends, so a lock of a dead process holds nobody up.
+"""
+
+import fcntl
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from vocabgraft.errors import VocabgraftError
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock: a process, its command line, and since when, in local time."""
+
+    pid: int
+    command: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid}, {self.command}, since {self.since}"
+
+
+def acquire(stream: IO[str]) -> bool:
+    """Lock an open file and sign it; False where another process has it locked."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    stream.truncate(0)
+    stream.write(json.dumps(asdict(Holder(os.getpid(), shlex.join(sys.argv), now))))
+    stream.flush()
+    return True
+
+
+def holder_of(stream: IO[str]) -> Holder | None:
+    """Who signed a lock file; None while it is being written."""
+    stream.seek(0)
+    try:
+        return Holder(**json.loads(stream.read()))
+    except (json.JSONDecodeError, TypeError):
+        return None
+
+
+@contextmanager
+def only_one(path: Path, work: str) -> Iterator[None]:
+    """Hold a lock file, which is gone afterwards.
+
+    Args:
+        path: of the file; its folder is made where it is missing.
+        work: what only one may do, for the error.
+
+    Raises:
+        VocabgraftError: when another process, or another thread of this one, holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("a+", encoding="utf-8") as stream:
+            if not acquire(stream):
+                holder = holder_of(stream) or "a process that has just begun"
+                raise VocabgraftError(f"{work}: {holder}; let it end, or name another place")
+            if not _is(stream, path):
+                # Its holder ended and deleted it between the opening and the locking.
+                continue
+            try:
+                yield
+            finally:
+                # While it is held, so that nobody locks a file that is gone a moment later.
+                path.unlink()
+            return
+
+
+def _is(stream: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
