@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks._stage import run_stage
 from vocabgraft import processes
@@ -22,6 +22,9 @@ from vocabgraft.tokenizer import read_tokens
 from vocabgraft.training import TrainingResult
 from vocabgraft.training import train_adapter as train
 from vocabgraft.training_data import ids_without_text
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 # Outside of data/, since DVC deletes a stage's output before it runs.
 CHECKPOINTS = Path(".checkpoints/train_adapter")
@@ -63,11 +66,7 @@ def train_adapter(
     without_text = [token.text for token in new_tokens if token.id in untrained]
     if processes.writes():
         with new_folder(out) as work:
-            save_model(model, work, adapter_base=resized.as_posix())
-            if base.trust_remote_code:
-                copy_code(resized, work)
-            if params.method in PEFT_METHODS:
-                require_reload(model, work, [token.text for token in new_tokens], base.trust_remote_code)
+            _save(model, work, resized, [token.text for token in new_tokens], params, base)
             write_json(work / "curve.json", _curve(result.curve))
             write_json(work / "report.json", _report(result, params, without_text))
         if checkpoints is not None:
@@ -75,6 +74,21 @@ def train_adapter(
         _draw(result.curve)
     if processes.is_worker():
         processes.leave()
+
+
+def _save(
+    model: "SentenceTransformer",
+    out: Path,
+    resized: Path,
+    words: list[str],
+    params: TrainAdapterParams,
+    base: BaseParams,
+) -> None:
+    save_model(model, out, adapter_base=resized.as_posix())
+    if base.trust_remote_code:
+        copy_code(resized, out)
+    if params.method in PEFT_METHODS:
+        require_reload(model, out, words, base.trust_remote_code)
 
 
 def _key(paths: Mapping[str, Path], params: TrainAdapterParams, seed: int, validate_data: ValidateDataParams) -> str:

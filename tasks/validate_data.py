@@ -82,7 +82,8 @@ def validate_data(
     benchmarks = [read_beir(raw / entry.folder, entry.name) for entry in evaluate_model.benchmarks]
     folder, identity = resolve_base(base)
     check_code(folder, base.trust_remote_code)
-    logger.info("remote code: %s", describe_code(identity.code))
+    if identity.code is not None:
+        logger.info("remote code: %s", describe_code(identity.code))
     tokenizer = load_raw_tokenizer(tokenizer_file(folder))
     examples = {dataset.name: read_examples(raw / "", dataset) for dataset in params.datasets}
     contexts = read_contexts([raw / name for name in params.contexts])
