@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.command_line import exit_code
 from flows.plan_vocabulary import progress_bar
 from vocabgraft.artifacts import require_artifact, write_json
 from vocabgraft.corpus import Part, find_files, read_blocks, split_files
@@ -26,20 +27,16 @@ ROWS_SHOWN = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
+    return exit_code("index_impact", options.out, lambda: _tell(options))
+
+
+def _tell(options: argparse.Namespace) -> None:
+    impact = _measure(options)
+    _write(options.out, _as_json(impact, options))
     console = Console(width=None if sys.stdout.isatty() else 140)
-    try:
-        impact = _measure(options)
-        _write(options.out, _as_json(impact, options))
-    except VocabgraftError as error:
-        print(f"index_impact: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"index_impact: {options.out} cannot be written: {error}", file=sys.stderr)
-        return 1
     console.print(_figures(impact))
     console.print(_uses(impact))
     console.print(f"written: {options.out}", markup=False, highlight=False)
-    return 0
 
 
 def _measure(options: argparse.Namespace) -> IndexImpact:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.command_line import exit_code
 from vocabgraft.artifacts import MANIFEST, new_folder, write_json
 from vocabgraft.corpus import Part, find_files, split_files
 from vocabgraft.counting import WordCounts, count_words
@@ -67,20 +68,16 @@ class Outcome:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    return exit_code("plan_vocabulary", options.out, lambda: _tell(options))
+
+
+def _tell(options: argparse.Namespace) -> None:
     started = time.perf_counter()
-    try:
-        outcome = _run(options)
-    except VocabgraftError as error:
-        print(f"plan_vocabulary: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"plan_vocabulary: {options.out} cannot be written: {error}", file=sys.stderr)
-        return 1
+    outcome = _run(options)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(_table(outcome))
     for line in _lines(outcome, options.out, time.perf_counter() - started):
         console.print(line, markup=False, highlight=False)
-    return 0
 
 
 def draw(plan: Plan, top: int) -> "Figure":

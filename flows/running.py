@@ -1,23 +1,22 @@
 """The stages of a plan, each started when those before it have ended; under Prefect or without it."""
 
 import os
-import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Protocol
 
 from flows.dag import Planned, Stage, cached_since
 from flows.execution import Attempt, DvcProcesses, Ending, Outcome, StageLog, StageResult, reproduce
 from flows.history import keep_seconds, last_seconds
 from flows.registration import REGISTERING_STAGE, is_lost
+from flows.signals import stopped_by_signals
 from vocabgraft.errors import VocabgraftError
 
 # Stages that wait (for a service, a disk, a lock) are worth starting beyond the number of cores; a graph is rarely this
@@ -25,7 +24,6 @@ from vocabgraft.errors import VocabgraftError
 LEAST_JOBS = 8
 SECONDS_TO_RETRY, GROWTH = 2.0, 4.0
 SECONDS_BUSY, LONGEST_BUSY_WAIT, SECONDS_TO_GIVE_UP = 0.5, 10.0, 3600.0
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Body = Callable[[StageLog], StageResult]
 # Makes a stage's outputs on another machine and leaves them in DVC's remote: the stage, whether it is forced, its log,
 # and what says that the run is being stopped. An attempt says why it could not.
@@ -76,7 +74,7 @@ class StageRuns:
         waiting = {entry.stage.name: entry for entry in self._planned}
         running: set[str] = set()
         ended: SimpleQueue[str] = SimpleQueue()
-        with self._stoppable():
+        with stopped_by_signals(self._stop):
             while waiting or running:
                 for name in self._ready(waiting, running):
                     entry = waiting.pop(name)
@@ -92,22 +90,10 @@ class StageRuns:
         ready = [n for n, e in waiting.items() if not any(u in waiting or u in running for u in e.stage.upstream)]
         return ready[:free]
 
-    @contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        def stop(number: int, _: Any) -> None:
-            self.stopped_by = number
-            self._stopping.set()
-            self._processes.stop_all()
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, stop) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int) -> None:
+        self.stopped_by = number
+        self._stopping.set()
+        self._processes.stop_all()
 
     def _run_stage(self, entry: Planned, log: StageLog) -> StageResult:
         name, started = entry.stage.name, time.perf_counter()

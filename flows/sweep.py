@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from flows.grid import FigureParams, Point, SweepParams, figures_of, grid, read_
 from flows.preparation import ROOT
 from flows.recording import PREFECT_SERVER, recorded
 from flows.run_record import RUN_RECORD
+from flows.signals import stopped_by_signals
 from flows.sweep_log import log_to_mlflow, show_in_prefect
 from tasks._stage import switch_telemetry_off
 from vocabgraft.artifacts import read_json, write_json
@@ -41,7 +41,6 @@ from vocabgraft.params import PARAMS_FILE, parse_params_text
 PLACE = Path(".dvc/tmp/sweep")
 REPORTS = Path("reports")
 SIGNALLED = 128
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ class Runner:
 
     def run(self, points: Sequence[Point], works: Mapping[str, Work], jobs: int) -> Iterator[PointResult]:
         """Run points side by side; yields each when it has ended."""
-        with self._stoppable(), ThreadPoolExecutor(max_workers=jobs) as pool:
+        with stopped_by_signals(self._stop), ThreadPoolExecutor(max_workers=jobs) as pool:
             futures = [pool.submit(self._point, point, works[point.digest]) for point in points]
             for future in as_completed(futures):
                 result = future.result()
@@ -242,24 +241,12 @@ class Runner:
             if self.stopped_by is not None:
                 process.terminate()
 
-    @contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        def stop(number: int, _: Any) -> None:
-            self.stopped_by = number
-            for process in tuple(self._processes):
-                # Each ends its stages within ten seconds. One that has ended is not signalled: poll() was told.
-                if process.poll() is None:
-                    process.terminate()
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, stop) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int) -> None:
+        self.stopped_by = number
+        for process in tuple(self._processes):
+            # Each ends its stages within ten seconds. One that has ended is not signalled: poll() was told.
+            if process.poll() is None:
+                process.terminate()
 
 
 def _make_copy(work: Work, folder: Path) -> None:

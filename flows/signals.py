@@ -1,0 +1,27 @@
+"""SIGINT and SIGTERM for a run that ends its children itself."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def stopped_by_signals(stop: Callable[[int], None]) -> Iterator[None]:
+    """Call `stop` with the number of a signal that comes meanwhile; in another thread than the main one none does."""
+
+    def handle(number: int, _: Any) -> None:
+        stop(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
