@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ def build_tiny_base(folder: Path) -> Path:
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny base; shared by the session, never changed."""
     return build_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def transformers_is_as_it_was() -> Iterator[None]:
+    """Fails the test that left transformers patched: two loads in threads do, and later tests would pay for it."""
+    yield
+    if modeling := sys.modules.get("transformers.modeling_utils"):
+        assert modeling.PreTrainedModel.tie_weights.__name__ == "tie_weights", "models were loaded in threads"
 
 
 @pytest.fixture(scope="session")

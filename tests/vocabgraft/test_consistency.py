@@ -979,7 +979,8 @@ def test_onnx_that_is_not_installed_fails_unless_waived(sound: dict[Method, Evid
 def test_an_export_that_differs_does_not_pass(
     sound: dict[Method, Evidence], monkeypatch: pytest.MonkeyPatch, shift: float, verdict: str
 ) -> None:
-    def exported(folder: Path) -> "SentenceTransformer":
+    def exported(folder: Path, trust_remote_code: bool) -> "SentenceTransformer":
+        assert not trust_remote_code
         model = load(folder)
         rows_of(model)[:] += shift * torch.randn(rows_of(model).shape, generator=torch.Generator().manual_seed(0))
         return model

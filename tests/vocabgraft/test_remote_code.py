@@ -108,11 +108,11 @@ def test_no_other_way_into_the_folder_runs_its_code_either(
     assert not ran.exists()
 
 
-def test_trusted_code_is_what_the_model_is_made_of(coded_base: Path, tiny_base: Path, ran: Path) -> None:
-    found = encode(load_model(coded_base, device="cpu", trust_remote_code=True), TEXTS, 2)
+def test_trusted_code_is_what_the_model_is_made_of(coded: Path, tiny_base: Path, ran: Path) -> None:
+    found = encode(load_model(coded, device="cpu", trust_remote_code=True), TEXTS, 2)
     assert ran.exists()
     assert np.abs(found - encode(load_model(tiny_base, device="cpu"), TEXTS, 2)).max() > 0.1
-    assert find_embedding(coded_base, trust_remote_code=True).name == find_embedding(tiny_base).name
+    assert find_embedding(coded, trust_remote_code=True).name == find_embedding(tiny_base).name
 
 
 def test_what_is_made_of_a_trusted_base_has_its_code_and_loads_without_the_base(

@@ -41,7 +41,9 @@ def evidence_of(build: Callable[[], Any], lost: int = 0) -> Any:
     models = {name: SimpleNamespace(tokenizer=made) for name in ("resized", "adapter", "merged")}
     models["base"] = SimpleNamespace(tokenizer=base)
     probes = choose_probes(extended, TEXTS, tokens, 32)
-    return SimpleNamespace(model=models.__getitem__, tokenizer=extended, tokens=tokens, probes=probes)
+    return SimpleNamespace(
+        model=models.__getitem__, tokenizer=extended, tokens=tokens, probes=probes, trust_remote_code=False
+    )
 
 
 CHECKS = (segmentation, one_id_each, tokenizers_equal, tokenizer_reload, special_tokens)
