@@ -18,7 +18,7 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.params import DistillationParams
 from vocabgraft.precision import autocast, resolve_precision
 from vocabgraft.token_rows import token_rows
-from vocabgraft.tokenizer import ExtendedToken
+from vocabgraft.tokenizer import ExtendedToken, new_ids_in
 from vocabgraft.vocabulary import NewToken, read_with_descriptions
 
 if TYPE_CHECKING:
@@ -91,13 +91,13 @@ def find_contexts(
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return []
-    new = {token.id for token in tokens}
     described = [_as_described(token, unknown_id) for token in tokens]
     encoded = tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
+    held = new_ids_in(encoded, [token.id for token in tokens])
     return [
-        Context(text, read_with_descriptions(text, described), held, len(ids))
-        for text, ids in zip(distinct, encoded, strict=True)
-        if (held := tuple(sorted(new.intersection(ids))))
+        Context(text, read_with_descriptions(text, described), tuple(sorted(found)), len(ids))
+        for text, ids, found in zip(distinct, encoded, held, strict=True)
+        if found
     ]
 
 

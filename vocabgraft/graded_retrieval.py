@@ -27,7 +27,7 @@ def measure_benchmark(benchmark: Benchmark, subjects: Sequence[Subject], new_wor
         )
         for subject in subjects
     }
-    held = new_words.words_held(benchmark.queries)
+    held = new_words.held(benchmark.queries)
     return [
         Measurement(
             dataset=benchmark.name,

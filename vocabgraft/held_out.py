@@ -127,7 +127,7 @@ def measure_retrieval(
         )
         for subject in subjects
     }
-    held = new_words.words_held(retrieval.queries)
+    held = new_words.held(retrieval.queries)
     common: dict[str, Any] = {
         "dataset": dataset.name,
         "items": retrieval.queries,
@@ -166,7 +166,7 @@ def measure_links(
     links = _links_of(dataset)
     rank = _translation_ranks if translation else _question_ranks
     found = {subject.name: _link_values(rank(subject, links)) for subject in subjects}
-    held = new_words.words_held(links.questions)
+    held = new_words.held(links.questions)
     return [
         Measurement(
             dataset=dataset.name,
@@ -185,12 +185,12 @@ def measure_similarity(dataset: AcceptedDataset, subjects: Sequence[Subject], ne
     """Spearman's rho of the similarity of the test split's scored pairs with their scores."""
     columns = dataset.columns("test")
     pairs = columns["sentence1"], columns["sentence2"], columns["score"]
-    held = new_words.words_held(pairs[0]) | new_words.words_held(pairs[1])
+    held = new_words.held(pairs[0]) | new_words.held(pairs[1])
     return _measure_pairs(dataset.name, pairs, subjects, held, dataset.groups("test"))
 
 
 def measure_retention(retention: Retention, subjects: Sequence[Subject], new_words: NewWords) -> Measurement:
-    """Spearman's rho of the similarity of the retention pairs with their scores; subsets by a new token of any kind."""
+    """Spearman's rho of the similarity of the retention pairs with their scores."""
     held = new_words.held(retention[0]) | new_words.held(retention[1])
     return _measure_pairs(RETENTION, retention, subjects, held, retention[0])
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vocabgraft.tokenizer import ExtendedToken
+from vocabgraft.tokenizer import ExtendedToken, new_ids_in
 from vocabgraft.vocabulary import NewToken, read_with_descriptions
 
 if TYPE_CHECKING:
@@ -48,9 +48,10 @@ def measure_impact(
     texts = changed = before = after = 0
     for block in blocks:
         touched = []
-        for text, ids in zip(block, _encode(extended, block), strict=True):
+        encoded = _encode(extended, block)
+        for text, ids, present in zip(block, encoded, new_ids_in(encoded, names), strict=True):
             after += len(ids)
-            if present := names.keys() & ids:
+            if present:
                 touched.append(text)
                 for token_id in present:
                     uses[names[token_id]] += 1

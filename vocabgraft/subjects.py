@@ -18,10 +18,9 @@ Similarities = Callable[[Embeddings, Embeddings], "np.ndarray[Any, Any]"]
 
 
 class NewWords:
-    """Which texts hold a new token, by the extended tokenizer, and which hold a new word.
+    """Which texts hold a new word: those for which the extended tokenizer emits at least one new id.
 
-    A relation's token makes every question of a triple hold a new token; what subsets of questions tell apart is a new
-    word, which a special token is not.
+    A relation's token is a new token like any other, so a question that names a new relation holds a new word.
     """
 
     def __init__(self, extended: Any, tokens: Sequence[ExtendedToken]) -> None:
@@ -29,12 +28,8 @@ class NewWords:
         self.tokenizer, self.tokens = extended, tuple(tokens)
 
     def held(self, texts: Sequence[str]) -> BoolArray:
-        """For each text whether it holds a new token: (texts,)."""
+        """Whether each text holds a new word: (texts,)."""
         return holds_new_token(self.tokenizer, texts, [token.id for token in self.tokens])
-
-    def words_held(self, texts: Sequence[str]) -> BoolArray:
-        """For each text whether it holds a new token that is no special one: (texts,)."""
-        return holds_new_token(self.tokenizer, texts, [token.id for token in self.tokens if token.kind != "special"])
 
 
 class Subject:

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -369,15 +369,26 @@ def _require_one_id_each(tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[
             )
 
 
+def new_ids_in(encoded: Iterable[Sequence[int]], new_ids: Iterable[int]) -> Iterator[frozenset[int]]:
+    """The new ids among the ids of each text.
+
+    A text holds a new word where this is not empty: the extended tokenizer emits at least one new id for it. Words,
+    symbols and special tokens count alike. Every count and every subset "with a new word" comes from here.
+
+    Args:
+        encoded: the ids of each text, by the extended tokenizer.
+        new_ids: the ids of the tokens whose rows train.
+    """
+    new = frozenset(new_ids)
+    return (new.intersection(ids) for ids in encoded)
+
+
 def holds_new_token(
     tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], new_ids: Iterable[int]
 ) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """For each text, whether the extended tokenizer emits at least one new id: bool array of shape (texts,)."""
-    if not texts:
-        return np.zeros(0, dtype=bool)
-    new = np.fromiter(new_ids, dtype=np.int64)
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return np.array([np.isin(ids, new).any() for ids in encoded], dtype=bool)
+    """Whether each text holds a new word (`new_ids_in`): bool array of shape (texts,)."""
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    return np.array([bool(found) for found in new_ids_in(encoded, new_ids)], dtype=bool)
 
 
 def segmentation_report(
@@ -395,8 +406,8 @@ def segmentation_report(
     after = extended(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     uses = dict.fromkeys(ids.values(), 0)
     changed = 0
-    for encoded in after:
-        present = {ids[token_id] for token_id in encoded if token_id in ids}
+    for found in new_ids_in(after, ids):
+        present = {ids[token_id] for token_id in found}
         changed += not present <= retrained
         for text in present:
             uses[text] += 1

@@ -56,7 +56,7 @@ def test_every_model_has_every_figure_and_the_base_reads_descriptions(
     for figures in found.metrics.values():
         assert figures.keys() == {"relations", "terms", "retention", "tokens_per_text"}
         assert figures["relations"]["all"].keys() >= {"mrr", "recall@2", "link_mrr", "link_hits@10", "queries"}
-        assert figures["relations"]["new_word"]["queries"] == 1
+        assert figures["relations"]["new_word"]["queries"] == 3
         assert figures["retention"]["no_new_word"].keys() == {"spearman", "pairs"}
     # "dog <|IsA|>" is two tokens, and "dog is a kind of" five.
     assert found.metrics["base"]["tokens_per_text"] > found.metrics["merged"]["tokens_per_text"]
