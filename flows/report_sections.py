@@ -81,7 +81,7 @@ def benefit(gathered: Gathered) -> dict[str, Any]:
         _row(metrics, *key, champion["figures"]) | {name: judged.get(key, {}).get(name) for name in JUDGED}
         for key in _measured(metrics)
     ]
-    deciding = gate_settings(gathered).get("benefit", "").partition(".")[0]
+    deciding = (gate_settings(gathered).get("benefit") or "").partition(".")[0]
     rows.sort(key=lambda row: row["dataset"] != deciding)
     drawn = [row for row in rows if row["gain"] is not None and row["drawn"]]
     view = {

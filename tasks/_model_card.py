@@ -25,6 +25,7 @@ class Facts:
     figures: Mapping[str, Any]
     comparison: Mapping[str, Any]
     retention: Mapping[str, Any]
+    evidence: str
     method: str
 
 
@@ -47,6 +48,10 @@ def write_card(facts: Facts) -> str:
             "## Figures on held-out items, in percent",
             "",
             *_figures(facts),
+            "",
+            "## Evidence",
+            "",
+            f"{facts.evidence[:1].upper()}{facts.evidence[1:]}.",
             "",
             "## What stays valid",
             "",

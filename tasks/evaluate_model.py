@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 
 from tasks._base import find_base
 from tasks._stage import run_stage
-from vocabgraft.accepted_data import AcceptedDataset, read_contexts, read_datasets, read_retention
+from vocabgraft.accepted_data import read_contexts, read_datasets, read_retention
 from vocabgraft.adapters import merge_adapter
 from vocabgraft.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
 from vocabgraft.base_model import load_model, prompts_of
 from vocabgraft.beir import read_benchmarks
+from vocabgraft.distillation import is_held_out
 from vocabgraft.encoding import encode
 from vocabgraft.encoding_speed import compare_speed
 from vocabgraft.evaluation import (
@@ -24,9 +25,8 @@ from vocabgraft.evaluation import (
     gains_for_plots,
     item_columns,
 )
-from vocabgraft.losses import LOSSES
 from vocabgraft.mteb_tasks import load_tasks, score_tasks
-from vocabgraft.params import BaseParams, DatasetParams, EvaluateModelParams, ValidateDataParams
+from vocabgraft.params import BaseParams, EvaluateModelParams, ValidateDataParams
 from vocabgraft.retention import reference_corpus
 from vocabgraft.tokenizer import ExtendedToken, added_tokens, read_tokens
 from vocabgraft.vocabulary import read_with_descriptions
@@ -57,12 +57,14 @@ def evaluate_model(
     tasks = load_tasks(params.mteb_tasks)
     models = _load_models(data, resized, merged, control, base)
     new_tokens = read_tokens(tokens)
-    datasets = read_datasets(data / "datasets")
+    contexts = read_contexts(data / "contexts.parquet")
+    share = read_json(resized / "report.json")["held_out_contexts"]
     questions = Questions(
-        datasets=datasets,
+        datasets=read_datasets(data / "datasets"),
         retention=read_retention(data / "retention.parquet"),
-        translations=_translations(datasets, validate_data.datasets),
-        contexts=read_contexts(data / "contexts.parquet"),
+        translations=frozenset(entry.name for entry in validate_data.datasets if entry.is_translation),
+        contexts=contexts,
+        held_out_contexts=[text for text in contexts if is_held_out(text, share)],
         benchmarks=read_benchmarks(data / "benchmarks"),
     )
     found = evaluate(models, questions, new_tokens, params, seed)
@@ -96,14 +98,6 @@ def _load_models(
     return models
 
 
-def _translations(datasets: list[AcceptedDataset], settings: list[DatasetParams]) -> frozenset[str]:
-    """The datasets of triples whose loss reads a relation as a vector to add."""
-    losses = {entry.name: entry.chosen_loss.name for entry in settings}
-    return frozenset(
-        entry.name for entry in datasets if entry.name in losses and LOSSES[losses[entry.name]].reads == "triple"
-    )
-
-
 def _record_speed(
     models: "dict[str, SentenceTransformer]",
     texts: list[str],
@@ -128,7 +122,8 @@ def _record_speed(
 
 def _tell(found: Evaluation) -> None:
     for item in found.comparison["items"]:
-        if item["subset"] == "all":
+        # The hits of link prediction follow its MRR; comparison.json has them.
+        if item["subset"] == "all" and not item["metric"].startswith("link_hits"):
             logger.info(
                 "%(dataset)s, %(metric)s: %(base).2f before, %(merged).2f after; %(gain)+.2f "
                 "(%(low)+.2f to %(high)+.2f, p %(p_value).3f, %(queries)d items): %(verdict)s",

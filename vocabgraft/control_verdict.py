@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vocabgraft.measurement import SUBSETS, Measurement, verdict_json
+from vocabgraft.benefits import SUBSETS
+from vocabgraft.measurement import Measurement, verdict_json
 
 
 def judge_control(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vocabgraft.accepted_data import AcceptedDataset
+from vocabgraft.benefits import LINK_HITS, LINK_METRICS, RETENTION, SPEARMAN
 from vocabgraft.comparison import Array, Ids
 from vocabgraft.encoding import Embeddings
 from vocabgraft.errors import VocabgraftError
@@ -16,9 +17,6 @@ from vocabgraft.subjects import NewWords, Similarities, Subject
 from vocabgraft.vocabulary import relation_token
 
 Retention = tuple[list[str], list[str], list[float]]
-RETENTION = "retention"
-HITS = (1, 3, 10)
-LINK_METRICS = ("link_mrr", *(f"link_hits@{limit}" for limit in HITS))
 QUERIES_AT_ONCE = 64
 
 
@@ -175,7 +173,6 @@ def measure_links(
             groups=dataset.groups("test"),
             new_word=held,
             values={name: values[metric] for name, values in found.items()},
-            compared=metric == LINK_METRICS[0],
         )
         for metric in LINK_METRICS
     ]
@@ -195,18 +192,13 @@ def measure_retention(retention: Retention, subjects: Sequence[Subject], new_wor
     return _measure_pairs(RETENTION, retention, subjects, held, retention[0])
 
 
-def tokens_per_text(subject: Subject, datasets: Sequence[AcceptedDataset]) -> float:
-    """How many tokens a text of the test splits has on average."""
-    return subject.tokens_per_text([text for dataset in datasets for text in dataset.texts("test")])
-
-
 def _measure_pairs(
     name: str, pairs: Retention, subjects: Sequence[Subject], held: "np.ndarray[Any, Any]", groups: Sequence[str]
 ) -> Measurement:
     first, second, scores = pairs
     return Measurement(
         dataset=name,
-        metric="spearman",
+        metric=SPEARMAN,
         items=first,
         groups=groups,
         new_word=held,
@@ -270,8 +262,8 @@ def _translation_ranks(subject: Subject, links: _Links) -> list[Array]:
 def _link_values(directions: Sequence[Array]) -> dict[str, Array]:
     """Each metric of each triple in percent, the mean over its directions."""
     ranked = np.stack(directions)
-    hits = {f"link_hits@{limit}": 100.0 * (ranked <= limit).mean(axis=0) for limit in HITS}
-    return {"link_mrr": 100 * (1 / ranked).mean(axis=0), **hits}
+    hits = [100.0 * (ranked <= limit).mean(axis=0) for limit in LINK_HITS]
+    return dict(zip(LINK_METRICS, [100 * (1 / ranked).mean(axis=0), *hits], strict=True))
 
 
 def _numbered(columns: dict[str, list[str]], entities: Sequence[str], relations: Sequence[str]) -> Ids:

@@ -15,9 +15,20 @@ from pydantic import (
     model_validator,
 )
 
+from vocabgraft.benefits import (
+    BENCHMARK_METRICS,
+    FIDELITY,
+    RETENTION,
+    SPEARMAN,
+    TOKENS_PER_TEXT,
+    WITHOUT_LABELS,
+    metrics_of,
+    parse_benefit,
+    require_measured,
+)
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.evaluators import check_evaluator
-from vocabgraft.losses import DEFAULT_LOSS, Format, check_loss, check_method
+from vocabgraft.losses import DEFAULT_LOSS, LOSSES, Format, check_loss, check_method
 from vocabgraft.peft_methods import ROW_CLASSES, check_peft
 from vocabgraft.training_arguments import check_training_arguments
 
@@ -44,7 +55,7 @@ Place = Literal["before_pooling", "after_pooling"]
 Heuristic = Literal["random_normal", "vocabulary_mean", "subword_mean", "description_mean", "similar_tokens"]
 Precision = Literal["auto", "float32", "bfloat16"]
 # These stand beside the datasets' names in the figures of `evaluate_model`.
-RESERVED_NAMES = ("retention", "tokens_per_text")
+RESERVED_NAMES = tuple(WITHOUT_LABELS)
 
 # The first column is the one whose hash splits, unless a row has a group.
 COLUMNS: dict[Format, tuple[str, ...]] = {
@@ -181,9 +192,19 @@ class DatasetParams(Section):
         return self.loss or LossParams(name=DEFAULT_LOSS[self.format])
 
     @property
+    def is_translation(self) -> bool:
+        """Whether its loss reads a relation as a vector to add (Bordes et al., 2013)."""
+        return LOSSES[self.chosen_loss.name].reads == "triple"
+
+    @property
     def has_validation(self) -> bool:
         """Whether a file or a share is given for the validation split."""
         return bool(self.files.validation or self.held_out.validation)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether a file or a share is given for the test split."""
+        return bool(self.files.test or self.held_out.test)
 
     @model_validator(mode="after")
     def _one_source_a_split(self) -> Self:
@@ -588,11 +609,45 @@ class EvaluateModelParams(Section):
         return self
 
 
-class GateParams(Section):
-    """What a model must reach to become champion."""
+def _names_a_figure(text: str) -> str:
+    parse_benefit(text)
+    return text
 
-    benefit: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\.(all|new_word|no_new_word)\.[a-z_0-9@]+$")]
+
+class GateParams(Section):
+    """What a model must show to become champion.
+
+    Every interval is a paired 95 % bootstrap interval over held-out items. "Shown to be above a limit" means: the whole
+    interval is above it, over at least 6 independent groups of items, and the paired permutation test agrees.
+
+    Attributes:
+        benefit: the figure that has to be good, one of
+            `DATASET.SUBSET.METRIC`: the gain over the base is shown to be above `min_gain`, in points of percent.
+            `tokens_per_text`: the tokens saved per text are shown to be above `min_gain`. The texts are those of the
+            test splits; where there are none, the contexts that distillation held out.
+            `fidelity`: the mean cosine of the model's embedding of a text to the base's own is shown to be above
+            `min_fidelity`. It measures how well one new token says what its subword tokens said, so the base has no
+            value to gain over. The texts hold a new word and were not trained on: test splits and held-out contexts.
+            `retention`: Spearman's rho on all retention pairs, those with a new word included, is shown to fall by
+            less than `max_retention_drop`. The retention gate below asks less, and of pairs without a new word.
+            None: there is no benefit to show. The model becomes champion where all other gates hold, and its version
+            says that no benefit was asked for.
+        min_gain: read for `DATASET.SUBSET.METRIC` and `tokens_per_text`.
+        min_fidelity: read for `fidelity`.
+        first_champion: `evidence` asks every version for its benefit. `any` does not ask a version that would be the
+            first champion: one whose benefit is not shown is promoted, and its tags and card say that no evidence was
+            asked for. One that is shown to have none is not promoted.
+        max_retention_drop: of Spearman's rho on the retention pairs without a new word. The gate fails where the
+            measured drop is larger. Where the drop is within the limit and its interval reaches beyond, the gate does
+            not fail, and the report says that it was not shown.
+        max_cost_ratio: seconds per text over the base's.
+        allow_own_modules: whether a champion may need its own module classes.
+    """
+
+    benefit: Annotated[str, AfterValidator(_names_a_figure)] | None
     min_gain: float = 0.0
+    min_fidelity: Fraction = 0.9
+    first_champion: Literal["evidence", "any"] = "evidence"
     max_retention_drop: Annotated[float, Field(ge=0)] = 0.01
     max_cost_ratio: Positive = 1.5
     allow_own_modules: bool = False
@@ -702,23 +757,27 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _benefit_is_measured(self) -> Self:
-        dataset, _, metric = self.register_model.gates.benefit.split(".")
-        measured = self._measured()
-        if dataset not in measured:
-            raise ValueError(
-                f"register_model.gates.benefit names the dataset '{dataset}'; allowed: {', '.join(measured)}"
-            )
-        if metric not in measured[dataset]:
-            raise ValueError(
-                f"register_model.gates.benefit names the metric '{metric}'; allowed: {', '.join(measured[dataset])}"
-            )
+        if self.register_model.gates.benefit is not None:
+            require_measured(parse_benefit(self.register_model.gates.benefit), self.measured)
         return self
 
-    def _measured(self) -> dict[str, list[str]]:
-        """The metrics of each dataset whose items are scored one by one."""
-        retrieval = ["mrr", f"recall@{self.evaluate_model.recall_at}"]
-        metrics = dict.fromkeys(RETRIEVAL_FORMATS, retrieval) | {"scored_pairs": ["spearman"]}
-        return {entry.name: metrics[entry.format] for entry in self.validate_data.datasets if entry.format in metrics}
+    @property
+    def measured(self) -> dict[str, tuple[str, ...]]:
+        """The metrics that `evaluate_model` computes item by item: by dataset, benchmark or other figure."""
+        datasets, evaluation = self.validate_data.datasets, self.evaluate_model
+        found: dict[str, tuple[str, ...]] = {}
+        if any(dataset.has_test for dataset in datasets) or self._holds_out_contexts:
+            found = {FIDELITY.dataset: (FIDELITY.metric,), TOKENS_PER_TEXT.dataset: (TOKENS_PER_TEXT.metric,)}
+        found[RETENTION] = (SPEARMAN,)
+        for dataset in datasets:
+            if dataset.has_test and (metrics := metrics_of(dataset.format, evaluation.recall_at)):
+                found[dataset.name] = metrics
+        return found | {entry.name: BENCHMARK_METRICS for entry in evaluation.benchmarks}
+
+    @property
+    def _holds_out_contexts(self) -> bool:
+        learnt = self.resize_base.initialisation == "distillation" and not self.resize_base.distillation.held_out
+        return bool(self.validate_data.contexts) and not learnt
 
 
 def _check_evaluator(evaluator: EvaluatorParams, datasets: dict[str, DatasetParams]) -> None:

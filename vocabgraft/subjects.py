@@ -95,12 +95,11 @@ class Subject:
         found: np.ndarray[Any, Any] = self.model.similarity_pairwise(left, right).cpu().numpy()
         return found
 
-    def tokens_per_text(self, texts: Sequence[str]) -> float:
-        """How many tokens a text has on average, without [CLS] and the like; 0 without a text."""
-        if not texts:
-            return 0.0
-        ids = self.model.tokenizer(self.read(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return round(sum(map(len, ids)) / len(ids), 4)
+    def token_counts(self, texts: Sequence[str]) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        """How many tokens each text has, without [CLS] and the like: (texts,)."""
+        read = self.read(texts)
+        ids = self.model.tokenizer(read, add_special_tokens=False, verbose=False)["input_ids"] if read else []
+        return np.array([len(found) for found in ids], dtype=np.float64)
 
     def _require_numbers(self, texts: Sequence[str], embeddings: Embeddings) -> None:
         broken = ~np.isfinite(embeddings).all(axis=1)

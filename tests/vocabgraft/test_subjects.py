@@ -59,8 +59,8 @@ def test_a_special_token_is_read_as_its_description_where_it_is_not_known(graft:
     described = [token.new_token for token in graft.tokens]
     subject = Subject("base", load(graft.base), new_words, 2, described)
     assert subject.read(["dog <|IsA|> animal"]) == ["dog is a kind of animal"]
-    assert subject.tokens_per_text(["dog <|IsA|> animal"]) == 6.0
-    assert subject.tokens_per_text([]) == 0.0
+    assert subject.token_counts(["dog <|IsA|> animal", "dog"]).tolist() == [6.0, 1.0]
+    assert subject.token_counts([]).tolist() == []
     assert np.abs(subject.encode(["dog <|IsA|> animal"]) - subject.encode(["dog is a kind of animal"])).max() <= 1e-6
 
 
