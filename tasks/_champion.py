@@ -235,7 +235,9 @@ def _ask(candidate: Candidate, subjects: Sequence[Subject], new_words: NewWords,
     dataset = next((entry for entry in read_datasets(candidate.datasets) if entry.name == benefit.dataset), None)
     if dataset is None:
         benchmarks = read_benchmarks(candidate.datasets.parent / "benchmarks")
-        benchmark = next(entry for entry in benchmarks if entry.name == benefit.dataset)
+        benchmark = next((entry for entry in benchmarks if entry.name == benefit.dataset), None)
+        if benchmark is None:
+            raise VocabgraftError(f"the accepted data have neither a dataset nor a benchmark {benefit.dataset}")
         return measure_benchmark(benchmark, subjects, new_words)
     if benefit.metric == SPEARMAN:
         return [measure_similarity(dataset, subjects, new_words)]

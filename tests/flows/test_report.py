@@ -17,6 +17,7 @@ from flows.report import gather, main, write_report
 from flows.report_page import as_markdown, render, verdict
 from flows.report_sections import curve, share_of_limit
 from flows.run_record import FlowRun, write_run_record
+from tasks._gate_results import NO_EVIDENCE_ASKED, GateResult, told
 from tests.conftest import ROOT
 from vocabgraft.artifacts import write_json
 
@@ -25,6 +26,8 @@ from .report_samples import (
     GATES,
     HOSTILE,
     LONG,
+    NOT_SHOWN,
+    RETENTION,
     STAGES,
     UPSTREAM,
     WORDS,
@@ -155,8 +158,15 @@ def test_lineage_tells_what_the_model_was_made_from(tmp_path: Path) -> None:
     page = made(tmp_path, run)
     record = json.loads((tmp_path / "reports" / "run.json").read_text(encoding="utf-8"))
     said = page.text("lineage")
-    for told in (record["git_commit"], record["inputs"]["digest"], "5" * 64, "2" * 64, "1234-abcd", "models:/sample/3"):
-        assert told in said
+    for shown in (
+        record["git_commit"],
+        record["inputs"]["digest"],
+        "5" * 64,
+        "2" * 64,
+        "1234-abcd",
+        "models:/sample/3",
+    ):
+        assert shown in said
     assert f"torch {record['versions']['torch']}" in said
     assert '"terms.new_word.mrr"' in said
     assert "remote code: off" in said
@@ -173,9 +183,61 @@ def test_a_model_that_was_not_promoted_is_told_with_the_gates_that_did_not_hold(
     page = made(tmp_path, flow_run(results(), registration=registration(champion=False)))
     said = page.text("verdict")
     assert "Registered, not promoted" in said
-    assert "Gain over the champion, version 2: \u22120.50 points; needed: at least 0." in said
+    assert "Gain over the champion, version 2: -0.50 points (95 % interval -0.90 to -0.10, 119 items)" in said
     assert "Retention drop" not in said, "a gate that holds is no reason"
-    assert "Retention drop needed: at most 0.01 0 in \u03c1" in page.text("")
+    for told_of in ("Retention drop", "needed: at most 0.01", "155 items", "0.0000 in Spearman's rho", "not met"):
+        assert told_of in page.text("")
+
+
+def of_gates(*gates: GateResult, champion: bool = False, **more: Any) -> dict[str, Any]:
+    """A registered version with these gates."""
+    return registration(champion) | {"gates": [gate.as_json() for gate in gates]} | more
+
+
+def test_a_benefit_that_is_not_shown_is_told_with_the_items_that_it_would_need(tmp_path: Path) -> None:
+    page = made(tmp_path, flow_run(results(), registration=of_gates(NOT_SHOWN, RETENTION)))
+    said = page.text("verdict")
+    assert "Registered, not shown to be better" in said
+    assert "Not shown to be better: 32 items, interval -4.20 to +4.30" in said and "5,800,000 items" in said
+    header = next(attributes for tag, attributes in page.elements if attributes.get("id") == "verdict")
+    assert header["class"] == "registered", "whose colour is that of what is open"
+    badges = [
+        attributes["class"] for tag, attributes in page.elements if (attributes.get("class") or "")[:5] == "badge"
+    ]
+    assert "badge open" in badges
+
+
+def test_a_champion_without_evidence_is_promoted_and_says_so(tmp_path: Path) -> None:
+    evidence = f"{NO_EVIDENCE_ASKED}; {told(NOT_SHOWN)}"
+    page = made(tmp_path, flow_run(results(), registration=of_gates(NOT_SHOWN, champion=True, evidence=evidence)))
+    said = page.text("verdict")
+    assert "Promoted" in said and "No evidence was asked for" in said and "32 items" in said
+
+
+@pytest.mark.parametrize(("benefit", "value"), [("fidelity", "0.947"), ("tokens_per_text", "2.09")])
+def test_the_first_tile_is_what_promotion_is_decided_by(tmp_path: Path, benefit: str, value: str) -> None:
+    left = outputs()
+    found = {"low": 0.9, "high": 2.5, "queries": 60}
+    left["evaluate_model"]["comparison.json"]["without_labels"] = {
+        "fidelity": found | {"gain": 0.94661},
+        "tokens_per_text": found | {"gain": 2.0923},
+    }
+    write_outputs(tmp_path, left)
+    params = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("terms.new_word.mrr", benefit)
+    (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
+    write_run_record(flow_run(results()), tmp_path)
+    page = Page(render(gather(STAGES, tmp_path), no_plot))
+    assert f"Benefit {value}" in page.text("") and "60 texts" in page.text("")
+
+
+def test_without_a_benefit_the_page_is_whole(tmp_path: Path) -> None:
+    left = outputs()
+    left["evaluate_model"]["metrics.json"]["merged"]["tokens_per_text"] = None
+    write_outputs(tmp_path, left)
+    params = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("terms.new_word.mrr", "null")
+    (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
+    write_run_record(flow_run(results(), registration=of_gates(RETENTION, champion=True)), tmp_path)
+    assert "Promoted" in Page(render(gather(STAGES, tmp_path), no_plot)).text("verdict")
 
 
 def test_the_champion_stands_beside_base_and_trained_model(tmp_path: Path) -> None:

@@ -1,12 +1,18 @@
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from flows import promote, registry
 from flows.settings import edit_params
+from tasks._gate_results import GateResult, told
+from tasks._lineage import items_digest
 from tasks._registration import log_report
 from tasks._registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, download_pack
 from tasks._stage import run_stage
@@ -17,9 +23,11 @@ from tests.vocabgraft.conftest import load
 from tests.vocabgraft.pack_samples import KIDNEY, make_pack
 from vocabgraft.artifacts import new_folder, read_json, write_json, write_manifest
 from vocabgraft.bank import VocabularyBank
+from vocabgraft.base_model import identify_base
+from vocabgraft.beir import Benchmark, write_benchmarks
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.packs import write_pack_inside
-from vocabgraft.params import BaseParams, RegisterModelParams
+from vocabgraft.params import BaseParams, GateParams, RegisterModelParams
 
 OWN_NORM = """
 from sentence_transformers.sentence_transformer.modules import Normalize
@@ -223,6 +231,201 @@ def test_the_cost_of_a_model_that_was_not_timed_here_is_told_by_its_tokens(make:
     gate = next(gate for gate in read_json(RECORD)["gates"] if gate["name"] == "cost ratio")
     assert (gate["figure"], gate["verdict"]) == (1.0, "holds")
     assert "tokens per text" in gate["note"]
+
+
+def benefit(name: str | None, **settings: Any) -> GateParams:
+    """Gates that ask for another benefit."""
+    return GATES.model_copy(update={"benefit": name, **settings})
+
+
+@pytest.mark.parametrize("name", ["fidelity", "tokens_per_text"])
+def test_a_vocabulary_without_labelled_data_is_judged_by_what_it_has(make: Make, name: str) -> None:
+    first, worse, better = (make(str(gain), gain=gain) for gain in (5.0, 4.0, 6.0))
+    first.register(benefit(name))
+    assert first.digest_at(CHAMPION) == first.digest
+    worse.register(benefit(name))
+    assert first.digest_at(CHAMPION) == first.digest
+    gate = next(gate for gate in read_json(RECORD)["gates"] if gate["kind"] == "champion")
+    assert (gate["verdict"], gate["items"], gate["note"]) == ("not met", 24, "recorded on the same items")
+    assert gate["figure"] == pytest.approx(-1.0 if name == "tokens_per_text" else -0.005)
+    better.register(benefit(name))
+    assert first.digest_at(CHAMPION) == better.digest
+
+
+def test_retention_as_the_benefit_is_compared_on_all_pairs(make: Make) -> None:
+    first, second = make("first"), make("second", drop=0.0)
+    for made in (first, second):
+        made.register(benefit("retention"))
+    # The pairs of both are equally similar to both.
+    assert first.digest_at(CHAMPION) == second.digest
+    gate = next(gate for gate in read_json(RECORD)["gates"] if gate["kind"] == "champion")
+    assert (gate["figure"], gate["low"], gate["high"], gate["items"]) == (0.0, 0.0, 0.0, 24)
+
+
+@pytest.mark.parametrize(("name", "figure"), [("tokens_per_text", -8.0), ("retention", None)])
+def test_a_champion_that_never_read_these_texts_reads_them_now(make: Make, name: str, figure: float | None) -> None:
+    first, second = make("first", items="of a dog"), make("second", items="of the doctor")
+    first.register(benefit(name))
+    second.register(benefit(name))
+    gate = next(gate for gate in read_json(RECORD)["gates"] if gate["kind"] == "champion")
+    assert gate["note"].startswith("measured anew") and gate["items"] == 24
+    # "kidney of the doctor 7" is 6 tokens at most, and the made-up model has 15.
+    assert figure is None or gate["figure"] < figure
+
+
+def test_a_champion_has_its_fidelity_measured_anew_over_the_same_base(make: Make, tiny_base: Path) -> None:
+    first, second = make("first", items="of a dog"), make("second", items="of the doctor")
+    identity = asdict(identify_base(tiny_base, BaseParams(model=str(tiny_base)), str(tiny_base)))
+    for made in (first, second):
+        write_json(made.root / "data" / "base.json", identity)
+    first.register(benefit("fidelity"))
+    second.register(benefit("fidelity"))
+    gate = next(gate for gate in read_json(RECORD)["gates"] if gate["kind"] == "champion")
+    # The champion is the base but for a mark, so its fidelity is 1; that of the new model is made up, 0.925.
+    assert gate["figure"] == pytest.approx(-0.075, abs=1e-4)
+    assert gate["verdict"] == "not met"
+
+
+def test_a_fidelity_to_another_base_is_not_compared_by_what_was_recorded(make: Make, tiny_base: Path) -> None:
+    first, second = make("first"), make("second")
+    first.register(benefit("fidelity"))
+    identity = asdict(identify_base(tiny_base, BaseParams(model=str(tiny_base)), str(tiny_base)))
+    write_json(second.root / "data" / "base.json", identity)
+    second.register(benefit("fidelity"))
+    gate = next(gate for gate in read_json(RECORD)["gates"] if gate["kind"] == "champion")
+    assert gate["note"].startswith("measured anew")
+
+
+def add_triples(made: Made) -> None:
+    """Triples of the tiny base's words beside the accepted terms."""
+    folder = made.root / "data" / "datasets"
+    (folder / "relations").mkdir()
+    write_json(folder / "index.json", [{"name": name, "format": of} for name, of in FORMATS.items()])
+    for split, heads in (("train", ["house"]), ("validation", []), ("test", ["dog", "cat", "kidney", "liver"])):
+        rows = len(heads)
+        columns = {"head": heads, "relation": ["IsA"] * rows, "tail": [f"{head} stone" for head in heads]}
+        schema = pa.schema([(name, pa.string()) for name in columns])
+        pq.write_table(pa.table(columns, schema=schema), folder / "relations" / f"{split}.parquet")
+    write_manifest(made.root / "data", {})
+
+
+FORMATS = {"terms": "pairs", "relations": "triples"}
+
+
+@pytest.mark.parametrize("metric", ["link_mrr", "link_hits@1", "mrr", "recall@3"])
+def test_a_champion_is_asked_todays_triples(make: Make, metric: str) -> None:
+    first = make("first")
+    first.register()
+    second = make("second", items="of the doctor")
+    add_triples(second)
+    second.register(benefit(f"relations.all.{metric}"))
+    gate = next(gate for gate in read_json(RECORD)["gates"] if gate["kind"] == "champion")
+    assert (gate["items"], gate["note"][:13]) == (4, "measured anew")
+    assert gate["figure"] == 0.0, "the two are one model but for the mark"
+    assert read_json(RECORD)["compared_with"]["figures"]["relations"]["all"][metric] > 0
+    # Nothing of it was measured of the new model, so its gain over the base is not shown.
+    assert first.digest_at(CHAMPION) == first.digest
+
+
+def test_a_champion_is_asked_todays_benchmark(make: Make) -> None:
+    first = make("first")
+    first.register()
+    second = make("second")
+    own = Benchmark("cases", ["the dog", "a cat"], ["cat", "dog", "stone"], [{1: 1}, {0: 1}])
+    write_benchmarks(second.root / "data" / "benchmarks", [own])
+    write_manifest(second.root / "data", {})
+    second.register(benefit("cases.all.mrr@10"))
+    gate = next(gate for gate in read_json(RECORD)["gates"] if gate["kind"] == "champion")
+    assert (gate["items"], gate["figure"], gate["note"][:13]) == (2, 0.0, "measured anew")
+
+
+def test_a_list_of_no_benchmarks_makes_no_other_items(make: Make) -> None:
+    made = make("first")
+    before = items_digest(made.root / "data" / "datasets")
+    write_benchmarks(made.root / "data" / "benchmarks", [])
+    write_manifest(made.root / "data", {})
+    assert items_digest(made.root / "data" / "datasets") == before
+
+
+def test_a_run_without_a_benefit_is_promoted_and_says_that_none_was_asked_for(make: Make) -> None:
+    first, second = make("first", gain=-5.0), make("second", gain=-6.0)
+    for made in (first, second):
+        made.register(benefit(None))
+    assert first.digest_at(CHAMPION) == second.digest
+    version = connect().get_model_version(first.name, "2")
+    assert "register_model.gates.benefit is null" in version.tags["evidence"]
+    assert "register_model.gates.benefit is null" in version.description
+    assert "benefit" not in version.tags
+
+
+CHANCE = {"gain": 0.01, "noise": (9.0, -9.0)}
+
+
+def test_a_gain_by_chance_makes_no_champion_and_every_place_says_how_many_items_it_would_need(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    made = make("first", **CHANCE)
+    made.register()
+    assert (made.digest_at(CHAMPION), made.digest_at(CHALLENGER)) == (None, made.digest)
+    gate = next(gate for gate in read_json(RECORD)["gates"] if gate["kind"] == "benefit")
+    assert (gate["verdict"], gate["items"], gate["figure"]) == ("not shown", 24, 0.01)
+    said = told(GateResult.from_json(gate))
+    assert said.startswith("not shown to be better: 24 items, interval -") and f"{gate['needed']:,} items" in said
+    version = connect().get_model_version(made.name, "1")
+    assert version.tags["decision"] == f"not promoted: {said}"
+    assert version.tags["evidence"] == said
+    assert said[1:] in version.description, "the card"
+    assert said in caplog.text
+
+
+def test_a_first_champion_that_was_asked_no_evidence_says_so_for_ever(make: Make) -> None:
+    any_first = GATES.model_copy(update={"first_champion": "any"})
+    first, second = make("first", **CHANCE), make("second", **CHANCE)
+    for _ in range(2):
+        # The second time it is the champion, and is asked nothing.
+        first.register(any_first)
+        assert first.digest_at(CHAMPION) == first.digest
+        version = connect().get_model_version(first.name, "1")
+        for told_at in (version.tags["evidence"], version.tags["decision"], version.description):
+            assert "o evidence was asked for" in told_at
+    second.register(any_first)
+    assert first.digest_at(CHAMPION) == first.digest, "there is a champion by now"
+    assert "no evidence was asked for" not in connect().get_model_version(first.name, "2").tags["evidence"]
+
+
+def test_a_first_champion_that_lost_is_not_promoted_without_evidence_either(make: Make) -> None:
+    made = make("first", gain=-5.0)
+    made.register(GATES.model_copy(update={"first_champion": "any"}))
+    assert made.digest_at(CHAMPION) is None
+
+
+def test_a_version_that_was_registered_before_is_judged_by_todays_gates(make: Make) -> None:
+    made = make("first", **CHANCE)
+    made.register()
+    assert made.digest_at(CHAMPION) is None
+    made.register(GATES.model_copy(update={"first_champion": "any"}))
+    assert made.versions() == [1]
+    assert made.digest_at(CHAMPION) == made.digest
+    assert "No evidence was asked for" in connect().get_model_version(made.name, "1").description
+
+
+def test_why_a_person_promoted_a_version_outlasts_the_next_registration(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make("first", **CHANCE)
+    made.register()
+    capsys.readouterr()
+    assert promote.main(["1", "--name", made.name]) == 1
+    assert "not shown to be better: 24 items" in capsys.readouterr().err
+    assert made.digest_at(CHAMPION) is None
+    assert promote.main(["1", "--name", made.name, "--force", "--reason", "see [/ticket-12]"]) == 0
+    for _ in range(2):
+        tags = connect().get_model_version(made.name, "1").tags
+        assert (tags["decision"], tags["decision_reason"]) == ("promoted by force", "see [/ticket-12]")
+        assert tags["evidence"].startswith("not shown to be better")
+        made.register()
+    assert registry.main(["--name", made.name]) == 0
 
 
 def test_a_model_grown_on_the_champion_is_compared_with_it_as_its_base(make: Make) -> None:
