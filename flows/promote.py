@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flows.recording import recorded
-from tasks._gate_results import GateResult, blocking, evidence_of, told
+from tasks._gate_results import GateResult, blocking, evidence_of, told, told_with_verdict
 from tasks._stage import switch_telemetry_off
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.params import Params, load_params
@@ -68,7 +68,7 @@ def promote(name: str | None, number: int, force: bool = False, reason: str | No
     }
     before = make_champion(client, version, tags)
     was = f"; version {before.version} is the previous champion" if before else ""
-    lines = [f"gate, {gate.verdict}: {told(gate)}" for gate in gates]
+    lines = [f"gate {told_with_verdict(gate)}" for gate in gates]
     return [*lines, f"{name} version {number} is the champion{was}"]
 
 

@@ -103,6 +103,11 @@ def told(result: GateResult) -> str:
     return f"{result.name}: {figure}; needed: {_asked(result)}"
 
 
+def told_with_verdict(result: GateResult) -> str:
+    """The same sentence after the verdict, where it does not begin with it."""
+    return told(result) if result.verdict == "not shown" else f"{result.verdict}: {told(result)}"
+
+
 def told_figure(result: GateResult) -> str:
     """The figure with its unit; empty where there is none."""
     number, unit = FORMATS[result.unit]
@@ -141,7 +146,7 @@ def _lacking(result: GateResult) -> list[str]:
         return [seen, f"needed: {result.limit}"]
     if result.needed is None:
         return [seen, f"needed: {result.limit}, which no number of items would show of this figure"]
-    return [seen, f"about {result.needed:,} items would show a figure of this size"]
+    return [seen, f"about {result.needed:,} items would be needed to show a figure of this size"]
 
 
 def _interval(result: GateResult) -> str:

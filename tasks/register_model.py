@@ -13,7 +13,7 @@ from typing import Any
 
 from tasks._base import find_base
 from tasks._champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, compare_with_champion, with_widths
-from tasks._gate_results import GateResult, blocking, decision_of, evidence_of, told
+from tasks._gate_results import GateResult, blocking, decision_of, evidence_of, told_with_verdict
 from tasks._gates import Measured, benefit_of, gates_of, own_module_gates, speed_of
 from tasks._lineage import data_splits, items_digest, lineage_tags
 from tasks._model_card import UNKNOWN_LICENCE, Facts, licence_of, write_card
@@ -274,7 +274,7 @@ def _rival(
 
 def _tell(name: str, registered: Registered, decision: Decision) -> None:
     for gate in decision.gates:
-        logger.info("gate, %s: %s", gate.verdict, told(gate))
+        logger.info("gate %s", told_with_verdict(gate))
     if decision.champion:
         logger.info("%s version %d is the champion; %s", name, registered.version, decision.said)
     else:

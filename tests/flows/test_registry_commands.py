@@ -106,7 +106,7 @@ def test_a_version_is_judged_against_the_champion_of_now(listed: Listed, capsys:
     assert promote.main(["3", "--force", "--reason", "a trial"]) == 0
     # Version 2 was judged against version 1 when it was registered, and is better than 3.
     assert promote.main(["2"]) == 0
-    assert "gate, holds: gain over the champion, version 3: +2.00 points" in capsys.readouterr().out
+    assert "gate holds: gain over the champion, version 3: +2.00 points" in capsys.readouterr().out
     assert aliases(listed())[CHAMPION] == 2
     assert promote.main(["4"]) == 1
     assert "gain over the champion, version 2: -3.00 points" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def test_a_gain_of_a_hundredth_of_a_point_by_chance_over_32_items_is_not_promote
     assert blocking([gate]) == [gate]
     said = told(gate)
     assert said.startswith(f"not shown to be better: 32 items, interval {gate.low:+.2f} to {gate.high:+.2f}")
-    assert gate.needed is not None and gate.needed > 100_000 and f"about {gate.needed:,} items" in said
+    assert gate.needed is not None and gate.needed > 100_000 and f"about {gate.needed:,} items would be needed" in said
 
 
 @pytest.mark.parametrize(

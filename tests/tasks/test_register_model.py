@@ -84,7 +84,7 @@ def test_a_model_that_misses_a_gate_stays_challenger_and_is_told_so(
     assert record["champion"] is False
     assert [gate["name"] for gate in record["gates"] if gate["verdict"] == "not met"] == [unmet]
     assert f"{made.name} version 1 stays challenger; not promoted: {unmet}" in caplog.text
-    assert next(line for line in caplog.messages if "not met" in line).startswith(f"gate, not met: {unmet}")
+    assert next(line for line in caplog.messages if "not met" in line).startswith(f"gate not met: {unmet}")
 
 
 def test_the_vocabularys_pack_comes_back_from_the_registry(make: Make, tiny_base: Path) -> None:
