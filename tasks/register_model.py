@@ -11,17 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks._base import find_base
-from tasks._champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, compare_with_champion, with_widths
-from tasks._gate_results import GateResult, blocking, decision_of, evidence_of, told_with_verdict
-from tasks._gates import Measured, benefit_of, gates_of, own_module_gates, speed_of
-from tasks._lineage import data_splits, items_digest, lineage_tags
-from tasks._model_card import UNKNOWN_LICENCE, Facts, licence_of, write_card
-from tasks._read_back import READ_BACK_TAG, read_back
-from tasks._registration import RunRecord, log_and_register, remove_version
-from tasks._registry import CHALLENGER, CHAMPION, DIGEST_TAG, Client, Registered, connect, find_by_alias, find_by_digest
-from tasks._stage import run_stage
-from tasks._versions import (
+from tasks.registry.champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, compare_with_champion, with_widths
+from tasks.registry.gate_results import GateResult, blocking, decision_of, evidence_of, told_with_verdict
+from tasks.registry.gates import Measured, benefit_of, gates_of, own_module_gates, speed_of
+from tasks.registry.lineage import data_splits, items_digest, lineage_tags
+from tasks.registry.lookup import (
+    CHALLENGER,
+    CHAMPION,
+    DIGEST_TAG,
+    Client,
+    Registered,
+    connect,
+    find_by_alias,
+    find_by_digest,
+)
+from tasks.registry.model_card import UNKNOWN_LICENCE, Facts, licence_of, write_card
+from tasks.registry.read_back import READ_BACK_TAG, read_back
+from tasks.registry.register import RunRecord, log_and_register, remove_version
+from tasks.registry.versions import (
     DECISION_TAG,
     EVIDENCE_TAG,
     REASON_TAG,
@@ -30,12 +37,15 @@ from tasks._versions import (
     set_alias,
     tag_version,
 )
-from vocabgraft.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
+from tasks.support.models import find_base
+from tasks.support.stage import run_stage
+from vocabgraft.config.params import load_params
+from vocabgraft.config.stages import BaseParams, RegisterModelParams
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.model_folder import PACK_FOLDER
-from vocabgraft.params import BaseParams, RegisterModelParams, load_params
-from vocabgraft.remote_code import keep_code
-from vocabgraft.tokenizer import read_tokens
+from vocabgraft.models.remote_code import keep_code
+from vocabgraft.models.saving import PACK_FOLDER
+from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
+from vocabgraft.tokens.tokenizer import read_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +188,7 @@ def _asks_evidence(params: RegisterModelParams, champion: Registered | None) -> 
 def _write(
     client: Client, params: RegisterModelParams, made: Made, measured: Measured, tags: dict[str, str], card: str
 ) -> Registered:
-    from vocabgraft.base_model import load_model
+    from vocabgraft.models.base import load_model
 
     with _beside_its_card(made.merged, card) as folder:
         model = load_model(folder, device="cpu", own_modules=True, trust_remote_code=made.trust_remote_code)

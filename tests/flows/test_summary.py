@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.dag import Stage
+from flows.engine.dag import Stage
 from flows.summary import model_summary
-from tasks._gate_results import GateResult, told
-from vocabgraft.artifacts import write_json
-
-from .report_samples import CHAMPION, GAIN, NOT_SHOWN, RETENTION
+from tasks.registry.gate_results import GateResult, told
+from tests.flows.reporting.report_samples import CHAMPION, GAIN, NOT_SHOWN, RETENTION
+from vocabgraft.storage.artifacts import write_json
 
 FIGURES = {"terms": {"all": {"mrr": 50.0, "queries": 3}}, "tokens_per_text": 4.0}
 DISTILLATION = {

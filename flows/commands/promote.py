@@ -1,0 +1,121 @@
+"""Make a registered version the champion: where its gates hold, or where a person says why it should be all the same.
+
+python -m flows.commands.promote --help
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flows.engine.prefect_run import recorded
+from tasks.registry.gate_results import GateResult, blocking, evidence_of, told, told_with_verdict
+from tasks.support.stage import switch_telemetry_off
+from vocabgraft.config.params import Params, load_params
+from vocabgraft.errors import VocabgraftError
+
+if TYPE_CHECKING:
+    from tasks.registry.lookup import Client, Registered
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    switch_telemetry_off()
+    try:
+        if options.force and not (options.reason or "").strip():
+            raise VocabgraftError('--force needs --reason "why", which is kept with the version')
+        lines = recorded("promote", lambda: promote(options.name, options.version, options.force, options.reason))
+    except VocabgraftError as error:
+        print(f"promote: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(lines))
+    return 0
+
+
+def promote(name: str | None, number: int, force: bool = False, reason: str | None = None) -> list[str]:
+    """Make a version champion; the present one becomes the previous one.
+
+    Returns:
+        What was done, a line each.
+
+    Raises:
+        VocabgraftError: when a gate stands in the way and nothing forces it, or there is no such version.
+    """
+    from tasks.registry.lookup import CHAMPION, connect, find_by_alias
+    from tasks.registry.versions import DECISION_TAG, EVIDENCE_TAG, REASON_TAG, find_version, make_champion
+
+    params = load_params()
+    name = name or params.register_model.name
+    client = connect()
+    version = find_version(client, name, number)
+    champion = find_by_alias(client, name, CHAMPION)
+    if champion is not None and champion.version == number:
+        return [f"{name} version {number} is the champion already"]
+    gates = judged(client, version, champion, params)
+    evidence_asked = champion is not None or params.register_model.gates.first_champion == "evidence"
+    unmet = blocking(gates, evidence_asked)
+    if unmet and not force:
+        raise VocabgraftError(
+            f"{name} version {number} is not promoted: {'; '.join(map(told, unmet))}. "
+            f'To promote it all the same: python -m flows.commands.promote {number} --force --reason "why"'
+        )
+    # An unforced promotion takes away what an earlier forced one said.
+    tags = {
+        DECISION_TAG: "promoted by force" if unmet else "promoted by hand",
+        EVIDENCE_TAG: evidence_of(gates, evidence_asked),
+        REASON_TAG: reason or "",
+    }
+    before = make_champion(client, version, tags)
+    was = f"; version {before.version} is the previous champion" if before else ""
+    lines = [f"gate {told_with_verdict(gate)}" for gate in gates]
+    return [*lines, f"{name} version {number} is the champion{was}"]
+
+
+def judged(client: "Client", version: "Registered", champion: "Registered | None", params: Params) -> list[GateResult]:
+    """The gates of a version as they were registered; that of the champion is asked again where it is another now."""
+    from tasks.registry.versions import gates_on
+
+    on_record = gates_on(version)
+    own = [gate for gate in on_record if gate.kind != "champion"]
+    if not own:
+        own = [GateResult("benefit", "gates", "not shown", "", claim="hold its gates", note="none is on record")]
+    if champion is None or version.tags.get("base") == f"models:/{champion.name}/{champion.version}":
+        return own
+    # Its name has the number of the champion.
+    kept = [gate for gate in on_record if gate.kind == "champion" and gate.name.endswith(f" {champion.version}")]
+    return [*own, *(kept or _against(client, version, champion, params))]
+
+
+def _against(client: "Client", version: "Registered", champion: "Registered", params: Params) -> list[GateResult]:
+    from tasks.registry.champion import ITEMS, Rival, compare_recorded
+    from tasks.registry.gates import benefit_of, champion_gate
+    from tasks.registry.register import artifact_of
+
+    benefit = benefit_of(params.register_model.gates)
+    if benefit is None:
+        return []
+    rival = None
+    with artifact_of(client, version, ITEMS) as items:
+        if items is not None:
+            rival = compare_recorded(client, champion, items, version.tags, benefit, params.seed)
+    why = "measured on other items, so not comparable; a run of the pipeline asks both today's"
+    return [champion_gate(rival or Rival(champion.version, benefit, None, why))]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.commands.promote",
+        description="Make a registered version the champion. The one before is kept as previous_champion.",
+    )
+    parser.add_argument("version", type=int, metavar="VERSION", help="the version to promote, such as 7")
+    parser.add_argument("--name", help="of the registered model (default: register_model.name in params.yaml)")
+    parser.add_argument(
+        "--force", action="store_true", help="promote it though a gate stands in the way; needs --reason"
+    )
+    parser.add_argument("--reason", metavar="TEXT", help="why; kept as a tag of the version")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
