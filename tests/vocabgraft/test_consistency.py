@@ -5,7 +5,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -31,7 +31,7 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.evidence import Artifact, Evidence, Folders, gather_evidence
 from vocabgraft.fresh_process import Place
 from vocabgraft.model_folder import save_model
-from vocabgraft.params import CheckConsistencyParams, CheckName, Method
+from vocabgraft.params import CheckConsistencyParams, CheckName, Method, Params
 from vocabgraft.relation_ranks import HeldOutTriples
 from vocabgraft.tokenizer import ExtendedToken, extend_tokenizer, load_raw_tokenizer, load_tokenizer
 from vocabgraft.vocabulary import NewToken
@@ -106,6 +106,15 @@ def changed(evidence: Evidence, artifact: Artifact = "merged") -> "SentenceTrans
 def test_every_check_has_a_name_that_params_yaml_can_waive() -> None:
     assert set(get_args(CheckName)) == NAMES
     assert len(CHECKS) == len(NAMES)
+
+
+def test_every_check_names_a_setting_that_exists_and_a_remedy() -> None:
+    for entry in CHECKS:
+        assert entry.remedy.endswith(".") and len(entry.remedy) < 160, entry.name
+        if entry.setting is not None:
+            section, key = entry.setting.split(".")
+            owner: Any = Params.model_fields[section].annotation
+            assert key in owner.model_fields, entry.name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -994,5 +1003,5 @@ def test_an_export_that_differs_does_not_pass(
 def test_a_check_can_be_written_as_json(sound: dict[Method, Evidence]) -> None:
     for check in check_all(sound["lora"]):
         loaded = json.loads(json.dumps(check.as_json(), allow_nan=False))
-        assert set(loaded) == {"name", "group", "protects", "figure", "limit", "verdict", "reason", "details"}
+        assert set(loaded) == {field.name for field in fields(Check)}
         assert loaded["name"] in NAMES
