@@ -24,7 +24,8 @@ class Check:
     """One check's result.
 
     Attributes:
-        figure: None where none was seen, or where it is no number.
+        figure: None where none was seen, or where it is NaN or infinite.
+        noise: the same measurement on the base alone, where the limit depends on it.
         reason: why it was waived, does not apply or could not run.
         details: the tokens, texts or weights that broke it, at most ten.
         setting, remedy: as in `CheckEntry`.
@@ -36,6 +37,7 @@ class Check:
     setting: str | None
     remedy: str
     figure: float | None
+    noise: float | None
     limit: str
     verdict: Verdict
     reason: str
@@ -336,7 +338,7 @@ def run_check(entry: CheckEntry, evidence: Evidence) -> Check:
         return _result(entry, "waived", reason=waived, details=(told,)) if waived else _result(entry, "failed", told)
     verdict: Verdict = "passed" if found.holds else "waived" if waived else "failed"
     reason = waived or "" if verdict == "waived" else ""
-    return _result(entry, verdict, reason, found.limit, found.figure, found.details)
+    return _result(entry, verdict, reason, found.limit, found.figure, found.details, found.noise)
 
 
 def _result(
@@ -346,6 +348,7 @@ def _result(
     limit: str = "none",
     figure: float | None = None,
     details: tuple[str, ...] = (),
+    noise: float | None = None,
 ) -> Check:
     if figure is not None and not math.isfinite(figure):
         figure, reason = None, reason or "the figure is no number"
@@ -356,6 +359,7 @@ def _result(
         entry.setting,
         entry.remedy,
         figure,
+        noise if noise is not None and math.isfinite(noise) else None,
         limit,
         verdict,
         reason,

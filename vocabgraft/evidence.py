@@ -118,7 +118,7 @@ class Evidence:
         adapter_config: of PEFT, as it lies in the adapter's folder.
         without_training_text: new tokens that no training text holds.
         triples: held-out triples that a relation is looked for in.
-        fresh: encodings of a process that knows the merged folder alone.
+        fresh: encodings of another process.
         trust_remote_code: whether code that lies in the folders runs.
     """
 
@@ -146,6 +146,10 @@ class Evidence:
         if isinstance(found, VocabgraftError):
             raise found
         return found
+
+    def load_base(self) -> "SentenceTransformer":
+        """The base, loaded from disk once more."""
+        return load_model(self.folders.base, device="cpu", trust_remote_code=self.trust_remote_code)
 
     @property
     def new_ids(self) -> list[int]:
@@ -187,7 +191,7 @@ def gather_evidence(
     models = _load_all(folders, trust_remote_code)
     probes = choose_probes(tokenizer, texts, tokens, _window(models["resized"]))
     few = [] if not (probes.with_new and probes.without_new) else list(probes.few().all)
-    others = (folders.base, folders.tokenizer, folders.resized, folders.adapter)
+    others = (folders.tokenizer, folders.resized, folders.adapter)
     return Evidence(
         folders=folders,
         models=models,
@@ -200,7 +204,7 @@ def gather_evidence(
         ),
         probes=probes,
         triples=tuple(triples),
-        fresh=FreshProcess(folders.merged, others, few, params.batch_size, trust_remote_code),
+        fresh=FreshProcess(folders.merged, folders.base, others, few, params.batch_size, trust_remote_code),
         params=params,
         trust_remote_code=trust_remote_code,
     )
