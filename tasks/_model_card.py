@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks._lineage import CODE_TAG
 from vocabgraft.tokenizer import ExtendedToken
+from vocabgraft.verdicts import Verdict, describe_counts
 
 WORDS_NAMED = 40
 UNKNOWN_LICENCE = "unknown"
@@ -26,6 +27,7 @@ class Facts:
     comparison: Mapping[str, Any]
     retention: Mapping[str, Any]
     method: str
+    checks: Mapping[Verdict, int]
 
 
 def write_card(facts: Facts) -> str:
@@ -47,6 +49,10 @@ def write_card(facts: Facts) -> str:
             "## Figures on held-out items, in percent",
             "",
             *_figures(facts),
+            "",
+            "## Checks",
+            "",
+            f"{describe_counts(facts.checks)}; `checks.json` of the run has each with its limit.",
             "",
             "## What stays valid",
             "",

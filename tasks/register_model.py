@@ -27,6 +27,7 @@ from vocabgraft.model_folder import PACK_FOLDER
 from vocabgraft.params import BaseParams, RegisterModelParams, load_params
 from vocabgraft.remote_code import keep_code
 from vocabgraft.tokenizer import read_tokens
+from vocabgraft.verdicts import count_verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -232,6 +233,7 @@ def _facts(params: RegisterModelParams, made: Made, figures: dict[str, Any], tag
         comparison=read_json(made.evaluation / "comparison.json"),
         retention=read_json(made.evaluation / "retention.json"),
         method=settings.train_adapter.method,
+        checks=count_verdicts(check["verdict"] for check in read_json(made.checks)["checks"]),
     )
 
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from vocabgraft.adapters import CONFIG, merged_model
 from vocabgraft.artifacts import read_json
 from vocabgraft.base_model import load_model
+from vocabgraft.distillation import Context
 from vocabgraft.encoding import Embeddings, encode, split_by_new_token
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.fresh_process import FreshProcess
 from vocabgraft.params import CheckConsistencyParams, Method
-from vocabgraft.relation_ranks import HeldOutTriples, RelationPlace, relation_places
+from vocabgraft.relation_ranks import HeldOutTriples
+from vocabgraft.token_uses import find_uses
 from vocabgraft.tokenizer import ExtendedToken, load_tokenizer
 
 if TYPE_CHECKING:
@@ -117,7 +119,8 @@ class Evidence:
         tokens: those whose rows train.
         adapter_config: of PEFT, as it lies in the adapter's folder.
         without_training_text: new tokens that no training text holds.
-        triples: held-out triples that a relation is looked for in.
+        training_texts: of the train splits and contexts.
+        triples: what relations' tokens are judged by.
         fresh: encodings of another process.
         trust_remote_code: whether code that lies in the folders runs.
     """
@@ -130,6 +133,7 @@ class Evidence:
     adapter_config: Mapping[str, Any]
     without_training_text: frozenset[str]
     probes: Probes
+    training_texts: tuple[str, ...]
     triples: tuple[HeldOutTriples, ...]
     fresh: FreshProcess
     params: CheckConsistencyParams
@@ -151,16 +155,20 @@ class Evidence:
         """The base, loaded from disk once more."""
         return load_model(self.folders.base, device="cpu", trust_remote_code=self.trust_remote_code)
 
+    @cached_property
+    def base_tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The base's tokenizer, whether or not its model loads."""
+        return load_tokenizer(self.folders.base, self.trust_remote_code)
+
     @property
     def new_ids(self) -> list[int]:
         """The ids of the new tokens."""
         return [token.id for token in self.tokens]
 
     @cached_property
-    def relation_places(self) -> list[RelationPlace]:
-        """The place of the right relation of each held-out triple, by the merged model."""
-        model = self.model("merged")
-        return [entry for triples in self.triples for entry in relation_places(model, triples, self.params.batch_size)]
+    def uses(self) -> dict[int, list[Context]]:
+        """By new token's id: texts that hold it and no other new token, and more than it alone."""
+        return find_uses(self.training_texts, self.tokenizer, self.tokens)
 
     def encode(self, artifact: Artifact, texts: Sequence[str]) -> Embeddings:
         """Embeddings at one batch size, so that equal lists are batched equally; made once."""
@@ -175,11 +183,22 @@ def gather_evidence(
     tokens: Sequence[ExtendedToken],
     method: Method,
     texts: Sequence[str],
+    training_texts: Sequence[str],
     triples: Sequence[HeldOutTriples],
     params: CheckConsistencyParams,
     trust_remote_code: bool = False,
 ) -> Evidence:
     """Load everything from disk and choose the probes: the first distinct texts with and without a new token.
+
+    Args:
+        folders: the artifacts of the run.
+        tokens: the new ones.
+        method: `train_adapter.method`.
+        texts: to choose the probes from.
+        training_texts: to find uses of each new token in.
+        triples: of each dataset of triples.
+        params: the section `check_consistency`.
+        trust_remote_code: run code that lies in the folders.
 
     Nothing is raised for a model that does not load, or for a kind of text that there is none of: the checks that need
     it fail and say so.
@@ -203,6 +222,7 @@ def gather_evidence(
             _read_if_there(folders.adapter / "report.json").get("tokens_without_training_text", ())
         ),
         probes=probes,
+        training_texts=tuple(training_texts),
         triples=tuple(triples),
         fresh=FreshProcess(folders.merged, folders.base, others, few, params.batch_size, trust_remote_code),
         params=params,

@@ -19,6 +19,7 @@ class Finding:
     Attributes:
         details: the tokens, texts or weights that broke it.
         noise: the same measurement on the base alone, where the limit depends on it.
+        warnings: what stands out and breaks nothing.
     """
 
     figure: float
@@ -26,11 +27,28 @@ class Finding:
     holds: bool
     details: tuple[str, ...] = ()
     noise: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
-def at_most(figure: float, limit: float, details: Sequence[str] = ()) -> Finding:
+@dataclass(frozen=True)
+class TooFew:
+    """There are too few tokens, texts or triples for any result to be significant.
+
+    Attributes:
+        reason: how many there are, and how many it takes.
+        figure: what was measured all the same.
+        warnings: as of `Finding`.
+    """
+
+    reason: str
+    figure: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def at_most(figure: float, limit: float, details: Sequence[str] = (), warnings: Sequence[str] = ()) -> Finding:
     """A figure that may not be larger; one that is no number compares false, and so does not hold."""
-    return Finding(float(figure), f"at most {limit:g}", bool(figure <= limit), shown(details))
+    holds = bool(figure <= limit)
+    return Finding(float(figure), f"at most {limit:.3g}", holds, shown(details), warnings=shown(warnings))
 
 
 def noise_limit(floor: float, noise: float) -> float:
@@ -41,9 +59,10 @@ def noise_limit(floor: float, noise: float) -> float:
     return max(floor, NOISE_MULTIPLE * noise) if math.isfinite(noise) else floor
 
 
-def at_least(figure: float, limit: float, details: Sequence[str] = ()) -> Finding:
+def at_least(figure: float, limit: float, details: Sequence[str] = (), warnings: Sequence[str] = ()) -> Finding:
     """A figure that may not be smaller; one that is no number compares false, and so does not hold."""
-    return Finding(float(figure), f"at least {limit:g}", bool(figure >= limit), shown(details))
+    holds = bool(figure >= limit)
+    return Finding(float(figure), f"at least {limit:.3g}", holds, shown(details), warnings=shown(warnings))
 
 
 def none_of(broken: Sequence[str], remarks: Sequence[str] = ()) -> Finding:
