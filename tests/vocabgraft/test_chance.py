@@ -5,7 +5,7 @@ import pytest
 
 from vocabgraft.chance import EXACT_UP_TO, Floats, find_swaps, holm, matching, relative_ranks
 
-DRAWS = 2000
+DRAWS = 1000
 
 
 def test_ranks_are_from_0_to_1_with_ties_at_their_mean() -> None:
@@ -14,7 +14,7 @@ def test_ranks_are_from_0_to_1_with_ties_at_their_mean() -> None:
     assert np.array_equal(relative_ranks(scores), expected, equal_nan=True)
 
 
-@pytest.mark.parametrize("size", [5, 7, EXACT_UP_TO, EXACT_UP_TO + 1, 30])
+@pytest.mark.parametrize("size", [5, EXACT_UP_TO, EXACT_UP_TO + 1, 30])
 def test_random_rows_match_no_more_often_than_stated(size: int) -> None:
     draw, alpha = np.random.default_rng(size), 0.05
     better = worse = 0
@@ -70,12 +70,12 @@ def scored(size: int, texts: int, gap: float, seed: int, rows: list[int] | None 
 def test_tokens_that_score_all_texts_alike_are_called_swapped_no_more_often_than_stated(size: int, texts: int) -> None:
     # The worst sound case: no token is nearer to its own texts than to any other's.
     alpha, alarms = 0.05, 0
-    for seed in range(DRAWS // 4):
+    for seed in range(DRAWS // 2):
         found = find_swaps(scored(size, texts, 0.0, seed), alpha)
         assert found is not None
         assert ((found.p_values <= alpha).any()) == (found.excess.max() >= found.critical)
         alarms += bool((found.p_values <= alpha).any())
-    assert alarms / (DRAWS // 4) <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / (DRAWS // 4))
+    assert alarms / (DRAWS // 2) <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / (DRAWS // 2))
 
 
 @pytest.mark.parametrize("size", [3, 30, 300])
