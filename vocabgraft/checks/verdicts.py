@@ -15,10 +15,9 @@ def count_verdicts(verdicts: Iterable[str]) -> dict[Verdict, int]:
 
 def describe_counts(counts: Mapping[Verdict, int]) -> str:
     """The counts in words: `31 of 34 checks passed; 1 waived, 2 do not apply`."""
-    rest = [(verdict, count) for verdict, count in counts.items() if verdict != "passed" and count]
-    total, passed = sum(counts.values()), counts["passed"]
-    others = [f"{count} {_plural(verdict, count)}" for verdict, count in rest]
-    return f"{passed} of {total} checks passed" + (f"; {', '.join(others)}" if others else "")
+    others = [f"{counts[verdict]} {_plural(verdict, counts[verdict])}" for verdict in VERDICTS[1:] if counts[verdict]]
+    counted = f"{counts['passed']} of {sum(counts.values())} checks passed"
+    return f"{counted}; {', '.join(others)}" if others else counted
 
 
 def _plural(verdict: Verdict, count: int) -> str:
