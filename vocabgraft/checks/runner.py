@@ -1,7 +1,7 @@
 """Checks that an extended, trained and merged model is what it claims to be.
 
 A check is a function of the `Evidence` that returns a `Finding`, and one entry of `CHECKS`, which says what it protects
-and when it does not apply. So a new one is one function, one entry, and its name in `params.CheckName`.
+and when it does not apply. So a new one is one function, one entry, and its name in `stages.CheckName`.
 """
 
 import math

@@ -137,7 +137,7 @@ class MergeAdapterParams(Section):
     contexts_per_token: Annotated[int, Field(ge=0)] = 4
 
 
-# The names of `consistency.CHECKS`, which imports torch; a test holds the two together.
+# The names of `checks.runner.CHECKS`, which imports torch; a test holds the two together.
 CheckName = Literal[
     "old_rows_resized",
     "old_rows_adapter",

@@ -39,8 +39,9 @@ class PhaseCheckpoints:
         folder: of the phase.
         every: steps from one to the next.
         rank: of this process among those that train together.
-        table: embeddings of texts that the training cannot change (`vocabgraft.training.embedding_cache`). A text's embedding
-            depends by about 1e-7 on the texts beside it when it was computed, so the table is kept too, each part once.
+        table: embeddings of texts that the training cannot change (`vocabgraft.training.embedding_cache`). A text's
+            embedding depends by about 1e-7 on the texts beside it when it was computed, so the table is kept
+            too, each part once.
     """
 
     folder: Path
