@@ -15,6 +15,7 @@ from vocabgraft.models.base import load_model
 from vocabgraft.models.encode import Embeddings, encode, split_by_new_token
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.storage.artifacts import read_json
+from vocabgraft.token_embeddings.sinks import SinkLimits, sink_limits
 from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer
 from vocabgraft.training.adapters import merged_model
 from vocabgraft.triples.relation_ranks import HeldOutTriples, RelationPlace, relation_places
@@ -159,6 +160,11 @@ class Evidence:
         """The place of the right relation of each held-out triple, by the merged model."""
         model = self.model("merged")
         return [entry for triples in self.triples for entry in relation_places(model, triples, self.params.batch_size)]
+
+    @cached_property
+    def sink_limits(self) -> SinkLimits:
+        """What ratio of hidden activations is usual for the base's own words, and what is that of a sink."""
+        return sink_limits(self.model("base"), self.new_ids)
 
     def encode(self, artifact: Artifact, texts: Sequence[str]) -> Embeddings:
         """Embeddings at one batch size, so that equal lists are batched equally; made once."""

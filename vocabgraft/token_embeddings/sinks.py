@@ -125,13 +125,14 @@ def sink_limits(
     model: "SentenceTransformer", new_ids: Sequence[int], forms: Sequence[str] = ALONE_AND_IN_SENTENCE
 ) -> SinkLimits:
     """Measure the limits on the model's own words, a sample of the same words for every call."""
-    ids, texts = _own_words(model, set(new_ids))
+    ids, texts = own_words(model, set(new_ids), REFERENCE_WORDS)
     ratios = SinkProbe.of(model, ids, texts, forms).ratios(model) if ids else np.array([np.nan])
     usual = float(np.nanmax(ratios)) if np.isfinite(ratios).any() else np.inf
     return SinkLimits(usual, (1 + usual) / 2)
 
 
-def _own_words(model: "SentenceTransformer", new_ids: set[int]) -> tuple[list[int], list[str]]:
+def own_words(model: "SentenceTransformer", new_ids: set[int], most: int) -> tuple[list[int], list[str]]:
+    """Ids and texts of words that the base has a token for: the same sample for every call."""
     tokenizer = model.tokenizer
     generator = np.random.default_rng(0)
     ids, texts = [], []
@@ -142,7 +143,7 @@ def _own_words(model: "SentenceTransformer", new_ids: set[int]) -> tuple[list[in
         ids.append(token_id)
         texts.append(text)
         # Some words are read otherwise within a text, and drop out there.
-        if len(ids) == REFERENCE_WORDS:
+        if len(ids) == most:
             break
     return ids, texts
 
