@@ -54,7 +54,7 @@ def meaning_kept(evidence: Evidence) -> Finding:
 
 
 def _as_the_base_reads(evidence: Evidence, place: int) -> str:
-    """The token's text; its description for a special token, and where the base has only unknown tokens for the text."""
+    """The token's text, or its description: for a special token, and where the base cannot read the text."""
     token, unknown = evidence.tokens[place], evidence.model("base").tokenizer.unk_token_id
     readable = token.kind != "special" and any(piece != unknown for piece in token.pieces)
     described = token.new_token if readable else NewToken(token.text, "special", token.description)
