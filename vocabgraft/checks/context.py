@@ -16,8 +16,8 @@ from vocabgraft.models.encode import Embeddings, encode, split_by_new_token
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.storage.artifacts import read_json
 from vocabgraft.token_embeddings.distill import Context
-from vocabgraft.token_embeddings.token_uses import find_uses
 from vocabgraft.token_embeddings.sinks import SinkLimits, sink_limits
+from vocabgraft.token_embeddings.token_uses import find_uses
 from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer
 from vocabgraft.training.adapters import merged_model
 from vocabgraft.triples.relation_ranks import HeldOutTriples
