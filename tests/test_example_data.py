@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from tests.conftest import ROOT
-from vocabgraft.data_files import read_table
-from vocabgraft.examples import read_examples
-from vocabgraft.params import load_params
+from vocabgraft.config.params import load_params
+from vocabgraft.data.raw_files import read_table
+from vocabgraft.data.validation import read_examples
 
 RAW = ROOT / "data" / "raw"
 
