@@ -24,6 +24,14 @@ def all_trained(evidence: Evidence) -> str:
     return "method full trains every weight" if evidence.method == "full" else ""
 
 
+def ratio_tells_nothing(evidence: Evidence) -> str:
+    """Skip a check of attention sinks if the base's own words come near to the first token's activation."""
+    limits = evidence.sink_limits
+    if limits.tell:
+        return ""
+    return f"the base's own words reach {limits.usual:.2f} of the first token's activation, so the ratio says nothing"
+
+
 def no_adapter(evidence: Evidence) -> str:
     """Of a check of the adapter."""
     return "method full has no adapter" if evidence.method == "full" else ""

@@ -16,6 +16,7 @@ from vocabgraft.models.encode import Embeddings, encode, split_by_new_token
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.storage.artifacts import read_json
 from vocabgraft.token_embeddings.distill import Context
+from vocabgraft.token_embeddings.sinks import SinkLimits, sink_limits
 from vocabgraft.token_embeddings.token_uses import find_uses
 from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer
 from vocabgraft.training.adapters import merged_model
@@ -171,6 +172,11 @@ class Evidence:
     def uses(self) -> dict[int, list[Context]]:
         """By new token's id: texts that hold it and no other new token, and more than it alone."""
         return find_uses(self.training_texts, self.tokenizer, self.tokens)
+
+    @cached_property
+    def sink_limits(self) -> SinkLimits:
+        """What ratio of hidden activations is usual for the base's own words, and what is that of a sink."""
+        return sink_limits(self.model("base"), self.new_ids)
 
     def encode(self, artifact: Artifact, texts: Sequence[str]) -> Embeddings:
         """Embeddings at one batch size, so that equal lists are batched equally; made once."""

@@ -8,7 +8,7 @@ no better than chance is named in a warning, since one in a thousand sound token
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,15 @@ from vocabgraft.checks.context import Evidence
 from vocabgraft.checks.result import SHOWN, Finding, TooFew, at_least, at_most, shown
 from vocabgraft.checks.rows import count_rows, rows_of
 from vocabgraft.models.encode import Embeddings, encode
+from vocabgraft.token_embeddings.sinks import own_words
 from vocabgraft.tokens.new_token import relation_token
 from vocabgraft.tokens.tokenizer import ExtendedToken
 from vocabgraft.triples.relation_ranks import HeldOutTriples, Triple, held_out_sample, known_sample, relation_scores
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 NEAREST = 5
+# Meanings of the base's own words that a token's is ranked among.
+OWN_WORDS = 500
 # Pairs of unrelated texts, to tell what cosine chance gives.
 LEAST_PAIRS = 30
 # A cosine that so many unrelated pairs stay under is no chance.
@@ -34,6 +37,50 @@ ORDINARY = 0.95
 CHANCE_RANK = 0.5
 # A test that would find fewer of the faults than this says nothing by finding none.
 LEAST_POWER = 0.5
+
+
+def meaning_kept(evidence: Evidence) -> Finding:
+    """The highest rank of the meaning that a token, alone, is nearest to, among the meanings of others.
+
+    A token may mean what the base read in its text, what its description says, or what the texts that use it say. The
+    others are the readings of the other tokens and of the base's own words, so that ranks say the same for 3 tokens as
+    for 3,000. A code whose reading meant nothing may leave it; a destroyed row is near none of the three.
+    """
+    tokens = evidence.tokens
+    if not tokens:
+        return at_most(0.0, evidence.params.max_meaning_rank)
+    readings = [_reading(evidence, token) for token in tokens]
+    _, own_texts = own_words(evidence.model("base"), set(evidence.new_ids), OWN_WORDS)
+    alone = _unit(evidence.encode("merged", [token.text for token in tokens]))
+    pool = alone @ _read(evidence, [*readings, *own_texts]).T
+    # Two tokens that the base reads alike are one meaning to it.
+    others = np.array([[text != own for text in (*readings, *own_texts)] for own in readings])
+    nearest = np.stack(
+        [(alone * meaning).sum(axis=1) for meaning in (_read(evidence, readings), *_other_meanings(evidence))]
+    ).max(axis=0)
+    ranks = ((pool >= nearest[:, None]) & others).sum(axis=1) / np.maximum(1, others.sum(axis=1))
+    ranks = np.where(np.isfinite(alone).all(axis=1), ranks, 1.0)
+    limit, order = evidence.params.max_meaning_rank, np.argsort(-ranks).tolist()
+    named = [f"{tokens[place].text}: rank {ranks[place]:.3f}, cosine {nearest[place]:.2f}" for place in order]
+    lost = [line for line, place in zip(named, order, strict=True) if not ranks[place] <= limit]
+    return at_most(float(ranks.max()), limit, lost or named[:3])
+
+
+def _reading(evidence: Evidence, token: ExtendedToken) -> str:
+    """The token's text, or its description: for a special token, and where the base cannot read the text."""
+    unknown = evidence.model("base").tokenizer.unk_token_id
+    readable = token.kind != "special" and any(piece != unknown for piece in token.pieces)
+    return token.text if readable else token.description or token.text
+
+
+def _other_meanings(evidence: Evidence) -> Iterator[Floats]:
+    """What the descriptions say, and the mean of what the texts that use a token say; NaN-free, (tokens, width)."""
+    tokens = evidence.tokens
+    yield _read(evidence, [token.description.strip() or _reading(evidence, token) for token in tokens])
+    uses = [[use.teacher_text for use in evidence.uses[token.id]] or [_reading(evidence, token)] for token in tokens]
+    ends = np.cumsum([len(texts) for texts in uses])[:-1]
+    embedded = np.split(_read(evidence, [text for texts in uses for text in texts]), ends)
+    yield _unit(np.stack([texts.mean(axis=0) for texts in embedded]).astype(np.float32))
 
 
 def description_cosine(evidence: Evidence) -> Finding | TooFew:

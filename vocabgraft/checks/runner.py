@@ -1,7 +1,7 @@
 """Checks that an extended, trained and merged model is what it claims to be.
 
 A check is a function of the `Evidence` that returns a `Finding`, and one entry of `CHECKS`, which says what it protects
-and when it does not apply. So a new one is one function, one entry, and its name in `params.CheckName`.
+and when it does not apply. So a new one is one function, one entry, and its name in `stages.CheckName`.
 """
 
 import math
@@ -124,6 +124,14 @@ CHECKS: tuple[CheckEntry, ...] = (
         unless=when.no_row_trained,
         setting="train_adapter.rows_learning_rate",
         remedy="Check that the texts of these tokens are in a training split and that the learning rate is not zero.",
+    ),
+    CheckEntry(
+        rows.attention_sinks,
+        "rows",
+        "no new token acts as an attention sink: its hidden activations stay below those of the first token",
+        unless=when.ratio_tells_nothing,
+        setting="train_adapter.rows_learning_rate",
+        remedy="Lower rows_learning_rate or distillation.learning_rate, so that no step carries the row that far.",
     ),
     CheckEntry(
         rows.other_weights,
@@ -272,6 +280,13 @@ CHECKS: tuple[CheckEntry, ...] = (
         unless=when.no_adapter,
         setting="train_adapter.learning_rate",
         remedy="Raise the learning rate, or narrow target_modules to layers that the embedding depends on.",
+    ),
+    CheckEntry(
+        meaning.meaning_kept,
+        "meaning",
+        "no new token lost its meaning: it is near what the base read in it, its description or the texts that use it",
+        setting="check_consistency.max_meaning_rank",
+        remedy="Add texts that use the tokens named, or lower rows_learning_rate.",
     ),
     CheckEntry(
         meaning.description_cosine,

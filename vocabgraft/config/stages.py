@@ -137,7 +137,7 @@ class MergeAdapterParams(Section):
     contexts_per_token: Annotated[int, Field(ge=0)] = 4
 
 
-# The names of `consistency.CHECKS`, which imports torch; a test holds the two together.
+# The names of `checks.runner.CHECKS`, which imports torch; a test holds the two together.
 CheckName = Literal[
     "old_rows_resized",
     "old_rows_adapter",
@@ -146,6 +146,7 @@ CheckName = Literal[
     "new_row_norms",
     "new_rows_apart",
     "new_rows_trained",
+    "attention_sinks",
     "other_weights",
     "segmentation",
     "one_id_each",
@@ -167,6 +168,7 @@ CheckName = Literal[
     "adapter_names_base",
     "trained_differs",
     "adapter_moved",
+    "meaning_kept",
     "description_cosine",
     "descriptions_told_apart",
     "swapped_tokens",
@@ -190,6 +192,8 @@ class CheckConsistencyParams(Section):
         min_change: least change by training of a text with a trained token.
         max_norm_ratio: how far a new row's norm may leave the range of the old ones; 1 is the edge.
         max_row_cosine: of two new rows.
+        max_meaning_rank: how far a new token may be from all that it should mean, as a share of other meanings that
+            are nearer: 0 is first, 0.5 chance.
         meaning_alpha: how often each check of meaning may fail by chance.
         waived: checks that may fail or not run, each with its reason, which the report shows.
     """
@@ -202,6 +206,7 @@ class CheckConsistencyParams(Section):
     min_change: Positive = 1e-4
     max_norm_ratio: Annotated[float, Field(ge=1)] = 1.0
     max_row_cosine: Fraction = 0.99
+    max_meaning_rank: Fraction = 0.1
     meaning_alpha: Annotated[float, Field(gt=0, le=0.05)] = 0.001
     waived: dict[CheckName, Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]] = {}
 

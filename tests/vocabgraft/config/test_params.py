@@ -208,7 +208,8 @@ def test_a_loss_is_given_by_name_or_with_its_arguments() -> None:
 
 
 def test_reading_the_file_imports_nothing_heavy() -> None:
-    code = "import sys, vocabgraft.config.params; print([m for m in ('torch', 'datasets', 'transformers') if m in sys.modules])"
+    heavy = ("torch", "datasets", "transformers")
+    code = f"import sys, vocabgraft.config.params; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
