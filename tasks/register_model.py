@@ -39,6 +39,7 @@ from tasks.registry.versions import (
 )
 from tasks.support.models import find_base
 from tasks.support.stage import run_stage
+from vocabgraft.checks.verdicts import count_verdicts
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import BaseParams, RegisterModelParams
 from vocabgraft.errors import VocabgraftError
@@ -315,6 +316,7 @@ def _facts(params: RegisterModelParams, made: Made, measured: Measured, tags: di
         retention=measured.retention,
         evidence=evidence,
         method=settings.train_adapter.method,
+        checks=count_verdicts(check["verdict"] for check in read_json(made.checks)["checks"]),
     )
 
 

@@ -211,10 +211,9 @@ def _retention_tile(gathered: Gathered, view: Mapping[str, Any]) -> dict[str, An
 def _consistency_tile(view: Mapping[str, Any]) -> dict[str, Any]:
     if not view.get("groups"):
         return NO_FIGURE
-    counts = view["counts"]
-    detail = "checks passed" + (f", {counts['waived']} waived" if counts["waived"] else "")
-    state = "bad" if counts["failed"] else "good"
-    return {"value": f"{counts['passed']}/{counts['passed'] + counts['failed']}", "detail": detail, "state": state}
+    passed, total = view["counts"]["passed"], sum(view["counts"].values())
+    detail = view["counted"].removeprefix(f"{passed} of {total} ")
+    return {"value": f"{passed}/{total}", "detail": detail, "state": "bad" if view["counts"]["failed"] else "good"}
 
 
 def _length_tile(gathered: Gathered) -> dict[str, Any]:

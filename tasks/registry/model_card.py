@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.registry.lineage import CODE_TAG
+from vocabgraft.checks.verdicts import Verdict, describe_counts
 from vocabgraft.tokens.tokenizer import ExtendedToken
 
 WORDS_NAMED = 40
@@ -27,6 +28,7 @@ class Facts:
     retention: Mapping[str, Any]
     evidence: str
     method: str
+    checks: Mapping[Verdict, int]
 
 
 def write_card(facts: Facts) -> str:
@@ -52,6 +54,10 @@ def write_card(facts: Facts) -> str:
             "## Evidence",
             "",
             f"{facts.evidence[:1].upper()}{facts.evidence[1:]}.",
+            "",
+            "## Checks",
+            "",
+            f"{describe_counts(facts.checks)}; `checks.json` of the run has each with its limit.",
             "",
             "## What stays valid",
             "",

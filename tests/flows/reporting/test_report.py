@@ -123,7 +123,12 @@ def test_a_full_page_has_every_section_with_its_figures(tmp_path: Path) -> None:
         assert judged in page.text("benefit")
     assert "32.0 % of the stored vectors stay valid" in page.text("retention")
     assert "93.58 93.58 93.58 0.00" in page.text("retention"), "base, resized, trained and the change"
-    assert "4 of 4 checks passed; 1 waived; 1 does not apply" in page.text("consistency")
+    counted = "4 of 7 checks passed; 1 waived, 1 too few to judge, 1 does not apply"
+    assert counted in page.text("consistency")
+    assert f"4/7 {counted.removeprefix('4 of 7 ')}" in page.text("")
+    assert "3 relations with 6 held-out triples" in page.text("consistency")
+    assert f"Warning: {HOSTILE}: 0.12" in page.text("consistency")
+    assert "base: 2.4e-07" in page.text("consistency")
     assert "the extra is not installed" in page.text("consistency"), "a check is waived with its reason"
     assert "11 new tokens (8 words, 1 symbol, 2 special tokens)" in page.text("vocabulary")
     assert "kidney 0.71" in page.text("vocabulary")
@@ -286,7 +291,7 @@ def test_what_an_earlier_run_left_is_not_shown_as_this_runs(tmp_path: Path, fail
     section = "training" if failing == "train_adapter" else "consistency"
     assert f"{failing} failed before it wrote" in page.text(section)
     assert "ended at" not in page.text("training") or failing != "train_adapter"
-    assert "of 4 checks passed" not in page.text("consistency")
+    assert "of 7 checks passed" not in page.text("consistency")
     shown = "64.45" in page.text("benefit")
     assert shown is (failing == "check_consistency"), "evaluate_model reads what train_adapter makes, not the checks"
 
@@ -300,7 +305,7 @@ def test_a_failed_check_comes_first_with_its_figure_and_limit(tmp_path: Path) ->
     run = flow_run(broken("check_consistency", "1 of 7 checks failed"))
     page = made(tmp_path, run, without(left, "register_model"))
     said = page.text("consistency")
-    assert "4 of 5 checks passed" in said
+    assert "4 of 8 checks passed; 1 failed, 1 waived, 1 too few to judge, 1 does not apply" in said
     assert said.index("Failed") < said.index("segmentation") < said.index("Rows") < said.index("Meaning")
     assert "what segmentation is there for" in said and f"'{HOSTILE}' has other ids" in said
     assert "No model was registered." in page.text("verdict")
@@ -410,7 +415,7 @@ def test_a_damaged_file_is_told_in_its_section_and_nowhere_else(tmp_path: Path) 
 def test_files_of_the_simplest_kind_are_enough(tmp_path: Path) -> None:
     left = copy.deepcopy(outputs())
     for entry in left["check_consistency"]["checks.json"]["checks"]:
-        for name in ("group", "reason", "details"):
+        for name in ("group", "reason", "details", "noise", "warnings"):
             del entry[name]
     for name in ("comparison.json", "retention.json", "tokens.json"):
         del left["evaluate_model"][name]
@@ -418,7 +423,7 @@ def test_files_of_the_simplest_kind_are_enough(tmp_path: Path) -> None:
     page = made(tmp_path, flow_run(results()), left)
     assert "evaluate_model left no comparison.json." in page.text("benefit")
     assert "64.45" in page.text("benefit") and "Control" not in page.text("benefit")
-    assert "4 of 4 checks passed" in page.text("consistency")
+    assert "4 of 7 checks passed" in page.text("consistency")
     assert WORDS[0] in page.text("vocabulary")
 
 
