@@ -272,7 +272,7 @@ def _rival(
         evaluation=made.evaluation,
         datasets=made.datasets,
         tokens=made.tokens,
-        base_identity=made.base_identity,
+        find_base=lambda: find_base(made.base_identity, made.trust_remote_code),
         prompts=settings.base.prompts,
         translations=frozenset(entry.name for entry in settings.validate_data.datasets if entry.is_translation),
         tags=tags,

@@ -1,7 +1,7 @@
 """The champion and a new model on the same held-out items: from what was recorded, else measured anew."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from tasks.registry.lookup import Client, Registered, download_model
 from tasks.registry.register import artifact_of
-from tasks.support.models import find_base
 from vocabgraft.config.benefits import LINK_METRICS, SPEARMAN, TOKENS, WITHOUT_LABELS, Benefit
 from vocabgraft.config.stages import PromptParams
 from vocabgraft.data.accepted import read_datasets
@@ -68,7 +67,7 @@ class Candidate:
         evaluation: what was measured of it.
         datasets: the accepted datasets; the benchmarks lie beside them.
         tokens: its new tokens.
-        base_identity: of its base, which fidelity is measured against.
+        find_base: gives the folder of its base, which fidelity is measured against.
         prompts: put over the base's own.
         translations: names of the datasets whose triples are learnt as translations.
         tags: of its version.
@@ -81,7 +80,7 @@ class Candidate:
     evaluation: Path
     datasets: Path
     tokens: Path
-    base_identity: Path
+    find_base: Callable[[], Path]
     prompts: PromptParams
     translations: frozenset[str]
     tags: Mapping[str, str]
@@ -259,7 +258,7 @@ def _asked_without_labels(champion: Subject, ours: Columns, candidate: Candidate
         pairs = (champion.encode(ours[name]) for name in ("item", "answer"))
         return champion.similarities_of_pairs(*pairs).astype(np.float64).round(6)
     trusted = candidate.trust_remote_code
-    base = load_model(find_base(candidate.base_identity, trusted), device="cpu", trust_remote_code=trusted)
+    base = load_model(candidate.find_base(), device="cpu", trust_remote_code=trusted)
     base.prompts = prompts_of(base.prompts, candidate.prompts)
     described = [token.new_token for token in added_tokens(champion.new_words.tokens)]
     reader = Subject("base", base, champion.new_words, candidate.batch_size, described)

@@ -138,7 +138,8 @@ def roll_back(client: MlflowClient, name: str, tags: Mapping[str, str]) -> tuple
     if previous is None or champion is None:
         missing = CHAMPION if champion is None else PREVIOUS_CHAMPION
         raise VocabgraftError(
-            f"{name} has no {missing}, so there is nothing to roll back to; python -m flows.commands.promote N chooses a version"
+            f"{name} has no {missing}, so there is nothing to roll back to; "
+            "python -m flows.commands.promote N chooses a version"
         )
     make_champion(client, previous, tags)
     return previous, champion
