@@ -42,11 +42,6 @@ from vocabgraft.errors import VocabgraftError
 PARAMS_FILE = Path("params.yaml")
 
 
-def _names_a_figure(text: str) -> str:
-    parse_benefit(text)
-    return text
-
-
 class Params(Section):
     """The whole of `params.yaml`: the seed, the base, the failure hook and one section a stage."""
 

@@ -9,13 +9,18 @@ from pydantic import (
     model_validator,
 )
 
+from vocabgraft.config.benefits import parse_benefit
 from vocabgraft.config.datasets import RESERVED_NAMES, DatasetParams
-from vocabgraft.config.params import _names_a_figure
 from vocabgraft.config.section import Count, Fraction, Name, Positive, RawFile, Section
 from vocabgraft.config.training import Precision
 
 Place = Literal["before_pooling", "after_pooling"]
 Heuristic = Literal["random_normal", "vocabulary_mean", "subword_mean", "description_mean", "similar_tokens"]
+
+
+def _names_a_figure(text: str) -> str:
+    parse_benefit(text)
+    return text
 
 
 class PromptParams(Section):
