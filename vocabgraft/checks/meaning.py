@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from vocabgraft.checks.chance import PLAUSIBLE_RANK, Matching, find_swaps, matching, relative_ranks
 from vocabgraft.checks.conditions import every_text_moves, trained_relations
-from vocabgraft.checks.context import Evidence
+from vocabgraft.checks.context import Artifact, Evidence
 from vocabgraft.checks.result import SHOWN, Finding, TooFew, at_least, at_most, shown
 from vocabgraft.checks.rows import count_rows, rows_of
 from vocabgraft.models.encode import Embeddings, encode
@@ -39,19 +39,32 @@ CHANCE_RANK = 0.5
 LEAST_POWER = 0.5
 
 
-def meaning_kept(evidence: Evidence) -> Finding:
+def meaning_kept(evidence: Evidence) -> Finding | TooFew:
     """The highest rank of the meaning that a token, alone, is nearest to, among the meanings of others.
 
     A token may mean what the base read in its text, what its description says, or what the texts that use it say. The
     others are the readings of the other tokens and of the base's own words, so that ranks say the same for 3 tokens as
-    for 3,000. A code whose reading meant nothing may leave it; a destroyed row is near none of the three.
+    for 3,000. A code whose reading meant nothing may leave it; a destroyed row is near none of the three. Where most
+    tokens are near none, and were not before training either, the base does not tell meanings apart.
     """
-    tokens = evidence.tokens
+    tokens, limit = evidence.tokens, evidence.params.max_meaning_rank
     if not tokens:
-        return at_most(0.0, evidence.params.max_meaning_rank)
+        return TooFew("no new token")
+    ranks, cosines = _meaning_ranks(evidence, "merged")
+    if np.median(ranks) > limit and np.median(_meaning_ranks(evidence, "resized")[0]) > limit:
+        return TooFew("most tokens were near none of their meanings before training, so ranks say nothing here")
+    order = np.argsort(-ranks).tolist()
+    named = [f"{tokens[place].text}: rank {ranks[place]:.3f}, cosine {cosines[place]:.2f}" for place in order]
+    lost = [line for line, place in zip(named, order, strict=True) if not ranks[place] <= limit]
+    return at_most(float(ranks.max()), limit, lost or named[:3])
+
+
+def _meaning_ranks(evidence: Evidence, artifact: Artifact) -> tuple[Floats, Floats]:
+    """By token, the relative rank of its nearest meaning (1 for an embedding with NaN), and the cosine to it."""
+    tokens = evidence.tokens
     readings = [_reading(evidence, token) for token in tokens]
     _, own_texts = own_words(evidence.model("base"), set(evidence.new_ids), OWN_WORDS)
-    alone = _unit(evidence.encode("merged", [token.text for token in tokens]))
+    alone = _unit(evidence.encode(artifact, [token.text for token in tokens]))
     pool = alone @ _read(evidence, [*readings, *own_texts]).T
     # Two tokens that the base reads alike are one meaning to it.
     others = np.array([[text != own for text in (*readings, *own_texts)] for own in readings])
@@ -59,11 +72,7 @@ def meaning_kept(evidence: Evidence) -> Finding:
         [(alone * meaning).sum(axis=1) for meaning in (_read(evidence, readings), *_other_meanings(evidence))]
     ).max(axis=0)
     ranks = ((pool >= nearest[:, None]) & others).sum(axis=1) / np.maximum(1, others.sum(axis=1))
-    ranks = np.where(np.isfinite(alone).all(axis=1), ranks, 1.0)
-    limit, order = evidence.params.max_meaning_rank, np.argsort(-ranks).tolist()
-    named = [f"{tokens[place].text}: rank {ranks[place]:.3f}, cosine {nearest[place]:.2f}" for place in order]
-    lost = [line for line, place in zip(named, order, strict=True) if not ranks[place] <= limit]
-    return at_most(float(ranks.max()), limit, lost or named[:3])
+    return np.where(np.isfinite(alone).all(axis=1), ranks, 1.0), nearest
 
 
 def _reading(evidence: Evidence, token: ExtendedToken) -> str:
