@@ -19,7 +19,7 @@ from flows.recording import allow_temporary_server
 from flows.registration import REGISTERING_STAGE
 from flows.report import REGISTRATION_RECORD, REPORT
 from flows.running import default_jobs, run_in_threads
-from flows.summary import model_summary, stage_table
+from flows.summary import failure_summary, model_summary, stage_table
 from flows.workspace import MARK
 from tasks._stage import switch_telemetry_off
 from vocabgraft.errors import VocabgraftError
@@ -86,6 +86,8 @@ def _ignore() -> None:
 
 def _tell(finished: Finished, console: Console) -> int:
     console.print(stage_table(finished.results))
+    if failed := failure_summary(finished.results):
+        console.print(failed, soft_wrap=True)
     measured = {stage.name for stage in finished.stages} >= SUMMARISED
     if measured and not finished.failed and any(result.name == REGISTERING_STAGE for result in finished.results):
         console.print(model_summary(finished.stages, REGISTRATION_RECORD))

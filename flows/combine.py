@@ -17,6 +17,7 @@ from flows.command_line import exit_code
 from vocabgraft.base_model import REGISTRY_PREFIX, load_model, locate_base
 from vocabgraft.combining import Combined, combine, overlaps
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.findings import explain_failures
 from vocabgraft.pack_gate import check_chain, write_chain
 from vocabgraft.packs import Pack, check_name, identify, read_pack, renamed, require_base, write_pack
 from vocabgraft.params import PARAMS_FILE, CheckConsistencyParams, load_params
@@ -96,11 +97,10 @@ def _write_model(base: Path, pack: Pack, folder: Path, console: Console) -> None
         chain = write_chain(base, pack, work)
         checks = check_chain(chain, pack.contexts, params)
         failed = [check for check in checks if check.verdict == "failed"]
-        told = [f"  {check.name}: {check.reason or f'{check.figure} (allowed {check.limit})'}" for check in failed]
         if failed:
             raise VocabgraftError(
                 f"{len(failed)} of {len(checks)} checks of the merged model failed, so nothing is written:\n"
-                + "\n".join(told)
+                + explain_failures([check.as_json() for check in failed])
             )
         chain.folders.merged.rename(folder)
     finally:

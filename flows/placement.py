@@ -11,7 +11,7 @@ from typing import Any
 
 from flows.dag import Stage
 from flows.execution import Attempt, Ending, StageLog
-from flows.experiment import Work, carry_out_anywhere, failed_stages, free_address
+from flows.experiment import Work, carry_out_anywhere, free_address, why_failed
 from flows.run_record import RUN_RECORD
 from vocabgraft.processes import NODE, NODES, RENDEZVOUS
 
@@ -99,4 +99,4 @@ def told(done: Mapping[str, Any], log: StageLog) -> Attempt | None:
         log.line(line)
     if done["ok"]:
         return None
-    return Attempt(Ending.FAILED, failed_stages(done["files"], str(RUN_RECORD)) or done["said"].strip())
+    return Attempt(Ending.FAILED, *why_failed(done, str(RUN_RECORD)))

@@ -28,6 +28,7 @@ from flows.execution import Outcome, StageResult
 from flows.preparation import ROOT, Finished, Prepared, RunOptions, execute, prepared_run
 from flows.publishing import metrics_against_champion
 from flows.report import REPORT
+from flows.run_record import failures
 from flows.running import Body, StageRuns
 from flows.summary import markdown
 from vocabgraft.errors import VocabgraftError
@@ -99,7 +100,7 @@ def _state(finished: Finished) -> Any:
     if finished.stopped_by is not None:
         return Cancelled(message="stopped by a signal; its processes have ended")
     if finished.failed:
-        return Failed(message=f"not finished: {', '.join(finished.failed)}")
+        return Failed(message=f"not finished: {', '.join(finished.failed)}\n{failures(finished.results)}")
     return Completed(message="all stages are done")
 
 
@@ -141,7 +142,7 @@ class _Unresolved:
 def run_stage(stage: Stage, wrapped: _Unresolved) -> Any:
     """One stage as a task run, whose final state bears the name of what became of it."""
     result = wrapped.body(_TaskRunLog(stage.name, get_run_logger()))
-    name, message = result.outcome.value, result.reason or None
+    name, message = result.outcome.value, result.explanation() or None
     if result.outcome is Outcome.CANCELLED:
         return Cancelled(message=message)
     if not result.outcome.succeeded:

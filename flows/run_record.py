@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.dag import Stage, recorded_inputs
-from flows.execution import StageResult
+from flows.execution import Outcome, StageResult
 from tasks import _git
 from vocabgraft.artifacts import MANIFEST, digest_of, read_json, write_json
 from vocabgraft.errors import VocabgraftError
@@ -59,7 +59,6 @@ def write_record(record: Mapping[str, Any], root: Path) -> None:
 
 def run_record(run: FlowRun, root: Path) -> dict[str, Any]:
     """What `reports/run.json` has to say of a run."""
-    failed = [f"{result.name}: {result.reason}" for result in run.results if not result.outcome.succeeded]
     done = [result.name for result in run.results if result.outcome.succeeded]
     inputs = recorded_inputs(root / "dvc.lock", run.stages, done)
     return {
@@ -67,10 +66,10 @@ def run_record(run: FlowRun, root: Path) -> dict[str, Any]:
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "stages": [
             {"name": result.name, "outcome": result.outcome.value, "seconds": round(result.seconds, 2)}
-            | {"reason": result.reason}
+            | {"reason": result.reason, "log": result.log}
             for result in run.results
         ],
-        "failed": run.failure or "\n".join(failed) or None,
+        "failed": run.failure or failures(run.results) or None,
         "git_commit": _git.commit() or "none",
         "git_dirty": _git.has_changes(),
         "versions": versions(),
@@ -81,6 +80,13 @@ def run_record(run: FlowRun, root: Path) -> dict[str, Any]:
         "outputs": output_digests(run.stages, root),
         "params": valid_params(root / PARAMS_FILE),
     }
+
+
+def failures(results: Sequence[StageResult]) -> str:
+    """Why stages failed, each with its name; where none did, why the others did not run. "" after a good run."""
+    undone = [result for result in results if not result.outcome.succeeded]
+    failed = [result for result in undone if result.outcome is Outcome.FAILED]
+    return "\n".join(f"{result.name}: {result.reason}" for result in failed or undone)
 
 
 def output_digests(stages: Sequence[Stage], root: Path) -> dict[str, str]:

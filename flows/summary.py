@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.dag import Stage
-from flows.execution import StageResult
+from flows.execution import Outcome, StageResult
 from vocabgraft.artifacts import read_json
 
 HEADINGS_OF_STAGES = ("stage", "state", "seconds", "saved", "why")
@@ -27,6 +27,13 @@ def stage_table(results: Sequence[StageResult]) -> Table:
         # Not markup: a reason may hold square brackets.
         table.add_row(result.name, result.outcome.value, f"{result.seconds:.1f}", _saved(result), Text(reason))
     return table
+
+
+def failure_summary(results: Sequence[StageResult]) -> Text:
+    """Why each failed stage failed, in full."""
+    failed = [result for result in results if result.outcome is Outcome.FAILED]
+    # Not markup: a reason may hold square brackets.
+    return Text("\n\n".join(f"{result.name} failed: {result.explanation()}" for result in failed))
 
 
 def model_summary(stages: Sequence[Stage], registration: Path) -> Group:

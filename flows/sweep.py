@@ -25,7 +25,7 @@ from rich.table import Table
 from flows.build_model import NO_REPORT
 from flows.copies import LOCAL_CONFIG, carried_files, committed_code, local_config, require_remote
 from flows.dag import Stage, read_dag
-from flows.experiment import Work, carry_out, failed_stages, unpack, write_over
+from flows.experiment import Work, carry_out, unpack, why_failed, write_over
 from flows.grid import FigureParams, Point, SweepParams, figures_of, grid, read_sweep
 from flows.preparation import ROOT
 from flows.recording import PREFECT_SERVER, recorded
@@ -219,8 +219,8 @@ class Runner:
     def _judged(self, point: Point, done: Mapping[str, Any], earlier: bool = False) -> PointResult:
         seconds, files = float(done["seconds"]), done["files"]
         if not done["ok"]:
-            reason = failed_stages(files, str(RUN_RECORD)) or str(done["said"]).strip()
-            return PointResult(point, None, seconds, reason or "it ended without a word")
+            reason, log = why_failed(done, str(RUN_RECORD))
+            return PointResult(point, None, seconds, "\n".join(filter(None, (reason, log))))
         if self._measured not in files:
             return PointResult(point, None, seconds, f"{self._measured} was not made")
         best_metric = parse_params_text(point.params, str(PARAMS_FILE)).train_adapter.best_metric
@@ -278,7 +278,7 @@ def table(results: Sequence[PointResult], sweep: SweepParams, best: PointResult 
         made.add_column(heading, overflow="fold")
     for result in results:
         values = [json.dumps(result.point.values[key]) for key in sweep.params]
-        note = "best" if result is best else result.reason.splitlines()[-1] if result.reason else ""
+        note = "best" if result is best else result.reason.splitlines()[0] if result.reason else ""
         shown = "failed" if result.figure is None else f"{result.figure:.5g}"
         made.add_row(*values, shown, f"{result.seconds:.1f}", note + (" (done before)" * result.earlier))
     return made
@@ -317,7 +317,7 @@ def _values(point: Point) -> str:
 
 
 def _told(result: PointResult) -> str:
-    return f"failed: {result.reason.splitlines()[-1]}" if result.figure is None else f"{result.figure:.5g}"
+    return f"failed: {result.reason.splitlines()[0]}" if result.figure is None else f"{result.figure:.5g}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from vocabgraft.artifacts import new_folder, read_json, require_artifact, write_
 from vocabgraft.consistency import CHECKS, Check, CheckEntry, run_check
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.evidence import Evidence, Folders, gather_evidence
+from vocabgraft.findings import explain_failures
 from vocabgraft.params import BaseParams, CheckConsistencyParams, ValidateDataParams
 from vocabgraft.relation_ranks import held_out_triples
 from vocabgraft.tokenizer import read_tokens
@@ -30,10 +31,10 @@ def check_consistency(
     base: BaseParams,
     validate_data: ValidateDataParams,
 ) -> None:
-    """Check what was made; write the figures whether or not they hold.
+    """Run every check on the models of this run; write `checks.json` whether or not the checks pass.
 
     Raises:
-        VocabgraftError: naming the checks that failed, and what broke them.
+        VocabgraftError: for failed checks, each with its value, its limit, the tokens, the setting and the remedy.
     """
     first, second, _ = read_retention(data / "retention.parquet")
     datasets, settings = read_datasets(data / "datasets"), {entry.name: entry for entry in validate_data.datasets}
@@ -58,9 +59,10 @@ def check_consistency(
     with new_folder(out) as work:
         write_json(work / "checks.json", {"passed": not failed, "checks": [check.as_json() for check in checks]})
     if failed:
-        lines = [line for check in failed for line in _explained(check)]
+        names = ", ".join(check.name for check in failed)
         raise VocabgraftError(
-            f"{len(failed)} of {len(checks)} checks failed, so the model is not registered:\n" + "\n".join(lines)
+            f"{len(failed)} of {len(checks)} checks failed: {names}. The model is not registered.\n"
+            + explain_failures([check.as_json() for check in failed])
         )
 
 
@@ -70,11 +72,6 @@ def _logged(entry: CheckEntry, evidence: Evidence) -> Check:
     told = f"{_figure(check):>10} ({check.limit})" if check.figure is not None else f"{'':>10} {check.reason}"
     logger.info("%-24s %-14s %s  %.1f s", check.name, check.verdict, told, time.process_time() - started)
     return check
-
-
-def _explained(check: Check) -> list[str]:
-    seen = f"{_figure(check)}, allowed {check.limit}" if check.figure is not None else check.reason
-    return [f"  {check.name}: {seen}; {check.protects}", *(f"    {detail}" for detail in check.details)]
 
 
 def _figure(check: Check) -> str:

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import tasks.check_consistency as module
-from tasks._stage import run_stage
+from tasks._stage import read_failure, run_stage
 from tasks.check_consistency import check_consistency
 from tasks.extend_tokenizer import extend_tokenizer
 from tasks.merge_adapter import merge_adapter
@@ -119,9 +119,13 @@ def test_a_failed_check_is_written_and_its_details_are_said(
     assert not written["passed"]
     assert "old_rows_merged" in failed
     said = capsys.readouterr().err
-    assert f"{len(failed)} of {len(CHECKS)} checks failed, so the model is not registered:" in said
-    assert "  old_rows_merged: 1, allowed at most 0; training and merging left" in said
+    assert f"{len(failed)} of {len(CHECKS)} checks failed: {', '.join(failed)}. " in said
+    assert "old_rows_merged: 1, allowed: at most 0" in said
     assert "(7): by up to 0.5" in said
+    (check,) = [check for check in written["checks"] if check["name"] == "old_rows_merged"]
+    assert f"remedy: {check['remedy']}" in said
+    reason = read_failure(Path(), "check_consistency")
+    assert reason is not None and f"check_consistency: {reason}\n" in said
 
 
 def test_what_could_not_run_is_said_with_the_reason(
