@@ -12,6 +12,7 @@ from vocabgraft.errors import VocabgraftError
 
 # As many names and characters as a line of a plan has room for.
 FILES_NAMED, VALUE_LENGTH = 3, 30
+FIRST_RUN = "first run: it has no result here yet"
 DEFAULT_RETRIES = 2
 SECONDS_BETWEEN_LOOKS, SECONDS_TO_GIVE_UP = 1.0, 3600.0
 META = ("timeout_s", "retries")
@@ -149,7 +150,8 @@ def _changes(repo: Any, say: Callable[[str], None]) -> dict[str, list[str]]:
         stages = {stage.addressing: stage for stage in repo.index.stages}
     except DvcException as error:
         raise VocabgraftError(f"DVC cannot say what changed: {error}") from error
-    return {name: _reasons(stages[name], entries) for name, entries in status.items()}
+    made = {Path(out.fs_path) for stage in stages.values() for out in stage.outs}
+    return {name: _reasons(stages[name], entries, made) for name, entries in status.items()}
 
 
 def _status(repo: Any, say: Callable[[str], None]) -> Mapping[str, Any]:
@@ -189,15 +191,19 @@ def _status_at_once(repo: Any) -> dict[str, Any]:
     return status
 
 
-def _reasons(stage: Any, entries: Sequence[Any]) -> list[str]:
-    """DVC's account of a stage, shortened to what a person asks first."""
+def _reasons(stage: Any, entries: Sequence[Any], made: Collection[Path]) -> list[str]:
+    """DVC's account of a stage, shortened to what a person asks first; `made` are the outputs of all stages."""
     if stage.cmd and not any(dep.hash_info for dep in (*stage.deps, *stage.outs)):
-        return ["never run: it is not in dvc.lock"]
-    lines = [entry for entry in entries if isinstance(entry, str)]
+        return ["first run: it is not in dvc.lock"]
+    first_run = _has_no_result(stage, entries)
+    lines = [FIRST_RUN] if first_run else []
+    lines += [entry for entry in entries if isinstance(entry, str)]
     of_files: dict[str, str] = {}
     for entry in entries:
         for kind, paths in () if isinstance(entry, str) else entry.items():
             for path, state in paths.items():
+                if first_run and (kind == "changed outs" or (state == "deleted" and _is_made(stage, path, made))):
+                    continue
                 if isinstance(state, dict):
                     lines += [_parameter(stage, path, key, how) for key, how in state.items()]
                 elif kind == "changed deps" and path.endswith(".py"):
@@ -205,6 +211,19 @@ def _reasons(stage: Any, entries: Sequence[Any]) -> list[str]:
                 else:
                     lines.append(f"{'dep' if kind == 'changed deps' else 'output'} {path}: {state}")
     return [*_code(of_files), *lines]
+
+
+def _has_no_result(stage: Any, entries: Sequence[Any]) -> bool:
+    """Whether neither the workspace nor DVC's cache has an output of a stage, as in a fresh clone."""
+    dicts = [entry for entry in entries if isinstance(entry, dict)]
+    states = {path: state for entry in dicts for path, state in entry.get("changed outs", {}).items()}
+    kept = [out for out in stage.outs if out.use_cache]
+    return bool(kept) and all(states.get(str(out)) == "not in cache" and not out.exists for out in kept)
+
+
+def _is_made(stage: Any, path: str, made: Collection[Path]) -> bool:
+    found = next((Path(dep.fs_path) for dep in stage.deps if str(dep) == path), None)
+    return found is not None and any(place in made for place in (found, *found.parents))
 
 
 def _code(files: Mapping[str, str]) -> list[str]:
