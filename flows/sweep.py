@@ -35,7 +35,7 @@ from flows.sweep_log import log_to_mlflow, show_in_prefect
 from tasks._stage import switch_telemetry_off
 from vocabgraft.artifacts import read_json, write_json
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.params import PARAMS_FILE, parse_params_text
+from vocabgraft.params import PARAMS_FILE
 
 # DVC ignores its own folder, so it does not take the copies for parts of this project; Git ignores this one.
 PLACE = Path(".dvc/tmp/sweep")
@@ -223,8 +223,7 @@ class Runner:
             return PointResult(point, None, seconds, "\n".join(filter(None, (reason, log))))
         if self._measured not in files:
             return PointResult(point, None, seconds, f"{self._measured} was not made")
-        best_metric = parse_params_text(point.params, str(PARAMS_FILE)).train_adapter.best_metric
-        figures = figures_of(files[self._measured], best_metric)
+        figures = figures_of(files[self._measured])
         name = self._figure.name
         figure = figures.get(name, figures.get(f"eval_{name}"))
         if figure is None:
