@@ -8,8 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks._base import resolve_base
-from tasks._expectations import (
+from tasks.support.expectations import (
     Rejection,
     Table,
     contexts_table,
@@ -18,12 +17,14 @@ from tasks._expectations import (
     retention_table,
     vocabulary_table,
 )
-from tasks._stage import run_stage
-from vocabgraft.artifacts import new_folder, write_json
-from vocabgraft.base_model import tokenizer_file
-from vocabgraft.beir import read_beir, write_benchmarks
-from vocabgraft.errors import VocabgraftError
-from vocabgraft.examples import (
+from tasks.support.models import resolve_base
+from tasks.support.stage import run_stage
+from vocabgraft.config.datasets import COLUMNS, LABELS, NUMBERS, OPTIONAL_COLUMNS, DatasetParams
+from vocabgraft.config.stages import BaseParams, EvaluateModelParams, ExtendTokenizerParams, ValidateDataParams
+from vocabgraft.data.beir import read_beir, write_benchmarks
+from vocabgraft.data.mteb import require_mteb
+from vocabgraft.data.splits import SPLITS
+from vocabgraft.data.validation import (
     annotate_vocabulary,
     count_uses,
     inside_others,
@@ -34,21 +35,11 @@ from vocabgraft.examples import (
     read_vocabulary,
     texts_of,
 )
-from vocabgraft.mteb_tasks import require_mteb
-from vocabgraft.params import (
-    COLUMNS,
-    LABELS,
-    NUMBERS,
-    OPTIONAL_COLUMNS,
-    BaseParams,
-    DatasetParams,
-    EvaluateModelParams,
-    ExtendTokenizerParams,
-    ValidateDataParams,
-)
-from vocabgraft.remote_code import check_code, describe_code
-from vocabgraft.splits import SPLITS
-from vocabgraft.tokenizer import load_raw_tokenizer, tokens_added_before
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.base import tokenizer_file
+from vocabgraft.models.remote_code import check_code, describe_code
+from vocabgraft.storage.artifacts import new_folder, write_json
+from vocabgraft.tokens.tokenizer import load_raw_tokenizer, tokens_added_before
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
