@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ FILES_NAMED, VALUE_LENGTH = 3, 30
 FIRST_RUN = "first run: it has no result here yet"
 DEFAULT_RETRIES = 2
 SECONDS_BETWEEN_LOOKS, SECONDS_TO_GIVE_UP = 1.0, 3600.0
+# As in vocabgraft.config.params, which takes time to import in a process of DVC.
+PARAMS_FILE = "params.yaml"
 META = ("timeout_s", "retries")
 RESOURCES = ("cpus", "gpus", "nodes")
 
@@ -65,15 +68,22 @@ class Planned:
         return bool(self.own or self.behind)
 
 
-def inspect(root: Path, say: Callable[[str], None]) -> tuple[list[Stage], dict[str, list[str]]]:
+def inspect(
+    root: Path, say: Callable[[str], None], params: str | None = None
+) -> tuple[list[Stage], dict[str, list[str]]]:
     """Every stage that `dvc repro` would visit, in its order, and what changed, by stage.
 
     What another DVC process writes is waited for, as its hash is not known before.
 
+    Args:
+        root: the project's folder.
+        say: told what is waited for.
+        params: a text that DVC reads instead of that of params.yaml; None: the file's own.
+
     Raises:
         VocabgraftError: when DVC cannot read the project, or a stage's `meta` is wrong.
     """
-    repo = _open(root)
+    repo = _open(root, params)
     return _stages(repo), _changes(repo, say)
 
 
@@ -234,7 +244,7 @@ def _code(files: Mapping[str, str]) -> list[str]:
 
 
 def _parameter(stage: Any, path: str, key: str, how: str) -> str:
-    named = key if path == "params.yaml" else f"{path}: {key}"
+    named = key if path == PARAMS_FILE else f"{path}: {key}"
     dep = next((dep for dep in stage.deps if str(dep) == path), None)
     if how != "modified" or dep is None:
         return f"param {named}: {how}"
@@ -324,14 +334,30 @@ def recorded_inputs(lock_file: Path, stages: Sequence[Stage], names: Collection[
     return {"files": files, "params": {name: entry.get("params", {}) for name, entry in recorded}}
 
 
-def _open(root: Path) -> Any:
+def _open(root: Path, params: str | None = None) -> Any:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
-        return Repo(str(root), _wait_for_lock=True)
+        files = None if params is None else _with_text((root / PARAMS_FILE).resolve(), params)
+        return Repo(str(root), fs=files, _wait_for_lock=True)
     except DvcException as error:
         raise VocabgraftError(f"DVC cannot read {root}: {error}; run from the project's root") from error
+
+
+def _with_text(path: Path, text: str) -> Any:
+    """DVC's view of the local files, in which one file has another text."""
+    from dvc.fs import LocalFileSystem
+
+    class Edited(LocalFileSystem):  # type: ignore[misc]
+        """Reads one text from memory."""
+
+        def open(self, name: str, mode: str = "r", **options: Any) -> Any:
+            if mode == "r" and Path(name).resolve() == path:
+                return StringIO(text)
+            return super().open(name, mode=mode, **options)
+
+    return Edited()
 
 
 def _with_upstream(stages: Sequence[Stage], until: str) -> list[Stage]:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from flows.engine.edit_params import edit_params
+from flows.engine.edit_params import edited
 from vocabgraft.config.params import PARAMS_FILE, parse_params_text
 from vocabgraft.config.section import Section
 from vocabgraft.errors import VocabgraftError
@@ -113,15 +112,10 @@ def grid(sweep: SweepParams, params: str, commit: str) -> list[Point]:
 
 
 def _edited(params: str, values: Mapping[str, Any]) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / PARAMS_FILE
-        path.write_text(params, encoding="utf-8")
-        try:
-            edit_params(path, [f"{key}={json.dumps(value)}" for key, value in values.items()])
-        except VocabgraftError as error:
-            said = str(error).replace(str(path), str(PARAMS_FILE)).replace("--set ", "params: ")
-            raise VocabgraftError(f"{said} (with {_told(values)})") from error
-        return path.read_text(encoding="utf-8")
+    try:
+        return edited(params, [f"{key}={json.dumps(value)}" for key, value in values.items()], str(PARAMS_FILE))
+    except VocabgraftError as error:
+        raise VocabgraftError(f"{str(error).replace('--set ', 'params: ')} (with {_told(values)})") from error
 
 
 def _told(values: Mapping[str, Any]) -> str:
