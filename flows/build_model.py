@@ -20,7 +20,7 @@ from flows.engine.timings import last_seconds
 from flows.engine.workspace import MARK
 from flows.reporting.gather import REGISTRATION_RECORD, REPORT
 from flows.run import ROOT, Finished, Prepared, RunOptions, execute, make_plan, prepared_run
-from flows.summary import model_summary, stage_table
+from flows.summary import failure_summary, model_summary, stage_table
 from tasks.support.stage import switch_telemetry_off
 from vocabgraft.errors import VocabgraftError
 
@@ -30,6 +30,7 @@ NO_REPORT = 3
 SUMMARISED = {"validate_data", "resize_base", "evaluate_model"}
 # As a shell has it: 128 and the signal's number.
 SIGNALLED = 128
+UPPER_BOUND = "(may run: an upper bound; such a stage stays unchanged if what it reads turns out the same)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,6 +87,8 @@ def _ignore() -> None:
 
 def _tell(finished: Finished, console: Console) -> int:
     console.print(stage_table(finished.results))
+    if failed := failure_summary(finished.results):
+        console.print(failed, soft_wrap=True)
     measured = {stage.name for stage in finished.stages} >= SUMMARISED
     if measured and not finished.failed and any(result.name == REGISTERING_STAGE for result in finished.results):
         console.print(model_summary(finished.stages, REGISTRATION_RECORD))
@@ -102,9 +105,12 @@ def _print_plan(planned: Sequence[Planned], took: Mapping[str, float], console: 
     for entry in planned:
         name = entry.stage.name
         last = f", {took[name]:.1f} s last time" if entry.runs and name in took else ""
-        console.print(f"{name}: {'runs' if entry.runs else 'unchanged'}{last}", markup=False, highlight=False)
+        state = "runs" if entry.own else "may run" if entry.behind else "unchanged"
+        console.print(f"{name}: {state}{last}", markup=False, highlight=False)
         for reason in entry.reasons:
             console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
+    if any(entry.behind and not entry.own for entry in planned):
+        console.print(UPPER_BOUND, markup=False, highlight=False, soft_wrap=True)
 
 
 def _options(given: argparse.Namespace) -> RunOptions:
@@ -118,7 +124,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m flows.build_model",
         description="Run the stages of dvc.yaml under Prefect; what did not change is not run again.",
     )
-    parser.add_argument("--plan", action="store_true", help="print what would run, why, and how long it took last time")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print what would run, why, and how long it took; writes no file",
+    )
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage (its upstream stages run too)")
     parser.add_argument("--only", metavar="STAGE", help="run this stage alone, on what the others left")
     parser.add_argument("--force", action="store_true", help="run every stage of the plan, changed or not")

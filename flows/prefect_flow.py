@@ -24,6 +24,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.engine.dag import Planned, Stage
+from flows.engine.run_record import failures
 from flows.engine.scheduler import Body, StageRuns
 from flows.engine.stage_run import Outcome, StageResult
 from flows.reporting.gather import REPORT
@@ -99,7 +100,7 @@ def _state(finished: Finished) -> Any:
     if finished.stopped_by is not None:
         return Cancelled(message="stopped by a signal; its processes have ended")
     if finished.failed:
-        return Failed(message=f"not finished: {', '.join(finished.failed)}")
+        return Failed(message=f"not finished: {', '.join(finished.failed)}\n{failures(finished.results)}")
     return Completed(message="all stages are done")
 
 
@@ -141,7 +142,7 @@ class _Unresolved:
 def run_stage(stage: Stage, wrapped: _Unresolved) -> Any:
     """One stage as a task run, whose final state bears the name of what became of it."""
     result = wrapped.body(_TaskRunLog(stage.name, get_run_logger()))
-    name, message = result.outcome.value, result.reason or None
+    name, message = result.outcome.value, result.explanation() or None
     if result.outcome is Outcome.CANCELLED:
         return Cancelled(message=message)
     if not result.outcome.succeeded:

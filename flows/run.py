@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flows.engine.dag import Planned, Stage, inspect, plan
-from flows.engine.edit_params import edit_params
+from flows.engine.edit_params import difference, edit_params, edited
 from flows.engine.lock_file import repro_order, settle
 from flows.engine.registry_state import REGISTERING_STAGE, require_registry
 from flows.engine.run_record import FlowRun
@@ -16,7 +16,8 @@ from flows.engine.stage_run import DvcProcesses, Inspection, StageResult
 from flows.engine.workspace import check_lock_file, workspace
 from flows.reporting.publish import publish
 from flows.reporting.webhook import tell_failure
-from vocabgraft.config.params import PARAMS_FILE, load_params
+from vocabgraft.config.params import PARAMS_FILE, load_params, parse_params_text, read_params_text
+from vocabgraft.config.stages import BaseParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import REGISTRY_PREFIX
 from vocabgraft.storage.artifacts import read_json
@@ -120,37 +121,43 @@ def prepared_run(
 
 
 def make_plan(options: RunOptions, say: Callable[[str], None]) -> tuple[list[Stage], list[Planned]]:
-    """Edit params.yaml as asked; then every stage, and those of this run with their reasons to run.
+    """Every stage, and those of this run with their reasons to run, as if params.yaml had the settings already.
+
+    No file of the project is written; DVC keeps what it knows of files in its own folder.
 
     Raises:
         VocabgraftError: for settings, stages or files that are wrong.
     """
-    _check_files(options, say)
-    return _planned(options, *inspect(ROOT, say))
+    check_lock_file(ROOT / "dvc.lock")
+    text = read_params_text(PARAMS_FILE)
+    planned = edited(text, options.settings, str(PARAMS_FILE)) if options.settings else text
+    if options.settings:
+        say(difference(text, planned, str(PARAMS_FILE)) or "params.yaml has these values already")
+    params = parse_params_text(planned, str(PARAMS_FILE))
+    return _planned(options, params.base, *inspect(ROOT, say, planned if planned != text else None))
 
 
 def _plan_beside(
     processes: DvcProcesses, options: RunOptions, say: Callable[[str], None], meanwhile: Callable[[], None]
 ) -> tuple[list[Stage], list[Planned]]:
-    """`make_plan`, with the DAG read in another process: importing DVC and reading take over a second of a core."""
+    """`make_plan` of a run, which edits params.yaml, with the DAG read in another process.
+
+    Importing DVC and reading the DAG take over a second of CPU.
+    """
     processes.warm_up()
-    _check_files(options, say)
-    inspection = Inspection(processes)
-    meanwhile()
-    return _planned(options, *inspection.result(say))
-
-
-def _check_files(options: RunOptions, say: Callable[[str], None]) -> None:
     check_lock_file(ROOT / "dvc.lock")
     if options.settings:
         say(edit_params(PARAMS_FILE, options.settings) or "params.yaml has these values already")
-    load_params()
+    params = load_params()
+    inspection = Inspection(processes)
+    meanwhile()
+    return _planned(options, params.base, *inspection.result(say))
 
 
 def _planned(
-    options: RunOptions, stages: list[Stage], changed: dict[str, list[str]]
+    options: RunOptions, base: BaseParams, stages: list[Stage], changed: dict[str, list[str]]
 ) -> tuple[list[Stage], list[Planned]]:
-    return stages, plan(stages, changed, options.until, _forced(stages, options), options.only)
+    return stages, plan(stages, changed, options.until, _forced(stages, options, base), options.only)
 
 
 def execute(
@@ -178,15 +185,14 @@ def _cluster(address: str | None) -> Iterator[Elsewhere | None]:
         yield elsewhere
 
 
-def _forced(stages: Sequence[Stage], options: RunOptions) -> frozenset[str]:
+def _forced(stages: Sequence[Stage], options: RunOptions, base: BaseParams) -> frozenset[str]:
     if options.force:
         return frozenset(stage.name for stage in stages)
-    return frozenset({IDENTIFYING_STAGE}) if base_moved(stages) else frozenset()
+    return frozenset({IDENTIFYING_STAGE}) if base_moved(stages, base) else frozenset()
 
 
-def base_moved(stages: Sequence[Stage]) -> bool:
+def base_moved(stages: Sequence[Stage], base: BaseParams) -> bool:
     """Whether a base that may change under the same name (an alias, a folder) is another than the last run's."""
-    base = load_params().base
     floating = base.model.startswith(REGISTRY_PREFIX) or Path(base.model).is_dir()
     identity = _output(stages, IDENTIFYING_STAGE, "base.json")
     if not floating or identity is None or _is_own_result(stages, base.model):

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.engine.dag import Stage
-from flows.engine.stage_run import StageResult
+from flows.engine.stage_run import Outcome, StageResult
 from tasks.registry.gate_results import GateResult, Verdict, told
 from vocabgraft.storage.artifacts import read_json
 
@@ -29,6 +29,13 @@ def stage_table(results: Sequence[StageResult]) -> Table:
         # Not markup: a reason may hold square brackets.
         table.add_row(result.name, result.outcome.value, f"{result.seconds:.1f}", _saved(result), Text(reason))
     return table
+
+
+def failure_summary(results: Sequence[StageResult]) -> Text:
+    """Why each failed stage failed, in full."""
+    failed = [result for result in results if result.outcome is Outcome.FAILED]
+    # Not markup: a reason may hold square brackets.
+    return Text("\n\n".join(f"{result.name} failed: {result.explanation()}" for result in failed))
 
 
 def model_summary(stages: Sequence[Stage], registration: Path) -> Group:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tasks.support.models import find_base
 from tasks.support.stage import run_stage
 from vocabgraft.checks.context import Evidence, Folders, gather_evidence
+from vocabgraft.checks.result import explain_failures
 from vocabgraft.checks.runner import CHECKS, Check, CheckEntry, run_check
 from vocabgraft.checks.verdicts import count_verdicts, describe_counts
 from vocabgraft.config.stages import BaseParams, CheckConsistencyParams, ValidateDataParams
@@ -31,10 +32,10 @@ def check_consistency(
     base: BaseParams,
     validate_data: ValidateDataParams,
 ) -> None:
-    """Check what was made; write the figures whether or not they hold.
+    """Run every check on the models of this run; write `checks.json` whether or not the checks pass.
 
     Raises:
-        VocabgraftError: naming the checks that failed, and what broke them.
+        VocabgraftError: for failed checks, each with its value, its limit, the tokens, the setting and the remedy.
     """
     first, second, _ = read_retention(data / "retention.parquet")
     datasets, settings = read_datasets(data / "datasets"), {entry.name: entry for entry in validate_data.datasets}
@@ -63,8 +64,11 @@ def check_consistency(
     with new_folder(out) as work:
         write_json(work / "checks.json", content)
     if failed:
-        lines = [line for check in failed for line in _explained(check)]
-        raise VocabgraftError(f"{describe_counts(counts)}, so the model is not registered:\n" + "\n".join(lines))
+        names = ", ".join(check.name for check in failed)
+        raise VocabgraftError(
+            f"{describe_counts(counts)}: {names}. The model is not registered.\n"
+            + explain_failures([check.as_json() for check in failed])
+        )
     logger.info("%s", describe_counts(counts))
 
 
@@ -75,11 +79,6 @@ def _logged(entry: CheckEntry, evidence: Evidence) -> Check:
     for warning in check.warnings:
         logger.warning("%-24s %s", check.name, warning)
     return check
-
-
-def _explained(check: Check) -> list[str]:
-    seen = f"{_figure(check)}, allowed {check.limit}" if check.figure is not None else check.reason
-    return [f"  {check.name}: {seen}; {check.protects}", *(f"    {detail}" for detail in check.details)]
 
 
 def _measured(check: Check) -> str:

@@ -143,6 +143,9 @@ def _draw(log: list[dict[str, Any]]) -> None:
             for name in (name for name in entry if name == "loss" or re.fullmatch("eval_.*loss", name)):
                 lines.setdefault(name, []).append((before + entry["step"], entry[name]))
         before += max(entry["step"] for entry in entries)
+    if len(lines) == 3:
+        # The mean over one dataset is that dataset's line.
+        lines.pop("eval_loss", None)
     for name, points in sorted(lines.items()):
         axes.plot(*zip(*points, strict=True), marker="." if name != "loss" else None, label=name)
     axes.set(xlabel="step", ylabel="loss")

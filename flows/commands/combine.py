@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.commands.exit_code import exit_code
+from vocabgraft.checks.result import explain_failures
 from vocabgraft.checks.verdicts import count_verdicts, describe_counts
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.config.stages import CheckConsistencyParams
@@ -99,9 +100,10 @@ def _write_model(base: Path, pack: Pack, folder: Path, console: Console) -> None
         checks = check_chain(chain, pack.contexts, params)
         counts = describe_counts(count_verdicts(check.verdict for check in checks))
         failed = [check for check in checks if check.verdict == "failed"]
-        told = [f"  {check.name}: {check.reason or f'{check.figure} (allowed {check.limit})'}" for check in failed]
         if failed:
-            raise VocabgraftError(f"{counts}, so nothing is written:\n" + "\n".join(told))
+            raise VocabgraftError(
+                f"{counts}, so nothing is written:\n" + explain_failures([check.as_json() for check in failed])
+            )
         chain.folders.merged.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)

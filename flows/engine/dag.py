@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from vocabgraft.errors import VocabgraftError
 
 # As many names and characters as a line of a plan has room for.
 FILES_NAMED, VALUE_LENGTH = 3, 30
+FIRST_RUN = "first run: it has no result here yet"
 DEFAULT_RETRIES = 2
 SECONDS_BETWEEN_LOOKS, SECONDS_TO_GIVE_UP = 1.0, 3600.0
+# As in vocabgraft.config.params, which takes time to import in a process of DVC.
+PARAMS_FILE = "params.yaml"
 META = ("timeout_s", "retries")
 RESOURCES = ("cpus", "gpus", "nodes")
 
@@ -64,15 +68,22 @@ class Planned:
         return bool(self.own or self.behind)
 
 
-def inspect(root: Path, say: Callable[[str], None]) -> tuple[list[Stage], dict[str, list[str]]]:
+def inspect(
+    root: Path, say: Callable[[str], None], params: str | None = None
+) -> tuple[list[Stage], dict[str, list[str]]]:
     """Every stage that `dvc repro` would visit, in its order, and what changed, by stage.
 
     What another DVC process writes is waited for, as its hash is not known before.
 
+    Args:
+        root: the project's folder.
+        say: told what is waited for.
+        params: a text that DVC reads instead of that of params.yaml; None: the file's own.
+
     Raises:
         VocabgraftError: when DVC cannot read the project, or a stage's `meta` is wrong.
     """
-    repo = _open(root)
+    repo = _open(root, params)
     return _stages(repo), _changes(repo, say)
 
 
@@ -149,7 +160,8 @@ def _changes(repo: Any, say: Callable[[str], None]) -> dict[str, list[str]]:
         stages = {stage.addressing: stage for stage in repo.index.stages}
     except DvcException as error:
         raise VocabgraftError(f"DVC cannot say what changed: {error}") from error
-    return {name: _reasons(stages[name], entries) for name, entries in status.items()}
+    made = {Path(out.fs_path) for stage in stages.values() for out in stage.outs}
+    return {name: _reasons(stages[name], entries, made) for name, entries in status.items()}
 
 
 def _status(repo: Any, say: Callable[[str], None]) -> Mapping[str, Any]:
@@ -189,15 +201,19 @@ def _status_at_once(repo: Any) -> dict[str, Any]:
     return status
 
 
-def _reasons(stage: Any, entries: Sequence[Any]) -> list[str]:
-    """DVC's account of a stage, shortened to what a person asks first."""
+def _reasons(stage: Any, entries: Sequence[Any], made: Collection[Path]) -> list[str]:
+    """DVC's account of a stage, shortened to what a person asks first; `made` are the outputs of all stages."""
     if stage.cmd and not any(dep.hash_info for dep in (*stage.deps, *stage.outs)):
-        return ["never run: it is not in dvc.lock"]
-    lines = [entry for entry in entries if isinstance(entry, str)]
+        return ["first run: it is not in dvc.lock"]
+    first_run = _has_no_result(stage, entries)
+    lines = [FIRST_RUN] if first_run else []
+    lines += [entry for entry in entries if isinstance(entry, str)]
     of_files: dict[str, str] = {}
     for entry in entries:
         for kind, paths in () if isinstance(entry, str) else entry.items():
             for path, state in paths.items():
+                if first_run and (kind == "changed outs" or (state == "deleted" and _is_made(stage, path, made))):
+                    continue
                 if isinstance(state, dict):
                     lines += [_parameter(stage, path, key, how) for key, how in state.items()]
                 elif kind == "changed deps" and path.endswith(".py"):
@@ -205,6 +221,19 @@ def _reasons(stage: Any, entries: Sequence[Any]) -> list[str]:
                 else:
                     lines.append(f"{'dep' if kind == 'changed deps' else 'output'} {path}: {state}")
     return [*_code(of_files), *lines]
+
+
+def _has_no_result(stage: Any, entries: Sequence[Any]) -> bool:
+    """Whether neither the workspace nor DVC's cache has an output of a stage, as in a fresh clone."""
+    dicts = [entry for entry in entries if isinstance(entry, dict)]
+    states = {path: state for entry in dicts for path, state in entry.get("changed outs", {}).items()}
+    kept = [out for out in stage.outs if out.use_cache]
+    return bool(kept) and all(states.get(str(out)) == "not in cache" and not out.exists for out in kept)
+
+
+def _is_made(stage: Any, path: str, made: Collection[Path]) -> bool:
+    found = next((Path(dep.fs_path) for dep in stage.deps if str(dep) == path), None)
+    return found is not None and any(place in made for place in (found, *found.parents))
 
 
 def _code(files: Mapping[str, str]) -> list[str]:
@@ -215,7 +244,7 @@ def _code(files: Mapping[str, str]) -> list[str]:
 
 
 def _parameter(stage: Any, path: str, key: str, how: str) -> str:
-    named = key if path == "params.yaml" else f"{path}: {key}"
+    named = key if path == PARAMS_FILE else f"{path}: {key}"
     dep = next((dep for dep in stage.deps if str(dep) == path), None)
     if how != "modified" or dep is None:
         return f"param {named}: {how}"
@@ -305,14 +334,30 @@ def recorded_inputs(lock_file: Path, stages: Sequence[Stage], names: Collection[
     return {"files": files, "params": {name: entry.get("params", {}) for name, entry in recorded}}
 
 
-def _open(root: Path) -> Any:
+def _open(root: Path, params: str | None = None) -> Any:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
-        return Repo(str(root), _wait_for_lock=True)
+        files = None if params is None else _with_text((root / PARAMS_FILE).resolve(), params)
+        return Repo(str(root), fs=files, _wait_for_lock=True)
     except DvcException as error:
         raise VocabgraftError(f"DVC cannot read {root}: {error}; run from the project's root") from error
+
+
+def _with_text(path: Path, text: str) -> Any:
+    """DVC's view of the local files, in which one file has another text."""
+    from dvc.fs import LocalFileSystem
+
+    class Edited(LocalFileSystem):  # type: ignore[misc]
+        """Reads one text from memory."""
+
+        def open(self, name: str, mode: str = "r", **options: Any) -> Any:
+            if mode == "r" and Path(name).resolve() == path:
+                return StringIO(text)
+            return super().open(name, mode=mode, **options)
+
+    return Edited()
 
 
 def _with_upstream(stages: Sequence[Stage], until: str) -> list[Stage]:

@@ -14,8 +14,34 @@ def edit_params(path: Path, assignments: Sequence[str]) -> str:
     """Set `SECTION.KEY=VALUE` in `params.yaml`, check the whole, write it, and return the difference.
 
     Raises:
-        VocabgraftError: for an assignment that is none, an unknown key or a value that is not allowed; the file is
-            then left as it was.
+        VocabgraftError: as `edited`; the file is then left as it was.
+    """
+    before = read_params_text(path)
+    after = edited(before, assignments, str(path))
+    if after == before:
+        return ""
+    # Beside it and then in its place, so that a full disk leaves the old file whole.
+    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished.write_text(after, encoding="utf-8")
+    unfinished.replace(path)
+    return difference(before, after, str(path))
+
+
+def difference(before: str, after: str, name: str) -> str:
+    """The changed lines of a file, as a unified diff without context."""
+    return "".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True), name, name, n=0))
+
+
+def edited(text: str, assignments: Sequence[str], origin: str) -> str:
+    """The text of a `params.yaml` with `SECTION.KEY=VALUE` set, comments kept; it is checked as a whole.
+
+    Args:
+        text: the file's text.
+        assignments: what to set.
+        origin: names the file in errors.
+
+    Raises:
+        VocabgraftError: for an assignment that is none, an unknown key or a value that is not allowed.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.representer import RoundTripRepresenter
@@ -29,21 +55,14 @@ def edit_params(path: Path, assignments: Sequence[str]) -> str:
     yaml.width = 4096
     yaml.representer.add_representer(type(None), _represent_null)
     yaml.indent(mapping=2, sequence=4, offset=2)
-    before = read_params_text(path)
-    content = _load(before, yaml, f"{path} is not YAML; mend it first")
+    content = _load(text, yaml, f"{origin} is not YAML; correct it first")
     for assignment in assignments:
         _assign(content, assignment, yaml)
     stream = StringIO()
     yaml.dump(content, stream)
     after = stream.getvalue()
-    parse_params_text(after, str(path))
-    if after == before:
-        return ""
-    # Beside it and then in its place, so that a full disk leaves the old file whole.
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(after, encoding="utf-8")
-    unfinished.replace(path)
-    return "".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True), str(path), str(path), n=0))
+    parse_params_text(after, origin)
+    return after
 
 
 def _represent_null(representer: Any, _: None) -> Any:

@@ -61,7 +61,6 @@ def write_record(record: Mapping[str, Any], root: Path) -> None:
 
 def run_record(run: FlowRun, root: Path) -> dict[str, Any]:
     """What `reports/run.json` has to say of a run."""
-    failed = [f"{result.name}: {result.reason}" for result in run.results if not result.outcome.succeeded]
     done = [result.name for result in run.results if result.outcome.succeeded]
     inputs = recorded_inputs(root / "dvc.lock", run.stages, done)
     return {
@@ -69,10 +68,10 @@ def run_record(run: FlowRun, root: Path) -> dict[str, Any]:
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "stages": [
             {"name": result.name, "outcome": result.outcome.value, "seconds": round(result.seconds, 2)}
-            | {"reason": result.reason}
+            | {"reason": result.reason, "log": result.log}
             for result in run.results
         ],
-        "failed": run.failure or "\n".join(failed) or None,
+        "failed": run.failure or failures(run.results) or None,
         "git_commit": git.commit() or "none",
         "git_dirty": git.has_changes(),
         "versions": versions(),
@@ -98,6 +97,13 @@ def counted_checks(run: FlowRun, root: Path) -> dict[Verdict, int] | None:
     if not (result.outcome.succeeded or (result.outcome is Outcome.FAILED and is_new)):
         return None
     return count_verdicts(check["verdict"] for check in read_json(path)["checks"])
+
+
+def failures(results: Sequence[StageResult]) -> str:
+    """Why stages failed, each with its name; where none did, why the others did not run. "" after a good run."""
+    undone = [result for result in results if not result.outcome.succeeded]
+    failed = [result for result in undone if result.outcome is Outcome.FAILED]
+    return "\n".join(f"{result.name}: {result.reason}" for result in failed or undone)
 
 
 def output_digests(stages: Sequence[Stage], root: Path) -> dict[str, str]:

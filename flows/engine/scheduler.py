@@ -101,6 +101,9 @@ class StageRuns:
             result = self._left_out(entry) or self._reproduced(entry, log)
         except (VocabgraftError, OSError) as error:
             result = StageResult(name, Outcome.FAILED, 0.0, str(error))
+        except Exception as error:  # noqa: BLE001  a fault of the flow itself: the report has it, as any other reason
+            trace = traceback.format_exc()
+            result = StageResult(name, Outcome.FAILED, 0.0, f"unexpected {type(error).__name__}: {error}", log=trace)
         result = self._with_savings(replace(result, seconds=time.perf_counter() - started))
         with self._guard:
             self._results[name] = result
@@ -158,11 +161,11 @@ class StageRuns:
             if self._stopping.is_set():
                 return attempt
             if attempt.ending is Ending.BUSY and time.monotonic() - started < SECONDS_TO_GIVE_UP:
-                log.line(f"{stage.name} waits: {attempt.detail}")
+                log.line(f"{stage.name} waits: {attempt.reason}")
                 delay, busy = busy, min(2 * busy, LONGEST_BUSY_WAIT)
             elif attempt.ending is Ending.FAULT and faults < stage.retries:
                 delay, faults = SECONDS_TO_RETRY * GROWTH**faults, faults + 1
-                log.line(f"{attempt.detail.splitlines()[0]}; try {faults + 1} of {stage.retries + 1} in {delay:g} s")
+                log.line(f"{attempt.reason.splitlines()[0]}; try {faults + 1} of {stage.retries + 1} in {delay:g} s")
             else:
                 return attempt
             self._stopping.wait(delay)
@@ -190,7 +193,7 @@ class StageRuns:
             return StageResult(name, Outcome.RESTORED, 0.0, f"{source}; {reasons}")
         if self._stopping.is_set():
             return StageResult(name, Outcome.CANCELLED, 0.0, "the run was cancelled while it ran")
-        return StageResult(name, Outcome.FAILED, 0.0, attempt.detail)
+        return StageResult(name, Outcome.FAILED, 0.0, attempt.reason, log=attempt.log)
 
 
 class PrintedLog:

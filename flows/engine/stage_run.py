@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from pydantic import TypeAdapter
 from flows.engine import supervisor
 from flows.engine.dag import Stage
 from flows.engine.workspace import MARK, end_leftovers
+from tasks.support.stage import forget_failure, read_failure
 from vocabgraft.errors import VocabgraftError
 
 SKIPPED = re.compile(r"^Stage '.+' didn't change, skipping")
@@ -38,6 +40,7 @@ STAGE_FAILED = re.compile(r"failed to run: .*, exited with (-?\d+)", re.DOTALL)
 PROGRESS = re.compile(r"(\d+)%\|")
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 SECONDS_BETWEEN_PROGRESS = 5.0
+LOG_LINES = 15
 # sysexits.h: "the user is invited to retry", by which a stage can say that its fault may pass.
 TEMPORARY_FAILURE = 75
 
@@ -63,6 +66,8 @@ class StageResult:
     """A stage's outcome, how long it took, and why it ran or did not.
 
     Attributes:
+        reason: why it ran, was restored or did not run; of a failed stage the error itself.
+        log: the last lines of a failed stage's output, without the error; "" for any other stage.
         saved: seconds that it would have taken, by its last run, had it not been unchanged or restored; None where
             that is not known, or nothing was saved.
     """
@@ -72,6 +77,11 @@ class StageResult:
     seconds: float
     reason: str
     saved: float | None = None
+    log: str = ""
+
+    def explanation(self) -> str:
+        """The reason, then the last lines of output: what every place that names a failure shows."""
+        return f"{self.reason}\n\nlast lines of its output:\n{self.log}" if self.log else self.reason
 
 
 class Ending(StrEnum):
@@ -89,10 +99,11 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One `dvc repro` of a stage: how it ended, and the last lines where that was not well."""
+    """One `dvc repro` of a stage: the outcome and, on failure, the reason and the last lines of output."""
 
     ending: Ending
-    detail: str = ""
+    reason: str = ""
+    log: str = ""
 
 
 class StageLog(Protocol):
@@ -238,6 +249,8 @@ def reproduce(
 
     With `pull` results that the remote's run cache has are taken from there.
     """
+    # DVC may fail before the stage starts and deletes it itself.
+    forget_failure(root, name)
     options = [*(["--force"] * force), *(["--pull"] * pull)]
     run = processes.start(["--wait-for-lock", "repro", "--single-item", *options, name])
     try:
@@ -248,8 +261,9 @@ def reproduce(
     finally:
         processes.finish(run)
     if timed_out:
-        return Attempt(Ending.TIMED_OUT, f"stopped after its time-out of {timeout:g} s (meta: timeout_s in dvc.yaml)")
-    return judge(lines, code)
+        limit = f"stopped after its time-out of {timeout:g} s (meta: timeout_s in dvc.yaml)"
+        return Attempt(Ending.TIMED_OUT, limit, _last(lines))
+    return judge(lines, code, name, read_failure(root, name))
 
 
 class Inspection:
@@ -281,7 +295,7 @@ class Inspection:
             self._processes.finish(run)
         answers = [line for line in lines if line.startswith(supervisor.INSPECTED)]
         if not answers:
-            tail = "\n".join(lines[-15:])
+            tail = "\n".join(lines[-LOG_LINES:])
             raise VocabgraftError(
                 f"the process that reads dvc.yaml ended without an answer; run again\n{tail}".rstrip()
             )
@@ -306,33 +320,56 @@ class _Said:
         """Reading shows none."""
 
 
-def judge(lines: Sequence[str], code: int | None) -> Attempt:
-    """What a `dvc repro` of one stage that wrote these lines and ended with this code came to."""
+def judge(lines: Sequence[str], code: int | None, name: str, failure: str | None) -> Attempt:
+    """How a `dvc repro` of one stage ended, and why: the one place where a stage's end becomes its reason.
+
+    Args:
+        lines: what DVC and the stage wrote.
+        code: DVC's exit code; negative for a signal, None when the process that watched it was killed.
+        name: of the stage.
+        failure: what the stage itself left as its reason (`tasks.support.stage.read_failure`).
+    """
     if code == 0:
         if any(RESTORED.match(line) for line in lines):
             return Attempt(Ending.RESTORED)
         return Attempt(Ending.SKIPPED if any(SKIPPED.match(line) for line in lines) else Ending.RAN)
     if code is None or code < 0:
         who = "the process that watched it was killed" if code is None else f"DVC was ended by {_signal_name(-code)}"
-        return Attempt(Ending.FAULT, who)
+        return Attempt(Ending.FAULT, who, _last(lines))
     whole = "\n".join(lines)
     if BUSY.search(whole):
         blockers = [f"process {match[1]}, {match[2]}" for line in lines if (match := BLOCKER.match(line))]
         return Attempt(Ending.BUSY, "; ".join(dict.fromkeys(blockers)) or "another DVC process holds its lock")
-    return _failed(lines, whole)
-
-
-def _failed(lines: Sequence[str], whole: str) -> Attempt:
     statuses = STAGE_FAILED.findall(whole)
-    status = int(statuses[-1]) if statuses else 1
-    # Where the stage failed, what it said tells more than DVC's line, which repeats its command.
-    said = [line for line in lines if not NOISE.match(line) or (not statuses and line.startswith("ERROR"))]
-    tail = "\n".join(said[-15:]) or f"its command ended with exit code {status}"
-    if status < 0 or status > 128:
+    return _failed(lines, name, failure, int(statuses[-1])) if statuses else _not_started(lines)
+
+
+def _failed(lines: Sequence[str], name: str, failure: str | None, status: int) -> Attempt:
+    """The end of a stage whose command failed: its own words, else the signal or the exit code."""
+    signalled = status < 0 or status > 128
+    if signalled:
         ended_by = _signal_name(-status if status < 0 else status - 128)
-        memory = "; where nobody did that, memory may have run out" if ended_by == "SIGKILL" else ""
-        return Attempt(Ending.FAULT, f"the stage was ended by {ended_by}{memory}\n{tail}".rstrip())
-    return Attempt(Ending.FAULT if status == TEMPORARY_FAILURE else Ending.FAILED, tail)
+        memory = "; if nobody did that, the machine may have run out of memory" if ended_by == "SIGKILL" else ""
+        reason = f"the stage was ended by {ended_by}{memory}"
+    else:
+        reason = f"its command ended with exit code {status}"
+    ending = Ending.FAULT if signalled or status == TEMPORARY_FAILURE else Ending.FAILED
+    # What DVC says at last repeats the command; the stage printed its error, too.
+    said = list(takewhile(lambda line: not line.startswith("ERROR: failed to reproduce"), lines))
+    return Attempt(ending, failure or reason, _last(said, f"{name}: {failure}" if failure else ""))
+
+
+def _not_started(lines: Sequence[str]) -> Attempt:
+    """The end of a stage that DVC refused to start; DVC says why in lines of its own alone."""
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
+    rest = [line for line in lines if not line.startswith("ERROR")]
+    return Attempt(Ending.FAILED, "\n".join(errors) or "DVC did not run it and gave no reason", _last(rest))
+
+
+def _last(lines: Sequence[str], error: str = "") -> str:
+    """The last lines of output, without DVC's usual ones and those of an error that is shown beside them."""
+    repeated = set(error.splitlines())
+    return "\n".join([line for line in lines if not NOISE.match(line) and line not in repeated][-LOG_LINES:])
 
 
 def environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from flows.engine.dag import Stage
 from flows.engine.run_record import RUN_RECORD
 from flows.engine.stage_run import Attempt, Ending, StageLog
-from flows.remote.work import Work, carry_out_anywhere, failed_stages, free_address
+from flows.remote.work import Work, carry_out_anywhere, free_address, why_failed
 from vocabgraft.training.distributed import NODE, NODES, RENDEZVOUS
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -100,4 +100,4 @@ def told(done: Mapping[str, Any], log: StageLog) -> Attempt | None:
         log.line(line)
     if done["ok"]:
         return None
-    return Attempt(Ending.FAILED, failed_stages(done["files"], str(RUN_RECORD)) or done["said"].strip())
+    return Attempt(Ending.FAILED, *why_failed(done, str(RUN_RECORD)))

@@ -134,10 +134,24 @@ def carry_out(work: Work, folder: Path, watch: Watch | None = None) -> dict[str,
     }
 
 
-def failed_stages(files: Mapping[str, str], record: str) -> str | None:
-    """Why a run failed, by its record among the files that were brought back; None where that says nothing."""
-    failed = json.loads(files[record]).get("failed") if record in files else None
-    return str(failed) if failed else None
+def why_failed(done: Mapping[str, Any], record: str) -> tuple[str, str]:
+    """Why a run failed, by its record among the files that were brought back, and its last lines of output.
+
+    Args:
+        done: what `carry_out` returned.
+        record: the name of the run's record.
+
+    Returns:
+        The reason, and the last lines of the failed stages' output; of a run without a record those that it printed.
+    """
+    content = json.loads(done["files"][record]) if record in done["files"] else {}
+    stages = [stage for stage in content.get("stages", ()) if stage["outcome"] == "Failed"]
+    log = "\n".join(stage["log"] for stage in stages if stage["log"])
+    # A copy that runs one stage need not name it.
+    reason = stages[0]["reason"] if len(content.get("stages", ())) == 1 and stages else content.get("failed")
+    if reason:
+        return str(reason), log
+    return "it ended without saying why", str(done["said"]).strip()
 
 
 def _dvc(arguments: Sequence[str]) -> list[str]:

@@ -33,13 +33,13 @@ class Verdict:
         kind: promoted, registered, unregistered, failed or mixed; the style sheet has a colour for each.
         title: a few words.
         reasons: a sentence each.
-        failures: (stage, what it said) of what failed; no stage where the run did not get to one.
+        failures: (stage, reason, last lines of output) of what failed; no stage where the run did not get to one.
     """
 
     kind: str
     title: str
     reasons: Sequence[str]
-    failures: Sequence[tuple[str, str]] = ()
+    failures: Sequence[tuple[str, str, str]] = ()
 
 
 def render(gathered: Gathered, plot: Plot) -> str:
@@ -75,12 +75,17 @@ def as_markdown(gathered: Gathered, address: str) -> str:
     found = verdict(gathered)
     views = {name: section(gathered) for name, section in SECTIONS.items()}
     lines = [f"## {found.title}", *found.reasons]
-    lines += [f"**{stage or 'The run'} says**\n\n~~~\n{said}\n~~~" for stage, said in found.failures]
+    lines += [part for failure in found.failures for part in _failure_as_markdown(*failure)]
     lines += [
         f"- {tile['name']}: **{tile['value']} {tile['unit']}** {tile['detail']} {tile['note']}".rstrip()
         for tile in _tiles(gathered, views)
     ]
     return "\n\n".join([*lines, f"The report: {address}"])
+
+
+def _failure_as_markdown(stage: str, reason: str, log: str) -> list[str]:
+    lines = [f"**{stage or 'The run'} failed**\n\n~~~\n{reason}\n~~~"]
+    return [*lines, f"The last lines of its output:\n\n~~~\n{log}\n~~~"] if log else lines
 
 
 def verdict(gathered: Gathered) -> Verdict:
@@ -109,15 +114,16 @@ def _why_unregistered(run: Mapping[str, Any]) -> str:
 
 
 def _failed(run: Mapping[str, Any]) -> Verdict:
-    failures = [(stage["name"], stage["reason"]) for stage in run["stages"] if stage["outcome"] == "Failed"]
+    failed = [stage for stage in run["stages"] if stage["outcome"] == "Failed"]
+    failures = [(stage["name"], stage["reason"], stage.get("log", "")) for stage in failed]
     if not failures:
         why = "Nothing was made or registered."
-        return Verdict("failed", "The run ended before its stages", [why], [("", run["failed"])])
+        return Verdict("failed", "The run ended before its stages", [why], [("", run["failed"], "")])
     waiting = [stage["name"] for stage in run["stages"] if stage["outcome"] == "NotReady"]
     reasons = [f"Not run, since the way there leads through it: {listed(waiting)}."] if waiting else []
     if "register_model" in waiting:
         reasons.append("No model was registered.")
-    return Verdict("failed", f"Failed: {listed([name for name, _ in failures])}", reasons, failures)
+    return Verdict("failed", f"Failed: {listed([name for name, _, _ in failures])}", reasons, failures)
 
 
 def _of_registration(registration: Mapping[str, Any], reasons: Sequence[str]) -> Verdict:

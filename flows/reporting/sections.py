@@ -334,7 +334,7 @@ def training(gathered: Gathered) -> dict[str, Any]:
 def validated(name: str) -> str:
     """A validation loss as it is called in a sentence: `eval_terms_loss` is that of the dataset terms."""
     dataset = name.removeprefix("eval_").removesuffix("loss").strip("_")
-    return f"validation loss of {dataset}" if dataset else "validation loss"
+    return f"validation loss of {dataset}" if dataset else "mean validation loss"
 
 
 def curve(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -351,6 +351,9 @@ def curve(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 line["steps"].append(before + entry["step"])
                 line["losses"].append(entry[name])
         before += max(entry["step"] for entry in entries)
+    if len(validation) == 2:
+        # The mean over one dataset is that dataset's line.
+        validation.pop("eval_loss", None)
     return {"train": train, "validation": dict(sorted(validation.items())), "phases": phases}
 
 

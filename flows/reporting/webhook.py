@@ -17,8 +17,9 @@ from vocabgraft.config.params import PARAMS_FILE
 from vocabgraft.config.stages import FROM_ENVIRONMENT, FailureHookParams
 from vocabgraft.errors import VocabgraftError
 
-# As many characters of a reason as a chat window shows; the report has all of it.
-REASON_LENGTH = 500
+# Chat services cut a message (Slack at 4,000 characters); the report has all of it.
+REASON_LENGTH = 3000
+CUT = "\n... (cut; all of it is in reports/report.html)"
 
 
 def tell_failure(run: FlowRun, root: Path) -> bool:
@@ -35,8 +36,7 @@ def tell_failure(run: FlowRun, root: Path) -> bool:
     if cancelled or not (failed or run.failure):
         return False
     stages = [
-        {"name": result.name, "state": result.outcome.value, "reason": result.reason[:REASON_LENGTH]}
-        for result in failed
+        {"name": result.name, "state": result.outcome.value, "reason": _cut(result.explanation())} for result in failed
     ]
     return post(root, run.prefect_run, stages, run.failure)
 
@@ -67,14 +67,19 @@ def _message(
 ) -> Mapping[str, str | list[dict[str, str]] | None]:
     project = root.resolve().name
     what = failure or ", ".join(f"{stage['name']} ({stage['state']})" for stage in stages)
+    failed = [f"{stage['name']}: {stage['reason']}" for stage in stages if stage["state"] == Outcome.FAILED.value]
     return {
         # What Slack, Mattermost and Teams show of a message.
-        "text": f"{project}: the run failed: {what[:REASON_LENGTH]}",
+        "text": _cut("\n".join([f"{project}: the run failed: {what}", *failed])),
         "project": project,
         "flow_run": flow_run,
-        "failure": failure[:REASON_LENGTH] if failure else None,
+        "failure": _cut(failure) if failure else None,
         "stages": stages,
     }
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= REASON_LENGTH else text[: REASON_LENGTH - len(CUT)] + CUT
 
 
 def _hook(path: Path) -> FailureHookParams:

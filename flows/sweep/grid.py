@@ -2,15 +2,14 @@
 
 import itertools
 import json
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from flows.engine.edit_params import edit_params
+from flows.engine.edit_params import edited
 from vocabgraft.config.params import PARAMS_FILE, parse_params_text
 from vocabgraft.config.section import Section
 from vocabgraft.errors import VocabgraftError
@@ -113,53 +112,35 @@ def grid(sweep: SweepParams, params: str, commit: str) -> list[Point]:
 
 
 def _edited(params: str, values: Mapping[str, Any]) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / PARAMS_FILE
-        path.write_text(params, encoding="utf-8")
-        try:
-            edit_params(path, [f"{key}={json.dumps(value)}" for key, value in values.items()])
-        except VocabgraftError as error:
-            said = str(error).replace(str(path), str(PARAMS_FILE)).replace("--set ", "params: ")
-            raise VocabgraftError(f"{said} (with {_told(values)})") from error
-        return path.read_text(encoding="utf-8")
+    try:
+        return edited(params, [f"{key}={json.dumps(value)}" for key, value in values.items()], str(PARAMS_FILE))
+    except VocabgraftError as error:
+        raise VocabgraftError(f"{str(error).replace('--set ', 'params: ')} (with {_told(values)})") from error
 
 
 def _told(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
 
 
-def figures_of(text: str, best_metric: str | None) -> dict[str, float]:
-    """The figures of a stage's JSON file, by name.
+def figures_of(text: str) -> dict[str, float]:
+    """The metrics of a stage's JSON file, by name.
 
-    Of a training's report they are those of the evaluation whose weights were kept: the best by `best_metric`, or the
-    last. `eval_loss` is the mean of the datasets' validation losses where there are several. Of any other file they are
-    its numbers, by dotted key.
+    Those of a training are of the evaluation whose weights were kept, which its log names (`kept_step`): without
+    `best_metric` the last one. Those of any other file are its numbers, by dotted key.
     """
     content = json.loads(text)
-    log = content.get("log") if isinstance(content, dict) else None
-    if not isinstance(log, list):
+    found = content.get("log") if isinstance(content, dict) else None
+    log = found if isinstance(found, list) else []
+    kept = [entry for entry in log if "kept_step" in entry]
+    if not kept:
         return dict(_numbers(content, ""))
-    evaluations: dict[tuple[int, int], dict[str, float]] = {}
+    phase, step = kept[-1]["phase"], kept[-1]["kept_step"]
+    evaluations: dict[int, dict[str, float]] = {}
     for entry in log:
-        found = {key: value for key, value in entry.items() if key.startswith("eval_")}
-        if found:
-            evaluations.setdefault((entry["phase"], entry["step"]), {}).update(found)
-    kept = [_with_mean_loss(figures) for _, figures in sorted(evaluations.items())]
-    return _kept(kept, best_metric) if kept else {}
-
-
-def _kept(evaluations: Sequence[dict[str, float]], best_metric: str | None) -> dict[str, float]:
-    if best_metric is None:
-        return evaluations[-1]
-    name = best_metric if best_metric.startswith("eval_") else f"eval_{best_metric}"
-    measured = [figures for figures in evaluations if name in figures]
-    lower = name.endswith(("loss", "_mr", "mean_rank"))
-    return (min if lower else max)(measured, key=lambda figures: figures[name]) if measured else evaluations[-1]
-
-
-def _with_mean_loss(figures: dict[str, float]) -> dict[str, float]:
-    losses = [value for key, value in figures.items() if key.endswith("_loss")]
-    return {"eval_loss": sum(losses) / len(losses), **figures} if losses else figures
+        if entry["phase"] == phase and entry["step"] <= step:
+            metrics = {key: value for key, value in entry.items() if key.startswith("eval_")}
+            evaluations.setdefault(entry["step"], {}).update(metrics)
+    return next((evaluations[at] for at in sorted(evaluations, reverse=True) if evaluations[at]), {})
 
 
 def _numbers(content: Any, prefix: str) -> list[tuple[str, float]]:

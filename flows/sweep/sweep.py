@@ -28,12 +28,12 @@ from flows.engine.prefect_run import PREFECT_SERVER, recorded
 from flows.engine.run_record import RUN_RECORD
 from flows.engine.signals import stopped_by_signals
 from flows.remote.project_copy import LOCAL_CONFIG, carried_files, committed_code, local_config, require_remote
-from flows.remote.work import Work, carry_out, failed_stages, unpack, write_over
+from flows.remote.work import Work, carry_out, unpack, why_failed, write_over
 from flows.run import ROOT
 from flows.sweep.grid import FigureParams, Point, SweepParams, figures_of, grid, read_sweep
 from flows.sweep.log import log_to_mlflow, show_in_prefect
 from tasks.support.stage import switch_telemetry_off
-from vocabgraft.config.params import PARAMS_FILE, parse_params_text
+from vocabgraft.config.params import PARAMS_FILE
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import read_json, write_json
 
@@ -219,12 +219,11 @@ class Runner:
     def _judged(self, point: Point, done: Mapping[str, Any], earlier: bool = False) -> PointResult:
         seconds, files = float(done["seconds"]), done["files"]
         if not done["ok"]:
-            reason = failed_stages(files, str(RUN_RECORD)) or str(done["said"]).strip()
-            return PointResult(point, None, seconds, reason or "it ended without a word")
+            reason, log = why_failed(done, str(RUN_RECORD))
+            return PointResult(point, None, seconds, "\n".join(filter(None, (reason, log))))
         if self._measured not in files:
             return PointResult(point, None, seconds, f"{self._measured} was not made")
-        best_metric = parse_params_text(point.params, str(PARAMS_FILE)).train_adapter.best_metric
-        figures = figures_of(files[self._measured], best_metric)
+        figures = figures_of(files[self._measured])
         name = self._figure.name
         figure = figures.get(name, figures.get(f"eval_{name}"))
         if figure is None:
@@ -278,7 +277,7 @@ def table(results: Sequence[PointResult], sweep: SweepParams, best: PointResult 
         made.add_column(heading, overflow="fold")
     for result in results:
         values = [json.dumps(result.point.values[key]) for key in sweep.params]
-        note = "best" if result is best else result.reason.splitlines()[-1] if result.reason else ""
+        note = "best" if result is best else result.reason.splitlines()[0] if result.reason else ""
         shown = "failed" if result.figure is None else f"{result.figure:.5g}"
         made.add_row(*values, shown, f"{result.seconds:.1f}", note + (" (done before)" * result.earlier))
     return made
@@ -317,7 +316,7 @@ def _values(point: Point) -> str:
 
 
 def _told(result: PointResult) -> str:
-    return f"failed: {result.reason.splitlines()[-1]}" if result.figure is None else f"{result.figure:.5g}"
+    return f"failed: {result.reason.splitlines()[0]}" if result.figure is None else f"{result.figure:.5g}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 DVC_FILE = Path("dvc.yaml")
 SPEED_FOLDER = Path("reports/speed")
+# Why a stage failed, a file a stage. The flow reads it instead of guessing from the output: a file survives the end of
+# the process, is not mixed with the lines of other processes, and stages that run side by side have one each.
+FAILURES = Path("reports/failures")
 QUIET = {
     "GX_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -37,6 +40,8 @@ def run_stage(stage: Callable[..., None], arguments: Sequence[str] | None = None
     `params.yaml` with the stage's name, and any other parameter the key of that name. Without options, those of the
     stage's `cmd` in dvc.yaml are taken, so that `python -m tasks.NAME` does what `dvc repro NAME` does.
 
+    A stage that fails leaves its reason in `FAILURES`, also where an unexpected exception ends it with a traceback.
+
     Returns:
         The exit code: 0, or 1 after a user's mistake or a failed check, with its message on standard error.
     """
@@ -45,18 +50,35 @@ def run_stage(stage: Callable[..., None], arguments: Sequence[str] | None = None
     _quieten()
     started = time.perf_counter()
     try:
+        # Not in one of several processes that train together: another of them may have failed already.
+        if "RANK" not in os.environ:
+            forget_failure(Path(), stage.__name__)
         paths = _parse_paths(stage, list(sys.argv[1:] if arguments is None else arguments))
         stage(**paths, **_parameters(stage, load_params()))
-    except VocabgraftError as error:
-        return _fail(stage.__name__, str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
-            raise
-        return _fail(stage.__name__, _explain_os_error(error))
+    except Exception as error:
+        if (message := _user_message(error)) is not None:
+            return _fail(stage.__name__, message)
+        _keep_failure(stage.__name__, f"unexpected {type(error).__name__}: {error}")
+        raise
     work_seconds = time.perf_counter() - started
     logger.info("%s: imports %.1f s, work %.1f s", stage.__name__, import_seconds, work_seconds)
     _record_speed(stage.__name__, import_seconds, work_seconds)
     return 0
+
+
+def read_failure(root: Path, stage: str) -> str | None:
+    """Why a stage failed, in its own words; None where it did not, or ended before it could say."""
+    try:
+        return (root / FAILURES / f"{stage}.txt").read_text(encoding="utf-8") or None
+    except OSError:
+        return None
+
+
+def forget_failure(root: Path, stage: str) -> None:
+    """Delete the reason of an earlier failure, which is not that of what runs now."""
+    path = root / FAILURES / f"{stage}.txt"
+    if path.is_file():
+        path.unlink()
 
 
 def switch_telemetry_off() -> None:
@@ -98,8 +120,23 @@ def _parameters(stage: Callable[..., None], params: Params) -> dict[str, Any]:
 
 
 def _fail(stage: str, message: str) -> int:
-    print(f"{stage}: {message}{_how_to_get_outputs_back(stage)}", file=sys.stderr, flush=True)
+    reason = f"{message}{_how_to_get_outputs_back(stage)}"
+    _keep_failure(stage, reason)
+    print(f"{stage}: {reason}", file=sys.stderr, flush=True)
     return 1
+
+
+def _keep_failure(stage: str, reason: str) -> None:
+    """Write why the stage failed; of several processes the first one that fails says the cause, the others follow."""
+    path = FAILURES / f"{stage}.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8", errors="replace") as stream:
+            stream.write(reason)
+    except FileExistsError:
+        return
+    except OSError as error:
+        print(f"{stage}: its failure is not in {path}: {error}", file=sys.stderr, flush=True)
 
 
 def _how_to_get_outputs_back(stage: str) -> str:
@@ -107,6 +144,14 @@ def _how_to_get_outputs_back(stage: str) -> str:
     if folder.exists() or not lock.is_file() or f"\n  {stage}:" not in lock.read_text(encoding="utf-8"):
         return ""
     return f"\n(DVC removed {folder} before this run; `dvc checkout {folder}` brings the last good one back)"
+
+
+def _user_message(error: Exception) -> str | None:
+    """What to tell the user of an error that needs no traceback; None for one that does."""
+    if isinstance(error, VocabgraftError):
+        return str(error)
+    expected = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM)
+    return _explain_os_error(error) if isinstance(error, OSError) and error.errno in expected else None
 
 
 def _explain_os_error(error: OSError) -> str:

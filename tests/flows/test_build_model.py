@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.build_model import main
+from flows.build_model import UPPER_BOUND, main
 from flows.engine.dag import Stage
 from flows.engine.edit_params import edit_params
 from flows.run import base_moved
 from tests.conftest import write_lines
+from vocabgraft.config.params import load_params
 from vocabgraft.storage.artifacts import read_json
 
 from .projects import Trivial, add_stage, journal, lock_bytes, run_dvc, write_definition, write_project
@@ -320,8 +321,9 @@ def test_a_plan_gives_reasons_and_runs_nothing(project: Path, capsys: pytest.Cap
         "left: runs, SECONDS",
         "  param train_adapter.epochs: 2 -> 7",
         "right: unchanged",
-        "join: runs, SECONDS",
+        "join: may run, SECONDS",
         "  left runs before it",
+        UPPER_BOUND,
     ]
     assert (lock_bytes(project), journal(project)) == (before, ran)
 
@@ -342,7 +344,7 @@ def test_an_unknown_stage_is_named_with_the_allowed_ones(project: Path, capsys: 
 
 def test_set_edits_the_file_and_shows_the_difference(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (project / "params.yaml").read_text(encoding="utf-8").splitlines()
-    assert main(["--plan", "--set", "train_adapter.epochs=7", "--set", "seed=18"]) == 0
+    assert main(["--no-server", "--set", "train_adapter.epochs=7", "--set", "seed=18"]) == 0
     shown = capsys.readouterr().out
     after = (project / "params.yaml").read_text(encoding="utf-8").splitlines()
     changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
@@ -350,7 +352,36 @@ def test_set_edits_the_file_and_shows_the_difference(project: Path, capsys: pyte
     for old, new in changed:
         assert f"-{old}\n" in shown
         assert f"+{new}\n" in shown
-    assert "left: runs" in shown
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    """Every file of a project but those that DVC keeps for itself."""
+    paths = (path for path in root.rglob("*") if path.is_file() and ".dvc/tmp" not in path.as_posix())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_a_plan_counts_settings_and_writes_no_file(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files_of(project)
+    assert main(["--plan", "--set", "train_adapter.epochs=7"]) == 0
+    shown = capsys.readouterr().out
+    assert "-  epochs: 2\n+  epochs: 7\n" in shown
+    assert "  param train_adapter.epochs: 2 -> 7\n" in shown and "validate_data: unchanged" in shown
+    assert files_of(project) == before
+    assert main(["--plan"]) == 0
+    assert "runs" not in capsys.readouterr().out, "the settings are those of one plan"
+
+
+def test_a_plan_fills_settings_into_a_templated_definition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_project(tmp_path / "project", {})
+    add_stage(root, "one", {"cmd": "echo ${seed} > one.txt", "deps": ["raw.txt"], "outs": ["one.txt"]})
+    run_dvc(root, "repro")
+    monkeypatch.chdir(root)
+    assert main(["--plan", "--set", "seed=17"]) == 0
+    assert "one: unchanged" in capsys.readouterr().out
+    assert main(["--plan", "--set", "seed=18"]) == 0
+    assert "changed command" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -393,7 +424,8 @@ def test_a_registered_base_has_moved_unless_it_is_what_this_chain_made(
         Path(stage).mkdir()
         write_json(Path(stage) / file, content)
     stages = [Stage(name, (), (Path(name),)) for name in ("validate_data", "register_model")]
+    base = load_params().base
     monkeypatch.setattr("tasks.registry.lookup.digest_of_registered", lambda uri: digest)
     newest = BaseIdentity("models:/name/2", None, "c", "d")
     monkeypatch.setattr("tasks.support.models.resolve_base", lambda base: (Path(), newest))
-    assert base_moved(stages) is moved
+    assert base_moved(stages, base) is moved

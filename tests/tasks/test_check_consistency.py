@@ -16,7 +16,7 @@ from tasks.check_consistency import check_consistency
 from tasks.extend_tokenizer import extend_tokenizer
 from tasks.merge_adapter import merge_adapter
 from tasks.resize_base import resize_base
-from tasks.support.stage import run_stage
+from tasks.support.stage import read_failure, run_stage
 from tasks.train_adapter import train_adapter
 from tasks.validate_data import validate_data
 from vocabgraft.checks.runner import CHECKS
@@ -117,9 +117,13 @@ def test_a_failed_check_is_written_and_its_details_are_said(
     said = capsys.readouterr().err
     counted = describe_counts(written["counts"])
     assert written["counts"]["failed"] == len(failed) and sum(written["counts"].values()) == len(CHECKS)
-    assert f"{counted}, so the model is not registered:" in said
-    assert "  old_rows_merged: 1, allowed at most 0; training and merging left" in said
+    assert f"{counted}: {', '.join(failed)}. " in said
+    assert "old_rows_merged: 1, allowed: at most 0" in said
     assert "(7): by up to 0.5" in said
+    (check,) = [check for check in written["checks"] if check["name"] == "old_rows_merged"]
+    assert f"remedy: {check['remedy']}" in said
+    reason = read_failure(Path(), "check_consistency")
+    assert reason is not None and f"check_consistency: {reason}\n" in said
 
 
 def test_what_could_not_run_is_said_with_the_reason(

@@ -1,8 +1,9 @@
 """What a check found: a figure, its limit, and what broke it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 SHOWN = 10
 SHOWN_CHARACTERS = 100
@@ -79,3 +80,19 @@ def shown(details: Sequence[str], most: int = SHOWN) -> tuple[str, ...]:
 def quoted(text: str) -> str:
     """A text on one line, cut, in quotation marks."""
     return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}...")
+
+
+def explain_failures(checks: Sequence[Mapping[str, Any]]) -> str:
+    """What a person needs to know of failed checks: value, limit, tokens, the setting that governs it and the remedy.
+
+    Args:
+        checks: the failed entries of `checks.json`.
+    """
+    return "\n".join(line for check in checks for line in _explained(check))
+
+
+def _explained(check: Mapping[str, Any]) -> list[str]:
+    value = check["reason"] if check["figure"] is None else f"{check['figure']:.3g}, allowed: {check['limit']}"
+    lines = [f"{check['name']}: {value} ({check['protects']})", *(f"  {detail}" for detail in check["details"])]
+    lines += [f"  setting: {check['setting']}"] if check["setting"] else []
+    return [*lines, f"  remedy: {check['remedy']}"]

@@ -22,6 +22,8 @@ from vocabgraft.training.samplers import SharesOfBatches
 
 DIGEST = "trained.sha256"
 GUARD = "guard.safetensors"
+# In the last entry of a phase's log: the step whose weights were kept.
+KEPT_STEP = "kept_step"
 SHOWN_TEXTS = 3
 RETRY = "lower the learning rates of train_adapter (a tenth of each), or raise train_adapter.batch_size"
 # What the allocators of a processor and of a GPU say.
@@ -70,6 +72,21 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
         if self.guard:
             self.guard.finish(self.optimizer)
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        last = {"step": self.state.global_step, "epoch": self.state.epoch}
+        self.state.log_history.append(last | {KEPT_STEP: best or self.state.global_step})
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **options: Any) -> dict[str, float]:
+        """As the library; of several datasets also `eval_loss`, the mean of their losses by their rows.
+
+        It is logged like any other metric, so that whoever reads the log has the value that chooses the best weights.
+        """
+        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **options)
+        mean = _mean_loss(metrics, self.eval_dataset) if eval_dataset is None else None
+        if mean is None:
+            return metrics
+        self.log({"eval_loss": mean})
+        return metrics | {"eval_loss": mean}
 
     def get_train_dataloader(self) -> Any:
         """The batches of one process, and of several each one's share of the same batches."""
@@ -151,7 +168,6 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         wanted = self.args.metric_for_best_model
         if wanted is None:
             return False
-        metrics = _with_mean_loss(metrics, self.eval_dataset)
         name = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
         if name not in metrics:
             allowed = ", ".join(sorted(key.removeprefix("eval_") for key in metrics if _is_figure(key)))
@@ -358,14 +374,13 @@ def told_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(part in str(error) for part in OUT_OF_MEMORY)
 
 
-def _with_mean_loss(metrics: dict[str, float], datasets: Any) -> dict[str, float]:
-    """The mean of the datasets' losses by their rows, as `eval_loss`."""
+def _mean_loss(metrics: Mapping[str, float], datasets: Any) -> float | None:
+    """The mean of the datasets' losses, weighted by their rows; None where none of them has a loss."""
     rows = {name: len(data) for name, data in datasets.items()} if isinstance(datasets, dict) else {}
     losses = {name: metrics[f"eval_{name}_loss"] for name in rows if f"eval_{name}_loss" in metrics}
     if not losses:
-        return metrics
-    total = sum(rows[name] * loss for name, loss in losses.items())
-    return metrics | {"eval_loss": total / sum(rows[name] for name in losses)}
+        return None
+    return sum(rows[name] * loss for name, loss in losses.items()) / sum(rows[name] for name in losses)
 
 
 def _is_figure(name: str) -> bool:

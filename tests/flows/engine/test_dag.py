@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.engine.dag import Planned, Stage, changes, plan, read_dag
+from flows.engine.dag import FIRST_RUN, Planned, Stage, changes, plan, read_dag
 from flows.engine.edit_params import edit_params
 from flows.engine.lock_file import restore_lock_order
 from tests.conftest import ROOT
@@ -99,6 +99,31 @@ def test_a_changed_parameter_is_a_reason_for_its_stage_and_for_those_behind_it(
         "right": ("second runs before it",),
         "join": ("right runs before it",),
     }
+
+
+def test_in_a_fresh_clone_every_stage_has_its_first_run_whatever_is_missing(
+    tmp_path: Path, reproduced: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_project(tmp_path / "clone", CROSSING)
+    shutil.copy(reproduced / "dvc.lock", root)
+    monkeypatch.chdir(root)
+    assert changes(root) == {name: [FIRST_RUN] for name in CROSSING}
+    (root / "raw.txt").unlink()
+    edit_params(root / "params.yaml", ["base.model=other"])
+    found = changes(root)
+    assert found["first"] == [FIRST_RUN, "dep raw.txt: deleted"], "nobody makes it, so a person has to know"
+    assert found["second"] == [FIRST_RUN, "param base.model: modified"]
+    assert found["join"] == [FIRST_RUN]
+
+
+def test_a_first_run_that_was_broken_off_goes_on_with_first_runs(
+    tmp_path: Path, reproduced: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_project(tmp_path / "clone", CROSSING)
+    shutil.copy(reproduced / "dvc.lock", root)
+    run_dvc(root, "repro", "second")
+    monkeypatch.chdir(root)
+    assert changes(root) == {name: [FIRST_RUN] for name in ("left", "right", "join", "alone")}
 
 
 def test_a_changed_file_a_lost_output_and_a_changed_command_are_reasons(

@@ -171,4 +171,4 @@ def test_a_missing_file_and_one_that_is_no_yaml_are_named(tmp_path: Path) -> Non
     with pytest.raises(VocabgraftError, match=r"params\.yaml is missing; run from the project's root"):
         edit_params(path, ["seed=1"])
     path.write_text("seed: [", encoding="utf-8")
-    assert_refused(path, ["seed=1"], "params.yaml is not YAML; mend it first")
+    assert_refused(path, ["seed=1"], "params.yaml is not YAML; correct it first")

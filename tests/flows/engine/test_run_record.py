@@ -42,7 +42,13 @@ def test_a_record_has_times_states_and_versions(tmp_path: Path) -> None:
     assert record == read_json(tmp_path / "reports" / "run.json")
     assert datetime.fromisoformat(record["started"]) == STARTED
     assert datetime.fromisoformat(record["finished"]) > STARTED
-    assert record["stages"][0] == {"name": "validate_data", "outcome": "Completed", "seconds": 12.34, "reason": ""}
+    assert record["stages"][0] == {
+        "name": "validate_data",
+        "outcome": "Completed",
+        "seconds": 12.34,
+        "reason": "",
+        "log": "",
+    }
     assert record["failed"] is None and record["prefect_run"] == "abc"
     assert {"python", "torch", "sentence-transformers", "peft", "mlflow"} <= set(record["versions"])
     assert record["params"]["train_adapter"]["epochs"] == 2

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from flows.build_model import main
 from flows.engine.run_record import FlowRun
 from flows.engine.stage_run import Outcome, StageResult
-from flows.reporting.webhook import post, tell_failure
+from flows.reporting.webhook import REASON_LENGTH, post, tell_failure
 from tests.flows.projects import Trivial, write_project
 from vocabgraft.config.params import load_params
 from vocabgraft.errors import VocabgraftError
@@ -72,7 +73,7 @@ def run_of(*results: StageResult, failure: str | None = None) -> FlowRun:
     return FlowRun(datetime.now(UTC), [], results, failure=failure, prefect_run="the-run")
 
 
-FAILED = StageResult("train", Outcome.FAILED, 1.0, "no data " * 100)
+FAILED = StageResult("train", Outcome.FAILED, 1.0, "no data", log="step 3")
 BEHIND = StageResult("merge", Outcome.NOT_READY, 0.0, "train did not succeed")
 GOOD = StageResult("validate", Outcome.COMPLETED, 1.0, "")
 CANCELLED = StageResult("merge", Outcome.CANCELLED, 0.0, "")
@@ -84,8 +85,17 @@ def test_a_failed_run_is_told_with_its_stages_and_reasons(project: Path, hook: H
     (told,) = hook.told
     assert told["flow_run"] == "the-run" and told["failure"] is None
     assert [(stage["name"], stage["state"]) for stage in told["stages"]] == [("train", "Failed"), ("merge", "NotReady")]
-    assert told["stages"][0]["reason"].startswith("no data") and len(told["stages"][0]["reason"]) == 500
-    assert told["text"] == "project: the run failed: train (Failed), merge (NotReady)"
+    assert told["stages"][0]["reason"] == "no data\n\nlast lines of its output:\nstep 3"
+    first, second, *_ = told["text"].splitlines()
+    assert first == "project: the run failed: train (Failed), merge (NotReady)" and second == "train: no data"
+
+
+def test_a_long_reason_is_cut_where_a_chat_service_would_cut_it(project: Path, hook: Hook) -> None:
+    set_hook(project, hook.url)
+    assert tell_failure(run_of(replace(FAILED, reason="no data " * 1000)), project)
+    (told,) = hook.told
+    for text in (told["text"], told["stages"][0]["reason"]):
+        assert len(text) == REASON_LENGTH and text.endswith("reports/report.html)")
 
 
 @pytest.mark.parametrize("results", [(GOOD,), (GOOD, CANCELLED), (FAILED, CANCELLED), ()])

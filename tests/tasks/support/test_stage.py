@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tasks.support.stage import QUIET, run_stage, switch_telemetry_off
+from tasks.support.stage import QUIET, read_failure, run_stage, switch_telemetry_off
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import BaseParams, ExtendTokenizerParams
 from vocabgraft.errors import VocabgraftError
@@ -168,7 +168,46 @@ def test_a_good_run_says_and_records_its_times(tiny_project: Path, capsys: pytes
 
 def test_a_failing_run_records_no_times(tiny_project: Path) -> None:
     assert run_stage(failing(VocabgraftError("no")), ["--out", "b"]) == 1
-    assert not Path("reports").exists()
+    assert not Path("reports/speed").exists()
+
+
+def test_a_stage_that_fails_leaves_its_reason_and_one_that_succeeds_leaves_none(tiny_project: Path) -> None:
+    assert run_stage(failing(VocabgraftError("x.csv is missing:\nput it there")), ["--out", "b"]) == 1
+    assert read_failure(Path(), "extend_tokenizer") == "x.csv is missing:\nput it there"
+    with pytest.raises(ZeroDivisionError):
+        run_stage(failing(ZeroDivisionError("a bug")), ["--out", "b"])
+    assert read_failure(Path(), "extend_tokenizer") == "unexpected ZeroDivisionError: a bug"
+    assert run_stage(extend_tokenizer, OPTIONS) == 0
+    assert read_failure(Path(), "extend_tokenizer") is None
+
+
+def test_of_several_processes_the_first_that_fails_says_why(
+    tiny_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launching(out: Path) -> None:
+        """As train_adapter: processes of the same stage do the work, and each of them may fail."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RANK", "1")
+            assert run_stage(extend_tokenizer_of("out of memory"), ["--out", "b"]) == 1
+            patch.setenv("RANK", "0")
+            assert run_stage(extend_tokenizer_of("the connection was closed"), ["--out", "b"]) == 1
+        raise VocabgraftError("process 1 of 2 ended with exit code 1; what it said is above")
+
+    def extend_tokenizer_of(message: str) -> Stage:
+        return failing(VocabgraftError(message))
+
+    launching.__name__ = "extend_tokenizer"
+    assert run_stage(launching, ["--out", "b"]) == 1
+    assert read_failure(Path(), "extend_tokenizer") == "out of memory"
+
+
+def test_a_reason_that_cannot_be_written_is_printed_all_the_same(
+    tiny_project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("reports").write_text("a file where a folder should be", encoding="utf-8")
+    assert run_stage(failing(VocabgraftError("x.csv is missing")), ["--out", "b"]) == 1
+    said = capsys.readouterr().err
+    assert "extend_tokenizer: x.csv is missing\n" in said and "reports/failures/extend_tokenizer.txt" in said
 
 
 def test_telemetry_is_off_unless_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

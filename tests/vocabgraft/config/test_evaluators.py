@@ -2,12 +2,15 @@
 
 import importlib.util
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformerTrainer
 
+from flows.sweep.grid import figures_of
 from tests.vocabgraft.config.test_losses import rows, settings
 from tests.vocabgraft.conftest import Graft, WriteDataset, load, train_params
 from vocabgraft.config.datasets import COLUMNS
@@ -128,6 +131,33 @@ def test_the_best_weights_are_kept(graft: Graft, write_dataset: WriteDataset, mo
     model, _ = train(graft, dataset, [{"dataset": "own"}], epochs=4, best_metric="own_cosine_mrr@10")
     assert len(set(digests)) == 4
     assert digest_of_trained(model) == digests[1]
+
+
+def test_a_sweep_reports_the_loss_by_which_the_trainer_kept_its_weights(
+    graft: Graft, write_dataset: WriteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, digests = iter([(1.0, 3.0), (1.5, 1.0)]), list[str]()
+
+    def evaluated(self: AdapterTrainer, *given: Any, **options: Any) -> dict[str, float]:
+        digests.append(digest_of_trained(self.model))
+        found = dict(zip(("eval_large_loss", "eval_small_loss"), next(losses), strict=True))
+        for name, value in found.items():
+            self.log({name: value})
+        return found
+
+    monkeypatch.setattr(SentenceTransformerTrainer, "evaluate", evaluated)
+    given = rows("pairs")
+    datasets = [
+        write_dataset(name, "pairs", COLUMNS["pairs"], train=given, validation=(given * count)[:count])
+        for name, count in (("large", 900), ("small", 100))
+    ]
+    model = load(graft.resized)
+    params = train_params(epochs=2, best_metric="eval_loss")
+    result = train_adapter(model, datasets, graft.new_ids, params, 3)
+    # By their rows 1.2 and 1.45, so the first is better; the plain means are 2.0 and 1.25.
+    assert digest_of_trained(model) == digests[0] != digests[1]
+    reported = figures_of(json.dumps({"log": result.curve}))
+    assert reported == {"eval_large_loss": 1.0, "eval_small_loss": 3.0, "eval_loss": pytest.approx(1.2)}
 
 
 @pytest.mark.parametrize("method", ["tokens", "lora_and_tokens"])
