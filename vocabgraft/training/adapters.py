@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -251,6 +251,46 @@ def merge_adapter(resized: "SentenceTransformer", adapter: Path) -> None:
         merged = wrapped.merge_and_unload()
     resized[0].auto_model = merged
     load_custom_modules(resized, adapter)
+
+
+def merge_in_memory(model: "SentenceTransformer") -> None:
+    """Fold the PEFT adapter of a model in memory into its weights (changed in place), which then needs no PEFT.
+
+    The layers are merged as `merge_and_unload` of peft does, which sentence-transformers has no way to call. Every
+    parameter can be trained afterwards.
+
+    Raises:
+        VocabgraftError: for a model without an adapter.
+    """
+    transformer = model[0].auto_model
+    if not getattr(transformer, "peft_config", None):
+        raise VocabgraftError("the model has no PEFT adapter, so there is nothing to merge")
+    for name, layer in _adapter_layers(transformer):
+        parent, _, last = name.rpartition(".")
+        setattr(transformer.get_submodule(parent), last, _merged_layer(layer))
+    del transformer.peft_config
+    transformer._hf_peft_config_loaded = False
+    model.requires_grad_(True)
+    model.eval()
+
+
+def _adapter_layers(transformer: torch.nn.Module) -> list[tuple[str, Any]]:
+    """The outermost layers that PEFT put in, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    found = {name: layer for name, layer in transformer.named_modules() if isinstance(layer, kinds)}
+    return [(name, layer) for name, layer in found.items() if not any(name.startswith(f"{other}.") for other in found)]
+
+
+def _merged_layer(layer: Any) -> torch.nn.Module:
+    if hasattr(layer, "unload_and_optionally_merge_module"):
+        plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+    else:
+        layer.merge()
+        plain = layer.get_base_layer()
+    return cast(torch.nn.Module, plain)
 
 
 def _require_modules(
