@@ -10,6 +10,7 @@ import torch
 from vocabgraft.checks.context import Folders, gather_evidence
 from vocabgraft.checks.runner import Check, check_all
 from vocabgraft.config.stages import CheckConsistencyParams, PromptParams
+from vocabgraft.config.training import Method
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model, tokenizer_file
 from vocabgraft.models.resize import write_resized
@@ -33,6 +34,7 @@ class Chain:
 
     folders: Folders
     tokens: tuple[ExtendedToken, ...]
+    method: Method = "tokens"
 
 
 def write_chain(base: Path, pack: Pack, root: Path, start: torch.Tensor | None = None) -> Chain:
@@ -85,7 +87,7 @@ def check_chain(chain: Chain, texts: Sequence[str], params: CheckConsistencyPara
         params: the section `check_consistency`.
     """
     without = [without_tokens(text, [token.new_token for token in chain.tokens]) for text in texts]
-    evidence = gather_evidence(chain.folders, chain.tokens, "tokens", [*texts, *without], (), params)
+    evidence = gather_evidence(chain.folders, chain.tokens, chain.method, [*texts, *without], (), params)
     return check_all(evidence)
 
 

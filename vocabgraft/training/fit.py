@@ -56,6 +56,7 @@ class TrainingResult:
 
     Attributes:
         set_back: tokens whose row became an attention sink and was set back, with how often.
+        untrained: new tokens that no training text holds, where the caller asked for that.
     """
 
     curve: list[dict[str, Any]] = field(repr=False)
@@ -63,6 +64,12 @@ class TrainingResult:
     examples: int
     precision: str
     set_back: dict[str, int]
+    untrained: tuple[str, ...] = ()
+
+    @property
+    def final_loss(self) -> float:
+        """The last training loss that was logged."""
+        return float([entry["loss"] for entry in self.curve if "loss" in entry][-1])
 
 
 @dataclass(frozen=True)
