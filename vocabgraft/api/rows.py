@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Rows = Any  # a datasets.Dataset, or a list of tuples or dicts; the library has no types
-ONE = "train"
+# The name of a dataset that has none.
+ONE = "data"
 TARGETS = ("label", "labels", "score", "scores")
 PAIRS = "a list of (anchor, positive), (anchor, positive, negative), (sentence1, sentence2, score) or of dicts"
 

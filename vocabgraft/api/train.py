@@ -14,7 +14,7 @@ from vocabgraft.api.rows import training_sets
 from vocabgraft.config.training import ROW_METHODS, Method, TrainAdapterParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME, save_model
-from vocabgraft.training.adapters import merge_in_memory
+from vocabgraft.training.adapters import remove_adapter
 from vocabgraft.training.columns import ids_not_in
 from vocabgraft.training.fit import TrainingResult, TrainingSet, fit
 
@@ -52,9 +52,9 @@ def train(
         train_dataset: a `datasets.Dataset`; a list of (anchor, positive), (anchor, positive, negative) or
             (sentence1, sentence2, score) tuples or of dicts; or a mapping from names to several of these.
         eval_dataset: held-out rows in the same form, for the evaluation loss.
-        loss: the name of a loss, `{"name": ..., "arguments": {...}}`, or an instance made for this model; a mapping from
-            the datasets' names where there are several. By default what fits the rows: MultipleNegativesRankingLoss for
-            pairs, triplets and triples, CoSENTLoss for scores.
+        loss: the name of a loss, `{"name": ..., "arguments": {...}}`, or an instance made for this model; a mapping
+            from the datasets' names where there are several. By default what fits the rows: CoSENTLoss for scores,
+            MultipleNegativesRankingLoss for pairs, triplets and triples.
         evaluator: an evaluator of sentence-transformers, or a list of them, run with each evaluation.
         method: `tokens` trains the rows of the new tokens alone: every text without a new word keeps its embedding.
             `lora` and `peft` train an adapter, `lora_and_tokens` and `peft_and_tokens` both, `full` every weight.
@@ -75,7 +75,8 @@ def train(
 
     Raises:
         VocabgraftError: for settings, rows or a loss that do not fit, if no training text holds a new token, or if the
-            training fails. The rows or the adapter then have the last good weights.
+            training fails. After an error the model is what it was before, unless `method` is `full`. After a
+            KeyboardInterrupt it keeps its adapter as far as it was trained; `merge(model)` folds that in.
     """
     params = _params(method, settings)
     if getattr(model[0].auto_model, "peft_config", None):
@@ -84,10 +85,15 @@ def train(
     sets = training_sets(train_dataset, eval_dataset, loss, weights, seed)
     untrained = _untrained(model, ids, sets, method)
     evaluators = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []
-    result = fit(model, sets, list(ids.values()), params, seed, evaluators=evaluators)
+    try:
+        result = fit(model, sets, list(ids.values()), params, seed, evaluators=evaluators)
+    except Exception:
+        if getattr(model[0].auto_model, "peft_config", None):
+            remove_adapter(model, merge=False)
+        raise
     _record(model, method, untrained, list(ids))
     if merge and method != "full":
-        merge_in_memory(model)
+        remove_adapter(model, merge=True)
     return replace(result, untrained=untrained)
 
 
@@ -99,7 +105,7 @@ def merge(model: "SentenceTransformer") -> "SentenceTransformer":
     Raises:
         VocabgraftError: for a model without an adapter.
     """
-    merge_in_memory(model)
+    remove_adapter(model, merge=True)
     return model
 
 
@@ -171,9 +177,8 @@ def _record(model: "SentenceTransformer", method: Method, untrained: Sequence[st
         return
     adapter = _adapter_files(model, method, words)
     before = report.training
-    left = set(untrained) | (
-        set(token.text for token in report.tokens) - set(words) if method in ROW_METHODS else set()
-    )
+    not_chosen = {token.text for token in report.tokens} - set(words) if method in ROW_METHODS else set[str]()
+    left = set(untrained) | not_chosen
     if before is not None:
         left &= set(before.untrained)
         if (before.method, method) != ("tokens", "tokens"):

@@ -72,7 +72,7 @@ class VocabularyTrainer(AdapterTrainer):
             tokens: which new tokens to train; by default all that `extend` added.
             lora: of the methods with `lora`.
             peft: of the methods with `peft`.
-            **options: as SentenceTransformerTrainer takes them: train_dataset, eval_dataset, loss, evaluator, callbacks.
+            **options: what SentenceTransformerTrainer takes: train_dataset, eval_dataset, loss, evaluator, callbacks.
 
         Raises:
             VocabgraftError: for a model whose new tokens are not known, or that peft cannot adapt so.

@@ -253,21 +253,25 @@ def merge_adapter(resized: "SentenceTransformer", adapter: Path) -> None:
     load_custom_modules(resized, adapter)
 
 
-def merge_in_memory(model: "SentenceTransformer") -> None:
-    """Fold the PEFT adapter of a model in memory into its weights (changed in place), which then needs no PEFT.
+def remove_adapter(model: "SentenceTransformer", merge: bool) -> None:
+    """Take the PEFT adapter off a model in memory (changed in place), which then needs no PEFT.
 
-    The layers are merged as `merge_and_unload` of peft does, which sentence-transformers has no way to call. Every
-    parameter can be trained afterwards.
+    The layers are taken off as `merge_and_unload` and `unload` of peft do, which sentence-transformers has no way to
+    call. Every parameter can be trained afterwards.
+
+    Args:
+        model: with an adapter.
+        merge: fold the adapter into the weights; otherwise they are what they were before it.
 
     Raises:
         VocabgraftError: for a model without an adapter.
     """
     transformer = model[0].auto_model
     if not getattr(transformer, "peft_config", None):
-        raise VocabgraftError("the model has no PEFT adapter, so there is nothing to merge")
+        raise VocabgraftError("the model has no PEFT adapter, so there is nothing to merge or remove")
     for name, layer in _adapter_layers(transformer):
         parent, _, last = name.rpartition(".")
-        setattr(transformer.get_submodule(parent), last, _merged_layer(layer))
+        setattr(transformer.get_submodule(parent), last, _plain_layer(layer, merge))
     del transformer.peft_config
     transformer._hf_peft_config_loaded = False
     model.requires_grad_(True)
@@ -284,11 +288,12 @@ def _adapter_layers(transformer: torch.nn.Module) -> list[tuple[str, Any]]:
     return [(name, layer) for name, layer in found.items() if not any(name.startswith(f"{other}.") for other in found)]
 
 
-def _merged_layer(layer: Any) -> torch.nn.Module:
+def _plain_layer(layer: Any, merge: bool) -> torch.nn.Module:
     if hasattr(layer, "unload_and_optionally_merge_module"):
-        plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+        plain = layer.unload_and_optionally_merge_module(merge=merge, safe_merge=False, adapter_names=None)
     else:
-        layer.merge()
+        if merge:
+            layer.merge()
         plain = layer.get_base_layer()
     return cast(torch.nn.Module, plain)
 
