@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,8 +63,9 @@ def train(
         weights: of the losses, by the name of the dataset.
         seed: of the adapter's start and of the order of the rows.
         merge: fold the adapter into the weights at the end, so that `model.save_pretrained` writes a plain
-            sentence-transformers model. With False the model keeps its PEFT adapter, `save_pretrained` writes the
-            adapter alone, and `merge(model)` folds it in later.
+            sentence-transformers model. With False the model keeps its PEFT adapter until `merge(model)`, and
+            `save_pretrained` writes the adapter alone: it can be loaded only if the extended model was saved and loaded
+            before the training, since an adapter names its base by its folder.
         **settings: fields of `TrainAdapterParams` (`rows_learning_rate`, `lora`, `peft`, `phases`, ...) or arguments of
             SentenceTransformerTrainingArguments by their own name (`num_train_epochs`, `per_device_train_batch_size`,
             `learning_rate`, `eval_strategy`, ...). `learning_rate` is that of all weights but rows. `peft` takes a
@@ -191,6 +193,20 @@ def _adapter_files(model: "SentenceTransformer", method: Method, words: Sequence
     """The adapter's files, unless rows alone or every weight were trained."""
     if method in ("tokens", "full"):
         return {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _without_base(model):
         save_model(model, Path(folder))
         return {name: (Path(folder) / name).read_bytes() for name in ADAPTER_FILES}
+
+
+@contextmanager
+def _without_base(model: "SentenceTransformer") -> Iterator[None]:
+    """PEFT writes the whole embedding matrix into an adapter whose base on disk has fewer rows."""
+    configs = list(model[0].auto_model.peft_config.values())
+    names = [config.base_model_name_or_path for config in configs]
+    for config in configs:
+        config.base_model_name_or_path = None
+    try:
+        yield
+    finally:
+        for config, name in zip(configs, names, strict=True):
+            config.base_model_name_or_path = name

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from vocabgraft.api.report import ids_of
+from vocabgraft.api.rows import TARGETS
 from vocabgraft.config.training import LoraParams, Method, PeftParams
 from vocabgraft.token_embeddings.sinks import RowGuard
 from vocabgraft.token_embeddings.trainable import ROWS, ROWS_PATTERN, fast_peft_rows
@@ -73,6 +74,7 @@ class VocabularyTrainer(AdapterTrainer):
             lora: of the methods with `lora`.
             peft: of the methods with `peft`.
             **options: what SentenceTransformerTrainer takes: train_dataset, eval_dataset, loss, evaluator, callbacks.
+                Without a loss, rows without a label get MultipleNegativesRankingLoss.
 
         Raises:
             VocabgraftError: for a model whose new tokens are not known, or that peft cannot adapt so.
@@ -82,6 +84,8 @@ class VocabularyTrainer(AdapterTrainer):
         train_only(model, "all")
         rows = [weight for name, weight in model.named_parameters() if weight.requires_grad and ROWS.search(name)]
         guard = RowGuard(model, list(ids.values()), list(ids), rows[0]) if rows else None
+        if options.get("loss") is None:
+            options["loss"] = _default_loss(model, options.get("train_dataset"))
         super().__init__(model=model, args=args or VocabularyTrainingArguments(), guard=guard, **options)
 
     def train(self, *given: Any, **options: Any) -> Any:
@@ -103,3 +107,12 @@ class VocabularyTrainer(AdapterTrainer):
             super().save_model(output_dir, _internal_call=True)
         else:
             self.model.save_pretrained(output_dir or self.args.output_dir)
+
+
+def _default_loss(model: "SentenceTransformer", rows: Any) -> Any:
+    """The loss of rows without a label; None leaves the choice to the library."""
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    columns: Any = getattr(rows, "column_names", None) or ()
+    names = [name for part in columns.values() for name in part] if isinstance(columns, dict) else columns
+    return None if set(TARGETS) & set(names) else MultipleNegativesRankingLoss(model)

@@ -118,6 +118,19 @@ def test_merging_later_gives_the_same_model(base: "SentenceTransformer") -> None
         vg.merge(models[1])
 
 
+def test_an_adapter_alone_loads_over_the_extended_model_that_was_saved(
+    model: "SentenceTransformer", tmp_path: Path
+) -> None:
+    model.save_pretrained(str(tmp_path / "extended"))
+    adapted = load(tmp_path / "extended")
+    vg.train(adapted, PAIRS, method="lora", learning_rate=0.05, merge=False, **SMALL)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    loaded = load(tmp_path / "adapter")
+    np.testing.assert_allclose(encode(loaded, [*NEW, *OLD]), encode(adapted, [*NEW, *OLD]), atol=1e-6)
+    assert not np.allclose(encode(loaded, OLD), encode(model, OLD))
+
+
 def test_a_training_that_fails_leaves_the_model_as_it_was(model: "SentenceTransformer") -> None:
     from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
