@@ -159,7 +159,9 @@ def _replace_adapter(chain: Chain, training: TrainingRecord) -> None:
     adapter = chain.folders.adapter
     shutil.rmtree(adapter)
     with new_folder(adapter) as work:
-        shutil.copytree(chain.folders.merged, work, dirs_exist_ok=True, ignore=_weights if training.adapter else None)
+        shutil.copytree(
+            chain.folders.merged, work, dirs_exist_ok=True, ignore=_own_weights if training.adapter else None
+        )
         for name, content in training.adapter.items():
             (work / name).write_bytes(content)
         if training.adapter:
@@ -170,9 +172,10 @@ def _replace_adapter(chain: Chain, training: TrainingRecord) -> None:
         write_json(work / "report.json", told)
 
 
-def _weights(_: str, names: list[str]) -> list[str]:
-    """The files of a model's own weights, which lie beside its configuration."""
-    return [name for name in names if name.startswith(("model.safetensors", "model-", "manifest.json"))]
+def _own_weights(folder: str, names: list[str]) -> list[str]:
+    """The files by which a folder is that of a whole transformer, and not of an adapter over one."""
+    files = [name for name in names if not (Path(folder) / name).is_dir()]
+    return [name for name in files if name in ("config.json", "manifest.json") or name.startswith("model")]
 
 
 def _lines(check: Check) -> list[str]:

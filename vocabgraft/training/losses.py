@@ -24,6 +24,8 @@ PAIRWISE = ("pairwise_cos_sim", "pairwise_dot_score", "pairwise_euclidean_sim", 
 PAIRWISE_LOSSES = ("CoSENTLoss", "MarginMSELoss", "DistillKLDivLoss")
 OF_TORCH = ("loss_fct", "cos_score_transformation")
 BASE = "base"
+# Of several datasets by name, or the one of a single dataset.
+Losses = Mapping[str, nn.Module] | nn.Module
 
 
 class WeightedLoss(nn.Module):
@@ -126,8 +128,9 @@ def load_guides(losses: Sequence[LossParams], base: "SentenceTransformer") -> di
     return guides
 
 
-def own_parameters(losses: Mapping[str, nn.Module], model: nn.Module) -> dict[str, nn.Parameter]:
-    """What losses train beside the model, such as a classifier, by name."""
+def own_parameters(losses: Losses, model: nn.Module) -> dict[str, nn.Parameter]:
+    """What a loss, or the losses of several datasets, train beside the model, such as a classifier, by name."""
+    losses = {"loss": losses} if isinstance(losses, nn.Module) else losses
     of_model = {id(parameter) for parameter in model.parameters()}
     return {
         f"{dataset}.{name}": parameter

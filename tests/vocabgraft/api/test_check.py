@@ -43,7 +43,6 @@ def test_a_changed_row_of_the_base_is_found_in_a_lora_model(tiny_base: Path) -> 
     with torch.no_grad():
         model[0].auto_model.get_input_embeddings().weight[20] += 0.1
     report = vg.check(model, base=load(tiny_base), params=LIMITS)
-    # The adapter's own folder does not have the change, so the merge is not the adapter's either.
     assert {"old_rows_merged", "merged_as_adapter"} <= names(report.failed)
     assert {"old_rows_resized", "adapter_moved", "adapter_switch"} <= names(report.passed)
     with pytest.raises(vg.FailedChecksError, match="old_rows_merged"):
