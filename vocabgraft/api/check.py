@@ -159,9 +159,8 @@ def _replace_adapter(chain: Chain, training: TrainingRecord) -> None:
     adapter = chain.folders.adapter
     shutil.rmtree(adapter)
     with new_folder(adapter) as work:
-        shutil.copytree(
-            chain.folders.merged, work, dirs_exist_ok=True, ignore=_own_weights if training.adapter else None
-        )
+        ignored = _own_weights if training.adapter else None
+        shutil.copytree(chain.folders.merged, work, dirs_exist_ok=True, ignore=ignored)
         for name, content in training.adapter.items():
             (work / name).write_bytes(content)
         if training.adapter:
@@ -173,9 +172,10 @@ def _replace_adapter(chain: Chain, training: TrainingRecord) -> None:
 
 
 def _own_weights(folder: str, names: list[str]) -> list[str]:
-    """The files by which a folder is that of a whole transformer, and not of an adapter over one."""
-    files = [name for name in names if not (Path(folder) / name).is_dir()]
-    return [name for name in files if name in ("config.json", "manifest.json") or name.startswith("model")]
+    """The files by which a model's folder is that of a whole transformer, and not of an adapter over one."""
+    if "modules.json" not in names:
+        return []
+    return [name for name in names if name in ("config.json", "manifest.json") or name.startswith("model")]
 
 
 def _lines(check: Check) -> list[str]:
