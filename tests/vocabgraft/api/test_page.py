@@ -4,12 +4,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import ROOT
 from vocabgraft.models.base import locate_base
 
 PAGE = ROOT / "docs" / "python.md"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_blocks_of_the_page_run_in_order(in_folder: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) > 8
