@@ -26,7 +26,7 @@ class LoraParams(Section):
     r: Count = 16
     alpha: Count = 32
     dropout: Fraction = 0.05
-    target_modules: Annotated[list[str], Field(min_length=1)]
+    target_modules: Annotated[list[str], Field(min_length=1)] = ["query", "key", "value", "dense"]
 
 
 class PeftParams(Section):
@@ -96,15 +96,15 @@ class TrainAdapterParams(Section):
         early_stopping: on `best_metric`.
     """
 
-    method: Method
-    epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Positive
-    rows_learning_rate: Positive
+    method: Method = "tokens"
+    epochs: Count = 2
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Positive = 5e-4
+    rows_learning_rate: Positive = 5e-3
     warmup_ratio: Fraction = 0.1
     scale: Positive = 20.0
     group_by_length: bool = False
-    lora: LoraParams
+    lora: LoraParams = LoraParams()
     peft: PeftParams | None = None
     phases: list[PhaseParams] = []
     arguments: dict[str, Any] = {}

@@ -292,7 +292,9 @@ def extend_tokenizer(
         _require_same_matching(before, token)
     added = list(base.get_added_tokens_decoder().values())
     for token in new:
-        _require_addable(base, added, token, max_token_characters)
+        # The last guard: `validate_data` judges the same of every row at once.
+        if (reason := why_not_addable(base, added, token, max_token_characters)) is not None:
+            raise VocabgraftError(f"token {token.text!r} {reason}")
     tokenizer.add_tokens([added_token(token) for token in new])
     own = {token.text: (before[token.text][0],) for token in again}
     result = [ExtendedToken(t.text, t.kind, t.description, own[t.text][0], own[t.text], own[t.text]) for t in again]
@@ -333,10 +335,17 @@ def _require_same_matching(before: Mapping[str, tuple[int, "AddedToken"]], token
         )
 
 
-def _require_addable(
+def why_not_addable(
     base: "Tokenizer", added: Sequence["AddedToken"], token: NewToken, max_token_characters: int
-) -> None:
-    """The last guard: `validate_data` judges the same of every row at once."""
+) -> str | None:
+    """The reason why a token cannot be added to a base, with the remedy, as a clause after `token ...`; None if it can.
+
+    Args:
+        base: the base's tokenizer.
+        added: the tokens that were ever added to it.
+        token: one that the base does not have from an earlier extension.
+        max_token_characters: longest text of a new token.
+    """
     pieces = own_pieces(base, token)
     starts = readable(base, pieces_of(base, token.description))
     if len(token.text) > max_token_characters:
@@ -355,8 +364,8 @@ def _require_addable(
     elif not starts and (token.kind == "special" or not readable(base, pieces)):
         problem = f"has no piece to start from and the description {token.description!r}; describe it in words"
     else:
-        return
-    raise VocabgraftError(f"token {token.text!r} {problem}")
+        return None
+    return problem
 
 
 def _require_one_id_each(tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[ExtendedToken]) -> None:
