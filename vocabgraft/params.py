@@ -9,6 +9,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     StringConstraints,
     ValidationError,
     field_validator,
@@ -33,6 +34,13 @@ def _inside_raw(name: str) -> str:
 
 
 RawFile = Annotated[str, AfterValidator(_inside_raw)]
+RawFiles = Annotated[
+    list[RawFile],
+    Field(min_length=1),
+    BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+    # A single name is written as such, which is how most people give it.
+    PlainSerializer(lambda names: names[0] if len(names) == 1 else names),
+]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -102,11 +110,11 @@ class BaseParams(Section):
 
 
 class FileParams(Section):
-    """Names of a dataset's files inside `data/raw/`."""
+    """A dataset's files inside `data/raw/`: for each split a name, a pattern such as `part-*.parquet`, or several."""
 
-    train: RawFile
-    validation: RawFile | None = None
-    test: RawFile | None = None
+    train: RawFiles
+    validation: RawFiles | None = None
+    test: RawFiles | None = None
 
 
 class HeldOutParams(Section):
