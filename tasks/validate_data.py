@@ -77,6 +77,9 @@ def validate_data(
     accepted = {name: table.accepted for name, table in judgement.tables.items()}
     for name, rows in judgement.repeated.items():
         logger.info("%s: %d rows repeat another and are dropped", name, rows)
+    for benchmark in benchmarks:
+        for reason, count in benchmark.left_out.items():
+            logger.info("benchmark %s: %d left out: %s", benchmark.name, count, reason)
     doubts = _doubts(_new(accepted["vocabulary"]), accepted["retention"], tokenizer)
     for warning in doubts:
         logger.warning("warning: %s", warning)
@@ -302,6 +305,7 @@ def _report(
             found.name: {
                 "documents": len(found.documents),
                 "queries": len(found.queries),
+                "left_out": found.left_out,
             }
             for found in benchmarks
         },
