@@ -25,13 +25,13 @@ run: $(VENV)/.installed ## run the pipeline under Prefect; ARGS="--help" lists i
 	python -m flows.build_model $(ARGS)
 
 ui: $(VENV)/.installed ## serve MLflow's and Prefect's pages on 127.0.0.1 until Ctrl-C
-	@python -m flows.ui $(ARGS)
+	@python -m flows.service.ui $(ARGS)
 
 schedule: $(VENV)/.installed ## run the pipeline every night; ARGS='--cron "0 3 * * *"', ARGS="--help" lists its options
-	python -m flows.schedule $(ARGS)
+	python -m flows.service.schedule $(ARGS)
 
 sweep: $(VENV)/.installed ## run the grid of sweep.yaml; ARGS="--jobs 4", ARGS="--ray ADDRESS"
-	python -m flows.sweep sweep.yaml $(ARGS)
+	python -m flows.sweep.sweep sweep.yaml $(ARGS)
 
 test: $(VENV)/.installed-test ## run the tests (about 25 minutes on 2 cores)
 	python -m pytest -m "not slow" $(ARGS)

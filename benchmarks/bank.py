@@ -23,11 +23,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vocabgraft.bank import FOLDED_KEPT, VocabularyBank
-from vocabgraft.base_model import load_model, locate_base
-from vocabgraft.packs import Pack, PackAdapter, PackBase, PackToken
-from vocabgraft.params import load_params
-from vocabgraft.vocabulary import NewToken
+from vocabgraft.config.params import load_params
+from vocabgraft.models.base import load_model, locate_base
+from vocabgraft.packs.bank import FOLDED_KEPT, VocabularyBank
+from vocabgraft.packs.pack import Pack, PackAdapter, PackBase, PackToken
+from vocabgraft.tokens.new_token import NewToken
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -24,15 +24,17 @@ from rich.table import Table
 from benchmarks.chmo import DEFAULT_DATA, Chmo, load_chmo, new_words, paired_interval, ranks_of
 from benchmarks.chmo_training import dataset
 from benchmarks.small_base import make_small_base
-from vocabgraft.bank import VocabularyBank
-from vocabgraft.base_model import load_model, locate_base, tokenizer_file
-from vocabgraft.encoding import Embeddings, encode
+from vocabgraft.config.params import load_params
+from vocabgraft.config.stages import DistillationParams
+from vocabgraft.config.training import TrainAdapterParams
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.initialisation import Start, initial_rows
-from vocabgraft.packs import Pack, read_pack
-from vocabgraft.params import DistillationParams, TrainAdapterParams, load_params
-from vocabgraft.tokenizer import holds_new_token, load_raw_tokenizer
-from vocabgraft.transfer import METHODS, Carried, Target, carry_over, prepare, with_rows
+from vocabgraft.models.base import load_model, locate_base, tokenizer_file
+from vocabgraft.models.encode import Embeddings, encode
+from vocabgraft.packs.bank import VocabularyBank
+from vocabgraft.packs.pack import Pack, read_pack
+from vocabgraft.packs.transfer import METHODS, Carried, Target, carry_over, prepare, with_rows
+from vocabgraft.token_embeddings.initialize import Start, initial_rows
+from vocabgraft.tokens.tokenizer import holds_new_token, load_raw_tokenizer
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.tokenizer import normalised
-from vocabgraft.vocabulary import NewToken
+from vocabgraft.tokens.new_token import NewToken
+from vocabgraft.tokens.tokenizer import normalised
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

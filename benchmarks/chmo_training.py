@@ -27,17 +27,25 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from benchmarks.chmo import DEFAULT_DATA, Chmo, Concept, load_chmo, load_sts, new_words, paired_interval, ranks_of
-from vocabgraft.accepted_data import AcceptedDataset
-from vocabgraft.base_model import load_model, locate_base, tokenizer_file
-from vocabgraft.distillation import choose_contexts, distil
-from vocabgraft.encoding import encode
+from vocabgraft.config.params import load_params
+from vocabgraft.config.stages import DistillationParams
+from vocabgraft.config.training import TrainAdapterParams
+from vocabgraft.data.accepted import AcceptedDataset
+from vocabgraft.data.splits import SPLITS
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.initialisation import Start, initial_rows
-from vocabgraft.params import DistillationParams, TrainAdapterParams, load_params
-from vocabgraft.resizing import extended_copy
-from vocabgraft.splits import SPLITS
-from vocabgraft.tokenizer import ExtendedToken, extend_tokenizer, holds_new_token, load_raw_tokenizer, load_tokenizer
-from vocabgraft.training import train_adapter
+from vocabgraft.models.base import load_model, locate_base, tokenizer_file
+from vocabgraft.models.encode import encode
+from vocabgraft.models.resize import extended_copy
+from vocabgraft.token_embeddings.distill import choose_contexts, distil
+from vocabgraft.token_embeddings.initialize import Start, initial_rows
+from vocabgraft.tokens.tokenizer import (
+    ExtendedToken,
+    extend_tokenizer,
+    holds_new_token,
+    load_raw_tokenizer,
+    load_tokenizer,
+)
+from vocabgraft.training.fit import train_adapter
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

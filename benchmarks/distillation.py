@@ -18,14 +18,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vocabgraft.base_model import load_model, locate_base, tokenizer_file
-from vocabgraft.distillation import Context, distil, find_contexts
-from vocabgraft.initialisation import Start, initial_rows
-from vocabgraft.params import DistillationParams
-from vocabgraft.precision import resolve_precision
-from vocabgraft.resizing import extended_copy
-from vocabgraft.tokenizer import ExtendedToken, extend_tokenizer, load_raw_tokenizer, load_tokenizer
-from vocabgraft.vocabulary import NewToken
+from vocabgraft.config.stages import DistillationParams
+from vocabgraft.models.base import load_model, locate_base, tokenizer_file
+from vocabgraft.models.precision import resolve_precision
+from vocabgraft.models.resize import extended_copy
+from vocabgraft.token_embeddings.distill import Context, distil, find_contexts
+from vocabgraft.token_embeddings.initialize import Start, initial_rows
+from vocabgraft.tokens.new_token import NewToken
+from vocabgraft.tokens.tokenizer import ExtendedToken, extend_tokenizer, load_raw_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

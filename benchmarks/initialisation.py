@@ -21,14 +21,20 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from benchmarks.chmo import DEFAULT_DATA, Chmo, load_chmo, load_sts, new_words, paired_interval, ranks_of
-from vocabgraft.base_model import load_model, locate_base, tokenizer_file
-from vocabgraft.distillation import choose_contexts, distil, fidelity, find_contexts
-from vocabgraft.encoding import Embeddings, encode
+from vocabgraft.config.stages import DistillationParams
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.initialisation import METHODS, Start, initial_rows
-from vocabgraft.params import DistillationParams
-from vocabgraft.resizing import extended_copy
-from vocabgraft.tokenizer import ExtendedToken, extend_tokenizer, holds_new_token, load_raw_tokenizer, load_tokenizer
+from vocabgraft.models.base import load_model, locate_base, tokenizer_file
+from vocabgraft.models.encode import Embeddings, encode
+from vocabgraft.models.resize import extended_copy
+from vocabgraft.token_embeddings.distill import choose_contexts, distil, fidelity, find_contexts
+from vocabgraft.token_embeddings.initialize import METHODS, Start, initial_rows
+from vocabgraft.tokens.tokenizer import (
+    ExtendedToken,
+    extend_tokenizer,
+    holds_new_token,
+    load_raw_tokenizer,
+    load_tokenizer,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -26,14 +26,16 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from vocabgraft.accepted_data import AcceptedDataset
-from vocabgraft.artifacts import write_json
-from vocabgraft.base_model import load_model, locate_base, tokenizer_file
+from vocabgraft.config.datasets import DatasetParams
+from vocabgraft.config.params import load_params
+from vocabgraft.config.training import TrainAdapterParams
+from vocabgraft.data.accepted import AcceptedDataset
+from vocabgraft.data.splits import SPLITS
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.params import DatasetParams, TrainAdapterParams, load_params
-from vocabgraft.splits import SPLITS
-from vocabgraft.tokenizer import ExtendedToken, extend_tokenizer, load_raw_tokenizer, load_tokenizer
-from vocabgraft.vocabulary import NewToken, relation_token
+from vocabgraft.models.base import load_model, locate_base, tokenizer_file
+from vocabgraft.storage.artifacts import write_json
+from vocabgraft.tokens.new_token import NewToken, relation_token
+from vocabgraft.tokens.tokenizer import ExtendedToken, extend_tokenizer, load_raw_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -162,8 +164,8 @@ def _run(*arguments: str) -> str:
 
 def _measure(folder: Path, args: argparse.Namespace) -> Measured:
     """Train in this process and watch its memory."""
-    from vocabgraft.training import train_adapter
-    from vocabgraft.training_data import ids_without_text
+    from vocabgraft.training.columns import ids_without_text
+    from vocabgraft.training.fit import train_adapter
 
     model, tokens = _extended(locate_base(args.base), args.layers)
     dataset = AcceptedDataset("relations", "triples", folder)
@@ -197,8 +199,8 @@ def _measure(folder: Path, args: argparse.Namespace) -> Measured:
 
 
 def _extended(folder: Path, layers: int | None) -> "tuple[SentenceTransformer, list[ExtendedToken]]":
-    from vocabgraft.initialisation import Start, initial_rows
-    from vocabgraft.resizing import extended_copy
+    from vocabgraft.models.resize import extended_copy
+    from vocabgraft.token_embeddings.initialize import Start, initial_rows
 
     base, tokenizer = load_model(folder), load_tokenizer(folder)
     new = [NewToken(relation_token(name), "special", name) for name in RELATION_NAMES]

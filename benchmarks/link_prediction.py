@@ -25,22 +25,22 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from benchmarks.chmo import DEFAULT_DATA, load_sts
-from vocabgraft.adapters import ROWS, add_adapter
-from vocabgraft.base_model import load_model, locate_base, tokenizer_file
-from vocabgraft.constant_texts import constant_texts
-from vocabgraft.encoding import Embeddings, encode
+from vocabgraft.config.training import LoraParams, Method
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.initialisation import Start, initial_rows
-from vocabgraft.link_prediction import LinkPredictionEvaluator
-from vocabgraft.objectives import TranslationLoss, TranslationRankingLoss, closed_form
-from vocabgraft.params import LoraParams, Method
-from vocabgraft.pooled import encode_pooled
-from vocabgraft.precision import autocast, resolve_precision
-from vocabgraft.relations import describe_relation
-from vocabgraft.resizing import extended_copy
-from vocabgraft.token_rows import fast_peft_rows
-from vocabgraft.tokenizer import extend_tokenizer, load_raw_tokenizer, load_tokenizer
-from vocabgraft.vocabulary import NewToken, relation_token
+from vocabgraft.importers.relation_texts import describe_relation
+from vocabgraft.models.base import load_model, locate_base, tokenizer_file
+from vocabgraft.models.encode import Embeddings, encode
+from vocabgraft.models.precision import autocast, resolve_precision
+from vocabgraft.models.resize import extended_copy
+from vocabgraft.models.unnormalized import encode_pooled
+from vocabgraft.token_embeddings.initialize import Start, initial_rows
+from vocabgraft.token_embeddings.trainable import ROWS, fast_peft_rows
+from vocabgraft.tokens.new_token import NewToken, relation_token
+from vocabgraft.tokens.tokenizer import extend_tokenizer, load_raw_tokenizer, load_tokenizer
+from vocabgraft.training.adapters import add_adapter
+from vocabgraft.training.embedding_cache import constant_texts
+from vocabgraft.triples.link_prediction import LinkPredictionEvaluator
+from vocabgraft.triples.losses import TranslationLoss, TranslationRankingLoss, closed_form
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

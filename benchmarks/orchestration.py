@@ -20,7 +20,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from flows.execution import environment
+from flows.engine.stage_run import environment
 
 ROOT = Path(__file__).parent.parent
 STAGES, SLEEPERS, SLEEP, WIDE = 8, 8, 5, 200

@@ -18,7 +18,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from flows.execution import environment
+from flows.engine.stage_run import environment
 
 SPEED_GOAL, MEMORY_GOAL = 5.0, 1000.0
 VOCABULARY = 500_000
@@ -91,7 +91,7 @@ def _words(generator: np.random.Generator) -> list[str]:
 
 
 def _measure(corpus: Path, out: Path, processes: int, *options: str) -> Measured:
-    command = [sys.executable, "-m", "flows.plan_vocabulary", str(corpus), "--processes", str(processes)]
+    command = [sys.executable, "-m", "flows.commands.plan_vocabulary", str(corpus), "--processes", str(processes)]
     log = out.with_suffix(".log")
     peak = [0.0]
     before = os.times()

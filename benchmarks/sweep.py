@@ -37,7 +37,7 @@ def main() -> None:
 def _measure(nodes: int, seconds: float) -> float:
     from ray.cluster_utils import Cluster
 
-    from flows.cluster import run_works
+    from flows.remote.ray_tasks import run_works
 
     with tempfile.TemporaryDirectory() as folder:
         works = _works(Path(folder), seconds)
@@ -58,8 +58,8 @@ def _measure(nodes: int, seconds: float) -> float:
 
 
 def _works(folder: Path, seconds: float) -> dict[str, Any]:
-    from flows.copies import LOCAL_CONFIG, carried_files, committed_code, local_config
-    from flows.experiment import Work
+    from flows.remote.project_copy import LOCAL_CONFIG, carried_files, committed_code, local_config
+    from flows.remote.work import Work
 
     root = _project(folder / "project", seconds)
     _, code = committed_code(root)

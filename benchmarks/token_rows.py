@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from vocabgraft.token_rows import fast_peft_rows
+from vocabgraft.token_embeddings.trainable import fast_peft_rows
 
 # MiniLM's matrix, that of XLM-RoBERTa large, and the first one's width at the second one's vocabulary.
 SMALL, LARGE, WIDE = (30_522, 384), (250_002, 384), (250_002, 1_024)

@@ -30,19 +30,20 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.chmo import DEFAULT_DATA, load_chmo, new_words, paired_interval
-from vocabgraft.accepted_data import AcceptedDataset, read_datasets
-from vocabgraft.artifacts import read_json, require_artifact, write_json
-from vocabgraft.base_model import load_model, locate_base, tokenizer_file
-from vocabgraft.encoding import encode
+from vocabgraft.config.params import load_params
+from vocabgraft.config.training import TrainAdapterParams
+from vocabgraft.data.accepted import AcceptedDataset, read_datasets
+from vocabgraft.data.splits import Split
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.held_out import RetrievalSet, ranks, retrieval_set
-from vocabgraft.initialisation import Start, initial_rows
-from vocabgraft.params import TrainAdapterParams, load_params
-from vocabgraft.precision import resolve_precision
-from vocabgraft.resizing import extended_copy
-from vocabgraft.splits import Split
-from vocabgraft.tokenizer import extend_tokenizer, load_raw_tokenizer, load_tokenizer, read_tokens
-from vocabgraft.training import train_adapter
+from vocabgraft.evaluation.retrieval import RetrievalSet, ranks, retrieval_set
+from vocabgraft.models.base import load_model, locate_base, tokenizer_file
+from vocabgraft.models.encode import encode
+from vocabgraft.models.precision import resolve_precision
+from vocabgraft.models.resize import extended_copy
+from vocabgraft.storage.artifacts import read_json, require_artifact, write_json
+from vocabgraft.token_embeddings.initialize import Start, initial_rows
+from vocabgraft.tokens.tokenizer import extend_tokenizer, load_raw_tokenizer, load_tokenizer, read_tokens
+from vocabgraft.training.fit import train_adapter
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -217,14 +218,14 @@ def _import_what_both_need() -> None:
     import peft  # noqa: F401
     import sentence_transformers.sentence_transformer.losses  # noqa: F401
 
-    import vocabgraft.trainer  # noqa: F401
+    import vocabgraft.training.trainer  # noqa: F401
 
 
 def _train_ours(model: "SentenceTransformer", case: Case, params: TrainAdapterParams, constants: bool) -> None:
     def no_table(*_: Any) -> AbstractContextManager[None]:
         return nullcontext()
 
-    without = nullcontext() if constants else patch("vocabgraft.training.constant_texts", no_table)
+    without = nullcontext() if constants else patch("vocabgraft.training.fit.constant_texts", no_table)
     with tempfile.TemporaryDirectory() as checkpoints, without:
         train_adapter(model, case.datasets, case.new_ids, params, SEED, (), Path(checkpoints))
 

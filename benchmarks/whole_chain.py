@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from flows.execution import environment
+from flows.engine.stage_run import environment
 
 ROOT = Path(__file__).parent.parent
 FIRST_RUN_GOAL, IDLE_REPRO_GOAL, IDLE_RUN_GOAL = 240.0, 2.0, 25.0

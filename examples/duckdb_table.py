@@ -12,8 +12,8 @@ from pathlib import Path
 import duckdb
 from sentence_transformers import SentenceTransformer
 
-from vocabgraft.model_difference import compare_models
-from vocabgraft.reembedding import updated_vectors
+from vocabgraft.index.model_diff import compare_models
+from vocabgraft.index.reembed import updated_vectors
 
 TEXTS = (
     "a dog on the beach",

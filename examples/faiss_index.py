@@ -13,8 +13,8 @@ import faiss
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from vocabgraft.model_difference import compare_models
-from vocabgraft.reembedding import updated_vectors
+from vocabgraft.index.model_diff import compare_models
+from vocabgraft.index.reembed import updated_vectors
 
 TEXTS = {
     10: "a dog on the beach",

@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
-from flows.dag import Planned
-from flows.history import last_seconds
-from flows.preparation import ROOT, Finished, Prepared, RunOptions, execute, make_plan, prepared_run
-from flows.recording import allow_temporary_server
-from flows.registration import REGISTERING_STAGE
-from flows.report import REGISTRATION_RECORD, REPORT
-from flows.running import default_jobs, run_in_threads
+from flows.engine.dag import Planned
+from flows.engine.prefect_run import allow_temporary_server
+from flows.engine.registry_state import REGISTERING_STAGE
+from flows.engine.scheduler import default_jobs, run_in_threads
+from flows.engine.timings import last_seconds
+from flows.engine.workspace import MARK
+from flows.reporting.gather import REGISTRATION_RECORD, REPORT
+from flows.run import ROOT, Finished, Prepared, RunOptions, execute, make_plan, prepared_run
 from flows.summary import model_summary, stage_table
-from flows.workspace import MARK
-from tasks._stage import switch_telemetry_off
+from tasks.support.stage import switch_telemetry_off
 from vocabgraft.errors import VocabgraftError
 
 # All stages are done and the model is where it belongs, but nobody can read about it.

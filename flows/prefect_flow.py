@@ -23,12 +23,12 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.dag import Planned, Stage
-from flows.execution import Outcome, StageResult
-from flows.preparation import ROOT, Finished, Prepared, RunOptions, execute, prepared_run
-from flows.publishing import metrics_against_champion
-from flows.report import REPORT
-from flows.running import Body, StageRuns
+from flows.engine.dag import Planned, Stage
+from flows.engine.scheduler import Body, StageRuns
+from flows.engine.stage_run import Outcome, StageResult
+from flows.reporting.gather import REPORT
+from flows.reporting.publish import metrics_against_champion
+from flows.run import ROOT, Finished, Prepared, RunOptions, execute, prepared_run
 from flows.summary import markdown
 from vocabgraft.errors import VocabgraftError
 

@@ -8,9 +8,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from flows.dag import Stage
-from flows.execution import StageResult
-from vocabgraft.artifacts import read_json
+from flows.engine.dag import Stage
+from flows.engine.stage_run import StageResult
+from vocabgraft.storage.artifacts import read_json
 
 HEADINGS_OF_STAGES = ("stage", "state", "seconds", "saved", "why")
 # The models that may have been scored, as the table calls them.

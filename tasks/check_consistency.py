@@ -4,16 +4,16 @@ import logging
 import time
 from pathlib import Path
 
-from tasks._base import find_base
-from tasks._stage import run_stage
-from vocabgraft.accepted_data import read_contexts, read_datasets, read_retention
-from vocabgraft.artifacts import new_folder, read_json, require_artifact, write_json
-from vocabgraft.consistency import CHECKS, Check, CheckEntry, run_check
+from tasks.support.models import find_base
+from tasks.support.stage import run_stage
+from vocabgraft.checks.context import Evidence, Folders, gather_evidence
+from vocabgraft.checks.runner import CHECKS, Check, CheckEntry, run_check
+from vocabgraft.config.stages import BaseParams, CheckConsistencyParams, ValidateDataParams
+from vocabgraft.data.accepted import read_contexts, read_datasets, read_retention
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.evidence import Evidence, Folders, gather_evidence
-from vocabgraft.params import BaseParams, CheckConsistencyParams, ValidateDataParams
-from vocabgraft.relation_ranks import held_out_triples
-from vocabgraft.tokenizer import read_tokens
+from vocabgraft.storage.artifacts import new_folder, read_json, require_artifact, write_json
+from vocabgraft.tokens.tokenizer import read_tokens
+from vocabgraft.triples.relation_ranks import held_out_triples
 
 logger = logging.getLogger(__name__)
 

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks._base import find_base
-from tasks._stage import run_stage
-from vocabgraft.accepted_data import AcceptedDataset, read_contexts, read_datasets, read_retention
-from vocabgraft.adapters import merge_adapter
-from vocabgraft.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
-from vocabgraft.base_model import load_model, prompts_of
-from vocabgraft.beir import read_benchmarks
-from vocabgraft.encoding import encode
-from vocabgraft.encoding_speed import compare_speed
-from vocabgraft.evaluation import (
+from tasks.support.models import find_base
+from tasks.support.stage import run_stage
+from vocabgraft.config.datasets import DatasetParams
+from vocabgraft.config.losses import LOSSES
+from vocabgraft.config.stages import BaseParams, EvaluateModelParams, ValidateDataParams
+from vocabgraft.data.accepted import AcceptedDataset, read_contexts, read_datasets, read_retention
+from vocabgraft.data.beir import read_benchmarks
+from vocabgraft.data.mteb import load_tasks, score_tasks
+from vocabgraft.evaluation.evaluate import (
     WITHOUT_NEW_TOKENS,
     Evaluation,
     Questions,
@@ -24,12 +23,14 @@ from vocabgraft.evaluation import (
     gains_for_plots,
     item_columns,
 )
-from vocabgraft.losses import LOSSES
-from vocabgraft.mteb_tasks import load_tasks, score_tasks
-from vocabgraft.params import BaseParams, DatasetParams, EvaluateModelParams, ValidateDataParams
-from vocabgraft.retention import reference_corpus
-from vocabgraft.tokenizer import ExtendedToken, added_tokens, read_tokens
-from vocabgraft.vocabulary import read_with_descriptions
+from vocabgraft.evaluation.retention import reference_corpus
+from vocabgraft.evaluation.speed import compare_speed
+from vocabgraft.models.base import load_model, prompts_of
+from vocabgraft.models.encode import encode
+from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
+from vocabgraft.tokens.new_token import read_with_descriptions
+from vocabgraft.tokens.tokenizer import ExtendedToken, added_tokens, read_tokens
+from vocabgraft.training.adapters import merge_adapter
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

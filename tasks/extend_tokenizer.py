@@ -5,14 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks._base import find_base
-from tasks._stage import run_stage
-from vocabgraft.accepted_data import read_contexts, read_datasets, read_new_tokens, training_texts
-from vocabgraft.artifacts import new_folder, write_json
-from vocabgraft.base_model import tokenizer_file
-from vocabgraft.params import BaseParams, ExtendTokenizerParams
-from vocabgraft.remote_code import drop_auto_maps
-from vocabgraft.tokenizer import (
+from tasks.support.models import find_base
+from tasks.support.stage import run_stage
+from vocabgraft.config.stages import BaseParams, ExtendTokenizerParams
+from vocabgraft.data.accepted import read_contexts, read_datasets, read_new_tokens, training_texts
+from vocabgraft.models.base import tokenizer_file
+from vocabgraft.models.remote_code import drop_auto_maps
+from vocabgraft.storage.artifacts import new_folder, write_json
+from vocabgraft.tokens.new_token import NewToken
+from vocabgraft.tokens.tokenizer import (
     ExtendedToken,
     SegmentationReport,
     load_raw_tokenizer,
@@ -20,8 +21,7 @@ from vocabgraft.tokenizer import (
     segmentation_report,
     tokens_added_before,
 )
-from vocabgraft.tokenizer import extend_tokenizer as extend
-from vocabgraft.vocabulary import NewToken
+from vocabgraft.tokens.tokenizer import extend_tokenizer as extend
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -3,18 +3,18 @@
 import logging
 from pathlib import Path
 
-from tasks._base import find_base
-from tasks._stage import run_stage
-from vocabgraft.accepted_data import read_contexts, read_datasets, training_texts
-from vocabgraft.adapters import merged_model
-from vocabgraft.artifacts import new_folder, read_json, require_artifact
-from vocabgraft.base_model import load_model
-from vocabgraft.model_folder import PACK_FOLDER, save_model
-from vocabgraft.packing import pack_run, why_no_pack
-from vocabgraft.packs import write_pack_inside
-from vocabgraft.params import BaseParams, MergeAdapterParams
-from vocabgraft.remote_code import copy_code
-from vocabgraft.tokenizer import read_tokens
+from tasks.support.models import find_base
+from tasks.support.stage import run_stage
+from vocabgraft.config.stages import BaseParams, MergeAdapterParams
+from vocabgraft.data.accepted import read_contexts, read_datasets, training_texts
+from vocabgraft.models.base import load_model
+from vocabgraft.models.remote_code import copy_code
+from vocabgraft.models.saving import PACK_FOLDER, save_model
+from vocabgraft.packs.from_run import pack_run, why_no_pack
+from vocabgraft.packs.pack import write_pack_inside
+from vocabgraft.storage.artifacts import new_folder, read_json, require_artifact
+from vocabgraft.tokens.tokenizer import read_tokens
+from vocabgraft.training.adapters import merged_model
 
 logger = logging.getLogger(__name__)
 

@@ -11,22 +11,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks._base import find_base
-from tasks._champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, compare_with_champion, with_widths
-from tasks._gates import Gate, benefit_of, figure_at, gates_of, own_module_gates, speed_of
-from tasks._lineage import data_splits, items_digest, lineage_tags
-from tasks._model_card import UNKNOWN_LICENCE, Facts, licence_of, write_card
-from tasks._read_back import READ_BACK_TAG, read_back
-from tasks._registration import RunRecord, log_and_register, remove_version
-from tasks._registry import CHALLENGER, CHAMPION, DIGEST_TAG, Client, Registered, connect, find_by_alias, find_by_digest
-from tasks._stage import run_stage
-from tasks._versions import make_champion, set_alias, tag_version
-from vocabgraft.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
+from tasks.registry.champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, compare_with_champion, with_widths
+from tasks.registry.gates import Gate, benefit_of, figure_at, gates_of, own_module_gates, speed_of
+from tasks.registry.lineage import data_splits, items_digest, lineage_tags
+from tasks.registry.lookup import (
+    CHALLENGER,
+    CHAMPION,
+    DIGEST_TAG,
+    Client,
+    Registered,
+    connect,
+    find_by_alias,
+    find_by_digest,
+)
+from tasks.registry.model_card import UNKNOWN_LICENCE, Facts, licence_of, write_card
+from tasks.registry.read_back import READ_BACK_TAG, read_back
+from tasks.registry.register import RunRecord, log_and_register, remove_version
+from tasks.registry.versions import make_champion, set_alias, tag_version
+from tasks.support.models import find_base
+from tasks.support.stage import run_stage
+from vocabgraft.config.params import load_params
+from vocabgraft.config.stages import BaseParams, RegisterModelParams
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.model_folder import PACK_FOLDER
-from vocabgraft.params import BaseParams, RegisterModelParams, load_params
-from vocabgraft.remote_code import keep_code
-from vocabgraft.tokenizer import read_tokens
+from vocabgraft.models.remote_code import keep_code
+from vocabgraft.models.saving import PACK_FOLDER
+from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
+from vocabgraft.tokens.tokenizer import read_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +121,7 @@ def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> 
 def _write(
     client: Client, params: RegisterModelParams, made: Made, figures: dict[str, Any], tags: dict[str, str]
 ) -> Registered:
-    from vocabgraft.base_model import load_model
+    from vocabgraft.models.base import load_model
 
     card = write_card(_facts(params, made, figures, tags))
     with _beside_its_card(made.merged, card) as folder:

@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 
-from tasks._base import find_base
-from tasks._stage import run_stage
-from vocabgraft.accepted_data import read_contexts, read_datasets, training_texts
-from vocabgraft.artifacts import new_folder, write_json
-from vocabgraft.custom_modules import add_modules
-from vocabgraft.new_rows import make_rows
-from vocabgraft.params import BaseParams, ResizeBaseParams
-from vocabgraft.resizing import write_resized
-from vocabgraft.surgery import find_embedding, read_rows
-from vocabgraft.tokenizer import added_tokens, load_tokenizer, read_tokens
+from tasks.support.models import find_base
+from tasks.support.stage import run_stage
+from vocabgraft.config.stages import BaseParams, ResizeBaseParams
+from vocabgraft.data.accepted import read_contexts, read_datasets, training_texts
+from vocabgraft.models.extra_modules import add_modules
+from vocabgraft.models.resize import write_resized
+from vocabgraft.models.resize_files import find_embedding, read_rows
+from vocabgraft.storage.artifacts import new_folder, write_json
+from vocabgraft.token_embeddings.build import make_rows
+from vocabgraft.tokens.tokenizer import added_tokens, load_tokenizer, read_tokens
 
 
 def resize_base(

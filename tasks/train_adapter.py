@@ -7,21 +7,22 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks._stage import run_stage
-from vocabgraft import processes
-from vocabgraft.accepted_data import read_datasets
-from vocabgraft.adapters import require_reload
-from vocabgraft.artifacts import content_digest, new_folder, require_artifact, write_json
-from vocabgraft.base_model import load_model
-from vocabgraft.checkpoints import key_of
+from tasks.support.stage import run_stage
+from vocabgraft.config.stages import BaseParams, ValidateDataParams
+from vocabgraft.config.training import PEFT_METHODS, ROW_METHODS, TrainAdapterParams
+from vocabgraft.data.accepted import read_datasets
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.model_folder import save_model
-from vocabgraft.params import PEFT_METHODS, ROW_METHODS, BaseParams, TrainAdapterParams, ValidateDataParams
-from vocabgraft.remote_code import copy_code
-from vocabgraft.tokenizer import read_tokens
-from vocabgraft.training import TrainingResult
-from vocabgraft.training import train_adapter as train
-from vocabgraft.training_data import ids_without_text
+from vocabgraft.models.base import load_model
+from vocabgraft.models.remote_code import copy_code
+from vocabgraft.models.saving import save_model
+from vocabgraft.storage.artifacts import content_digest, new_folder, require_artifact, write_json
+from vocabgraft.tokens.tokenizer import read_tokens
+from vocabgraft.training import distributed
+from vocabgraft.training.adapters import require_reload
+from vocabgraft.training.checkpoints import key_of
+from vocabgraft.training.columns import ids_without_text
+from vocabgraft.training.fit import TrainingResult
+from vocabgraft.training.fit import train_adapter as train
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -46,12 +47,12 @@ def train_adapter(
     With `method: full` there is no adapter, and the folder is that of the complete model.
     """
     paths = {"resized": resized, "tokens": tokens, "datasets": datasets, "out": out}
-    if max(params.processes, processes.nodes()) > 1 and not processes.is_worker():
+    if max(params.processes, distributed.nodes()) > 1 and not distributed.is_worker():
         options = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
-        processes.launch(["-m", "tasks.train_adapter", *options], params.processes)
+        distributed.launch(["-m", "tasks.train_adapter", *options], params.processes)
         return
-    if processes.is_worker():
-        processes.enter()
+    if distributed.is_worker():
+        distributed.enter()
     model = load_model(require_artifact(resized), own_modules=True, trust_remote_code=base.trust_remote_code)
     new_tokens, accepted = read_tokens(tokens), read_datasets(datasets)
     new_ids = [token.id for token in new_tokens]
@@ -60,11 +61,11 @@ def train_adapter(
     if params.method in ROW_METHODS:
         _require_something_to_train(len(untrained), len(new_ids))
     # A copy on a machine of a cluster is gone when its run ends: nobody would go on from what lies there.
-    checkpoints = None if processes.nodes() > 1 else CHECKPOINTS / _key(paths, params, seed, validate_data)
+    checkpoints = None if distributed.nodes() > 1 else CHECKPOINTS / _key(paths, params, seed, validate_data)
     with _live_metrics(params) as listener:
         result = train(model, accepted, new_ids, params, seed, validate_data.datasets, checkpoints, listener)
     without_text = [token.text for token in new_tokens if token.id in untrained]
-    if processes.writes():
+    if distributed.writes():
         with new_folder(out) as work:
             _save(model, work, resized, [token.text for token in new_tokens], params, base)
             write_json(work / "curve.json", _curve(result.curve))
@@ -72,8 +73,8 @@ def train_adapter(
         if checkpoints is not None:
             shutil.rmtree(checkpoints, ignore_errors=True)
         _draw(result.curve)
-    if processes.is_worker():
-        processes.leave()
+    if distributed.is_worker():
+        distributed.leave()
 
 
 def _save(
@@ -101,16 +102,16 @@ def _key(paths: Mapping[str, Path], params: TrainAdapterParams, seed: int, valid
             "params": params.model_dump(exclude={"checkpoint_every"}),
             "seed": seed,
             "settings": [dataset.model_dump() for dataset in validate_data.datasets],
-            "world": processes.world_size(),
+            "world": distributed.world_size(),
         }
     )
 
 
 def _live_metrics(params: TrainAdapterParams) -> AbstractContextManager[Any]:
     """What figures are told to while they come: an MLflow run of their own where params.yaml asks for it."""
-    if "mlflow" not in params.arguments.get("report_to", ()) or processes.rank():
+    if "mlflow" not in params.arguments.get("report_to", ()) or distributed.rank():
         return nullcontext()
-    from tasks._registry import live_run
+    from tasks.registry.lookup import live_run
 
     flat = {name: value for name, value in params.model_dump().items() if value not in (None, [], {})}
     return live_run(params.arguments.get("run_name") or "train_adapter", flat)

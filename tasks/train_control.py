@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from tasks._stage import run_stage
-from vocabgraft.artifacts import new_folder, write_json
-from vocabgraft.params import BaseParams, EvaluateModelParams, TrainAdapterParams, ValidateDataParams
+from tasks.support.stage import run_stage
+from vocabgraft.config.stages import BaseParams, EvaluateModelParams, ValidateDataParams
+from vocabgraft.config.training import TrainAdapterParams
+from vocabgraft.storage.artifacts import new_folder, write_json
 
 
 def train_control(
@@ -24,14 +25,14 @@ def train_control(
             write_json(work / "report.json", {"trained": False})
         return
     # What loads torch is imported where something is trained.
-    from tasks._base import find_base
-    from vocabgraft.accepted_data import read_datasets
-    from vocabgraft.artifacts import read_json
-    from vocabgraft.base_model import load_model, prompts_of
-    from vocabgraft.control import control_params, reading_descriptions
-    from vocabgraft.model_folder import save_model
-    from vocabgraft.tokenizer import added_tokens, read_tokens
-    from vocabgraft.training import train_adapter as train
+    from tasks.support.models import find_base
+    from vocabgraft.data.accepted import read_datasets
+    from vocabgraft.models.base import load_model, prompts_of
+    from vocabgraft.models.saving import save_model
+    from vocabgraft.storage.artifacts import read_json
+    from vocabgraft.tokens.tokenizer import added_tokens, read_tokens
+    from vocabgraft.training.control import control_params, reading_descriptions
+    from vocabgraft.training.fit import train_adapter as train
 
     trusted = base.trust_remote_code
     model = load_model(find_base(base_identity, trusted), trust_remote_code=trusted)

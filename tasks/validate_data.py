@@ -12,29 +12,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks._base import resolve_base
-from tasks._stage import ToldFirstError, run_stage
-from vocabgraft.artifacts import new_folder, write_json
-from vocabgraft.base_model import tokenizer_file
-from vocabgraft.beir import Benchmark, read_beir, write_benchmarks
+from tasks.support.models import resolve_base
+from tasks.support.stage import ToldFirstError, run_stage
+from vocabgraft.config.datasets import COLUMNS, LABELS, NUMBERS, OPTIONAL_COLUMNS, DatasetParams
+from vocabgraft.config.stages import BaseParams, EvaluateModelParams, ExtendTokenizerParams, ValidateDataParams
+from vocabgraft.data.beir import Benchmark, read_beir, write_benchmarks
+from vocabgraft.data.judgement import JudgedTable, Judgement, Refusal, judge, read_raw, told_first
+from vocabgraft.data.mteb import require_mteb
+from vocabgraft.data.splits import SPLITS
+from vocabgraft.data.validation import count_uses, inside_others, new_tokens
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.examples import count_uses, inside_others, new_tokens
-from vocabgraft.judgement import JudgedTable, Judgement, Refusal, judge, read_raw, told_first
-from vocabgraft.mteb_tasks import require_mteb
-from vocabgraft.params import (
-    COLUMNS,
-    LABELS,
-    NUMBERS,
-    OPTIONAL_COLUMNS,
-    BaseParams,
-    DatasetParams,
-    EvaluateModelParams,
-    ExtendTokenizerParams,
-    ValidateDataParams,
-)
-from vocabgraft.remote_code import check_code, describe_code
-from vocabgraft.splits import SPLITS
-from vocabgraft.tokenizer import load_raw_tokenizer
+from vocabgraft.models.base import tokenizer_file
+from vocabgraft.models.remote_code import check_code, describe_code
+from vocabgraft.storage.artifacts import new_folder, write_json
+from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -169,7 +160,7 @@ def _write_data_docs(judgement: Judgement, site: Path) -> None:
     """Only here is Great Expectations imported, which takes seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        from tasks._expectations import write_data_docs
+        from tasks.support.expectations import write_data_docs
 
     tables: list[JudgedTable] = [table for table in judgement.tables.values() if len(table.frame)]
     if tables:

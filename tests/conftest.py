@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tasks._stage import switch_telemetry_off
+from tasks.support.stage import switch_telemetry_off
 from tests.coded_base import build_coded_base
 
 ROOT = Path(__file__).parent.parent

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks._registry import connect, find_by_alias
 from tasks.register_model import model_digest, register_model
-from vocabgraft.artifacts import new_folder, write_json
-from vocabgraft.params import BaseParams, GateParams, RegisterModelParams
+from tasks.registry.lookup import connect, find_by_alias
+from vocabgraft.config.stages import BaseParams, GateParams, RegisterModelParams
+from vocabgraft.storage.artifacts import new_folder, write_json
 
 GATES = GateParams(benefit="terms.new_word.mrr", min_gain=0.0, max_retention_drop=0.01)
 # Words of the tiny base that stand for new ones.

@@ -16,13 +16,13 @@ import numpy as np
 import psutil
 import pytest
 
-from flows.dag import read_dag
-from flows.execution import environment
-from flows.registration import find_registered, is_lost
-from flows.settings import edit_params
-from tasks._registry import CHALLENGER, connect, find_by_digest
-from vocabgraft.artifacts import digest_of, hash_files, read_json
-from vocabgraft.params import load_params
+from flows.engine.dag import read_dag
+from flows.engine.edit_params import edit_params
+from flows.engine.registry_state import find_registered, is_lost
+from flows.engine.stage_run import environment
+from tasks.registry.lookup import CHALLENGER, connect, find_by_digest
+from vocabgraft.config.params import load_params
+from vocabgraft.storage.artifacts import digest_of, hash_files, read_json
 
 from .conftest import ROOT, read_manifest, write_lines
 from .flows.test_faults import at_work

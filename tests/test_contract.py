@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from vocabgraft.params import Params
+from vocabgraft.config.params import Params
 
 from .conftest import ROOT
 
@@ -322,8 +322,8 @@ BROKEN_STAGES: list[tuple[Callable[[Stages], list[str]], Callable[[Stages], obje
     ),
     (
         of_project(check_code_deps),
-        add_dep("merge_adapter", "vocabgraft/examples.py"),
-        ["merge_adapter: vocabgraft/examples.py is a dep but not imported"],
+        add_dep("merge_adapter", "vocabgraft/data/validation.py"),
+        ["merge_adapter: vocabgraft/data/validation.py is a dep but not imported"],
     ),
     (check_outs, put("merge_adapter", "outs", ["data/merged"]), ["merge_adapter: outs are ['data/merged']"]),
     (

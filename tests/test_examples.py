@@ -38,8 +38,8 @@ def add_word(base: Path, folder: Path, word: str) -> Path:
     import torch
     from tokenizers import AddedToken
 
-    from vocabgraft.base_model import load_model
-    from vocabgraft.model_folder import save_model
+    from vocabgraft.models.base import load_model
+    from vocabgraft.models.saving import save_model
 
     model = load_model(base, device="cpu")
     model.tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True)])

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vocabgraft.artifacts import read_json
+from vocabgraft.storage.artifacts import read_json
 
 from .conftest import ROOT
 from .registered_models import Made, build
@@ -76,7 +76,7 @@ def recipes(uri: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def expected(registered: tuple[str, Made]) -> "np.ndarray[Any, Any]":
     """The vectors of the merged folder."""
-    from vocabgraft.base_model import load_model
+    from vocabgraft.models.base import load_model
 
     merged = registered[1].root / "merged"
     return np.asarray(load_model(merged, device="cpu").encode(TEXTS, show_progress_bar=False))
@@ -109,7 +109,7 @@ def test_every_recipe_gives_the_vectors_of_the_merged_model(
 def test_the_registered_folder_is_complete_and_holds_no_code_and_no_pickle(registered: tuple[str, Made]) -> None:
     import yaml
 
-    from tasks._registry import download_model
+    from tasks.registry.lookup import download_model
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", registered[0])

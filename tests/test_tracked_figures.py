@@ -11,7 +11,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.flows.projects import run_dvc
-from vocabgraft.artifacts import write_json
+from vocabgraft.storage.artifacts import write_json
 
 EVALUATION = "data/evaluate_model"
 

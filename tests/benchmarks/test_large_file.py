@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from benchmarks.large_file import HELD_OUT, RELATIONS, Measured, bytes_a_triple, generate, growth_over_steps, memory
-from vocabgraft.accepted_data import AcceptedDataset
+from vocabgraft.data.accepted import AcceptedDataset
 
 
 def test_triples_are_many_names_that_can_be_said_and_few_relations_the_same_each_time(tmp_path: Path) -> None:

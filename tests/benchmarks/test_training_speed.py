@@ -19,8 +19,8 @@ from benchmarks.training_speed import (
     speedups,
 )
 from tests.vocabgraft.conftest import Graft, WriteDataset, load, rows_of, train_params
-from vocabgraft.adapters import adapter_parameters
-from vocabgraft.constant_texts import ConstantTable
+from vocabgraft.training.adapters import adapter_parameters
+from vocabgraft.training.embedding_cache import ConstantTable
 
 HEADS = ("big", "old", "new", "red", "own", "sad", "dry", "wet")
 

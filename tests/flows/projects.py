@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from flows.execution import environment
+from flows.engine.stage_run import environment
 from tests.conftest import ROOT
 
 JOURNAL = "journal.txt"

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from flows.build_model import main
-from flows.dag import Stage
-from flows.preparation import base_moved
-from flows.settings import edit_params
+from flows.engine.dag import Stage
+from flows.engine.edit_params import edit_params
+from flows.run import base_moved
 from tests.conftest import write_lines
-from vocabgraft.artifacts import read_json
+from vocabgraft.storage.artifacts import read_json
 
 from .projects import Trivial, add_stage, journal, lock_bytes, run_dvc, write_definition, write_project
 
@@ -131,7 +131,7 @@ def test_a_plan_that_fails_leaves_the_report(project: Path) -> None:
 def test_a_good_run_without_a_report_has_an_exit_code_of_its_own(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("flows.publishing.write_report", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("flows.reporting.publish.write_report", lambda *arguments: 1 / 0)
     assert main(["--set", "train_adapter.epochs=7"]) == 3
     said = capsys.readouterr()
     assert "the report was not made: division by zero" in said.err
@@ -140,7 +140,7 @@ def test_a_good_run_without_a_report_has_an_exit_code_of_its_own(
 
 
 def test_a_failed_run_without_a_report_is_a_failed_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.publishing.write_report", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("flows.reporting.publish.write_report", lambda *arguments: 1 / 0)
     write_definition(project, DIAMOND | {"left": Trivial(DIAMOND["left"].reads, before="false")})
     assert main([]) == 1
 
@@ -304,7 +304,7 @@ def test_a_registry_that_is_lost_during_the_run_fails_the_stage_and_says_so(
     write_lines(tmp_path / "damaged.db", ["this is no database"] * 100)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/damaged.db")
     # As if it had been there at the start.
-    monkeypatch.setattr("flows.preparation.require_registry", lambda names: None)
+    monkeypatch.setattr("flows.run.require_registry", lambda names: None)
     assert main([]) == 1
     assert states_of_last_run() == {"validate_data": "Completed", "register_model": "Failed"}
     assert "the MLflow store at" in capsys.readouterr().out
@@ -382,8 +382,8 @@ def test_a_setting_that_is_not_allowed_leaves_the_file_alone(
 def test_a_registered_base_has_moved_unless_it_is_what_this_chain_made(
     project: Path, monkeypatch: pytest.MonkeyPatch, digest: str | None, moved: bool
 ) -> None:
-    from vocabgraft.artifacts import write_json
-    from vocabgraft.base_model import BaseIdentity
+    from vocabgraft.models.base import BaseIdentity
+    from vocabgraft.storage.artifacts import write_json
 
     edit_params(Path("params.yaml"), ["base.model=models:/name@champion", "base.sha256=null"])
     for stage, file, content in (
@@ -393,7 +393,7 @@ def test_a_registered_base_has_moved_unless_it_is_what_this_chain_made(
         Path(stage).mkdir()
         write_json(Path(stage) / file, content)
     stages = [Stage(name, (), (Path(name),)) for name in ("validate_data", "register_model")]
-    monkeypatch.setattr("tasks._registry.digest_of_registered", lambda uri: digest)
+    monkeypatch.setattr("tasks.registry.lookup.digest_of_registered", lambda uri: digest)
     newest = BaseIdentity("models:/name/2", None, "c", "d")
-    monkeypatch.setattr("tasks._base.resolve_base", lambda base: (Path(), newest))
+    monkeypatch.setattr("tasks.support.models.resolve_base", lambda base: (Path(), newest))
     assert base_moved(stages) is moved

@@ -15,12 +15,12 @@ import psutil
 import pytest
 import yaml
 
-from flows.execution import environment
-from flows.lock_order import DUE
-from flows.workspace import LOCK, MARK, check_lock_file, heal_rwlock
+from flows.engine.lock_file import DUE
+from flows.engine.stage_run import environment
+from flows.engine.workspace import LOCK, MARK, check_lock_file, heal_rwlock
 from tests.conftest import ROOT
-from vocabgraft.artifacts import read_json
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.artifacts import read_json
 
 from .projects import Trivial, journal, lock_bytes, run_dvc, write_definition, write_project
 

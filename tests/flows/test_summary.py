@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.dag import Stage
+from flows.engine.dag import Stage
 from flows.summary import model_summary
-from vocabgraft.artifacts import write_json
+from vocabgraft.storage.artifacts import write_json
 
 FIGURES = {"terms": {"all": {"mrr": 50.0, "queries": 3}}, "tokens_per_text": 4.0}
 DISTILLATION = {

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tasks._stage import run_stage
+from tasks.support.stage import run_stage
 from tasks.validate_data import validate_data
-from vocabgraft.artifacts import hash_files
+from vocabgraft.storage.artifacts import hash_files
 
 from ..conftest import ROOT, build_tiny_project
 
@@ -512,8 +512,16 @@ def forbidden(*_: object, **__: object) -> None:
     ("place", "failure", "says"),
     [
         ("tasks.validate_data.pq.write_table", full_disk, "the disk is full while writing data/somewhere; free some"),
-        ("vocabgraft.artifacts.write_json", full_disk, "the disk is full while writing data/somewhere; free some"),
-        ("vocabgraft.artifacts.tempfile.mkdtemp", forbidden, "no permission to read or write data/somewhere; give it"),
+        (
+            "vocabgraft.storage.artifacts.write_json",
+            full_disk,
+            "the disk is full while writing data/somewhere; free some",
+        ),
+        (
+            "vocabgraft.storage.artifacts.tempfile.mkdtemp",
+            forbidden,
+            "no permission to read or write data/somewhere; give it",
+        ),
     ],
     ids=["full disk", "full disk at the manifest", "no permission"],
 )

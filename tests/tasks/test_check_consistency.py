@@ -12,16 +12,16 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import tasks.check_consistency as module
-from tasks._stage import run_stage
 from tasks.check_consistency import check_consistency
 from tasks.extend_tokenizer import extend_tokenizer
 from tasks.merge_adapter import merge_adapter
 from tasks.resize_base import resize_base
+from tasks.support.stage import run_stage
 from tasks.train_adapter import train_adapter
 from tasks.validate_data import validate_data
-from vocabgraft.bank import VocabularyBank
-from vocabgraft.base_model import load_model
-from vocabgraft.consistency import CHECKS
+from vocabgraft.checks.runner import CHECKS
+from vocabgraft.models.base import load_model
+from vocabgraft.packs.bank import VocabularyBank
 
 from ..conftest import build_tiny_project
 from ..vocabgraft.stored_encodings import stored

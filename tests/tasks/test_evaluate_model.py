@@ -12,18 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tasks._stage import run_stage
 from tasks.evaluate_model import SPEED, evaluate_model
 from tasks.extend_tokenizer import extend_tokenizer
 from tasks.merge_adapter import merge_adapter
 from tasks.resize_base import resize_base
+from tasks.support.stage import run_stage
 from tasks.train_adapter import train_adapter
 from tasks.train_control import train_control
 from tasks.validate_data import validate_data
 from tests.conftest import ROOT, build_tiny_project, write_lines
-from vocabgraft.artifacts import hash_files, read_json
+from vocabgraft.config.params import load_params
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.params import load_params
+from vocabgraft.storage.artifacts import hash_files, read_json
 
 OUT, CONTROL = Path("data/evaluate_model"), Path("data/train_control")
 BENCHMARK = {"name": "cases", "folder": "cases", "format": "beir"}
@@ -132,7 +132,7 @@ def test_a_control_is_trained_on_the_base_and_evaluated_beside_it(
 
 def test_without_a_control_the_stage_loads_neither_torch_nor_a_model(project: Path) -> None:
     code = (
-        "import sys; from tasks._stage import run_stage; from tasks.train_control import train_control\n"
+        "import sys; from tasks.support.stage import run_stage; from tasks.train_control import train_control\n"
         "assert run_stage(train_control, []) == 0\n"
         "print([name for name in ('torch', 'transformers', 'peft', 'mlflow') if name in sys.modules])"
     )
@@ -197,7 +197,7 @@ def test_a_loss_that_lora_cannot_train_stops_a_control_when_the_file_is_read(
         if method == "lora":
             raise ValueError("its weights are frozen")
 
-    monkeypatch.setattr("vocabgraft.params.check_method", refuse_lora)
+    monkeypatch.setattr("vocabgraft.config.params.check_method", refuse_lora)
     assert not load_params().evaluate_model.control
     change("evaluate_model", control=True)
     told = r"evaluate_model\.control trains LoRA .* that of relations does not allow it: its weights are frozen"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tasks._stage import run_stage
+from tasks.support.stage import run_stage
 from tasks.validate_data import validate_data
 
 OUT = Path("data/validate_data")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks._stage import run_stage
+from tasks.support.stage import run_stage
 
 from ..conftest import ROOT, build_tiny_project
 

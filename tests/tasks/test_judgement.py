@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tasks._expectations import write_data_docs
-from tasks._stage import run_stage
+from tasks.support.expectations import write_data_docs
+from tasks.support.stage import run_stage
 from tasks.validate_data import validate_data
-from vocabgraft.base_model import tokenizer_file
-from vocabgraft.judgement import JudgedTable, Judgement, judge, read_raw
-from vocabgraft.params import load_params
-from vocabgraft.rules import AtMostLong, Between, Empty, Filled, Matches, OneOf, Rule
-from vocabgraft.tokenizer import load_raw_tokenizer
+from vocabgraft.config.params import load_params
+from vocabgraft.data.judgement import JudgedTable, Judgement, judge, read_raw
+from vocabgraft.data.rules import AtMostLong, Between, Empty, Filled, Matches, OneOf, Rule
+from vocabgraft.models.base import tokenizer_file
+from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 
 from .test_bad_input import REFUSED, Fault, append, setting, write
 
@@ -304,11 +304,11 @@ def test_data_docs_fail_where_rows_were_refused(fault: Fault, tiny_project: Path
 
 BEFORE_DATA_DOCS = """
 import sys
-from tasks._stage import ToldFirstError, _parameters
+from tasks.support.stage import ToldFirstError, _parameters
 from tasks.validate_data import validate_data
 from pathlib import Path
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.params import load_params
+from vocabgraft.config.params import load_params
 try:
     paths = {"raw": Path("data/raw"), "out": Path("data/validate_data"), "site": Path("reports/data_docs")}
     validate_data(**paths, **_parameters(validate_data, load_params()))

@@ -6,21 +6,21 @@ from typing import Any
 
 import pytest
 
-from flows.settings import edit_params
-from tasks._gates import gates_of
-from tasks._registration import log_report
-from tasks._registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, download_pack
-from tasks._stage import run_stage
+from flows.engine.edit_params import edit_params
 from tasks.register_model import RECORD, SPEED, register_model
+from tasks.registry.gates import gates_of
+from tasks.registry.lookup import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, download_pack
+from tasks.registry.register import log_report
+from tasks.support.stage import run_stage
 from tests.conftest import ROOT
 from tests.registered_models import GATES, Made, build, figures
 from tests.vocabgraft.conftest import load
 from tests.vocabgraft.pack_samples import KIDNEY, make_pack
-from vocabgraft.artifacts import new_folder, read_json, write_json, write_manifest
-from vocabgraft.bank import VocabularyBank
+from vocabgraft.config.stages import BaseParams, GateParams, RegisterModelParams
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.packs import write_pack_inside
-from vocabgraft.params import BaseParams, GateParams, RegisterModelParams
+from vocabgraft.packs.bank import VocabularyBank
+from vocabgraft.packs.pack import write_pack_inside
+from vocabgraft.storage.artifacts import new_folder, read_json, write_json, write_manifest
 
 OWN_NORM = """
 from sentence_transformers.sentence_transformer.modules import Normalize

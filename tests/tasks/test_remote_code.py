@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import yaml
 
-from tasks._champion import Candidate, load_champion
-from tasks._stage import run_stage
+from tasks.registry.champion import Candidate, load_champion
+from tasks.support.stage import run_stage
 from tests.coded_base import CONFIGURATION, HELPER, MODEL, RAN, SOURCES, change_config
 from tests.conftest import ROOT, build_tiny_project
 from tests.registered_models import build
 from tests.tasks.test_check_consistency import LIMITS
-from tests.vocabgraft.test_remote_code import with_layer
-from vocabgraft.artifacts import file_sha256, write_json
-from vocabgraft.base_model import load_model
+from tests.vocabgraft.models.test_remote_code import with_layer
+from vocabgraft.config.params import load_params
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.params import load_params
+from vocabgraft.models.base import load_model
+from vocabgraft.storage.artifacts import file_sha256, write_json
 
 BEFORE_EVALUATION = (
     "validate_data",
@@ -189,7 +189,7 @@ def test_the_registered_version_says_what_ran_and_loads_by_mlflow(
 ) -> None:
     import mlflow
 
-    from tasks._registry import connect, find_by_digest
+    from tasks.registry.lookup import connect, find_by_digest
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
     put("evaluate_model", control=True)

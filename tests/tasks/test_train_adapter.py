@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks._registry import EXPERIMENT, connect, metric_name
-from tasks._stage import run_stage
 from tasks.check_consistency import check_consistency
 from tasks.extend_tokenizer import extend_tokenizer
 from tasks.merge_adapter import merge_adapter
+from tasks.registry.lookup import EXPERIMENT, connect, metric_name
 from tasks.resize_base import resize_base
+from tasks.support.stage import run_stage
 from tasks.train_adapter import CHECKPOINTS, CURVE_PLOT, train_adapter
 from tasks.validate_data import validate_data
-from vocabgraft.trainer import AdapterTrainer
+from vocabgraft.training.trainer import AdapterTrainer
 
 OUT = Path("data/train_adapter")
 
@@ -155,7 +155,7 @@ def test_an_adapter_that_does_not_come_back_is_not_written(
     resized: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # As peft 0.21 names DoRA's magnitudes, transformers 5.23 does not find them.
-    monkeypatch.setattr("vocabgraft.model_folder._name_magnitudes", lambda path: None)
+    monkeypatch.setattr("vocabgraft.models.saving._name_magnitudes", lambda path: None)
     change("train_adapter", method="peft", peft=DORA, epochs=3, learning_rate=0.01)
     assert run_stage(train_adapter, []) == 1
     assert "the adapter was trained, saved and loaded, and its embeddings then differ by" in capsys.readouterr().err

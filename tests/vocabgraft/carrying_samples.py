@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from tests.tokenizer_families import as_fast, build_roberta
 from tests.vocabgraft.pack_samples import make_pack
-from vocabgraft.packs import Pack
-from vocabgraft.vocabulary import NewToken
+from vocabgraft.packs.pack import Pack
+from vocabgraft.tokens.new_token import NewToken
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -52,7 +52,7 @@ def build_small_base(folder: Path, width: int = 24) -> Path:
 
 def minilm() -> "SentenceTransformer":
     """The real base."""
-    from vocabgraft.base_model import load_model, locate_base
+    from vocabgraft.models.base import load_model, locate_base
 
     return load_model(locate_base(MINILM), device="cpu")
 

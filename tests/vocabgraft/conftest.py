@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import ROOT
-from vocabgraft.accepted_data import AcceptedDataset
-from vocabgraft.losses import Format
-from vocabgraft.params import LABELS, NUMBERS, VECTORS, Method, PeftParams, TrainAdapterParams, load_params
-from vocabgraft.splits import SPLITS
-from vocabgraft.tokenizer import ExtendedToken
-from vocabgraft.vocabulary import NewToken
+from vocabgraft.config.datasets import LABELS, NUMBERS, VECTORS
+from vocabgraft.config.losses import Format
+from vocabgraft.config.params import load_params
+from vocabgraft.config.training import Method, PeftParams, TrainAdapterParams
+from vocabgraft.data.accepted import AcceptedDataset
+from vocabgraft.data.splits import SPLITS
+from vocabgraft.tokens.new_token import NewToken
+from vocabgraft.tokens.tokenizer import ExtendedToken
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -63,7 +65,7 @@ class Graft:
 @pytest.fixture(scope="session")
 def base_tokenizer(tiny_base: Path) -> "Tokenizer":
     """The tiny base's own tokenizer; never changed."""
-    from vocabgraft.tokenizer import load_raw_tokenizer
+    from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 
     return load_raw_tokenizer(tiny_base / "tokenizer.json")
 
@@ -71,7 +73,7 @@ def base_tokenizer(tiny_base: Path) -> "Tokenizer":
 @pytest.fixture(scope="session")
 def extended(tiny_base: Path, base_tokenizer: "Tokenizer") -> "tuple[PreTrainedTokenizerFast, list[ExtendedToken]]":
     """The tiny base's tokenizer with NEW_TOKENS, and those; never changed."""
-    from vocabgraft.tokenizer import extend_tokenizer, load_tokenizer
+    from vocabgraft.tokens.tokenizer import extend_tokenizer, load_tokenizer
 
     tokenizer = load_tokenizer(tiny_base)
     return tokenizer, extend_tokenizer(tokenizer, base_tokenizer, NEW_TOKENS, 64)
@@ -84,10 +86,10 @@ def graft(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Graft:
     """A chain whose adapters hold random weights, as if trained."""
-    from vocabgraft.artifacts import new_folder
-    from vocabgraft.params import PromptParams
-    from vocabgraft.resizing import write_resized
-    from vocabgraft.tokenizer import load_tokenizer
+    from vocabgraft.config.stages import PromptParams
+    from vocabgraft.models.resize import write_resized
+    from vocabgraft.storage.artifacts import new_folder
+    from vocabgraft.tokens.tokenizer import load_tokenizer
 
     root = tmp_path_factory.mktemp("graft")
     tokenizer, tokens = extended
@@ -113,10 +115,11 @@ def save_random_adapter(root: Path, method: Method, tokens: Sequence[ExtendedTok
     """Save an adapter with random weights over the resized base, or with `full` the base with noise on all of them."""
     import torch
 
-    from vocabgraft.adapters import ROWS, add_adapter, trainable_parameters
-    from vocabgraft.artifacts import new_folder
-    from vocabgraft.base_model import load_model
-    from vocabgraft.model_folder import save_model
+    from vocabgraft.models.base import load_model
+    from vocabgraft.models.saving import save_model
+    from vocabgraft.storage.artifacts import new_folder
+    from vocabgraft.token_embeddings.trainable import ROWS
+    from vocabgraft.training.adapters import add_adapter, trainable_parameters
 
     model = load_model(root / RESIZED, device="cpu")
     add_adapter(model, method, [token.id for token in tokens], lora_params(), PEFT.get(method))
@@ -137,9 +140,9 @@ def save_random_adapter(root: Path, method: Method, tokens: Sequence[ExtendedTok
 
 def save_merged(root: Path, method: Method, adapter: Path) -> Path:
     """Merge an adapter into the resized base and save the result."""
-    from vocabgraft.adapters import merged_model
-    from vocabgraft.artifacts import new_folder
-    from vocabgraft.model_folder import save_model
+    from vocabgraft.models.saving import save_model
+    from vocabgraft.storage.artifacts import new_folder
+    from vocabgraft.training.adapters import merged_model
 
     with new_folder(root / f"merged-{method}") as work:
         save_model(merged_model(root / RESIZED, adapter), work)
@@ -148,7 +151,7 @@ def save_merged(root: Path, method: Method, adapter: Path) -> Path:
 
 def load(folder: Path) -> "SentenceTransformer":
     """A model of a graft, loaded anew, so that it may be changed."""
-    from vocabgraft.base_model import load_model
+    from vocabgraft.models.base import load_model
 
     return load_model(folder, device="cpu")
 
@@ -181,7 +184,7 @@ def write_dataset(tmp_path: Path) -> WriteDataset:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from vocabgraft.artifacts import write_json
+    from vocabgraft.storage.artifacts import write_json
 
     def write(
         name: str, dataset_format: Format, columns: Sequence[str], **splits: list[tuple[Any, ...]]

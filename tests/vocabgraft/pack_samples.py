@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vocabgraft.artifacts import read_json, write_json
-from vocabgraft.packs import Pack, PackToken, identify, write_pack
-from vocabgraft.vocabulary import NewToken
+from vocabgraft.packs.pack import Pack, PackToken, identify, write_pack
+from vocabgraft.storage.artifacts import read_json, write_json
+from vocabgraft.tokens.new_token import NewToken
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from tests.conftest import WORDS
-from vocabgraft.encoding import encode
+from vocabgraft.models.encode import encode
 
 TEXTS = (
     *(f"the {first} of a {second}" for first, second in zip(WORDS, WORDS[7:], strict=False)),

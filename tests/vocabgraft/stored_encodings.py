@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from vocabgraft.encoding import encode
-from vocabgraft.evidence import Evidence
-from vocabgraft.fresh_process import FreshProcess, Place
+from vocabgraft.checks.context import Evidence
+from vocabgraft.checks.isolated import FreshProcess, Place
+from vocabgraft.models.encode import encode
 
 
 class StoredEncodings(FreshProcess):

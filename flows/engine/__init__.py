@@ -1,0 +1,1 @@
+"""The stages of dvc.yaml: planned, started, watched and ended."""

@@ -1,0 +1,95 @@
+"""Editing params.yaml from the command line, comments kept."""
+
+import difflib
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from vocabgraft.config.params import parse_params_text, read_params_text
+from vocabgraft.errors import VocabgraftError
+
+
+def edit_params(path: Path, assignments: Sequence[str]) -> str:
+    """Set `SECTION.KEY=VALUE` in `params.yaml`, check the whole, write it, and return the difference.
+
+    Raises:
+        VocabgraftError: for an assignment that is none, an unknown key or a value that is not allowed; the file is
+            then left as it was.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.representer import RoundTripRepresenter
+
+    class OwnRepresenter(RoundTripRepresenter):
+        """Representers belong to a class: added to the shared one, `null` would reach dvc.lock, which DVC writes."""
+
+    yaml = YAML(typ="rt")
+    yaml.Representer = OwnRepresenter
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.representer.add_representer(type(None), _represent_null)
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    before = read_params_text(path)
+    content = _load(before, yaml, f"{path} is not YAML; mend it first")
+    for assignment in assignments:
+        _assign(content, assignment, yaml)
+    stream = StringIO()
+    yaml.dump(content, stream)
+    after = stream.getvalue()
+    parse_params_text(after, str(path))
+    if after == before:
+        return ""
+    # Beside it and then in its place, so that a full disk leaves the old file whole.
+    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished.write_text(after, encoding="utf-8")
+    unfinished.replace(path)
+    return "".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True), str(path), str(path), n=0))
+
+
+def _represent_null(representer: Any, _: None) -> Any:
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
+
+
+def _assign(content: Any, assignment: str, yaml: Any) -> None:
+    key, separator, text = assignment.partition("=")
+    if not separator or not key:
+        raise VocabgraftError(f"--set takes SECTION.KEY=VALUE, not {assignment!r}")
+    *parents, last = key.split(".")
+    place = content
+    for parent in parents:
+        place = _descend(place, parent, key)
+    if isinstance(place, dict):
+        place[last] = _load(text, yaml, f"--set {key}: {text!r} is not YAML")
+        return
+    _descend(place, last, key)
+    place[int(last)] = _load(text, yaml, f"--set {key}: {text!r} is not YAML")
+
+
+def _descend(place: Any, part: str, key: str) -> Any:
+    try:
+        if isinstance(place, dict):
+            return place[part]
+        if isinstance(place, list):
+            return place[int(part)]
+    except (KeyError, IndexError, ValueError) as error:
+        raise _no_such(place, part, key) from error
+    raise _no_such(place, part, key)
+
+
+def _no_such(place: Any, part: str, key: str) -> VocabgraftError:
+    if isinstance(place, dict):
+        allowed = f"allowed: {', '.join(map(str, place))}"
+    elif isinstance(place, list) and place:
+        allowed = f"allowed: 0 to {len(place) - 1}"
+    else:
+        allowed = f"{place!r} has no parts; set it as a whole"
+    return VocabgraftError(f"--set {key}: there is no {part!r}; {allowed}")
+
+
+def _load(text: str, yaml: Any, otherwise: str) -> Any:
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return yaml.load(text)
+    except YAMLError as error:
+        raise VocabgraftError(f"{otherwise}: {error}") from error

@@ -1,0 +1,108 @@
+"""reports/run.json: what a run of the flow did, also when it failed."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from flows.engine.dag import Stage, recorded_inputs
+from flows.engine.stage_run import StageResult
+from tasks.registry import git
+from vocabgraft.config.params import PARAMS_FILE, load_params
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json, write_json
+
+RUN_RECORD = Path("reports/run.json")
+PACKAGES = (
+    "torch sentence-transformers transformers tokenizers peft datasets great-expectations mlflow dvc prefect"
+).split()
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    """What a run of the flow knows of itself.
+
+    Attributes:
+        started: when, in UTC.
+        stages: every stage of the DAG.
+        results: what became of the stages that were part of the run; none when it ended before the first.
+        failure: why the run ended before its stages did; None where it did not.
+        registration: the registered version of this run's model; None where the run registered none.
+        prefect_run: the id of the Prefect run; None where there was none.
+    """
+
+    started: datetime
+    stages: Sequence[Stage]
+    results: Sequence[StageResult]
+    failure: str | None = None
+    registration: Mapping[str, Any] | None = None
+    prefect_run: str | None = None
+
+
+def write_run_record(run: FlowRun, root: Path) -> dict[str, Any]:
+    """Write `reports/run.json` and return what is in it."""
+    record = run_record(run, root)
+    write_record(record, root)
+    return record
+
+
+def write_record(record: Mapping[str, Any], root: Path) -> None:
+    """Write a record to `reports/run.json`."""
+    path = root / RUN_RECORD
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+
+
+def run_record(run: FlowRun, root: Path) -> dict[str, Any]:
+    """What `reports/run.json` has to say of a run."""
+    failed = [f"{result.name}: {result.reason}" for result in run.results if not result.outcome.succeeded]
+    done = [result.name for result in run.results if result.outcome.succeeded]
+    inputs = recorded_inputs(root / "dvc.lock", run.stages, done)
+    return {
+        "started": run.started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "stages": [
+            {"name": result.name, "outcome": result.outcome.value, "seconds": round(result.seconds, 2)}
+            | {"reason": result.reason}
+            for result in run.results
+        ],
+        "failed": run.failure or "\n".join(failed) or None,
+        "git_commit": git.commit() or "none",
+        "git_dirty": git.has_changes(),
+        "versions": versions(),
+        "registration": run.registration,
+        "experiment": os.environ.get("DVC_EXP_NAME"),
+        "prefect_run": run.prefect_run,
+        "inputs": {"digest": digest_of(inputs), "stages": done, "files": inputs["files"]},
+        "outputs": output_digests(run.stages, root),
+        "params": valid_params(root / PARAMS_FILE),
+    }
+
+
+def output_digests(stages: Sequence[Stage], root: Path) -> dict[str, str]:
+    """The content digest of each stage's output, where it is there and complete."""
+    manifests = {stage.name: root / stage.outs[0] / MANIFEST for stage in stages if stage.outs}
+    return {name: read_json(path)["digest"] for name, path in manifests.items() if path.is_file()}
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what decides a result; a package that is missing is left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def valid_params(path: Path) -> dict[str, Any] | None:
+    """The parameters as they count; None where the file is not valid, which a run's failure then says."""
+    try:
+        return load_params(path).model_dump(mode="json")
+    except VocabgraftError:
+        return None

@@ -1,0 +1,228 @@
+"""The stages of a plan, each started when those before it have ended; under Prefect or without it."""
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Protocol
+
+from flows.engine.dag import Planned, Stage, cached_since
+from flows.engine.registry_state import REGISTERING_STAGE, is_lost
+from flows.engine.signals import stopped_by_signals
+from flows.engine.stage_run import Attempt, DvcProcesses, Ending, Outcome, StageLog, StageResult, reproduce
+from flows.engine.timings import keep_seconds, last_seconds
+from vocabgraft.errors import VocabgraftError
+
+# Stages that wait (for a service, a disk, a lock) are worth starting beyond the number of cores; a graph is rarely this
+# wide, and --jobs says otherwise where its stages are heavy.
+LEAST_JOBS = 8
+SECONDS_TO_RETRY, GROWTH = 2.0, 4.0
+SECONDS_BUSY, LONGEST_BUSY_WAIT, SECONDS_TO_GIVE_UP = 0.5, 10.0, 3600.0
+Body = Callable[[StageLog], StageResult]
+# Makes a stage's outputs on another machine and leaves them in DVC's remote: the stage, whether it is forced, its log,
+# and what says that the run is being stopped. An attempt says why it could not.
+Elsewhere = Callable[[Stage, bool, StageLog, Callable[[], bool]], Attempt | None]
+
+
+class Submit(Protocol):
+    """Starts a stage's body somewhere, and calls `done` when it has ended, however it ended."""
+
+    def __call__(self, entry: Planned, body: Body, done: Callable[[], None]) -> None:
+        """Start it and return."""
+
+
+def default_jobs() -> int:
+    """How many stages run at the same time where nobody says."""
+    return max(LEAST_JOBS, os.cpu_count() or 1)
+
+
+class StageRuns:
+    """One run of a plan: what became of each stage so far, and whether it was told to stop."""
+
+    def __init__(
+        self,
+        planned: Sequence[Planned],
+        root: Path,
+        processes: DvcProcesses,
+        jobs: int,
+        keep_going: bool,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
+        self._planned = planned
+        self._root = root
+        self._processes = processes
+        self._jobs = jobs
+        self._keep_going = keep_going
+        self._elsewhere = elsewhere
+        self._results: dict[str, StageResult] = {}
+        self._guard = threading.Lock()
+        self._stopping = threading.Event()
+        self._before = last_seconds(root)
+        self.stopped_by: int | None = None
+
+    def run(self, submit: Submit) -> list[StageResult]:
+        """Run every stage, and return the results in the order of the plan.
+
+        SIGINT and SIGTERM end what runs and leave the rest out; they are handled only where this is the main thread.
+        """
+        waiting = {entry.stage.name: entry for entry in self._planned}
+        running: set[str] = set()
+        ended: SimpleQueue[str] = SimpleQueue()
+        with stopped_by_signals(self._stop):
+            while waiting or running:
+                for name in self._ready(waiting, running):
+                    entry = waiting.pop(name)
+                    running.add(name)
+                    submit(entry, partial(self._run_stage, entry), partial(ended.put, name))
+                running.discard(ended.get())
+        unexpected = "ended unexpectedly; the log above says why"
+        names = [entry.stage.name for entry in self._planned]
+        return [self._results.get(name, StageResult(name, Outcome.FAILED, 0.0, unexpected)) for name in names]
+
+    def _ready(self, waiting: dict[str, Planned], running: set[str]) -> list[str]:
+        free = self._jobs - len(running)
+        ready = [n for n, e in waiting.items() if not any(u in waiting or u in running for u in e.stage.upstream)]
+        return ready[:free]
+
+    def _stop(self, number: int) -> None:
+        self.stopped_by = number
+        self._stopping.set()
+        self._processes.stop_all()
+
+    def _run_stage(self, entry: Planned, log: StageLog) -> StageResult:
+        name, started = entry.stage.name, time.perf_counter()
+        try:
+            result = self._left_out(entry) or self._reproduced(entry, log)
+        except (VocabgraftError, OSError) as error:
+            result = StageResult(name, Outcome.FAILED, 0.0, str(error))
+        result = self._with_savings(replace(result, seconds=time.perf_counter() - started))
+        with self._guard:
+            self._results[name] = result
+            if result.outcome is Outcome.COMPLETED:
+                keep_seconds(self._root, {name: result.seconds})
+        return result
+
+    def _with_savings(self, result: StageResult) -> StageResult:
+        took = self._before.get(result.name)
+        if took is None or result.outcome not in (Outcome.UNCHANGED, Outcome.RESTORED):
+            return result
+        return replace(result, saved=max(took - result.seconds, 0.0))
+
+    def _left_out(self, entry: Planned) -> StageResult | None:
+        """The result of a stage that is not run: cancelled, behind a failure, or unchanged; None for one that is."""
+        name, upstream = entry.stage.name, self._of(entry.stage.upstream)
+        if self._stopping.is_set():
+            return StageResult(name, Outcome.CANCELLED, 0.0, "the run was cancelled before it started")
+        if broken := [result.name for result in upstream if not result.outcome.succeeded]:
+            return StageResult(name, Outcome.NOT_READY, 0.0, f"{', '.join(broken)} did not succeed")
+        moved = any(result.outcome is not Outcome.UNCHANGED for result in upstream)
+        if not (entry.own or (entry.behind and moved)):
+            lost = self._registers(entry) and is_lost(entry.stage, self._root, _ignore)
+            return None if lost else StageResult(name, Outcome.UNCHANGED, 0.0, "")
+        failed = [result.name for result in self._of(tuple(self._results)) if result.outcome is Outcome.FAILED]
+        if failed and not self._keep_going:
+            reason = f"not started after {', '.join(failed)} failed; --keep-going runs what does not need it"
+            return StageResult(name, Outcome.NOT_READY, 0.0, reason)
+        return None
+
+    def _of(self, names: Sequence[str]) -> list[StageResult]:
+        with self._guard:
+            return [self._results[name] for name in names if name in self._results]
+
+    def _registers(self, entry: Planned) -> bool:
+        return entry.stage.name == REGISTERING_STAGE and not os.environ.get("DVC_EXP_NAME")
+
+    def _reproduced(self, entry: Planned, log: StageLog) -> StageResult:
+        reasons = "; ".join(entry.reasons)
+        result = StageResult(entry.stage.name, Outcome.UNCHANGED, 0.0, reasons)
+        if entry.runs:
+            result = self._outcome(entry, self._tried(entry, "forced" in entry.own, log))
+        if result.outcome.succeeded and self._registers(entry) and is_lost(entry.stage, self._root, log.line):
+            result = self._outcome(entry, self._tried(entry, True, log))
+            result = replace(
+                result, reason=result.reason if not result.outcome.succeeded else "the registry had lost it"
+            )
+        return result
+
+    def _tried(self, entry: Planned, force: bool, log: StageLog) -> Attempt:
+        """The last attempt at a stage: again while other processes hold it, and a few times after a fault."""
+        stage, faults, started, busy = entry.stage, 0, time.monotonic(), SECONDS_BUSY
+        while True:
+            attempt = self._attempt(stage, force, log)
+            if self._stopping.is_set():
+                return attempt
+            if attempt.ending is Ending.BUSY and time.monotonic() - started < SECONDS_TO_GIVE_UP:
+                log.line(f"{stage.name} waits: {attempt.detail}")
+                delay, busy = busy, min(2 * busy, LONGEST_BUSY_WAIT)
+            elif attempt.ending is Ending.FAULT and faults < stage.retries:
+                delay, faults = SECONDS_TO_RETRY * GROWTH**faults, faults + 1
+                log.line(f"{attempt.detail.splitlines()[0]}; try {faults + 1} of {stage.retries + 1} in {delay:g} s")
+            else:
+                return attempt
+            self._stopping.wait(delay)
+            if self._stopping.is_set():
+                return attempt
+
+    def _attempt(self, stage: Stage, force: bool, log: StageLog) -> Attempt:
+        if self._elsewhere is None or not stage.resources:
+            return reproduce(self._processes, self._root, stage.name, force, log, stage.timeout)
+        if (failed := self._elsewhere(stage, force, log, self._stopping.is_set)) is not None:
+            return failed
+        # DVC itself brings the outputs here and writes dvc.lock, as for any result that its run cache has.
+        attempt = reproduce(self._processes, self._root, stage.name, False, log, stage.timeout, pull=True)
+        return Attempt(Ending.RAN) if attempt.ending is Ending.RESTORED else attempt
+
+    def _outcome(self, entry: Planned, attempt: Attempt) -> StageResult:
+        name, reasons = entry.stage.name, "; ".join(entry.reasons)
+        if attempt.ending is Ending.SKIPPED:
+            return StageResult(name, Outcome.UNCHANGED, 0.0, "what it reads turned out the same")
+        if attempt.ending is Ending.RAN:
+            return StageResult(name, Outcome.COMPLETED, 0.0, reasons)
+        if attempt.ending is Ending.RESTORED:
+            since = cached_since(self._root, name)
+            source = f"from the run cache, of {since:%Y-%m-%d %H:%M}" if since else "from DVC's cache"
+            return StageResult(name, Outcome.RESTORED, 0.0, f"{source}; {reasons}")
+        if self._stopping.is_set():
+            return StageResult(name, Outcome.CANCELLED, 0.0, "the run was cancelled while it ran")
+        return StageResult(name, Outcome.FAILED, 0.0, attempt.detail)
+
+
+class PrintedLog:
+    """A stage's output on standard output, each line with its stage's name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def line(self, text: str) -> None:
+        """Print it."""
+        print(f"{self._name} | {text}", flush=True)
+
+    def progress(self, percent: float) -> None:
+        """The line of the progress bar says it."""
+
+
+def run_in_threads(runs: StageRuns, jobs: int) -> list[StageResult]:
+    """Run a plan with nothing but threads."""
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+
+        def submit(entry: Planned, body: Body, done: Callable[[], None]) -> None:
+            future: Future[StageResult] = pool.submit(body, PrintedLog(entry.stage.name))
+            future.add_done_callback(lambda _: _ended(future, done))
+
+        return runs.run(submit)
+
+
+def _ended(future: "Future[StageResult]", done: Callable[[], None]) -> None:
+    if error := future.exception():
+        traceback.print_exception(error)
+    done()
+
+
+def _ignore(_: str) -> None:
+    """Say nothing."""

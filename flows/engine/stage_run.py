@@ -1,0 +1,429 @@
+"""Running one stage through DVC, and saying what became of it."""
+
+import base64
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import TypeAdapter
+
+from flows.engine import supervisor
+from flows.engine.dag import Stage
+from flows.engine.workspace import MARK, end_leftovers
+from vocabgraft.errors import VocabgraftError
+
+SKIPPED = re.compile(r"^Stage '.+' didn't change, skipping")
+RESTORED = re.compile(r"^Stage '.+' is cached - skipping run")
+# What DVC says on the way, which its exit code and the table say better, and rewritten progress bars.
+NOISE = re.compile(
+    r"^(To track the changes|\s+git add|To enable auto staging|\s+dvc config|Use `dvc push`|(Updating|Generating) lock"
+    r"|Data and pipelines are up to date|Running stage|> |ERROR: failed to reproduce)|^\s*$"
+)
+BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
+BLOCKER = re.compile(r"^\s*\(PID (\d+)\): (.*)")
+STAGE_FAILED = re.compile(r"failed to run: .*, exited with (-?\d+)", re.DOTALL)
+PROGRESS = re.compile(r"(\d+)%\|")
+COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+SECONDS_BETWEEN_PROGRESS = 5.0
+# sysexits.h: "the user is invited to retry", by which a stage can say that its fault may pass.
+TEMPORARY_FAILURE = 75
+
+
+class Outcome(StrEnum):
+    """What became of a stage; the names are those of the Prefect states."""
+
+    COMPLETED = "Completed"
+    UNCHANGED = "Unchanged"
+    RESTORED = "Restored"
+    FAILED = "Failed"
+    NOT_READY = "NotReady"
+    CANCELLED = "Cancelled"
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether stages that read this one's outputs may run."""
+        return self in (Outcome.COMPLETED, Outcome.UNCHANGED, Outcome.RESTORED)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stage's outcome, how long it took, and why it ran or did not.
+
+    Attributes:
+        saved: seconds that it would have taken, by its last run, had it not been unchanged or restored; None where
+            that is not known, or nothing was saved.
+    """
+
+    name: str
+    outcome: Outcome
+    seconds: float
+    reason: str
+    saved: float | None = None
+
+
+class Ending(StrEnum):
+    """How one `dvc repro` of a stage ended."""
+
+    RAN = "ran"
+    SKIPPED = "skipped"
+    RESTORED = "restored"
+    FAILED = "failed"
+    # Worth another try: another DVC is at work on these files, or something outside of the stage ended it.
+    BUSY = "busy"
+    FAULT = "fault"
+    TIMED_OUT = "timed out"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One `dvc repro` of a stage: how it ended, and the last lines where that was not well."""
+
+    ending: Ending
+    detail: str = ""
+
+
+class StageLog(Protocol):
+    """Where a stage's output goes while it runs."""
+
+    def line(self, text: str) -> None:
+        """Take a line."""
+
+    def progress(self, percent: float) -> None:
+        """Take how far a progress bar is."""
+
+
+class DvcProcesses:
+    """Starts `dvc` in process groups that end with this process, however it ends."""
+
+    def __init__(self, root: Path, lock: int) -> None:
+        self._root = root
+        self._workspace_lock = lock
+        self._guard = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._running: set[DvcRun] = set()
+
+    def warm_up(self) -> None:
+        """Start importing DVC, beside whatever the caller does next."""
+        with self._guard:
+            if self._process is None or self._process.poll() is not None:
+                self._start_launcher()
+
+    def start(self, arguments: Sequence[str]) -> "DvcRun":
+        """Start `dvc ARGUMENTS` in the project's folder.
+
+        Raises:
+            OSError: when the processes cannot be started.
+        """
+        reader, writer = os.pipe()
+        control, theirs = socket.socketpair()
+        try:
+            pid = self._request(json.dumps({"arguments": list(arguments)}).encode(), [writer, theirs.fileno()])
+        except BaseException:
+            os.close(reader)
+            control.close()
+            raise
+        finally:
+            os.close(writer)
+            theirs.close()
+        run = DvcRun(pid, reader, control)
+        self._running.add(run)
+        return run
+
+    def finish(self, run: "DvcRun") -> None:
+        """Let go of a run that has ended."""
+        self._running.discard(run)
+        run.close()
+
+    def stop_all(self) -> None:
+        """Ask every supervisor to end what it watches; safe in a signal handler."""
+        for run in tuple(self._running):
+            run.stop()
+
+    def close(self) -> None:
+        """End the process that forks the others."""
+        if self._channel is not None:
+            self._channel.close()
+        if self._process is not None:
+            # It may still be importing; what it forked does not hear of this.
+            self._process.terminate()
+            self._process.wait()
+
+    def _request(self, message: bytes, descriptors: list[int]) -> int:
+        with self._guard:
+            # One that was killed is replaced; what it had forked goes on.
+            for _ in range(2):
+                if self._process is None or self._process.poll() is not None:
+                    self._start_launcher()
+                assert self._channel is not None, "a launcher has a channel"
+                try:
+                    socket.send_fds(self._channel, [message], descriptors)
+                    if answer := self._channel.recv(1024):
+                        return int(json.loads(answer)["pid"])
+                except (BrokenPipeError, ConnectionResetError):
+                    pass
+                assert self._process is not None, "it was started above"
+                self._process.wait()
+        raise OSError("the process that starts DVC ended twice at once; is there memory left?")
+
+    def _start_launcher(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            descriptors = (theirs.fileno(), self._workspace_lock)
+            self._process = subprocess.Popen(
+                # By its path: the project's folder need not hold this package, and may hold a module of any name.
+                [sys.executable, "-P", supervisor.__file__, *map(str, descriptors)],
+                cwd=self._root,
+                env=environment() | {MARK: str(self._root.resolve())},
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                start_new_session=True,
+            )
+
+
+class DvcRun:
+    """A running `dvc`: what it writes, and the control socket of its supervisor."""
+
+    def __init__(self, pid: int, output: int, control: socket.socket) -> None:
+        self.pid = pid
+        self.output = output
+        self.control = control
+
+    def stop(self) -> None:
+        """Ask the supervisor to end it."""
+        try:
+            self.control.send(supervisor.STOP)
+        except OSError:
+            # The supervisor is gone, and so is what it watched or will be.
+            return
+
+    def kill(self) -> None:
+        """Kill the process group at once, for when its supervisor is gone."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        os.close(self.output)
+        self.control.close()
+
+
+def reproduce(
+    processes: DvcProcesses,
+    root: Path,
+    name: str,
+    force: bool,
+    log: StageLog,
+    timeout: float | None = None,
+    pull: bool = False,
+) -> Attempt:
+    """Run `dvc repro --single-item` in a process group of its own; hand every line of it to `log`.
+
+    With `pull` results that the remote's run cache has are taken from there.
+    """
+    options = [*(["--force"] * force), *(["--pull"] * pull)]
+    run = processes.start(["--wait-for-lock", "repro", "--single-item", *options, name])
+    try:
+        lines, code, timed_out = _follow(run, log, timeout)
+        if code is None:
+            run.kill()
+            end_leftovers(root, log.line, stage=name)
+    finally:
+        processes.finish(run)
+    if timed_out:
+        return Attempt(Ending.TIMED_OUT, f"stopped after its time-out of {timeout:g} s (meta: timeout_s in dvc.yaml)")
+    return judge(lines, code)
+
+
+class Inspection:
+    """The DAG and what changed, read by a process that imports DVC while this one does something else."""
+
+    def __init__(self, processes: DvcProcesses) -> None:
+        self._processes = processes
+        # In a thread, since nothing is started before DVC is imported.
+        self._starting = ThreadPoolExecutor(1)
+        self._started = self._starting.submit(processes.start, supervisor.INSPECT)
+
+    @property
+    def pid(self) -> int:
+        """Of the process that watches the reader, which is their process group."""
+        return self._started.result().pid
+
+    def result(self, say: Callable[[str], None]) -> tuple[list[Stage], dict[str, list[str]]]:
+        """Wait for it: what `flows.engine.dag.inspect` returns.
+
+        Raises:
+            VocabgraftError: as `flows.engine.dag.inspect`, and when the process was ended.
+            OSError: when it cannot be started.
+        """
+        with self._starting:
+            run = self._started.result()
+        try:
+            lines, _, _ = _follow(run, _Said(say), None)
+        finally:
+            self._processes.finish(run)
+        answers = [line for line in lines if line.startswith(supervisor.INSPECTED)]
+        if not answers:
+            tail = "\n".join(lines[-15:])
+            raise VocabgraftError(
+                f"the process that reads dvc.yaml ended without an answer; run again\n{tail}".rstrip()
+            )
+        answer = json.loads(base64.b64decode(answers[0].removeprefix(supervisor.INSPECTED)))
+        if "error" in answer:
+            raise VocabgraftError(answer["error"])
+        return TypeAdapter(list[Stage]).validate_python(answer["stages"]), answer["changed"]
+
+
+class _Said:
+    """Hands on what a process says, but for its answer."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def line(self, text: str) -> None:
+        """Hand it on."""
+        if not text.startswith(supervisor.INSPECTED):
+            self._say(text)
+
+    def progress(self, percent: float) -> None:
+        """Reading shows none."""
+
+
+def judge(lines: Sequence[str], code: int | None) -> Attempt:
+    """What a `dvc repro` of one stage that wrote these lines and ended with this code came to."""
+    if code == 0:
+        if any(RESTORED.match(line) for line in lines):
+            return Attempt(Ending.RESTORED)
+        return Attempt(Ending.SKIPPED if any(SKIPPED.match(line) for line in lines) else Ending.RAN)
+    if code is None or code < 0:
+        who = "the process that watched it was killed" if code is None else f"DVC was ended by {_signal_name(-code)}"
+        return Attempt(Ending.FAULT, who)
+    whole = "\n".join(lines)
+    if BUSY.search(whole):
+        blockers = [f"process {match[1]}, {match[2]}" for line in lines if (match := BLOCKER.match(line))]
+        return Attempt(Ending.BUSY, "; ".join(dict.fromkeys(blockers)) or "another DVC process holds its lock")
+    return _failed(lines, whole)
+
+
+def _failed(lines: Sequence[str], whole: str) -> Attempt:
+    statuses = STAGE_FAILED.findall(whole)
+    status = int(statuses[-1]) if statuses else 1
+    # Where the stage failed, what it said tells more than DVC's line, which repeats its command.
+    said = [line for line in lines if not NOISE.match(line) or (not statuses and line.startswith("ERROR"))]
+    tail = "\n".join(said[-15:]) or f"its command ended with exit code {status}"
+    if status < 0 or status > 128:
+        ended_by = _signal_name(-status if status < 0 else status - 128)
+        memory = "; where nobody did that, memory may have run out" if ended_by == "SIGKILL" else ""
+        return Attempt(Ending.FAULT, f"the stage was ended by {ended_by}{memory}\n{tail}".rstrip())
+    return Attempt(Ending.FAULT if status == TEMPORARY_FAILURE else Ending.FAILED, tail)
+
+
+def environment() -> dict[str, str]:
+    """The environment of a stage: this interpreter's programs first on the path, as the `cmd` lines expect."""
+    programs = str(Path(sys.executable).parent)
+    # Stages that run side by side share the cores, and threads that wait by spinning take time from each other: beside
+    # another busy process on 2 cores an encoder did 104 and 121 texts a second sleeping, 95 and 97 spinning.
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {
+        **waiting,
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _follow(run: DvcRun, log: StageLog, timeout: float | None) -> tuple[list[str], int | None, bool]:
+    """Read what DVC and the stage write until both have ended.
+
+    Returns:
+        The lines, DVC's exit code (None when its supervisor was killed), and whether the time-out was reached.
+    """
+    lines = _Lines(log)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    timed_out = False
+    while True:
+        remaining = None if deadline is None or timed_out else max(deadline - time.monotonic(), 0.0)
+        ready, _, _ = select.select([run.output, run.control.fileno()], [], [], remaining)
+        if not ready:
+            timed_out = True
+            run.stop()
+        if run.output in ready and (data := os.read(run.output, 65536)):
+            lines.add(data)
+        elif run.control.fileno() in ready:
+            # All that wrote is gone, so what is left in the pipe is the rest.
+            answer = _receive(run.control)
+            code: int | None = json.loads(answer)["code"] if answer else None
+            if code is None:
+                run.kill()
+            while data := os.read(run.output, 65536):
+                lines.add(data)
+            return lines.end(), code, timed_out
+        elif run.output in ready:
+            # The pipe has ended before the supervisor said so; its word is all that is waited for.
+            select.select([run.control], [], [])
+
+
+def _receive(control: socket.socket) -> bytes:
+    try:
+        return control.recv(1024)
+    except ConnectionResetError:
+        return b""
+
+
+class _Lines:
+    """Output as lines, handed on as they come; of a rewritten progress bar one state every few seconds."""
+
+    def __init__(self, log: StageLog) -> None:
+        self._log = log
+        self._open = b""
+        self._lines: list[str] = []
+        self._last_progress = time.monotonic()
+
+    def add(self, data: bytes) -> None:
+        """Take what was read."""
+        # A carriage return ends a line too: with it a progress bar rewrites itself.
+        *whole, self._open = (self._open + data).replace(b"\r", b"\n").split(b"\n")
+        for raw in whole:
+            self._take(raw)
+
+    def end(self) -> list[str]:
+        """Every line, noise included, progress bars left out."""
+        if self._open:
+            self._take(self._open)
+        return self._lines
+
+    def _take(self, raw: bytes) -> None:
+        line = COLOUR.sub("", raw.decode(errors="replace")).rstrip()
+        if bar := PROGRESS.search(line):
+            if time.monotonic() - self._last_progress < SECONDS_BETWEEN_PROGRESS:
+                return
+            self._last_progress = time.monotonic()
+            self._log.progress(float(bar[1]))
+        else:
+            self._lines.append(line)
+        if not NOISE.match(line):
+            self._log.line(line.lstrip())
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,175 @@
+"""The workspace of a run: locked for it, freed of what a killed run left, and checked before anything starts."""
+
+import json
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.locks import acquire, holder_of
+
+LOCK = Path(".dvc/tmp/build_model.lock")
+# In the environment of everything that a run starts in a workspace; its value is the workspace.
+MARK = "VOCABGRAFT_WORKSPACE"
+SECONDS_FOR_A_KILLED_RUN = 30.0
+SECONDS_TO_END = 5.0
+CONFLICT = ("<<<<<<< ", ">>>>>>> ")
+Say = Callable[[str], None]
+
+
+@contextmanager
+def workspace(root: Path, wait: bool, say: Say) -> Iterator[int]:
+    """Hold the workspace for one run of the flow, with what an earlier, killed one left there put in order.
+
+    Yields:
+        The lock's file descriptor: a child that inherits it keeps the workspace locked until it ends.
+
+    Raises:
+        VocabgraftError: when another run holds it and `wait` is false, or what is left of one does not end.
+    """
+    if not (root / ".dvc").is_dir():
+        raise VocabgraftError(f"{root.resolve()} is no DVC project; run from the project's root")
+    (root / LOCK).parent.mkdir(exist_ok=True, parents=True)
+    with (root / LOCK).open("a+", encoding="utf-8") as stream:
+        _wait_for(stream, wait, say)
+        end_leftovers(root, say)
+        heal_rwlock(root, say)
+        yield stream.fileno()
+
+
+def _wait_for(stream: IO[str], wait: bool, say: Say) -> None:
+    told, started = False, time.monotonic()
+    while not acquire(stream):
+        holder = holder_of(stream)
+        alive = holder is not None and _runs(holder.pid)
+        killed = "a run that was killed" if holder is None else f"process {holder.pid}, which was killed,"
+        waited = time.monotonic() - started
+        if alive and not wait:
+            raise VocabgraftError(
+                f"another run of the flow is at work in this workspace: {holder}; let it end, or wait for it with "
+                "--wait"
+            )
+        if not alive and waited > SECONDS_FOR_A_KILLED_RUN:
+            raise VocabgraftError(
+                f"what {killed} started still holds this workspace after {waited:.0f} s; "
+                f"`fuser {LOCK}` names the processes"
+            )
+        if not told:
+            say("waiting for another run in this workspace" if alive else f"waiting for what {killed} started to end")
+            told = True
+        time.sleep(0.2)
+
+
+def _runs(pid: int) -> bool:
+    import psutil
+
+    return bool(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+
+
+def end_leftovers(root: Path, say: Say, stage: str | None = None) -> None:
+    """End processes that an earlier run, killed with all that watched them, left writing in this workspace.
+
+    Whoever holds the lock may do so: no other run can have living processes here. `stage` ends those of one stage.
+    """
+    import psutil
+
+    own = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
+    found = [process for process in psutil.process_iter() if process.pid not in own and _is_left(process, root, stage)]
+    for process in found:
+        say(f"ending process {process.pid}, which a killed run left: {_command_of(process)}")
+        _signal(process, signal.SIGTERM)
+    _, alive = psutil.wait_procs(found, timeout=SECONDS_TO_END)
+    for process in alive:
+        _signal(process, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=SECONDS_TO_END)
+
+
+def _is_left(process: Any, root: Path, stage: str | None) -> bool:
+    import psutil
+
+    try:
+        variables = process.environ()
+        mine = variables.get(MARK) == str(root.resolve()) and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, OSError):
+        # Ended meanwhile, or of another user, which no run here can have started.
+        return False
+    return mine and (stage is None or variables.get("DVC_STAGE") == stage)
+
+
+def _command_of(process: Any) -> str:
+    import psutil
+
+    try:
+        return shlex.join(process.cmdline())
+    except psutil.Error:
+        return "ended meanwhile"
+
+
+def _signal(process: Any, number: int) -> None:
+    import psutil
+
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def heal_rwlock(root: Path, say: Say) -> None:
+    """Make DVC's record of who reads and writes what usable again after a crash.
+
+    Killed while it is written it is no JSON, and DVC refuses to work; after a restart of the machine a process that has
+    nothing to do with DVC may have the number of one that it names, and DVC would wait for it without end.
+    """
+    path = root / ".dvc" / "tmp" / "rwlock"
+    if not path.is_file():
+        return
+    from dvc.lock import make_lock
+
+    with make_lock(str(path.with_name("rwlock.lock")), tmp_dir=str(path.parent), wait=True):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            kept = _living(content)
+        except (ValueError, AttributeError, KeyError, TypeError):
+            say(f"{path} was damaged and is made anew (a DVC process was killed while it wrote it)")
+            path.unlink()
+            return
+        if kept != content:
+            path.write_text(json.dumps(kept), encoding="utf-8")
+
+
+def _living(content: dict[str, Any]) -> dict[str, Any]:
+    """The entries whose process is a living DVC."""
+    write = {path: info for path, info in content.get("write", {}).items() if _is_dvc(info["pid"])}
+    read = {path: [info for info in infos if _is_dvc(info["pid"])] for path, infos in content.get("read", {}).items()}
+    return {"write": write, "read": {path: infos for path, infos in read.items() if infos}}
+
+
+def _is_dvc(pid: int) -> bool:
+    import psutil
+
+    try:
+        return "dvc" in " ".join(psutil.Process(pid).cmdline())
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+def check_lock_file(path: Path) -> None:
+    """Refuse a dvc.lock with the marks of a merge conflict, before DVC calls it broken.
+
+    Raises:
+        VocabgraftError: with the line, and with what to do.
+    """
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if line.startswith(CONFLICT):
+            raise VocabgraftError(
+                f"{path}, line {number}: an unresolved merge ({line}); take either side, `git checkout --ours {path}` "
+                "or with --theirs, and run again: what is known comes back from the run cache, the rest is made anew"
+            )

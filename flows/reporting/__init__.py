@@ -1,0 +1,1 @@
+"""What a run tells people: the report and the webhook."""

@@ -1,0 +1,200 @@
+"""The one report of a run, reports/report.html: what the stages left, gathered and written as one page.
+
+python -m flows.reporting.gather --help
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from flows.engine.dag import Stage, read_dag
+from flows.engine.run_record import RUN_RECORD, output_digests, valid_params
+from flows.reporting.numbers import listed
+from flows.reporting.page import render
+from flows.reporting.plots import PlotFolder
+from flows.reporting.sections import Found, Gathered
+from vocabgraft.config.params import PARAMS_FILE
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.artifacts import read_json
+
+REPORT = Path("reports/report.html")
+PLOTS = Path("reports/plots")
+REGISTRATION_RECORD = Path("reports/registration.json")
+SPEED = Path("reports/speed.json")
+DATA_DOCS = Path("reports/data_docs")
+REJECTED_ROWS = "rejected.csv"
+# What the page shows, and the stage whose output has it.
+PARTS = {
+    "validation": ("validate_data", "report.json"),
+    "rejected": ("validate_data", REJECTED_ROWS),
+    "base": ("validate_data", "base.json"),
+    "extension": ("extend_tokenizer", "report.json"),
+    "resizing": ("resize_base", "report.json"),
+    "training": ("train_adapter", "report.json"),
+    "checks": ("check_consistency", "checks.json"),
+    "metrics": ("evaluate_model", "metrics.json"),
+    "comparison": ("evaluate_model", "comparison.json"),
+    "retention": ("evaluate_model", "retention.json"),
+    "tokens": ("evaluate_model", "tokens.json"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        path = write_report(gather(read_dag(Path()), Path()), Path(), options.out)
+    except VocabgraftError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+    print(f"written: {path}")
+    return 0
+
+
+def write_report(gathered: Gathered, root: Path, out: Path = REPORT) -> Path:
+    """Write the page, whole or not at all.
+
+    Raises:
+        VocabgraftError: when it cannot be written.
+    """
+    plots = PlotFolder(root / PLOTS)
+    path = root / out
+    unfinished = path.with_name(f".{path.name}.partial")
+    try:
+        page = render(gathered, plots)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(page, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise VocabgraftError(f"{path} cannot be written: {error}") from error
+    plots.forget_others()
+    return path
+
+
+def gather(stages: Sequence[Stage], root: Path) -> Gathered:
+    """Read what the stages left. What a run did not make is not shown, even where an earlier run left it."""
+    run = read_json(root / RUN_RECORD) if (root / RUN_RECORD).is_file() else None
+    left, now = (run or {}).get("outputs", {}), output_digests(stages, root)
+    changed = [name for name in now if now[name] != left.get(name)] if run else []
+    folders = {stage.name: root / stage.outs[0] for stage in stages if stage.outs}
+    blame = {stage: _failures_behind(stage, stages, run) for stage, _ in PARTS.values()} if run else {}
+    parts = {
+        name: _found(folders.get(stage), stage, file, None if stage in changed else run, blame.get(stage, []))
+        for name, (stage, file) in PARTS.items()
+    }
+    if parts["rejected"].content is None and (rows := _of_a_failed_validation(root, run)):
+        parts["rejected"] = rows
+    parts["speed"] = _speed(root, now.get("merge_adapter")) if parts["metrics"].content else Found()
+    params = run["params"] if run else valid_params(root / PARAMS_FILE)
+    return Gathered(run, params, parts, _registration(run, folders, root), changed, _docs(root, run))
+
+
+def _speed(root: Path, merged: str | None) -> Found:
+    """Texts a second, which lie outside of the stages' outputs; of the present model alone."""
+    speed = read_json(root / SPEED) if (root / SPEED).is_file() else None
+    return Found(speed if speed and speed.get("merged_digest") == merged else None)
+
+
+def _failures_behind(stage: str, stages: Sequence[Stage], run: Mapping[str, Any]) -> list[str]:
+    """The failed stages, in the order of the DAG, that a stage waits for."""
+    upstream = {entry.name: entry.upstream for entry in stages}
+    wanted = {stage}
+    for entry in reversed(stages):
+        if entry.name in wanted:
+            wanted.update(upstream[entry.name])
+    return [entry.name for entry in stages if entry.name in wanted and _outcome(run, entry.name) == "Failed"]
+
+
+def _found(folder: Path | None, stage: str, file: str, run: Mapping[str, Any] | None, blame: Sequence[str]) -> Found:
+    path = (folder or Path()) / file
+    if reason := _not_of_this_run(stage, path, run, blame):
+        return Found(absence=reason)
+    if folder is None:
+        return Found(absence=f"dvc.yaml has no stage {stage}, which would make {file}.")
+    if not path.is_file():
+        return Found(absence=f"{stage} left no {file}.")
+    try:
+        return Found(READERS[path.suffix](path))
+    except VocabgraftError as error:
+        return Found(absence=str(error))
+
+
+def _not_of_this_run(stage: str, path: Path, run: Mapping[str, Any] | None, blame: Sequence[str]) -> str:
+    """Why a stage's file is none of this run's; empty where it is, or where no run is on record."""
+    if run is None:
+        return ""
+    entry = next((entry for entry in run["stages"] if entry["name"] == stage), None)
+    if entry is None:
+        why = "was not part of this run" if run["stages"] else "did not run: the run ended before its stages"
+        return f"{stage} {why}."
+    if entry["outcome"] == "NotReady":
+        return f"{stage} did not run, since {listed(blame)} failed."
+    if entry["outcome"] == "Failed" and not _written_since(path, run):
+        return f"{stage} failed before it wrote {path.name}."
+    return ""
+
+
+def _written_since(path: Path, run: Mapping[str, Any]) -> bool:
+    # The start is stored in whole seconds, rounded down.
+    return path.is_file() and path.stat().st_mtime >= datetime.fromisoformat(run["started"]).timestamp()
+
+
+def _of_a_failed_validation(root: Path, run: Mapping[str, Any] | None) -> Found | None:
+    """The rows that made validate_data fail: it has no output then, and leaves them beside its Data Docs."""
+    path = root / DATA_DOCS / REJECTED_ROWS
+    if run is None or _outcome(run, "validate_data") != "Failed" or not _written_since(path, run):
+        return None
+    return Found(_read_csv(path))
+
+
+def _outcome(run: Mapping[str, Any], stage: str) -> str | None:
+    return next((entry["outcome"] for entry in run["stages"] if entry["name"] == stage), None)
+
+
+def _docs(root: Path, run: Mapping[str, Any] | None) -> str:
+    index = root / DATA_DOCS / "index.html"
+    if not index.is_file():
+        remedy = "dvc repro --force --single-item validate_data makes them"
+        return f"There are no Data Docs: {DATA_DOCS} is not there; {remedy}."
+    if run is not None and _outcome(run, "validate_data") == "Failed" and not _written_since(index, run):
+        return "The Data Docs are of an earlier run: this one failed before the data were judged."
+    return ""
+
+
+def _registration(run: Mapping[str, Any] | None, folders: Mapping[str, Path], root: Path) -> Mapping[str, Any] | None:
+    """What the run registered; without a run, the registration on record where it is that of the present model."""
+    if run is not None:
+        found: Mapping[str, Any] | None = run["registration"]
+        return found
+    output = folders.get("register_model", root) / "registration.json"
+    if not output.is_file() or not (root / REGISTRATION_RECORD).is_file():
+        return None
+    record: Mapping[str, Any] = read_json(root / REGISTRATION_RECORD)
+    return record if record["content_digest"] == read_json(output)["content_digest"] else None
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+READERS: dict[str, Callable[[Path], Any]] = {".json": read_json, ".csv": _read_csv}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.reporting.gather",
+        description="Write the report of what the stages left: one page that opens offline in any browser.",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=REPORT, help=f"default: {REPORT}; the link to the Data Docs is relative to it"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,210 @@
+"""The report as a page: what a run left in, HTML out. Nothing here reads a file but the template."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.reporting.numbers import DASH, METRICS, capital, counted, figure, listed, moment, number, p_value, signed
+from flows.reporting.sections import SECTIONS, Gathered, gate_settings, main_row
+
+TEMPLATES = Path(__file__).parent / "templates"
+TITLES = {
+    "benefit": "Benefit",
+    "retention": "Retention",
+    "consistency": "Consistency",
+    "vocabulary": "Vocabulary",
+    "training": "Training",
+    "data": "Data validation",
+    "lineage": "Lineage",
+}
+NO_FIGURE = {"value": DASH, "detail": "not measured in this run", "state": "none"}
+
+Plot = Callable[[str, Mapping[str, Any]], str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The first thing that a reader wants to know.
+
+    Attributes:
+        kind: promoted, registered, unregistered, failed or mixed; the style sheet has a colour for each.
+        title: a few words.
+        reasons: a sentence each.
+        failures: (stage, what it said) of what failed; no stage where the run did not get to one.
+    """
+
+    kind: str
+    title: str
+    reasons: Sequence[str]
+    failures: Sequence[tuple[str, str]] = ()
+
+
+def render(gathered: Gathered, plot: Plot) -> str:
+    """The whole page.
+
+    Args:
+        gathered: what it shows; every text in it is escaped.
+        plot: gives the SVG of a plot's name and data, which is put in as it is.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    filters = (figure, signed, number, p_value, moment, counted)
+    environment.filters |= {function.__name__: function for function in filters}
+    views = {name: section(gathered) for name, section in SECTIONS.items()}
+    drawn = dict(view["plot"] for view in views.values() if "plot" in view)
+    return environment.get_template("report.html.jinja").render(
+        run=gathered.run,
+        verdict=verdict(gathered),
+        gates=_gates(gathered, views),
+        tiles=_tiles(gathered, views),
+        titles=TITLES,
+        plots={name: Markup(plot(name, data)) for name, data in drawn.items()},
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        **views,
+    )
+
+
+def as_markdown(gathered: Gathered, address: str) -> str:
+    """The verdict and the figures that decide, for a place that shows no page; `address` is the page's."""
+    found = verdict(gathered)
+    views = {name: section(gathered) for name, section in SECTIONS.items()}
+    lines = [f"## {found.title}", *found.reasons]
+    lines += [f"**{stage or 'The run'} says**\n\n~~~\n{said}\n~~~" for stage, said in found.failures]
+    lines += [
+        f"- {tile['name']}: **{tile['value']} {tile['unit']}** {tile['detail']} {tile['note']}".rstrip()
+        for tile in _tiles(gathered, views)
+    ]
+    return "\n\n".join([*lines, f"The report: {address}"])
+
+
+def verdict(gathered: Gathered) -> Verdict:
+    """Promoted, registered and why not promoted, failed and why, or neither."""
+    run, registration = gathered.run, gathered.registration
+    if run is None:
+        why = "No run of the flow is on record here; this page shows what the stages left last."
+        return _of_registration(registration, [why]) if registration else Verdict("mixed", "No run on record", [why])
+    if gathered.changed:
+        why = f"Made again since the last run of the flow: {listed(gathered.changed)}. "
+        why += "This page shows what is there now; python -m flows.build_model gives it a verdict."
+        return Verdict("mixed", "Changed since the last run", [why])
+    if run["failed"]:
+        return _failed(run)
+    if registration:
+        return _of_registration(registration, [])
+    return Verdict("unregistered", "Nothing was registered", [_why_unregistered(run)])
+
+
+def _why_unregistered(run: Mapping[str, Any]) -> str:
+    if run["experiment"]:
+        return f"No model is registered inside a DVC experiment, such as this run of {run['experiment']}."
+    if any(stage["name"] == "register_model" for stage in run["stages"]):
+        return "The registry has no version of this model, though register_model succeeded; run again."
+    return f"The run was asked to end with {run['stages'][-1]['name']}."
+
+
+def _failed(run: Mapping[str, Any]) -> Verdict:
+    failures = [(stage["name"], stage["reason"]) for stage in run["stages"] if stage["outcome"] == "Failed"]
+    if not failures:
+        why = "Nothing was made or registered."
+        return Verdict("failed", "The run ended before its stages", [why], [("", run["failed"])])
+    waiting = [stage["name"] for stage in run["stages"] if stage["outcome"] == "NotReady"]
+    reasons = [f"Not run, since the way there leads through it: {listed(waiting)}."] if waiting else []
+    if "register_model" in waiting:
+        reasons.append("No model was registered.")
+    return Verdict("failed", f"Failed: {listed([name for name, _ in failures])}", reasons, failures)
+
+
+def _of_registration(registration: Mapping[str, Any], reasons: Sequence[str]) -> Verdict:
+    named = f"{registration['name']} version {registration['version']}"
+    if registration["champion"]:
+        return Verdict("promoted", "Promoted", [f"{named} is the champion.", *reasons])
+    unmet = [_unmet(gate) for gate in registration["gates"] if not gate["holds"]]
+    why = unmet or ["No gate on record speaks against it; the alias champion names another version now."]
+    return Verdict("registered", "Registered, not promoted", [f"{named} is a challenger.", *why, *reasons])
+
+
+def _unmet(gate: Mapping[str, Any]) -> str:
+    if gate["figure"] is None:
+        return f"{capital(gate['name'])}: {gate['limit']}."
+    return f"{capital(gate['name'])}: {_gate_figure(gate)}; needed: {gate['limit']}."
+
+
+def _gates(gathered: Gathered, views: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The conditions of promotion, where they are those of what the page shows."""
+    gates = gathered.registration["gates"] if gathered.registration and not gathered.changed else []
+    checked = _consistency_tile(views["consistency"])["value"]
+    return [
+        {
+            "name": capital(gate["name"]),
+            "figure": checked if gate["name"] == "consistency" else _gate_figure(gate),
+            # A figure that is missing has its reason there.
+            "limit": gate["limit"] if gate["figure"] is None else f"needed: {gate['limit']}",
+            "holds": gate["holds"],
+        }
+        for gate in gates
+    ]
+
+
+def _gate_figure(gate: Mapping[str, Any]) -> str:
+    value = gate["figure"]
+    if value is None:
+        return DASH
+    if gate["name"].startswith("gain"):
+        return f"{signed(value)} points"
+    return f"{number(value)} in \N{GREEK SMALL LETTER RHO}" if gate["name"].startswith("retention") else number(value)
+
+
+def _tiles(gathered: Gathered, views: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The four figures that decide."""
+    tiles = {
+        "Benefit": _benefit_tile(gathered, views["benefit"]),
+        "Retention": _retention_tile(gathered, views["retention"]),
+        "Consistency": _consistency_tile(views["consistency"]),
+        "Length of texts": _length_tile(gathered),
+    }
+    return [{"name": name, "unit": "", "note": "", **tile} for name, tile in tiles.items()]
+
+
+def _benefit_tile(gathered: Gathered, view: Mapping[str, Any]) -> dict[str, Any]:
+    row = main_row(gathered, view.get("rows", ()))
+    if row is None or row["gain"] is None:
+        return NO_FIGURE
+    detail = f"{row['metric']} of {row['dataset']} {row['subset']}: {figure(row['base'])} to {figure(row['merged'])} %"
+    by_sign = "good" if row["gain"] > 0 else "bad" if row["gain"] < 0 else "open"
+    state = {"better": "good", "worse": "bad", None: by_sign}.get(row["verdict"], "open")
+    tile = {"value": signed(row["gain"]), "unit": "points", "detail": detail, "state": state}
+    return tile | ({"note": row["verdict"]} if row["verdict"] else {})
+
+
+def _retention_tile(gathered: Gathered, view: Mapping[str, Any]) -> dict[str, Any]:
+    row = next((row for row in view.get("rows", ()) if row["key"] == "no_new_word"), None)
+    if row is None or row["change"] is None:
+        return NO_FIGURE
+    detail = f"{METRICS['spearman']} of pairs without a new word: {figure(row['base'])} to {figure(row['merged'])} %"
+    allowed = 100 * gate_settings(gathered).get("max_retention_drop", 0)
+    state = "good" if row["change"] >= -allowed else "bad"
+    return {"value": signed(row["change"]), "unit": "points", "detail": detail, "state": state}
+
+
+def _consistency_tile(view: Mapping[str, Any]) -> dict[str, Any]:
+    if not view.get("groups"):
+        return NO_FIGURE
+    counts = view["counts"]
+    detail = "checks passed" + (f", {counts['waived']} waived" if counts["waived"] else "")
+    state = "bad" if counts["failed"] else "good"
+    return {"value": f"{counts['passed']}/{counts['passed'] + counts['failed']}", "detail": detail, "state": state}
+
+
+def _length_tile(gathered: Gathered) -> dict[str, Any]:
+    metrics = gathered.content("metrics")
+    if metrics is None:
+        return NO_FIGURE
+    before, after = (metrics[model]["tokens_per_text"] for model in ("base", "merged"))
+    detail = f"tokens per text: {figure(before)} to {figure(after)}"
+    if (speed := gathered.content("speed")) is not None:
+        detail += f"; {number(speed['ratio'])} times the base's texts per second"
+    return {"value": signed(100 * (after / before - 1), 1), "unit": "%", "detail": detail, "state": "open"}

@@ -1,0 +1,143 @@
+"""What a run tells when it ends: its record and its report, which MLflow and Prefect get too."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flows.engine.dag import Stage
+from flows.engine.registry_state import REGISTERING_STAGE, find_registered, registered_content
+from flows.engine.run_record import RUN_RECORD, FlowRun, run_record, write_record
+from flows.engine.stage_run import Outcome, StageResult
+from flows.reporting.gather import DATA_DOCS, REGISTRATION_RECORD, REPORT, gather, write_report
+from flows.reporting.page import as_markdown
+from flows.reporting.sections import Gathered
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.artifacts import read_json
+
+
+def publish(run: FlowRun, root: Path) -> bool:
+    """Write `reports/run.json` and the report, and give the report to the run's model in MLflow and to Prefect.
+
+    What a run did stands whatever happens here. So nothing is raised: the reason is printed, and an older report, which
+    would be taken for this run's, is deleted when there is no new one.
+
+    Returns:
+        Whether all of it was done.
+    """
+    try:
+        run = replace(run, registration=_registration(run, root))
+        record = run_record(run, root)
+        if _is_told_already(run, record, root):
+            return True
+        write_record(record, root)
+        gathered = gather(run.stages, root)
+        path = write_report(gathered, root)
+    except Exception as error:  # noqa: BLE001  a page that meets a file it cannot show must not undo a good run
+        (root / REPORT).unlink(missing_ok=True)
+        if not isinstance(error, VocabgraftError):
+            traceback.print_exc()
+        print(f"the report was not made: {error or type(error).__name__}", file=sys.stderr)
+        return False
+    if run.prefect_run:
+        _give_to_prefect(as_markdown(gathered, path.resolve().as_uri()))
+    try:
+        _give_to_mlflow(run, path, gathered, root)
+    except VocabgraftError as error:
+        print(f"the report is in {path}, but not in MLflow: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+# Of two runs that came to the same these differ.
+OF_THE_RUN = ("started", "finished", "stages", "prefect_run")
+
+
+def _is_told_already(run: FlowRun, record: dict[str, Any], root: Path) -> bool:
+    """Whether nothing changed since the last report: that one, with what its stages did, then stays."""
+    path = root / RUN_RECORD
+    if run.failure or any(result.outcome is not Outcome.UNCHANGED for result in run.results):
+        return False
+    if not (path.is_file() and (root / REPORT).is_file()):
+        return False
+    before = read_json(path)
+    # As the file would give it back, where a tuple is a list.
+    now = json.loads(json.dumps(record))
+    same_stages = [stage["name"] for stage in before["stages"]] == [stage["name"] for stage in now["stages"]]
+    return same_stages and all(before.get(key) == value for key, value in now.items() if key not in OF_THE_RUN)
+
+
+def _registration(run: FlowRun, root: Path) -> dict[str, Any] | None:
+    """The version of this run's model as the registry has it now: an alias may have moved since it was registered."""
+    stage = _registering_stage(run.stages, run.results)
+    if stage is None or os.environ.get("DVC_EXP_NAME"):
+        return None
+    made = registered_content(stage, root)
+    found = find_registered(made["name"], made["content_digest"], root)
+    if found is None:
+        return None
+    recorded = read_json(root / REGISTRATION_RECORD) if (root / REGISTRATION_RECORD).is_file() else {}
+    same = (recorded.get("content_digest"), recorded.get("version")) == (made["content_digest"], found.version)
+    now = {"version": found.version, "champion": "champion" in found.aliases, "aliases": list(found.aliases)}
+    return {"gates": [], **made, **(recorded if same else {}), **now}
+
+
+def _registering_stage(stages: Sequence[Stage], results: Sequence[StageResult]) -> Stage | None:
+    done = any(result.name == REGISTERING_STAGE and result.outcome.succeeded for result in results)
+    return next((stage for stage in stages if done and stage.name == REGISTERING_STAGE), None)
+
+
+def metrics_against_champion(stages: Sequence[Stage], results: Sequence[StageResult], root: Path) -> str | None:
+    """The registered model's figures beside the champion's, as a Markdown table.
+
+    Returns:
+        None where nothing was registered or nothing changed, and where the registry cannot be read now.
+    """
+    stage = _registering_stage(stages, results)
+    unchanged = all(result.outcome is Outcome.UNCHANGED for result in results)
+    if stage is None or unchanged or os.environ.get("DVC_EXP_NAME"):
+        return None
+    from tasks.registry.lookup import CHAMPION, connect, figures_of, find_by_alias, find_by_digest
+
+    made = registered_content(stage, root)
+    try:
+        client = connect()
+        champion = find_by_alias(client, made["name"], CHAMPION)
+        version = find_by_digest(client, made["name"], made["content_digest"])
+        if champion is None or version is None:
+            return None
+        if champion.version == version.version:
+            return f"version {version.version} of {version.name} is the champion"
+        own, best = (figures_of(client, entry) for entry in (version, champion))
+    except VocabgraftError as error:
+        print(f"no comparison with the champion: {error}", file=sys.stderr)
+        return None
+    lines = [f"| figure | version {version.version} | champion, version {champion.version} | difference |"]
+    lines += ["|---|---|---|---|"]
+    lines += [
+        f"| {key.removeprefix('merged.')} | {own[key]:.2f} | {best[key]:.2f} | {own[key] - best[key]:+.2f} |"
+        for key in sorted(own.keys() & best.keys())
+        if key.startswith("merged.")
+    ]
+    return "\n".join(lines)
+
+
+def _give_to_mlflow(run: FlowRun, path: Path, gathered: Gathered, root: Path) -> None:
+    if run.registration is None:
+        return
+    from tasks.registry.lookup import connect
+    from tasks.registry.register import log_report
+
+    docs = root / DATA_DOCS
+    kept = docs if docs.is_dir() and not gathered.docs else None
+    log_report(connect(), run.registration["name"], run.registration["version"], path, kept)
+
+
+def _give_to_prefect(markdown: str) -> None:
+    from prefect.artifacts import create_markdown_artifact
+
+    create_markdown_artifact(markdown, key="report", description="Whether the model was promoted, and why")

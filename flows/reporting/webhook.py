@@ -1,0 +1,112 @@
+"""Telling a webhook that a run failed, where `failure_hook.url` of params.yaml names one."""
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from flows.engine.run_record import FlowRun
+from flows.engine.stage_run import Outcome
+from vocabgraft.config.params import PARAMS_FILE
+from vocabgraft.config.stages import FROM_ENVIRONMENT, FailureHookParams
+from vocabgraft.errors import VocabgraftError
+
+# As many characters of a reason as a chat window shows; the report has all of it.
+REASON_LENGTH = 500
+
+
+def tell_failure(run: FlowRun, root: Path) -> bool:
+    """Post what failed to the hook of the project's params.yaml; what cannot be posted is said on standard error.
+
+    Nothing is raised: a hook that does not answer must not undo a run or hide why it failed. A run that was cancelled
+    is told to nobody: whoever cancelled it knows.
+
+    Returns:
+        Whether the hook was told.
+    """
+    failed = [result for result in run.results if result.outcome in (Outcome.FAILED, Outcome.NOT_READY)]
+    cancelled = any(result.outcome is Outcome.CANCELLED for result in run.results)
+    if cancelled or not (failed or run.failure):
+        return False
+    stages = [
+        {"name": result.name, "state": result.outcome.value, "reason": result.reason[:REASON_LENGTH]}
+        for result in failed
+    ]
+    return post(root, run.prefect_run, stages, run.failure)
+
+
+def post(root: Path, flow_run: str | None, stages: list[dict[str, str]], failure: str | None) -> bool:
+    """Post one message, where a hook is set.
+
+    Args:
+        root: the project's folder, which the message names.
+        flow_run: the id of the Prefect run; None where there is none.
+        stages: name, state and reason of each stage that is not done.
+        failure: why the run ended before its stages did; None where it did not.
+    """
+    try:
+        hook = _hook(root / PARAMS_FILE)
+        if hook.url is None:
+            return False
+        message = _message(root, flow_run, stages, failure)
+        _post(_address(hook.url), message, hook.timeout_s)
+    except VocabgraftError as error:
+        print(f"the failure hook was not told: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _message(
+    root: Path, flow_run: str | None, stages: list[dict[str, str]], failure: str | None
+) -> Mapping[str, str | list[dict[str, str]] | None]:
+    project = root.resolve().name
+    what = failure or ", ".join(f"{stage['name']} ({stage['state']})" for stage in stages)
+    return {
+        # What Slack, Mattermost and Teams show of a message.
+        "text": f"{project}: the run failed: {what[:REASON_LENGTH]}",
+        "project": project,
+        "flow_run": flow_run,
+        "failure": failure[:REASON_LENGTH] if failure else None,
+        "stages": stages,
+    }
+
+
+def _hook(path: Path) -> FailureHookParams:
+    """The section alone, so that a mistake elsewhere in params.yaml, which ends a run, is told too."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        loaded: Any = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return FailureHookParams.model_validate((loaded or {}).get("failure_hook") or {})
+    except (OSError, UnicodeDecodeError, YAMLError, AttributeError, ValidationError) as error:
+        raise VocabgraftError(f"failure_hook of {path} cannot be read: {error}") from error
+
+
+def _address(url: str) -> str:
+    if not url.startswith(FROM_ENVIRONMENT):
+        return url
+    name = url.removeprefix(FROM_ENVIRONMENT)
+    value = os.environ.get(name, "")
+    if not value.startswith(("http://", "https://")):
+        raise VocabgraftError(f"failure_hook.url is {url}, and {name} is not set to an http:// or https:// address")
+    return value
+
+
+def _post(address: str, message: Mapping[str, Any], seconds: float) -> None:
+    data = json.dumps(message).encode()
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=seconds):
+            return
+    # The address may hold a secret, so it is not repeated.
+    except urllib.error.HTTPError as error:
+        raise VocabgraftError(f"it answered {error.code} {error.reason}") from error
+    except (OSError, ValueError) as error:
+        raise VocabgraftError(f"no answer within {seconds:g} s: {getattr(error, 'reason', error)}") from error

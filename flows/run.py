@@ -1,0 +1,212 @@
+"""From the options of a run to its plan, in a workspace that is locked for it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flows.engine.dag import Planned, Stage, inspect, plan
+from flows.engine.edit_params import edit_params
+from flows.engine.lock_file import repro_order, settle
+from flows.engine.registry_state import REGISTERING_STAGE, require_registry
+from flows.engine.run_record import FlowRun
+from flows.engine.scheduler import Elsewhere, StageRuns, default_jobs
+from flows.engine.stage_run import DvcProcesses, Inspection, StageResult
+from flows.engine.workspace import check_lock_file, workspace
+from flows.reporting.publish import publish
+from flows.reporting.webhook import tell_failure
+from vocabgraft.config.params import PARAMS_FILE, load_params
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.base import REGISTRY_PREFIX
+from vocabgraft.storage.artifacts import read_json
+
+DVC_FILE = Path("dvc.yaml")
+IDENTIFYING_STAGE = "validate_data"
+ROOT = Path()
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is asked for.
+
+    Attributes:
+        settings: assignments `SECTION.KEY=VALUE` to edit params.yaml by first.
+        until: the last stage, `only` the one stage to run; None for all.
+        force: whether stages run that did not change.
+        keep_going: whether a failure stops only what needs the failed stage.
+        jobs: how many stages run at the same time; None for the default.
+        wait: whether to wait for another run in this workspace instead of ending at once.
+        ray: the address of a Ray cluster for the stages whose `meta` names resources; None: they run here too.
+    """
+
+    settings: tuple[str, ...] = ()
+    until: str | None = None
+    only: str | None = None
+    force: bool = False
+    keep_going: bool = False
+    jobs: int | None = None
+    wait: bool = False
+    ray: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.until is not None and self.only is not None:
+            raise VocabgraftError(f"--until {self.until} and --only {self.only} exclude each other; give one of them")
+        if self.jobs is not None and self.jobs < 1:
+            raise VocabgraftError(f"--jobs is {self.jobs}; it should be 1 or more")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan in a locked workspace: what `execute` needs."""
+
+    options: RunOptions
+    started: datetime
+    stages: Sequence[Stage]
+    planned: Sequence[Planned]
+    processes: DvcProcesses
+
+    @property
+    def jobs(self) -> int:
+        """How many stages run at the same time."""
+        return self.options.jobs or default_jobs()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of a run: its stages, whether it was told of, and the signal that stopped it."""
+
+    stages: Sequence[Stage]
+    results: Sequence[StageResult]
+    told: bool
+    stopped_by: int | None = None
+
+    @property
+    def failed(self) -> list[str]:
+        """The stages that are not done."""
+        return [result.name for result in self.results if not result.outcome.succeeded]
+
+
+@contextmanager
+def prepared_run(
+    options: RunOptions, say: Callable[[str], None], meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[Prepared]:
+    """Lock the workspace, put in order what a killed run left, and plan; a plan that fails is told in the report.
+
+    `meanwhile` is called while another process reads the DAG.
+
+    Raises:
+        VocabgraftError: when another run holds the workspace, or nothing can be planned.
+    """
+    started = datetime.now(UTC)
+    with workspace(ROOT, options.wait, say) as lock:
+        check_lock_file(ROOT / "dvc.lock")
+        settle(ROOT)
+        processes = DvcProcesses(ROOT, lock)
+        try:
+            stages, planned = _plan_beside(processes, options, say, meanwhile)
+            require_registry({entry.stage.name for entry in planned if entry.runs})
+        except VocabgraftError as error:
+            processes.close()
+            if DVC_FILE.is_file():
+                run = FlowRun(started, [], [], failure=str(error))
+                publish(run, ROOT)
+                tell_failure(run, ROOT)
+            raise
+        try:
+            yield Prepared(options, started, stages, planned, processes)
+        finally:
+            processes.close()
+
+
+def make_plan(options: RunOptions, say: Callable[[str], None]) -> tuple[list[Stage], list[Planned]]:
+    """Edit params.yaml as asked; then every stage, and those of this run with their reasons to run.
+
+    Raises:
+        VocabgraftError: for settings, stages or files that are wrong.
+    """
+    _check_files(options, say)
+    return _planned(options, *inspect(ROOT, say))
+
+
+def _plan_beside(
+    processes: DvcProcesses, options: RunOptions, say: Callable[[str], None], meanwhile: Callable[[], None]
+) -> tuple[list[Stage], list[Planned]]:
+    """`make_plan`, with the DAG read in another process: importing DVC and reading take over a second of a core."""
+    processes.warm_up()
+    _check_files(options, say)
+    inspection = Inspection(processes)
+    meanwhile()
+    return _planned(options, *inspection.result(say))
+
+
+def _check_files(options: RunOptions, say: Callable[[str], None]) -> None:
+    check_lock_file(ROOT / "dvc.lock")
+    if options.settings:
+        say(edit_params(PARAMS_FILE, options.settings) or "params.yaml has these values already")
+    load_params()
+
+
+def _planned(
+    options: RunOptions, stages: list[Stage], changed: dict[str, list[str]]
+) -> tuple[list[Stage], list[Planned]]:
+    return stages, plan(stages, changed, options.until, _forced(stages, options), options.only)
+
+
+def execute(
+    prepared: Prepared, run: Callable[[StageRuns], list[StageResult]], prefect_run: str | None = None
+) -> Finished:
+    """Run the planned stages, leave dvc.lock as `dvc repro` would, and publish what became of them."""
+    keep_going, jobs = prepared.options.keep_going, prepared.jobs
+    with repro_order(ROOT, prepared.stages), _cluster(prepared.options.ray) as elsewhere:
+        runs = StageRuns(prepared.planned, ROOT, prepared.processes, jobs, keep_going, elsewhere)
+        results = run(runs)
+    record = FlowRun(prepared.started, prepared.stages, results, prefect_run=prefect_run)
+    told = publish(record, ROOT)
+    tell_failure(record, ROOT)
+    return Finished(prepared.stages, results, told, runs.stopped_by)
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[Elsewhere | None]:
+    if address is None:
+        yield None
+        return
+    from flows.remote.ray_tasks import stages_on
+
+    with stages_on(address, ROOT) as elsewhere:
+        yield elsewhere
+
+
+def _forced(stages: Sequence[Stage], options: RunOptions) -> frozenset[str]:
+    if options.force:
+        return frozenset(stage.name for stage in stages)
+    return frozenset({IDENTIFYING_STAGE}) if base_moved(stages) else frozenset()
+
+
+def base_moved(stages: Sequence[Stage]) -> bool:
+    """Whether a base that may change under the same name (an alias, a folder) is another than the last run's."""
+    base = load_params().base
+    floating = base.model.startswith(REGISTRY_PREFIX) or Path(base.model).is_dir()
+    identity = _output(stages, IDENTIFYING_STAGE, "base.json")
+    if not floating or identity is None or _is_own_result(stages, base.model):
+        return False
+    from tasks.support.models import resolve_base
+
+    return bool(resolve_base(base)[1].as_json() != read_json(identity))
+
+
+def _is_own_result(stages: Sequence[Stage], model: str) -> bool:
+    """Whether a registered model is what this chain made: growing on it again would find nothing to add."""
+    registration = _output(stages, REGISTERING_STAGE, "registration.json")
+    if registration is None or not model.startswith(REGISTRY_PREFIX):
+        return False
+    from tasks.registry.lookup import digest_of_registered
+
+    return bool(digest_of_registered(model) == read_json(registration)["content_digest"])
+
+
+def _output(stages: Sequence[Stage], name: str, file: str) -> Path | None:
+    """A file of a stage's output, where the graph has the stage and the file is there."""
+    found = next((stage.outs[0] / file for stage in stages if stage.name == name), None)
+    return found if found is not None and found.is_file() else None

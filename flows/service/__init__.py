@@ -1,0 +1,1 @@
+"""Processes that stay: the schedule and the web pages."""

@@ -1,0 +1,312 @@
+"""The flow by the clock: a process that stays, runs it when its time has come, and puts in order what was left.
+
+python -m flows.service.schedule --help
+"""
+
+import argparse
+import fcntl
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flows.reporting.webhook import post
+from flows.run import ROOT
+from tasks.support.stage import switch_telemetry_off
+from vocabgraft.errors import VocabgraftError
+
+FLOW = "build_model"
+LOCK = Path(".dvc/tmp/schedule.lock")
+SERVER_LOG = Path(".dvc/tmp/prefect_server.log")
+DEFAULT_CRON, DEFAULT_PORT = "0 3 * * *", 4200
+# A server starts in 6 to 10 s on an idle machine; one that boots has other things to do too.
+SECONDS_FOR_THE_SERVER = 120.0
+SECONDS_TO_END = 10.0
+# What Prefect puts into the environment of a flow run's process.
+RUN_ID = "PREFECT__FLOW_RUN_ID"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line.
+
+    Returns:
+        The exit code: 0 when it was asked to end, 1 when it could not start.
+    """
+    given = _parser().parse_args(arguments)
+    switch_telemetry_off()
+    try:
+        cron = _schedule(given.cron, given.timezone)
+        with _only_one(ROOT), _server(ROOT, given.port):
+            serve(cron, given.name, given.overlap)
+    except VocabgraftError as error:
+        print(f"schedule: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def serve(schedule: Any, name: str, overlap: str) -> None:
+    """Serve the flow until a signal ends it; needs a server (PREFECT_API_URL).
+
+    Args:
+        schedule: of Prefect; None runs it only when somebody asks for a run.
+        name: of the deployment, `build_model/NAME`.
+        overlap: `queue` or `skip` a run that is due while one is at work.
+
+    Raises:
+        VocabgraftError: when the deployment is another project's.
+    """
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.types.entrypoint import EntrypointType
+
+    from flows.prefect_flow import build_model
+
+    settle_earlier_runs(name, ROOT)
+    strategies = {"queue": ConcurrencyLimitStrategy.ENQUEUE, "skip": ConcurrencyLimitStrategy.CANCEL_NEW}
+    build_model.serve(
+        name=name,
+        schedule=schedule,
+        global_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=strategies[overlap]),
+        parameters={"wait": True},
+        tags=[_tag(ROOT)],
+        # A service that is started again goes on; what was due meanwhile is seen to then.
+        pause_on_shutdown=False,
+        # By its name: the folder it runs in need not be the one that the module lies in.
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def settle_earlier_runs(name: str, root: Path) -> None:
+    """Give every run that an earlier schedule left open the state that it has in truth.
+
+    A run that is Running and has no process on this machine, which was switched off or killed, has Crashed. Of the runs
+    that were due while nothing served them the newest is left to run, and the others are Cancelled as Missed: the flow
+    does what there is to do, so one run does what all of them would have done.
+
+    Raises:
+        VocabgraftError: when the deployment is another project's.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.states import Cancelled, Crashed
+
+    with get_client(sync_client=True) as client:
+        try:
+            deployment = client.read_deployment_by_name(f"{FLOW}/{name}")
+        except ObjectNotFound:
+            return
+        if _tag(root) not in deployment.tags:
+            raise VocabgraftError(
+                f"the deployment {FLOW}/{name} is that of another folder ({', '.join(deployment.tags) or 'unknown'}); "
+                f"give this one a name with --name, or delete that with `prefect deployment delete {FLOW}/{name}`"
+            )
+        for run in _runs_at_work(client, deployment.id):
+            if not _has_process(str(run.id)):
+                reason = "its process is gone: the machine was restarted, or the process killed, during the run"
+                client.set_flow_run_state(run.id, Crashed(message=reason), force=True)
+                _say(f"run {run.name} has crashed: {reason}")
+                post(root, str(run.id), [], f"run {run.name} crashed: {reason}")
+        for run in _runs_overdue(client, deployment.id)[1:]:
+            reason = "nothing served it when it was due; a later run does what it would have done"
+            client.set_flow_run_state(run.id, Cancelled(name="Missed", message=reason), force=True)
+            _say(f"run {run.name}, due {run.expected_start_time:%Y-%m-%d %H:%M} UTC, was missed")
+
+
+def _runs_at_work(client: Any, deployment: Any) -> list[Any]:
+    from prefect.client.schemas.objects import StateType
+
+    return _runs(client, deployment, [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])
+
+
+def _runs_overdue(client: Any, deployment: Any) -> list[Any]:
+    """Runs that were due before now and have not begun, the newest first."""
+    from prefect.client.schemas.filters import FlowRunFilterExpectedStartTime
+    from prefect.client.schemas.objects import StateType
+    from prefect.types._datetime import now
+
+    instant: Any = now("UTC")
+    due = FlowRunFilterExpectedStartTime(before_=instant)
+    return _runs(client, deployment, [StateType.SCHEDULED], expected_start_time=due)
+
+
+def _runs(client: Any, deployment: Any, states: list[Any], **more: Any) -> list[Any]:
+    from prefect.client.schemas.filters import (
+        DeploymentFilter,
+        DeploymentFilterId,
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    found: list[Any] = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)), **more),
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+    )
+    return found
+
+
+def _has_process(run: str) -> bool:
+    """Whether a process of this machine is at work on a flow run: it outlives a schedule that was killed."""
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(RUN_ID) == run and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+        except (psutil.Error, OSError):
+            # Ended meanwhile, or of another user, which no run of this schedule can be.
+            continue
+    return False
+
+
+def _tag(root: Path) -> str:
+    return f"folder:{root.resolve()}"
+
+
+def _schedule(cron: str, timezone: str | None) -> Any:
+    """Prefect's schedule of a cron line, in local time unless a zone is given.
+
+    Raises:
+        VocabgraftError: for a line or a zone that is none.
+    """
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.schedules import Cron
+    from pydantic import ValidationError
+    from tzlocal import get_localzone_name
+
+    zone = timezone or get_localzone_name()
+    try:
+        # `Cron` itself takes any zone.
+        CronSchedule(cron=cron, timezone=zone)
+        return Cron(cron, timezone=zone)
+    except (ValidationError, ValueError) as error:
+        raise VocabgraftError(
+            f'--cron {cron!r} in --timezone {zone!r} is no schedule; e.g. --cron "0 3 * * *" --timezone Europe/Berlin '
+            f"({_why(error)})"
+        ) from error
+
+
+def _why(error: ValueError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "error" in line]
+    return lines[-1].partition(" [type=")[0] if lines else str(error)
+
+
+@contextmanager
+def _only_one(root: Path) -> Iterator[None]:
+    """Hold this folder's schedule: two would each take the other's runs for crashed."""
+    if not (root / ".dvc").is_dir():
+        raise VocabgraftError(f"{root.resolve()} is no DVC project; run from the project's root")
+    (root / LOCK).parent.mkdir(parents=True, exist_ok=True)
+    with (root / LOCK).open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            raise VocabgraftError(
+                f"a schedule serves this folder already (process {stream.read() or 'unknown'}); end it first"
+            ) from error
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+@contextmanager
+def _server(root: Path, port: int) -> Iterator[None]:
+    """A Prefect server: that of PREFECT_API_URL, one that listens on this machine, or one that is started here."""
+    from prefect.settings import PREFECT_API_URL
+
+    named = PREFECT_API_URL.value()
+    address = named or f"http://127.0.0.1:{port}/api"
+    if _answers(address):
+        _say(f"using the Prefect server at {address}")
+        with _as_the_api(address):
+            yield
+        return
+    if named is not None and named != f"http://127.0.0.1:{port}/api":
+        raise VocabgraftError(f"no Prefect server answers at {named} (PREFECT_API_URL); start it or unset this")
+    process = _start_server(root, port)
+    try:
+        _wait_for(process, address, root)
+        _say(f"started a Prefect server at {address}; its log is {root / SERVER_LOG}")
+        with _as_the_api(address):
+            yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _as_the_api(address: str) -> Iterator[None]:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    # The setting for this process, the variable for those that it starts.
+    os.environ["PREFECT_API_URL"] = address
+    with temporary_settings({PREFECT_API_URL: address}):
+        yield
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=5) as response:
+            return bool(response.read().strip() == b"true")
+    except (OSError, ValueError):
+        return False
+
+
+def _start_server(root: Path, port: int) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (root / SERVER_LOG).open("wb") as log:
+        # A session of its own: Ctrl-C ends the runs first, which tell the server what became of them.
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def _wait_for(process: "subprocess.Popen[bytes]", address: str, root: Path) -> None:
+    deadline = time.monotonic() + SECONDS_FOR_THE_SERVER
+    while not _answers(address):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise VocabgraftError(
+                f"the Prefect server at {address} did not start within {SECONDS_FOR_THE_SERVER:.0f} s; "
+                f"{root / SERVER_LOG} says why; where another program has its port, give one with --port"
+            )
+        time.sleep(0.5)
+
+
+def _say(text: str) -> None:
+    print(f"schedule: {text}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.service.schedule",
+        description="Run the flow by the clock, with a Prefect server that is found or started; ends with Ctrl-C.",
+    )
+    parser.add_argument("--cron", default=DEFAULT_CRON, help=f"when it runs (default {DEFAULT_CRON!r}, every night)")
+    parser.add_argument("--timezone", metavar="ZONE", help="of --cron, e.g. Europe/Berlin (default: this machine's)")
+    parser.add_argument(
+        "--overlap",
+        choices=["queue", "skip"],
+        default="queue",
+        help="what becomes of a run that is due while one is at work (default queue)",
+    )
+    parser.add_argument("--name", default="schedule", help=f"of the deployment, {FLOW}/NAME (default schedule)")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"of a local server (default {DEFAULT_PORT})")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,344 @@
+"""A grid of parameters, each point run in a copy of the project; one table, the best on the validation split marked.
+
+python -m flows.sweep.sweep sweep.yaml --help
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.build_model import NO_REPORT
+from flows.engine.dag import Stage, read_dag
+from flows.engine.prefect_run import PREFECT_SERVER, recorded
+from flows.engine.run_record import RUN_RECORD
+from flows.engine.signals import stopped_by_signals
+from flows.remote.project_copy import LOCAL_CONFIG, carried_files, committed_code, local_config, require_remote
+from flows.remote.work import Work, carry_out, failed_stages, unpack, write_over
+from flows.run import ROOT
+from flows.sweep.grid import FigureParams, Point, SweepParams, figures_of, grid, read_sweep
+from flows.sweep.log import log_to_mlflow, show_in_prefect
+from tasks.support.stage import switch_telemetry_off
+from vocabgraft.config.params import PARAMS_FILE, parse_params_text
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.artifacts import read_json, write_json
+
+# DVC ignores its own folder, so it does not take the copies for parts of this project; Git ignores this one.
+PLACE = Path(".dvc/tmp/sweep")
+REPORTS = Path("reports")
+SIGNALLED = 128
+
+
+@dataclass(frozen=True)
+class PointResult:
+    """What became of a point: its figure (None where it failed), its seconds, and why it failed."""
+
+    point: Point
+    figure: float | None
+    seconds: float
+    reason: str = ""
+    earlier: bool = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line.
+
+    Returns:
+        The exit code: 0; 1 when a point failed or none could start; 3 when all is done and the table could not be
+        logged; 130 or 143 when a signal stopped it.
+    """
+    given = _parser().parse_args(arguments)
+    switch_telemetry_off()
+    try:
+        sweep = read_sweep(given.sweep)
+        return recorded("sweep", lambda: _sweep(sweep, given))
+    except VocabgraftError as error:
+        print(f"sweep: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return SIGNALLED + signal.SIGINT
+
+
+def _sweep(sweep: SweepParams, given: Any) -> int:
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    points, works = _planned(sweep, given.sweep, remote=given.ray is not None)
+    runner = Runner(sweep.figure, _measured_file(sweep), ROOT)
+    results = _run(runner, points, works, given)
+    best = best_of(results, sweep.figure)
+    console.print(table(results, sweep, best))
+    rows = _rows(results, sweep, best)
+    _write_reports(rows, best, given.sweep.stem)
+    if runner.stopped_by is not None:
+        console.print("stopped; run it again and it goes on with the points that are not done", markup=False)
+        return SIGNALLED + runner.stopped_by
+    logged = _log(rows, sweep, given.sweep.stem)
+    if any(result.figure is None for result in results):
+        return 1
+    return 0 if logged else NO_REPORT
+
+
+def _log(rows: Sequence[Mapping[str, Any]], sweep: SweepParams, name: str) -> bool:
+    """Give the table to Prefect and MLflow; whether they took it: the points are done whatever they say."""
+    try:
+        if os.environ.get(PREFECT_SERVER):
+            show_in_prefect(rows)
+        log_to_mlflow(name, rows, sweep)
+    except VocabgraftError as error:
+        print(f"sweep: the table is in {REPORTS / name}.json, but not in MLflow: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _planned(sweep: SweepParams, file: Path, remote: bool) -> tuple[list[Point], dict[str, Work]]:
+    if not (ROOT / ".dvc").is_dir():
+        raise VocabgraftError(f"{ROOT.resolve()} is no DVC project; run from the project's root")
+    if remote:
+        require_remote(ROOT)
+    commit, code = committed_code(ROOT, beside=[os.path.relpath(file, ROOT)])
+    carried = carried_files(ROOT) | {LOCAL_CONFIG: local_config(ROOT, share_cache=not remote)}
+    points = grid(sweep, carried.get(str(PARAMS_FILE), ""), commit)
+    measured = _measured_file(sweep)
+    works = {
+        point.digest: Work(
+            name=point.name,
+            code=code,
+            files=carried | {str(PARAMS_FILE): point.params},
+            arguments=["--until", sweep.last_stage],
+            before=[["fetch", "--run-cache"]] if remote else [],
+            after=[["push", "--run-cache"]] if remote else [],
+            wanted=[measured, str(RUN_RECORD), "dvc.lock"],
+        )
+        for point in points
+    }
+    return points, works
+
+
+def _measured_file(sweep: SweepParams) -> str:
+    stages = read_dag(ROOT)
+    _named(stages, sweep.last_stage)
+    stage = _named(stages, sweep.figure.stage)
+    out = stage.outs[0]
+    return out.as_posix() if out.name == sweep.figure.file else (out / sweep.figure.file).as_posix()
+
+
+def _named(stages: Sequence[Stage], name: str) -> Stage:
+    found = next((stage for stage in stages if stage.name == name), None)
+    if found is None:
+        raise VocabgraftError(f"there is no stage {name!r}; allowed: {', '.join(stage.name for stage in stages)}")
+    return found
+
+
+def _run(runner: "Runner", points: Sequence[Point], works: Mapping[str, Work], given: Any) -> list[PointResult]:
+    earlier = {point.digest: found for point in points if (found := runner.earlier(point))}
+    todo = [point for point in points if point.digest not in earlier]
+    print(f"sweep: {len(points)} points, {len(earlier)} of them done before", flush=True)
+    made = {}
+    if todo and given.ray is not None:
+        from flows.remote.ray_tasks import push, run_works
+
+        # What is missing there is made again by each point, so a part is better than nothing.
+        if (ROOT / "dvc.lock").is_file() and (said := push(ROOT)):
+            print(f"sweep: not everything could be pushed: {said}", file=sys.stderr)
+        chosen = {point.digest: works[point.digest] for point in todo}
+        by_digest = {point.digest: point for point in todo}
+        for digest, done in run_works(given.ray, chosen):
+            made[digest] = runner.keep(by_digest[digest], done)
+    elif todo:
+        made = {result.point.digest: result for result in runner.run(todo, works, given.jobs)}
+    return [earlier.get(point.digest) or made[point.digest] for point in points]
+
+
+class Runner:
+    """Runs points in copies on this machine, and keeps what became of those that are done."""
+
+    def __init__(self, figure: FigureParams, measured: str, root: Path) -> None:
+        self._figure = figure
+        self._measured = measured
+        self._root = root
+        self._guard = threading.Lock()
+        self._processes: list[subprocess.Popen[str]] = []
+        self.stopped_by: int | None = None
+
+    def earlier(self, point: Point) -> PointResult | None:
+        """The result of a point that an earlier sweep finished at this commit with these parameters."""
+        path = self._record(point)
+        if not path.is_file():
+            return None
+        return self._judged(point, read_json(path)["done"], earlier=True)
+
+    def run(self, points: Sequence[Point], works: Mapping[str, Work], jobs: int) -> Iterator[PointResult]:
+        """Run points side by side; yields each when it has ended."""
+        with stopped_by_signals(self._stop), ThreadPoolExecutor(max_workers=jobs) as pool:
+            futures = [pool.submit(self._point, point, works[point.digest]) for point in points]
+            for future in as_completed(futures):
+                result = future.result()
+                print(f"sweep: {_values(result.point)}: {_told(result)}", flush=True)
+                yield result
+
+    def keep(self, point: Point, done: Mapping[str, Any]) -> PointResult:
+        """Write down what became of a point; one that failed is tried again by the next sweep."""
+        result = self._judged(point, done)
+        if result.figure is not None:
+            path = self._record(point)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(".partial")
+            write_json(unfinished, {"values": dict(point.values), "params": point.params, "done": dict(done)})
+            unfinished.replace(path)
+        return result
+
+    def _point(self, point: Point, work: Work) -> PointResult:
+        if self.stopped_by is not None:
+            return PointResult(point, None, 0.0, "not started: the sweep was stopped")
+        folder = self._root / PLACE / point.digest
+        started = time.monotonic()
+        try:
+            _make_copy(work, folder)
+            done = carry_out(work, folder.resolve(), self._watch)
+            result = self.keep(point, done)
+        except (OSError, VocabgraftError) as error:
+            return PointResult(point, None, time.monotonic() - started, str(error))
+        if result.figure is not None:
+            # Its outputs are in the cache; what a failed one left is what a person wants to see.
+            shutil.rmtree(folder, ignore_errors=True)
+        return result
+
+    def _judged(self, point: Point, done: Mapping[str, Any], earlier: bool = False) -> PointResult:
+        seconds, files = float(done["seconds"]), done["files"]
+        if not done["ok"]:
+            reason = failed_stages(files, str(RUN_RECORD)) or str(done["said"]).strip()
+            return PointResult(point, None, seconds, reason or "it ended without a word")
+        if self._measured not in files:
+            return PointResult(point, None, seconds, f"{self._measured} was not made")
+        best_metric = parse_params_text(point.params, str(PARAMS_FILE)).train_adapter.best_metric
+        figures = figures_of(files[self._measured], best_metric)
+        name = self._figure.name
+        figure = figures.get(name, figures.get(f"eval_{name}"))
+        if figure is None:
+            reason = f"{self._measured} has no figure {name!r}; allowed: {', '.join(figures) or 'none'}"
+            return PointResult(point, None, seconds, reason)
+        return PointResult(point, figure, seconds, earlier=earlier)
+
+    def _record(self, point: Point) -> Path:
+        return self._root / PLACE / f"{point.digest}.json"
+
+    def _watch(self, process: "subprocess.Popen[str]") -> None:
+        with self._guard:
+            self._processes.append(process)
+            if self.stopped_by is not None:
+                process.terminate()
+
+    def _stop(self, number: int) -> None:
+        self.stopped_by = number
+        for process in tuple(self._processes):
+            # Each ends its stages within ten seconds. One that has ended is not signalled: poll() was told.
+            if process.poll() is None:
+                process.terminate()
+
+
+def _make_copy(work: Work, folder: Path) -> None:
+    """The copy of a point: that of a killed sweep is taken on, with what its stages made."""
+    if folder.is_dir():
+        write_over(Work(work.name, b"", {LOCAL_CONFIG: work.files[LOCAL_CONFIG]}, ()), folder)
+        return
+    unfinished = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    unpack(work, unfinished)
+    unfinished.rename(folder)
+
+
+def best_of(results: Sequence[PointResult], figure: FigureParams) -> PointResult | None:
+    """The point with the best figure, the first of equals; None where every point failed."""
+    measured = [result for result in results if result.figure is not None]
+    if not measured:
+        return None
+    sign = 1 if figure.goal == "min" else -1
+    return min(measured, key=lambda result: sign * (result.figure or 0.0))
+
+
+def table(results: Sequence[PointResult], sweep: SweepParams, best: PointResult | None) -> Table:
+    """Every point with its figure; the best is marked."""
+    figure = sweep.figure
+    made = Table(title=f"sweep, chosen by {figure.name} of {figure.stage} ({figure.goal})", title_justify="left")
+    for heading in (*sweep.params, figure.name, "seconds", ""):
+        made.add_column(heading, overflow="fold")
+    for result in results:
+        values = [json.dumps(result.point.values[key]) for key in sweep.params]
+        note = "best" if result is best else result.reason.splitlines()[-1] if result.reason else ""
+        shown = "failed" if result.figure is None else f"{result.figure:.5g}"
+        made.add_row(*values, shown, f"{result.seconds:.1f}", note + (" (done before)" * result.earlier))
+    return made
+
+
+def _rows(results: Sequence[PointResult], sweep: SweepParams, best: PointResult | None) -> list[dict[str, Any]]:
+    """The table for programs."""
+    return [
+        {
+            **{key: result.point.values[key] for key in sweep.params},
+            sweep.figure.name: result.figure,
+            "seconds": round(result.seconds, 1),
+            "best": result is best,
+            "reason": result.reason,
+            "digest": result.point.digest,
+        }
+        for result in results
+    ]
+
+
+def _write_reports(rows: Sequence[Mapping[str, Any]], best: PointResult | None, name: str) -> None:
+    """reports/NAME.json and .csv."""
+    REPORTS.mkdir(exist_ok=True)
+    write_json(REPORTS / f"{name}.json", list(rows))
+    with (REPORTS / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    if best is not None:
+        settings = " ".join(f"--set '{key}={json.dumps(value)}'" for key, value in best.point.values.items())
+        print(f"the best: python -m flows.build_model {settings}")
+
+
+def _values(point: Point) -> str:
+    return ", ".join(f"{key}={json.dumps(value)}" for key, value in point.values.items())
+
+
+def _told(result: PointResult) -> str:
+    return f"failed: {result.reason.splitlines()[-1]}" if result.figure is None else f"{result.figure:.5g}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.sweep.sweep",
+        description="Run a grid of parameters side by side, each in a copy of the project; nothing is registered.",
+    )
+    parser.add_argument("sweep", type=Path, metavar="SWEEP.YAML", help="the parameters to try, and what chooses")
+    parser.add_argument(
+        "--jobs", type=_count, default=2, metavar="N", help="points that run at the same time here (default 2)"
+    )
+    parser.add_argument("--ray", metavar="ADDRESS", help="run the points on this Ray cluster (extra: cluster)")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"it is {number}, and should be 1 or more")
+    return number
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

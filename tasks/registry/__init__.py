@@ -1,0 +1,1 @@
+"""The registry of MLflow: lookups, registration, versions, gates."""

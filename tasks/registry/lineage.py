@@ -1,0 +1,74 @@
+"""What a registered version was made from, as its tags and datasets name it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.registry import git
+from tasks.registry.register import DataSplit
+from vocabgraft.config.datasets import COLUMNS
+from vocabgraft.data.accepted import read_datasets
+from vocabgraft.data.splits import SPLITS
+from vocabgraft.models.remote_code import describe_code
+from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json, require_artifact
+
+LOCK_FILE = Path("dvc.lock")
+RAW = "data/raw"
+CODE_TAG = "remote_code"
+
+
+def lineage_tags(base_identity: Path, datasets: Path, own_stage: str) -> dict[str, str]:
+    """Base and its code, data, commit, and a digest of everything that the stages before have in dvc.lock."""
+    base = read_json(require_artifact(base_identity))
+    locked = _locked_stages(own_stage)
+    return {
+        "base": base["model"],
+        "base_sha256": base["sha256"],
+        CODE_TAG: describe_code(base.get("code")),
+        "inputs_digest": digest_of(locked) if locked else "none",
+        "data_raw": _raw_data_hash(locked),
+        **{f"data.{split.name}.{split.split}": split.digest for split in data_splits(datasets)},
+        "git_commit": git.commit() or "none",
+        "git_dirty": str(git.has_changes()).lower(),
+    }
+
+
+def data_splits(datasets: Path) -> list[DataSplit]:
+    """The accepted splits that hold rows, with the digests of their files."""
+    files = read_json(require_artifact(datasets).parent / MANIFEST)["files"]
+    return [
+        DataSplit(
+            name=dataset.name,
+            split=split,
+            path=dataset.path(split),
+            digest=files[f"{datasets.name}/{dataset.name}/{split}.parquet"],
+            rows=dataset.rows(split),
+            columns=COLUMNS[dataset.format],
+        )
+        for dataset in read_datasets(datasets)
+        for split in SPLITS
+        if dataset.rows(split)
+    ]
+
+
+def items_digest(datasets: Path) -> str:
+    """A digest of the examples alone: queries and documents come from all of their splits."""
+    files = read_json(datasets.parent / MANIFEST)["files"]
+    return digest_of({name: digest for name, digest in files.items() if name.startswith(f"{datasets.name}/")})
+
+
+def _locked_stages(own_stage: str) -> dict[str, Any]:
+    """The entries of the other stages in dvc.lock; none where DVC has run nothing."""
+    content = yaml.safe_load(LOCK_FILE.read_text(encoding="utf-8")) if LOCK_FILE.is_file() else {}
+    return {name: entry for name, entry in (content or {}).get("stages", {}).items() if name != own_stage}
+
+
+def _raw_data_hash(locked: dict[str, Any]) -> str:
+    return next((dep[dep.get("hash", "md5")] for dep in _deps(locked) if dep["path"] == RAW), "none")
+
+
+def _deps(locked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for entry in locked.values():
+        yield from entry.get("deps", ())

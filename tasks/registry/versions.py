@@ -1,0 +1,245 @@
+"""The versions of a model in the MLflow registry: listed, given aliases, rolled back, thinned out, moved."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from mlflow.exceptions import MlflowException
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
+from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
+from mlflow.tracking import MlflowClient
+
+from tasks.registry.lookup import (
+    CHAMPION,
+    EXPERIMENT,
+    PREVIOUS_CHAMPION,
+    Registered,
+    all_pages,
+    described,
+    find_by_alias,
+    store_errors,
+)
+from tasks.registry.register import KIND_TAG, NAME_TAG, REGISTRATION_KIND, remove_run, remove_version
+from tasks.registry.store import HTTP, store_uri
+from vocabgraft.errors import VocabgraftError
+
+# A registration takes seconds; a run of it that has no version a day later was killed.
+SECONDS_UNTIL_ABANDONED = 24 * 3600
+# Every place where MLflow's tables hold the address of files.
+LOCATIONS: Sequence[tuple[Any, str]] = (
+    (SqlExperiment, "artifact_location"),
+    (SqlRun, "artifact_uri"),
+    (SqlLoggedModel, "artifact_location"),
+    (SqlModelVersion, "storage_location"),
+    (SqlModelVersion, "source"),
+)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was deleted: versions, and runs of registrations that were never finished."""
+
+    versions: Sequence[int]
+    runs: int
+
+
+def set_alias(client: MlflowClient, name: str, alias: str, model_version: int) -> None:
+    """Point an alias at a version."""
+    with store_errors(f"{name} version {model_version} cannot become {alias}"):
+        client.set_registered_model_alias(name, alias, str(model_version))
+
+
+def tag_version(client: MlflowClient, name: str, model_version: int, tags: Mapping[str, str]) -> None:
+    """Add tags to a version."""
+    with store_errors(f"{name} version {model_version} cannot be tagged"):
+        for key, value in tags.items():
+            client.set_model_version_tag(name, str(model_version), key, value)
+
+
+def list_versions(client: MlflowClient, name: str) -> list[Registered]:
+    """Every version of a model, the newest first.
+
+    Raises:
+        VocabgraftError: when the registry has no model of this name; those that it has are named.
+    """
+    with store_errors("the registry cannot be read"):
+        # MLflow's filters cannot quote every name that its registry takes, so names are compared here.
+        entries = all_pages(lambda token: client.search_model_versions(page_token=token))
+        found = [described(client, entry) for entry in entries if entry.name == name]
+        if not found:
+            names = sorted({entry.name for entry in entries})
+            raise VocabgraftError(
+                f"the registry has no version of {name!r}; it has {', '.join(names) or 'no model'} "
+                "(--name chooses, register_model.name in params.yaml is the default)"
+            )
+    return sorted(found, key=lambda entry: -entry.version)
+
+
+def find_version(client: MlflowClient, name: str, number: int) -> Registered:
+    """A version by its number.
+
+    Raises:
+        VocabgraftError: when there is none; those that there are are named.
+    """
+    found = list_versions(client, name)
+    for entry in found:
+        if entry.version == number:
+            return entry
+    raise VocabgraftError(
+        f"{name} has no version {number}; it has {', '.join(str(entry.version) for entry in reversed(found))}"
+    )
+
+
+def make_champion(client: MlflowClient, new: Registered, tags: Mapping[str, str]) -> Registered | None:
+    """Make a version champion, the present champion becoming the previous one.
+
+    Args:
+        client: of the registry.
+        new: the version.
+        tags: put on it first: why it was promoted.
+
+    Returns:
+        The champion before; None where there was none, or it is the same.
+    """
+    tag_version(client, new.name, new.version, tags)
+    before = find_by_alias(client, new.name, CHAMPION)
+    if before is not None and before.version == new.version:
+        return None
+    if before is not None:
+        # First, so that a process that is ended between the two leaves a champion in any case.
+        set_alias(client, new.name, PREVIOUS_CHAMPION, before.version)
+    set_alias(client, new.name, CHAMPION, new.version)
+    return before
+
+
+def roll_back(client: MlflowClient, name: str, tags: Mapping[str, str]) -> tuple[Registered, Registered]:
+    """Make the previous champion champion again; the two change places, so a second call undoes the first.
+
+    Returns:
+        The champion now, and the one before.
+
+    Raises:
+        VocabgraftError: when there is no previous champion.
+    """
+    champion, previous = (find_by_alias(client, name, alias) for alias in (CHAMPION, PREVIOUS_CHAMPION))
+    if previous is None or champion is None:
+        missing = CHAMPION if champion is None else PREVIOUS_CHAMPION
+        raise VocabgraftError(
+            f"{name} has no {missing}, so there is nothing to roll back to; "
+            "python -m flows.commands.promote --version N chooses a version"
+        )
+    make_champion(client, previous, tags)
+    return previous, champion
+
+
+def prune(client: MlflowClient, name: str, keep: int, now: float | None = None) -> Pruned:
+    """Delete versions that have no alias and are not among the newest, and what killed registrations left.
+
+    Args:
+        client: of the registry.
+        name: of the model.
+        keep: how many of the newest versions stay.
+        now: in seconds since 1970.
+    """
+    versions = list_versions(client, name)
+    doomed = [entry for entry in versions[keep:] if not entry.aliases]
+    for entry in doomed:
+        remove_version(client, entry)
+    kept = {entry.run_id for entry in versions}
+    before = ((time.time() if now is None else now) - SECONDS_UNTIL_ABANDONED) * 1000
+    with store_errors(f"the runs of {EXPERIMENT} cannot be searched"):
+        abandoned = [run for run in _registration_runs(client, name) if run.info.start_time < before]
+        lost = [run.info.run_id for run in abandoned if run.info.run_id not in kept]
+        for run_id in lost:
+            remove_run(client, run_id)
+    return Pruned([entry.version for entry in doomed], len(lost))
+
+
+def relocate(old: Path | None, new: Path) -> tuple[str, int]:
+    """Let a store that was moved find its files again: MLflow keeps their absolute paths, also where it was given none.
+
+    Args:
+        old: the folder of the artifacts before; by default where the store says that the oldest experiment's lie.
+        new: that folder now.
+
+    Returns:
+        The old folder, and how many addresses were rewritten.
+
+    Raises:
+        VocabgraftError: for a store behind a tracking server, whose files are the server's, or when `new` has no files.
+    """
+    if store_uri().startswith(HTTP):
+        raise VocabgraftError(
+            "--relocate works on a database, not through a tracking server; run it on the server's machine with "
+            "MLFLOW_TRACKING_URI set to its database"
+        )
+    if not new.is_dir():
+        raise VocabgraftError(f"{new} is no folder; give the folder of the artifacts as it is now with --to")
+    engine = sqlalchemy.create_engine(store_uri())
+    with store_errors("the addresses of artifacts cannot be rewritten"), engine.begin() as connection:
+        before = str(old) if old else _folder_on_record(connection)
+        changed = sum(_rewrite(connection, table, column, before, str(new)) for table, column in LOCATIONS)
+    engine.dispose()
+    return before, changed
+
+
+def _folder_on_record(connection: sqlalchemy.Connection) -> str:
+    location = connection.execute(
+        sqlalchemy.select(SqlExperiment.artifact_location).order_by(SqlExperiment.experiment_id)
+    ).scalar()
+    if location is None or "://" in location:
+        raise VocabgraftError(
+            f"the store keeps its artifacts at {location}, which is no folder of this machine; give --from"
+        )
+    return str(Path(location).parent)
+
+
+def _rewrite(connection: sqlalchemy.Connection, table: Any, column: str, old: str, new: str) -> int:
+    place = getattr(table, column)
+    changed = 0
+    keys = list(sqlalchemy.inspect(table).primary_key)
+    for *key, value in connection.execute(sqlalchemy.select(*keys, place)).all():
+        moved = _moved(value, old, new)
+        if moved == value:
+            continue
+        chosen = [entry == part for entry, part in zip(keys, key, strict=True)]
+        connection.execute(sqlalchemy.update(table).where(*chosen).values({column: moved}))
+        changed += 1
+    return changed
+
+
+def _moved(value: str | None, old: str, new: str) -> str | None:
+    for prefix in ("", "file://"):
+        start = f"{prefix}{old}"
+        if value is not None and (value == start or value.startswith(f"{start}/")):
+            return f"{prefix}{new}{value[len(start) :]}"
+    return value
+
+
+def _registration_runs(client: MlflowClient, name: str) -> list[Any]:
+    try:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+    except MlflowException:
+        return []
+    if experiment is None:
+        return []
+    chosen = f"tags.`{KIND_TAG}` = '{REGISTRATION_KIND}'"
+    runs = all_pages(lambda token: client.search_runs([experiment.experiment_id], chosen, page_token=token))
+    return [run for run in runs if run.data.tags.get(NAME_TAG) == name]
+
+
+def figures_on(client: MlflowClient, version: Registered) -> dict[str, float]:
+    """The figures of a version's run by name, those of the trained model without a prefix."""
+    with store_errors(f"the run of {version.name} version {version.version} cannot be read"):
+        metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
+    return {name.removeprefix("merged."): value for name, value in metrics.items() if name.startswith("merged.")}
+
+
+def gates_on(version: Registered) -> list[dict[str, Any]]:
+    """The gates that a version was judged by when it was registered."""
+    found: list[dict[str, Any]] = json.loads(version.tags.get("gates", "[]"))
+    return found

@@ -1,0 +1,140 @@
+"""What every stage shares: its command line, made from its signature, and how it ends."""
+
+import argparse
+import errno
+import inspect
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vocabgraft.config.params import Params, load_params
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.artifacts import write_json
+
+logger = logging.getLogger(__name__)
+
+DVC_FILE = Path("dvc.yaml")
+SPEED_FOLDER = Path("reports/speed")
+QUIET = {
+    "GX_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+}
+
+
+class ToldFirstError(VocabgraftError):
+    """A failure with work left to do once the user knows of it, such as a report that takes longer than the stage."""
+
+    def __init__(self, message: str, afterwards: Callable[[], None]) -> None:
+        super().__init__(message)
+        self.afterwards = afterwards
+
+
+def run_stage(stage: Callable[..., None], arguments: Sequence[str] | None = None) -> int:
+    """Run a stage as a command: paths from the command line, the rest from `params.yaml`.
+
+    The stage's keyword parameters of type `Path` become options (`out` is `--out`); `params` is the section of
+    `params.yaml` with the stage's name, and any other parameter the key of that name. Without options, those of the
+    stage's `cmd` in dvc.yaml are taken, so that `python -m tasks.NAME` does what `dvc repro NAME` does.
+
+    Returns:
+        The exit code: 0, or 1 after a user's mistake or a failed check, with its message on standard error.
+    """
+    import_seconds = time.time() - _process_start()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    _quieten()
+    started = time.perf_counter()
+    try:
+        paths = _parse_paths(stage, list(sys.argv[1:] if arguments is None else arguments))
+        stage(**paths, **_parameters(stage, load_params()))
+    except ToldFirstError as error:
+        code = _fail(stage.__name__, str(error))
+        error.afterwards()
+        return code
+    except VocabgraftError as error:
+        return _fail(stage.__name__, str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
+            raise
+        return _fail(stage.__name__, _explain_os_error(error))
+    work_seconds = time.perf_counter() - started
+    logger.info("%s: imports %.1f s, work %.1f s", stage.__name__, import_seconds, work_seconds)
+    _record_speed(stage.__name__, import_seconds, work_seconds)
+    return 0
+
+
+def switch_telemetry_off() -> None:
+    """Set the variables by which the libraries are told to send nothing, unless the user has set them."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def _quieten() -> None:
+    switch_telemetry_off()
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    for name in ("httpx", "sentence_transformers", "alembic", "great_expectations", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _parse_paths(stage: Callable[..., None], arguments: list[str]) -> dict[str, Path]:
+    parser = argparse.ArgumentParser(prog=f"python -m tasks.{stage.__name__}", description=inspect.getdoc(stage))
+    for name in _path_names(stage):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, required=True)
+    return vars(parser.parse_args(arguments or _arguments_in_dvc_yaml(stage.__name__)))
+
+
+def _path_names(stage: Callable[..., None]) -> list[str]:
+    return [name for name, parameter in inspect.signature(stage).parameters.items() if parameter.annotation is Path]
+
+
+def _arguments_in_dvc_yaml(name: str) -> list[str]:
+    import yaml
+
+    if not DVC_FILE.is_file():
+        return []
+    entry = yaml.safe_load(DVC_FILE.read_text(encoding="utf-8"))["stages"].get(name)
+    return shlex.split(entry["cmd"])[3:] if entry else []
+
+
+def _parameters(stage: Callable[..., None], params: Params) -> dict[str, Any]:
+    names = [name for name in inspect.signature(stage).parameters if name not in _path_names(stage)]
+    return {name: getattr(params, stage.__name__ if name == "params" else name) for name in names}
+
+
+def _fail(stage: str, message: str) -> int:
+    print(f"{stage}: {message}{_how_to_get_outputs_back(stage)}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _how_to_get_outputs_back(stage: str) -> str:
+    lock, folder = Path("dvc.lock"), Path("data") / stage
+    if folder.exists() or not lock.is_file() or f"\n  {stage}:" not in lock.read_text(encoding="utf-8"):
+        return ""
+    return f"\n(DVC removed {folder} before this run; `dvc checkout {folder}` brings the last good one back)"
+
+
+def _explain_os_error(error: OSError) -> str:
+    where = error.filename or "a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full while writing {where}; free some space (`dvc gc --workspace` helps) and run again"
+    return f"no permission to read or write {where}; give it and run again"
+
+
+def _process_start() -> float:
+    import psutil
+
+    return float(psutil.Process().create_time())
+
+
+def _record_speed(stage: str, import_seconds: float, work_seconds: float) -> None:
+    SPEED_FOLDER.mkdir(parents=True, exist_ok=True)
+    seconds = {"imports": round(import_seconds, 2), "work": round(work_seconds, 2)}
+    write_json(SPEED_FOLDER / f"{stage}.json", seconds)

@@ -1,0 +1,309 @@
+"""What stages and runs leave, made up: enough of everything that the report shows."""
+
+import csv
+import math
+import random
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows.engine.dag import Stage
+from flows.engine.run_record import FlowRun
+from flows.engine.stage_run import Outcome, StageResult
+from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, write_json
+
+UPSTREAM = {
+    "validate_data": (),
+    "extend_tokenizer": ("validate_data",),
+    "resize_base": ("extend_tokenizer",),
+    "train_adapter": ("resize_base",),
+    "merge_adapter": ("train_adapter",),
+    "check_consistency": ("merge_adapter",),
+    "evaluate_model": ("merge_adapter",),
+    "register_model": ("check_consistency", "evaluate_model"),
+}
+STAGES = [Stage(name, upstream, (Path("made") / name,)) for name, upstream in UPSTREAM.items()]
+STARTED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+HOSTILE = '<script>alert("x")</script>&amp;'
+WORDS = ("nephrolithiasis thrombocytopenia cholecystitis pyelonephritis hyperkalemia rhabdomyolysis").split()
+LONG = "pneumonoultramicroscopicsilicovolcanoconiosis" * 3
+TOKENS = [*WORDS, LONG, HOSTILE, "\u222e", "<|IsA|>", "<|TreatedBy|>"]
+GATES = [
+    {"name": "consistency", "figure": None, "limit": "every check passes", "holds": True},
+    {"name": "gain over the base", "figure": 6.5997, "limit": "more than 0", "holds": True},
+    {"name": "retention drop", "figure": 0.0, "limit": "at most 0.01", "holds": True},
+    {"name": "gain over the champion, version 2", "figure": -0.5, "limit": "at least 0", "holds": False},
+]
+
+
+def kind_of(token: str) -> str:
+    """The kind of a token of the sample."""
+    return "special" if token.startswith("<|") else "symbol" if token == "\u222e" else "word"
+
+
+def outputs() -> dict[str, dict[str, Any]]:
+    """The files of every stage's output, by stage and name; a list of rows becomes a CSV file."""
+    return {
+        "validate_data": {
+            "report.json": {
+                "new_tokens": {"special": 2, "symbol": 1, "word": 8},
+                "kept_tokens": 0,
+                "contexts": 668,
+                "retention": 310,
+                "datasets": {
+                    "relations": {"train": 1375, "validation": 149, "test": 152},
+                    "terms": {"train": 862, "validation": 104, "test": 119},
+                },
+                "rejected": 2,
+                "warnings": ["2 new words are common in general text (stone in 9 of 310 sentences)"],
+            },
+            "rejected.csv": [
+                rejected("terms.csv", "17", "anchor", HOSTILE, "holds a control character; check the file's encoding"),
+                rejected("vocabulary.csv", "3", "token", LONG, "is too long; allowed: 64 characters"),
+            ],
+            "base.json": {
+                "model": "package:some/model",
+                "revision": None,
+                "sha256": "5" * 64,
+                "tokenizer_sha256": "6" * 64,
+            },
+        },
+        "extend_tokenizer": {
+            "report.json": {
+                "kept": [],
+                "texts": 3767,
+                "texts_changed": 2905,
+                "tokens": [
+                    {"id": 30522 + place, "kind": kind_of(token), "pieces": [1, 2], "read_as": ["ne", "##ph", "##ro"]}
+                    | {"retrained": False, "text": token, "texts": 38 - place}
+                    for place, token in enumerate(TOKENS)
+                ],
+            }
+        },
+        "resize_base": {"report.json": {"distillation": distillation()}},
+        "train_adapter": {"report.json": training_report()},
+        "merge_adapter": {"config.json": {}},
+        "check_consistency": {"checks.json": {"passed": True, "checks": checks()}},
+        "evaluate_model": {
+            "metrics.json": metrics(),
+            "comparison.json": comparison(),
+            "retention.json": drift(),
+            "tokens.json": neighbours(),
+        },
+        "register_model": {"registration.json": {"name": "sample", "content_digest": "2" * 64}},
+    }
+
+
+def rejected(file: str, row: str, column: str, value: str, reason: str) -> dict[str, str]:
+    """A row of rejected.csv."""
+    return {"file": file, "row": row, "column": column, "value": value, "reason": reason}
+
+
+def distillation() -> dict[str, Any]:
+    """How well new rows started."""
+    figures = {"mean": 0.937897, "p10": 0.887352, "texts": 308}
+    by_token = {token: {"mean": 0.9 + place / 200, "p10": 0.8, "texts": 5} for place, token in enumerate(TOKENS)}
+    return {"after": {"all": figures, "words": figures}, "by_token": by_token, "under_limit": [HOSTILE]}
+
+
+def training_report() -> dict[str, Any]:
+    """Two phases with validation losses."""
+    draw = random.Random(1)
+    log: list[dict[str, Any]] = []
+    for phase in (1, 2):
+        for step in range(1, 37):
+            loss = 2.5 * math.exp(-(step + 36 * (phase - 1)) / 40) + 0.5 * draw.random()
+            log.append({"phase": phase, "step": step, "epoch": phase * step / 36, "loss": loss, "learning_rate": 1e-3})
+        log.append({"phase": phase, "step": 36, "epoch": phase, "eval_terms_loss": 1.7 - phase / 3})
+        log.append({"phase": phase, "step": 36, "epoch": phase, "eval_relations_loss": 1.9 - phase / 3})
+    return {
+        "method": "lora_and_tokens",
+        "precision": "float32",
+        "trainable_parameters": 33792,
+        "examples": 2237,
+        "final_loss": 0.6,
+        "tokens_without_training_text": [HOSTILE],
+        "log": log,
+    }
+
+
+def checks() -> list[dict[str, Any]]:
+    """A check of each verdict but failed."""
+    return [
+        check("old_rows_merged", "rows", 0.0, "at most 0"),
+        check("merged_as_adapter", "encodings", 3.1e-7, "at most 1e-05"),
+        check("trained_differs", "silent identity", 0.3166, "at least 0.0001"),
+        check("description", "meaning", 0.41, "at least 0.3"),
+        check("onnx", "export", 0.0, "at most 0.0001", "waived", "the extra is not installed"),
+        check("untouched_texts", "encodings", 0.0, "at most 0", "does not apply", "an adapter moves every text"),
+    ]
+
+
+def check(
+    name: str,
+    group: str,
+    figure: float,
+    limit: str,
+    verdict: str = "passed",
+    reason: str = "",
+    details: Sequence[str] = (),
+) -> dict[str, Any]:
+    """An entry of checks.json."""
+    return {
+        "name": name,
+        "group": group,
+        "protects": f"what {name} is there for",
+        "figure": figure,
+        "limit": limit,
+        "verdict": verdict,
+        "reason": reason,
+        "details": list(details),
+    }
+
+
+def metrics() -> dict[str, Any]:
+    """Figures of all four models."""
+    gains = {"base": 0.0, "resized": 1.4, "control": 4.2, "merged": 6.6}
+    return {
+        model: {
+            "terms": {
+                "all": figures(57.85 + gain, 119),
+                "new_word": figures(57.85 + gain, 119),
+                "no_new_word": {"queries": 0},
+            },
+            "relations": {
+                "all": figures(24.0 + gain, 152),
+                "new_word": figures(7.0 + 1.3 * gain, 56),
+                "no_new_word": figures(34.0 + 0.4 * gain, 12),
+            },
+            "sts": {"all": {"spearman": 81.0 - gain / 5, "pairs": 400}},
+            "retention": {
+                "all": {"spearman": 89.95 + gain / 6, "pairs": 310},
+                "new_word": {"spearman": 86.3 + gain / 3, "pairs": 155},
+                "no_new_word": {"spearman": 93.5791, "pairs": 155},
+            },
+            "tokens_per_text": 6.9133 if model == "base" else 4.821,
+        }
+        for model, gain in gains.items()
+    }
+
+
+def figures(mrr: float, queries: int) -> dict[str, float]:
+    """What is measured of a retrieval set."""
+    return {"mrr": mrr, "recall@10": mrr + 25, "queries": queries}
+
+
+def comparison() -> dict[str, Any]:
+    """The gains of the sample, one of each verdict."""
+    verdicts = {
+        ("terms", "new_word"): "better",
+        ("terms", "all"): "better",
+        ("relations", "new_word"): "could be chance",
+        ("relations", "no_new_word"): "smoke figure",
+        ("relations", "all"): "better",
+    }
+    found = metrics()
+    items = [
+        {"dataset": dataset, "subset": subset, "metric": "mrr", "queries": 119, "verdict": verdict, "p_value": 0.0004}
+        | {model: found[model][dataset][subset]["mrr"] for model in found}
+        | {"gain": gain, "low": gain - 4.1, "high": gain + 4.3}
+        for (dataset, subset), verdict in verdicts.items()
+        for gain in [found["merged"][dataset][subset]["mrr"] - found["base"][dataset][subset]["mrr"]]
+    ]
+    sts = {"dataset": "sts", "subset": "all", "metric": "spearman", "queries": 400, "verdict": "worse", "p_value": 0.02}
+    items.append(sts | {"base": 81.0, "merged": 79.68, "gain": -1.32, "low": -2.4, "high": -0.3})
+    said = ["terms, mrr: +6.60 over the base with the new words, +4.20 with an adapter and none"]
+    return {"items": items, "smoke_under": 30, "control": {"trained": True, "says": said}, "problems": []}
+
+
+def drift() -> dict[str, Any]:
+    """Texts without a new word did not move, those with one did."""
+    still = [{"text": f"a plain text, number {number}", "cosine": 1.0} for number in range(10)]
+    moved = [{"text": f"{HOSTILE} {LONG} {number}", "cosine": 0.8 + number / 60} for number in range(10)]
+    return {
+        "corpus": 1250,
+        "drift": {
+            "no_new_word": {"texts": 400, "mean": 0.0, "p99": 0.0, "worst": still}
+            | {"valid_share": 100.0, "neighbours_kept": 97.1},
+            "new_word": {"texts": 850, "mean": 0.0312, "p99": 0.118, "worst": moved}
+            | {"valid_share": 0.0, "neighbours_kept": 70.4},
+        },
+        "neighbours_kept": 78.9,
+        "valid_share": 32.0,
+        "spearman": {
+            "no_new_word": {"gain": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0, "verdict": "could be chance"}
+        },
+        "problems": [],
+    }
+
+
+def neighbours() -> dict[str, Any]:
+    """Nearest tokens and the map."""
+    draw = random.Random(2)
+    near = [["kidney", 0.71], ["stone", 0.64], ["##itis", 0.52], [HOSTILE, 0.5], ["renal", 0.44]]
+    return {
+        "tokens": [
+            {"token": token, "kind": kind_of(token), "id": 30522 + place, "nearest_old": near, "nearest_new": near[:2]}
+            for place, token in enumerate(TOKENS)
+        ],
+        "map": {
+            "explained": [0.124, 0.081],
+            "old": [[draw.gauss(0, 1), draw.gauss(0, 1)] for _ in range(500)],
+            "new": [[draw.gauss(0.9, 0.6), draw.gauss(0.4, 0.6), token] for token in TOKENS],
+        },
+    }
+
+
+def write_outputs(root: Path, left: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the output of each stage, with its manifest."""
+    for stage, files in left.items():
+        with new_folder(root / "made" / stage) as work:
+            for name, content in files.items():
+                write_csv(work / name, content) if isinstance(content, list) else write_json(work / name, content)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write rows with a header."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_beside(root: Path) -> None:
+    """What lies in reports/ after a run: Data Docs and the speed."""
+    (root / "reports" / "data_docs").mkdir(parents=True)
+    (root / "reports" / "data_docs" / "index.html").write_text("<p>Data Docs</p>", encoding="utf-8")
+    manifest = root / "made" / "merge_adapter" / MANIFEST
+    speed: dict[str, Any] = {"base_texts_per_second": 812.4, "merged_texts_per_second": 1010.9, "ratio": 1.244}
+    speed["merged_digest"] = read_json(manifest)["digest"] if manifest.is_file() else "none"
+    write_json(root / "reports" / "speed.json", speed)
+
+
+def results(outcomes: Mapping[str, tuple[Outcome, str]] | None = None) -> list[StageResult]:
+    """A result for each stage: completed, but for those that are given."""
+    given = dict.fromkeys(UPSTREAM, (Outcome.COMPLETED, "")) | dict(outcomes or {})
+    return [StageResult(name, outcome, 12.34, reason) for name, (outcome, reason) in given.items()]
+
+
+def broken(stage: str, said: str) -> list[StageResult]:
+    """The results of a run in which a stage failed and those behind it did not run."""
+    lost = {stage}
+    outcomes = {stage: (Outcome.FAILED, said)}
+    for name, upstream in UPSTREAM.items():
+        if waits := [other for other in upstream if other in lost]:
+            lost.add(name)
+            outcomes[name] = (Outcome.NOT_READY, f"{', '.join(waits)} did not succeed")
+    return results(outcomes)
+
+
+def registration(champion: bool) -> dict[str, Any]:
+    """The version of a run, promoted or not."""
+    gates = [gate | {"holds": True} if champion else gate for gate in GATES]
+    return {"name": "sample", "version": 3, "champion": champion, "content_digest": "2" * 64, "gates": gates}
+
+
+def flow_run(stages: Sequence[StageResult], **changes: Any) -> FlowRun:
+    """A run with these results."""
+    return FlowRun(STARTED, STAGES, stages, **changes)

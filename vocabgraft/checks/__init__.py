@@ -1,0 +1,1 @@
+"""What a model must pass before it is registered."""

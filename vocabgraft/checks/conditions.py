@@ -1,0 +1,74 @@
+"""When a check does not apply, in one place: each function gives the reason, or nothing where the check applies."""
+
+from vocabgraft.checks.context import Evidence
+from vocabgraft.config.training import ROW_METHODS
+from vocabgraft.models.base import own_module_types
+from vocabgraft.models.extra_modules import custom_modules
+from vocabgraft.triples.relation_ranks import LEAST_TRIPLES
+
+LEAST_DESCRIPTIONS = 5
+
+
+def never(_: Evidence) -> str:
+    """Of a check that applies to every model."""
+    return ""
+
+
+def no_row_trained(evidence: Evidence) -> str:
+    """Of a check of what training did to rows."""
+    trained = evidence.method in (*ROW_METHODS, "full")
+    return "" if trained else f"method {evidence.method} trains no row"
+
+
+def all_trained(evidence: Evidence) -> str:
+    """Of a check that the base's own rows stay."""
+    return "method full trains every weight" if evidence.method == "full" else ""
+
+
+def no_adapter(evidence: Evidence) -> str:
+    """Of a check of the adapter."""
+    return "method full has no adapter" if evidence.method == "full" else ""
+
+
+def not_rows_alone(evidence: Evidence) -> str:
+    """Of a check that holds where the base's own weights stay."""
+    return "" if evidence.method == "tokens" else f"method {evidence.method} trains more than rows"
+
+
+def every_text_moves(evidence: Evidence) -> str:
+    """Of a check that holds where a text without a new token keeps its embedding."""
+    if reason := not_rows_alone(evidence):
+        return f"{reason}, and moves every text"
+    return "custom modules were trained, and they move every text" if custom_modules(evidence.model("merged")) else ""
+
+
+def own_classes(evidence: Evidence) -> str:
+    """Of a check in a process that has stock sentence-transformers alone."""
+    if not (names := own_module_types(evidence.folders.merged)):
+        return ""
+    return (
+        f"the model needs {', '.join(names)}, which a process without the project does not have; "
+        "register_model.gates.allow_own_modules decides on that"
+    )
+
+
+def none_described(evidence: Evidence) -> str:
+    """Of a check of what descriptions say."""
+    return "" if any(token.description.strip() for token in evidence.tokens) else "no new token has a description"
+
+
+def few_described(evidence: Evidence) -> str:
+    """Of a check that ranks descriptions: among few, chance alone finds the right one."""
+    count = len({token.description for token in evidence.tokens} - {""})
+    return (
+        "" if count >= LEAST_DESCRIPTIONS else f"{count} new tokens are described; ranking takes {LEAST_DESCRIPTIONS}"
+    )
+
+
+def no_relation_held_out(evidence: Evidence) -> str:
+    """Of a check of relations: a mean over few held-out triples says nothing of one."""
+    names = {token.text for token in evidence.tokens}
+    counts = [count for triples in evidence.triples for name, count in triples.counts.items() if name in names]
+    if any(count >= LEAST_TRIPLES for count in counts):
+        return ""
+    return f"no relation whose token trains has {LEAST_TRIPLES} held-out triples (most: {max(counts, default=0)})"

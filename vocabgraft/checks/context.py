@@ -1,0 +1,285 @@
+"""What consistency is judged by: the models of a run as they lie on disk, and texts to probe them with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vocabgraft.checks.isolated import FreshProcess
+from vocabgraft.config.stages import CheckConsistencyParams
+from vocabgraft.config.training import Method
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.base import load_model
+from vocabgraft.models.encode import Embeddings, encode, split_by_new_token
+from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
+from vocabgraft.storage.artifacts import read_json
+from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer
+from vocabgraft.training.adapters import merged_model
+from vocabgraft.triples.relation_ranks import HeldOutTriples, RelationPlace, relation_places
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedTokenizerFast
+
+Artifact = Literal["base", "resized", "adapter", "merged", "merged in memory"]
+# Texts of each kind: enough that a change of one layer shows, few enough that the gate takes seconds.
+PROBES = 256
+# Of each kind, where a check encodes texts one by one, in another process or in a precision that is emulated.
+FEW = 32
+# A text longer than this is not made, whatever the model could read.
+LONGEST = 1024
+UNICODE = (
+    "na\u00efve caf\u00e9, na\u0131ve cafe\u0301",
+    "\U0001f469\u200d\u2695\ufe0f \U0001fa7a 38.5\u202f\u00b0C",
+    "\u05db\u05d0\u05d1 \u05e8\u05d0\u05e9 \u0627\u0644\u0642\u0644\u0628",
+    "\u80be\u81d3 \u30ab\u30eb\u30c6 \uff21\uff22\uff23",
+    "zero\u200bwidth\u00adsoft\tand\r\nlines",
+)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the artifacts of a run lie."""
+
+    base: Path
+    tokenizer: Path
+    resized: Path
+    adapter: Path
+    merged: Path
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Texts in lists of their own: a text shares its padding with its list.
+
+    `edge_*` are those at the edges: empty, one token, characters of all kinds; `longest_*` are longer than the model
+    reads, and stand alone, since a list that holds one is padded to it.
+    """
+
+    with_new: tuple[str, ...]
+    without_new: tuple[str, ...]
+    edge_with_new: tuple[str, ...] = ()
+    edge_without_new: tuple[str, ...] = ()
+    longest_with_new: tuple[str, ...] = ()
+    longest_without_new: tuple[str, ...] = ()
+
+    @property
+    def new(self) -> tuple[tuple[str, ...], ...]:
+        """The lists whose texts hold a new token.
+
+        Raises:
+            VocabgraftError: when the run's texts have none, so that nothing would be compared.
+        """
+        return _required(self.with_new, "with"), self.edge_with_new, self.longest_with_new
+
+    @property
+    def old(self) -> tuple[tuple[str, ...], ...]:
+        """The lists whose texts hold none.
+
+        Raises:
+            VocabgraftError: as `new` does.
+        """
+        return _required(self.without_new, "without"), self.edge_without_new, self.longest_without_new
+
+    @property
+    def all(self) -> tuple[tuple[str, ...], ...]:
+        """Every list."""
+        return (*self.new, *self.old)
+
+    def few(self, number: int = FEW) -> "Probes":
+        """The first texts of each kind, edges and longest whole."""
+        return replace(self, with_new=self.with_new[:number], without_new=self.without_new[:number])
+
+    @property
+    def mixed(self) -> list[str]:
+        """All texts but the longest, those with and without a new token by turns, so that they share batches."""
+        lists = [text_list for text_list in (*self.new[:2], *self.old[:2]) if text_list]
+        longest = max(len(text_list) for text_list in lists)
+        return [text_list[place] for place in range(longest) for text_list in lists if place < len(text_list)]
+
+
+def _required(texts: tuple[str, ...], kind: str) -> tuple[str, ...]:
+    if texts:
+        return texts
+    raise VocabgraftError(
+        f"no probe text {kind} a new word: neither retention pairs nor test splits nor contexts have one, so nothing "
+        f"can be compared; add retention pairs {kind} new words"
+    )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The models of a run, loaded from their folders on the CPU, and what they are probed with.
+
+    Attributes:
+        models: by artifact; the error of loading where one does not load.
+        tokenizer: that of `extend_tokenizer`, which all later artifacts are to have.
+        tokens: those whose rows train.
+        adapter_config: of PEFT, as it lies in the adapter's folder.
+        without_training_text: new tokens that no training text holds.
+        triples: held-out triples that a relation is looked for in.
+        fresh: encodings of a process that knows the merged folder alone.
+        trust_remote_code: whether code that lies in the folders runs.
+    """
+
+    folders: Folders
+    models: Mapping[Artifact, "SentenceTransformer | VocabgraftError"]
+    tokenizer: "PreTrainedTokenizerFast"
+    tokens: tuple[ExtendedToken, ...]
+    method: Method
+    adapter_config: Mapping[str, Any]
+    without_training_text: frozenset[str]
+    probes: Probes
+    triples: tuple[HeldOutTriples, ...]
+    fresh: FreshProcess
+    params: CheckConsistencyParams
+    trust_remote_code: bool = False
+    _encoded: dict[tuple[Artifact, tuple[str, ...]], Embeddings] = field(default_factory=dict, init=False, repr=False)
+
+    def model(self, artifact: Artifact) -> "SentenceTransformer":
+        """The model of an artifact.
+
+        Raises:
+            VocabgraftError: when it does not load.
+        """
+        found = self.models[artifact]
+        if isinstance(found, VocabgraftError):
+            raise found
+        return found
+
+    @property
+    def new_ids(self) -> list[int]:
+        """The ids of the new tokens."""
+        return [token.id for token in self.tokens]
+
+    @cached_property
+    def relation_places(self) -> list[RelationPlace]:
+        """The place of the right relation of each held-out triple, by the merged model."""
+        model = self.model("merged")
+        return [entry for triples in self.triples for entry in relation_places(model, triples, self.params.batch_size)]
+
+    def encode(self, artifact: Artifact, texts: Sequence[str]) -> Embeddings:
+        """Embeddings at one batch size, so that equal lists are batched equally; made once."""
+        key = artifact, tuple(texts)
+        if key not in self._encoded:
+            self._encoded[key] = encode(self.model(artifact), texts, self.params.batch_size)
+        return self._encoded[key]
+
+
+def gather_evidence(
+    folders: Folders,
+    tokens: Sequence[ExtendedToken],
+    method: Method,
+    texts: Sequence[str],
+    triples: Sequence[HeldOutTriples],
+    params: CheckConsistencyParams,
+    trust_remote_code: bool = False,
+) -> Evidence:
+    """Load everything from disk and choose the probes: the first distinct texts with and without a new token.
+
+    Nothing is raised for a model that does not load, or for a kind of text that there is none of: the checks that need
+    it fail and say so.
+
+    Raises:
+        VocabgraftError: when the extended tokenizer or the adapter's report cannot be read.
+    """
+    tokenizer = load_tokenizer(folders.tokenizer, trust_remote_code)
+    models = _load_all(folders, trust_remote_code)
+    probes = choose_probes(tokenizer, texts, tokens, _window(models["resized"]))
+    few = [] if not (probes.with_new and probes.without_new) else list(probes.few().all)
+    others = (folders.base, folders.tokenizer, folders.resized, folders.adapter)
+    return Evidence(
+        folders=folders,
+        models=models,
+        tokenizer=tokenizer,
+        tokens=tuple(tokens),
+        method=method,
+        adapter_config=_read_if_there(folders.adapter / ADAPTER_CONFIG_NAME),
+        without_training_text=frozenset(
+            _read_if_there(folders.adapter / "report.json").get("tokens_without_training_text", ())
+        ),
+        probes=probes,
+        triples=tuple(triples),
+        fresh=FreshProcess(folders.merged, others, few, params.batch_size, trust_remote_code),
+        params=params,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _load_all(folders: Folders, trust_remote_code: bool) -> dict[Artifact, "SentenceTransformer | VocabgraftError"]:
+    def load(folder: Path, own_modules: bool = True) -> "SentenceTransformer":
+        return load_model(folder, device="cpu", own_modules=own_modules, trust_remote_code=trust_remote_code)
+
+    return {
+        "base": _loaded("base", lambda: load(folders.base, own_modules=False)),
+        "resized": _loaded("resized", lambda: load(folders.resized)),
+        "adapter": _loaded("adapter", lambda: load(folders.adapter)),
+        "merged": _loaded("merged", lambda: load(folders.merged)),
+        "merged in memory": _loaded(
+            "the merge of adapter and resized base",
+            lambda: merged_model(folders.resized, folders.adapter, trust_remote_code),
+        ),
+    }
+
+
+def _loaded(name: str, make: "Callable[[], SentenceTransformer]") -> "SentenceTransformer | VocabgraftError":
+    try:
+        return make()
+    except VocabgraftError as error:
+        return error
+    except Exception as error:  # noqa: BLE001  # PEFT and torch raise many kinds for weights that do not fit
+        return VocabgraftError(f"{name} does not load: {type(error).__name__}: {error}")
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _window(model: "SentenceTransformer | VocabgraftError") -> int:
+    """How many tokens the model reads of a text, bounded."""
+    limit = None if isinstance(model, VocabgraftError) else model.max_seq_length
+    return min(limit or LONGEST, LONGEST)
+
+
+def choose_probes(
+    tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], tokens: Sequence[ExtendedToken], window: int
+) -> Probes:
+    """The first distinct texts of each kind, and texts at the edges made of them.
+
+    Args:
+        tokenizer: the extended one, which says whether a text holds a new token.
+        texts: of the run.
+        tokens: the new ones.
+        window: how many tokens the model reads.
+    """
+    ids = [token.id for token in tokens]
+    with_new, without_new = split_by_new_token(tokenizer, list(dict.fromkeys(texts)), ids)
+    edges = ["", *UNICODE]
+    for token in tokens[:1]:
+        edges += [token.text, f"\u00ab{token.text}\u00bb \U0001fa7a"]
+    for text in without_new[:1]:
+        edges += [tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:1])]
+    longest = [_longer_than(window, tokenizer, made) for made in (with_new, without_new) if made]
+    edge_with_new, edge_without_new = split_by_new_token(tokenizer, list(dict.fromkeys(edges)), ids)
+    longest_with_new, longest_without_new = split_by_new_token(tokenizer, longest, ids)
+    return Probes(
+        with_new=tuple(with_new[:PROBES]),
+        without_new=tuple(without_new[:PROBES]),
+        edge_with_new=tuple(edge_with_new),
+        edge_without_new=tuple(edge_without_new),
+        longest_with_new=tuple(longest_with_new),
+        longest_without_new=tuple(longest_without_new),
+    )
+
+
+def _longer_than(window: int, tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> str:
+    """Texts joined until they are longer than the window."""
+    joined, length = list[str](), 0
+    for text in islice(cycle(texts), window + 1):
+        joined.append(text)
+        length += len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if length > window:
+            break
+    return " ".join(joined)

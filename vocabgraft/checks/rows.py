@@ -1,0 +1,152 @@
+"""Checks of the rows of the input embeddings, and of the weights beside them."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from vocabgraft.checks.context import Artifact, Evidence
+from vocabgraft.checks.result import Finding, at_most, none_of
+from vocabgraft.models.extra_modules import custom_weight
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+# 2**15 rows of 1,024 numbers are 128 MB.
+ROWS_AT_ONCE = 2**15
+
+
+def old_rows_resized(evidence: Evidence) -> Finding:
+    """Old rows that the resize changed."""
+    return _changed_rows(evidence, "resized")
+
+
+def old_rows_adapter(evidence: Evidence) -> Finding:
+    """Old rows that are others with the adapter over the resized base."""
+    return _changed_rows(evidence, "adapter")
+
+
+def old_rows_merged(evidence: Evidence) -> Finding:
+    """Old rows that are others after the merge."""
+    return _changed_rows(evidence, "merged")
+
+
+def new_rows_finite(evidence: Evidence) -> Finding:
+    """New rows that hold something that is no number."""
+    rows = rows_of(evidence.model("merged"), evidence.new_ids)
+    broken = (~rows.isfinite()).any(dim=1).tolist()
+    return none_of([token.text for token, is_broken in zip(evidence.tokens, broken, strict=True) if is_broken])
+
+
+def new_row_norms(evidence: Evidence) -> Finding:
+    """How far new rows leave the range of the old rows' norms: 1 is its edge.
+
+    A row outside has a pull of its own: the layer norm above weighs it against position and type embeddings, which
+    were trained beside rows of the old size.
+    """
+    old = rows_of(evidence.model("base"), _kept_ids(evidence, used_only=True)).norm(dim=1)
+    # A padding token's row may be zeros, which is no size that a word has.
+    low, high = float(old[old > 0].min()), float(old.max())
+    norms = rows_of(evidence.model("merged"), evidence.new_ids).norm(dim=1)
+    ratios = torch.maximum(norms / high, low / norms)
+    limit = evidence.params.max_norm_ratio
+    outside = [
+        f"{token.text}: norm {norm:.4g}, old rows {low:.4g} to {high:.4g}"
+        for token, norm, ratio in zip(evidence.tokens, norms.tolist(), ratios.tolist(), strict=True)
+        if not ratio <= limit
+    ]
+    return at_most(float(ratios.max()), limit, outside)
+
+
+def new_rows_apart(evidence: Evidence) -> Finding:
+    """The largest cosine of two new rows."""
+    unit = torch.nn.functional.normalize(rows_of(evidence.model("merged"), evidence.new_ids), dim=1)
+    limit = evidence.params.max_row_cosine
+    largest, near = 0.0, []
+    for place in range(len(unit) - 1):
+        cosines = unit[place + 1 :] @ unit[place]
+        largest = max(largest, float(cosines.max()))
+        # In float32 the cosine of a row to itself may be 1e-7 over 1.
+        for other in (~(cosines <= limit)).nonzero()[:, 0].tolist():
+            pair = evidence.tokens[place].text, evidence.tokens[place + 1 + other].text
+            near.append(f"{pair[0]} and {pair[1]}: cosine {float(cosines[other]):.7f}")
+    return at_most(float("nan") if bool(unit.isnan().any()) else largest, limit, near)
+
+
+def new_rows_trained(evidence: Evidence) -> Finding:
+    """New rows that training left where they started, those apart that no training text holds."""
+    trained = [token for token in evidence.tokens if token.text not in evidence.without_training_text]
+    ids = [token.id for token in trained]
+    start, end = (rows_of(evidence.model(artifact), ids) for artifact in ("resized", "merged"))
+    same = (start == end).all(dim=1).tolist()
+    left = [token.text for token, is_same in zip(trained, same, strict=True) if is_same]
+    return none_of(left, _remark(evidence))
+
+
+def other_weights(evidence: Evidence) -> Finding:
+    """Weights other than the input embeddings that differ after merging; custom modules are no part of the base."""
+    base, merged = (evidence.model(artifact).state_dict() for artifact in ("base", "merged"))
+    rows = count_rows(evidence.model("merged"))
+    embeddings = {name for name, tensor in merged.items() if tensor.shape[:1] == (rows,)}
+    return none_of(
+        [
+            name
+            for name in sorted((set(base) | set(merged)) - embeddings)
+            if not custom_weight(name)
+            and (name not in base or name not in merged or not torch.equal(base[name], merged[name]))
+        ]
+    )
+
+
+def rows_of(model: "SentenceTransformer", ids: Sequence[int]) -> torch.Tensor:
+    """What the model puts in for each id, an adapter's rows in their place: (ids, width) in float32."""
+    embeddings = model[0].auto_model.get_input_embeddings()
+    with torch.no_grad():
+        found: torch.Tensor = embeddings(torch.tensor(list(ids), dtype=torch.long))
+    return found.float()
+
+
+def count_rows(model: "SentenceTransformer") -> int:
+    """How many ids the model has a row for."""
+    return int(model[0].auto_model.get_input_embeddings().weight.shape[0])
+
+
+def _remark(evidence: Evidence) -> list[str]:
+    names = sorted(evidence.without_training_text)
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return [f"without a training text, so as they started: {', '.join(names[:20])}{more}"] if names else []
+
+
+def _changed_rows(evidence: Evidence, artifact: Artifact) -> Finding:
+    base, model = evidence.model("base"), evidence.model(artifact)
+    ids, rows = _kept_ids(evidence), count_rows(model)
+    lost = [token_id for token_id in ids if token_id >= rows]
+    changed = [f"{_piece(base, token_id)}: no row" for token_id in lost]
+    for block in _blocks(ids[: len(ids) - len(lost)]):
+        before, after = rows_of(base, block), rows_of(model, block)
+        if before.shape[1] != after.shape[1]:
+            changed += [f"{_piece(base, token_id)}: {after.shape[1]} numbers" for token_id in block]
+            continue
+        moved = (before != after).any(dim=1)
+        largest = (before - after).abs().amax(dim=1)
+        changed += [
+            f"{_piece(base, block[place])}: by up to {float(largest[place]):.3g}"
+            for place in moved.nonzero()[:, 0].tolist()
+        ]
+    return none_of(changed)
+
+
+def _kept_ids(evidence: Evidence, used_only: bool = False) -> list[int]:
+    """The base's ids in order, but those that train: of an earlier run's tokens, or of rows that were padding."""
+    base = evidence.model("base")
+    rows = min(count_rows(base), len(base.tokenizer)) if used_only else count_rows(base)
+    new = set(evidence.new_ids)
+    return [token_id for token_id in range(rows) if token_id not in new]
+
+
+def _piece(model: "SentenceTransformer", token_id: int) -> str:
+    return f"{model.tokenizer.convert_ids_to_tokens(token_id)} ({token_id})"
+
+
+def _blocks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (ids[start : start + ROWS_AT_ONCE] for start in range(0, len(ids), ROWS_AT_ONCE))

@@ -1,0 +1,96 @@
+"""Checks against a silent identity: trained weights that were lost, so that a model loads and acts as before."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+
+from vocabgraft.checks.conditions import not_rows_alone
+from vocabgraft.checks.context import Artifact, Evidence
+from vocabgraft.checks.encodings import relative_differences
+from vocabgraft.checks.result import Finding, at_least, none_of, quoted
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.extra_modules import custom_modules
+from vocabgraft.token_embeddings.trainable import ROWS
+
+TRAINED: tuple[Artifact, Artifact] = ("resized", "merged")
+
+
+def trained_differs(evidence: Evidence) -> Finding:
+    """Least change by training of an encoding of a text with a trained token."""
+    limit, lists = evidence.params.min_change, evidence.probes.new
+    texts = [text for text_list in lists for text in text_list]
+    before, after = (
+        np.concatenate([evidence.encode(artifact, text_list) for text_list in lists if text_list])
+        for artifact in TRAINED
+    )
+    moved = _reads_a_trained_token(evidence, texts)
+    if not moved.any():
+        raise VocabgraftError(
+            "no probe text holds a token that was trained, so nothing shows that the training arrived; add retention "
+            "pairs with such words"
+        )
+    changes = np.where(moved, relative_differences(before, after), np.inf)
+    same = [
+        f"{changes[place]:.3g}: {quoted(texts[place])}"
+        for place in np.argsort(changes).tolist()
+        if not changes[place] >= limit
+    ]
+    return at_least(float(np.min(changes)), limit, same)
+
+
+def adapter_moved(evidence: Evidence) -> Finding:
+    """Weights of the loaded adapter that are as a fresh one has them, rows and custom modules among them.
+
+    A fresh adapter of the same configuration is made over the resized base. What it draws at random equals nothing that
+    was trained; what starts from a fixed value (LoRA's B from zeros, a row from itself) tells whether it was trained or
+    loaded. A weight that no embedding depends on, such as a LoRA on an unused pooler, has no gradient and cannot move.
+    """
+    adapter = evidence.model("adapter")
+    saved = dict(adapter.named_parameters())
+    found = []
+    for name, start in _fresh_adapter(evidence).items():
+        if name not in saved:
+            found.append(f"{name}: not there")
+        elif ROWS.search(name):
+            found += _rows_at_their_start(evidence, saved[name], start)
+        elif torch.equal(saved[name].detach(), start):
+            found.append(f"{name}: as it started")
+    start_modules = custom_modules(evidence.model("resized"))
+    for name, module in custom_modules(adapter).items():
+        weights = dict(module.named_parameters())
+        before = dict(start_modules[name].named_parameters()) if name in start_modules else {}
+        if weights and all(key in before and torch.equal(value, before[key]) for key, value in weights.items()):
+            found.append(f"{name}: as it started")
+    return none_of(found)
+
+
+def _reads_a_trained_token(evidence: Evidence, texts: list[str]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """For each text, whether the model reads a trained token in it; all where more than rows trains: (texts,)."""
+    if not_rows_alone(evidence):
+        return np.ones(len(texts), dtype=bool)
+    trained = {token.id for token in evidence.tokens if token.text not in evidence.without_training_text}
+    window = evidence.model("merged").max_seq_length
+    read = evidence.tokenizer(texts, truncation=window is not None, max_length=window, verbose=False)["input_ids"]
+    return np.array([not trained.isdisjoint(ids) for ids in read], dtype=bool)
+
+
+def _fresh_adapter(evidence: Evidence) -> dict[str, torch.Tensor]:
+    """The trainable weights of a new adapter that an embedding depends on, by name."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(str(evidence.folders.adapter))
+    model = copy.deepcopy(evidence.model("resized"))
+    with torch.random.fork_rng(devices=[]):
+        model.add_adapter(config)
+    features = model.preprocess([evidence.probes.new[0][0]])
+    model[0](dict(features))["token_embeddings"].square().sum().backward()
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def _rows_at_their_start(evidence: Evidence, saved: torch.Tensor, start: torch.Tensor) -> list[str]:
+    same = (saved.detach() == start).all(dim=1).tolist()
+    order = sorted(evidence.tokens, key=lambda token: token.id)
+    names = [token.text for token, is_same in zip(order, same, strict=True) if is_same]
+    return [f"the row of {name}: as it started" for name in names if name not in evidence.without_training_text]

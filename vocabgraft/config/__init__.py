@@ -1,0 +1,1 @@
+"""params.yaml as types: every key checked before any work starts."""

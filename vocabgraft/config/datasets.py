@@ -1,0 +1,140 @@
+"""Parameters of a dataset: its format and columns, its files, its held-out rows, its loss."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BeforeValidator,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from vocabgraft.config.losses import DEFAULT_LOSS, Format, check_loss
+from vocabgraft.config.params import RawFiles
+from vocabgraft.config.section import Fraction, Name, Positive, Section
+
+# These stand beside the datasets' names in the figures of `evaluate_model`.
+RESERVED_NAMES = ("retention", "tokens_per_text")
+
+# The first column is the one whose hash splits, unless a row has a group.
+COLUMNS: dict[Format, tuple[str, ...]] = {
+    "triples": ("head", "relation", "tail"),
+    "pairs": ("anchor", "positive"),
+    "triplets": ("anchor", "positive", "negative"),
+    "scored_pairs": ("sentence1", "sentence2", "score"),
+    "labelled_pairs": ("sentence1", "sentence2", "label"),
+    "labelled_texts": ("text", "label"),
+    "texts": ("text",),
+    "teacher_embeddings": ("text", "embedding"),
+    "margins": ("query", "positive", "negative", "margin"),
+}
+MORE_NEGATIVES = tuple(f"negative_{number}" for number in range(2, 17))
+OPTIONAL_COLUMNS: dict[Format, tuple[str, ...]] = {
+    **dict.fromkeys(COLUMNS, ("group",)),
+    "triples": (),
+    "triplets": (*MORE_NEGATIVES, "group"),
+}
+# Columns that hold no text; every other does.
+NUMBERS = ("score", "margin")
+LABELS = ("label",)
+VECTORS = ("embedding",)
+# Formats that ask a question and know its answer, which evaluate_model measures.
+RETRIEVAL_FORMATS: tuple[Format, ...] = ("triples", "pairs", "triplets")
+DEFAULT_TEMPLATE = "{head} {relation}"
+
+
+def text_columns(dataset_format: Format) -> tuple[str, ...]:
+    """The columns of a format that hold texts, those that it must have."""
+    return tuple(name for name in COLUMNS[dataset_format] if name not in (*NUMBERS, *LABELS, *VECTORS))
+
+
+class FileParams(Section):
+    """A dataset's files inside `data/raw/`: for each split a name, a pattern such as `part-*.parquet`, or several."""
+
+    train: RawFiles
+    validation: RawFiles | None = None
+    test: RawFiles | None = None
+
+
+class HeldOutParams(Section):
+    """Share of the groups kept out of training for each split."""
+
+    validation: Fraction = 0.0
+    test: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation + test is {self.validation + self.test}; it must leave something to train on")
+        return self
+
+
+class WrapperParams(Section):
+    """A loss around another, such as MatryoshkaLoss: its class and its arguments."""
+
+    name: Annotated[str, StringConstraints(min_length=1)]
+    arguments: dict[str, Any] = {}
+
+
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class LossParams(WrapperParams):
+    """The loss of a dataset: its class, its arguments, and what is put around it, innermost first."""
+
+    wrappers: list[Annotated[WrapperParams, BeforeValidator(_by_name)]] = []
+
+
+class DatasetParams(Section):
+    """One dataset: its format, its files, how its held-out rows are chosen, and what is learnt from it.
+
+    Attributes:
+        loss: by name, or with arguments and wrappers; None is the default of the format.
+        weight: of the dataset's loss.
+        template: what a triple asks for its tail, where its loss is one for pairs.
+    """
+
+    name: Name
+    format: Format
+    files: FileParams
+    held_out: HeldOutParams = HeldOutParams()
+    loss: Annotated[LossParams | None, BeforeValidator(_by_name)] = None
+    weight: Positive = 1.0
+    template: str = DEFAULT_TEMPLATE
+
+    @field_validator("template")
+    @classmethod
+    def _template_asks_with_both(cls, template: str) -> str:
+        try:
+            filled = template.format(head="\0", relation="\1")
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ValueError(f"{template!r} is no template of {{head}} and {{relation}} ({error})") from error
+        if "\0" not in filled or "\1" not in filled:
+            raise ValueError(f"{template!r} leaves out {{head}} or {{relation}}; a template holds both")
+        return template
+
+    @model_validator(mode="after")
+    def _loss_fits_the_format(self) -> Self:
+        loss = self.chosen_loss
+        check_loss(self.format, loss.name, loss.arguments, [(entry.name, entry.arguments) for entry in loss.wrappers])
+        if self.template != DEFAULT_TEMPLATE and self.format != "triples":
+            raise ValueError(f"template is of triples, and the format is {self.format}; take it out")
+        return self
+
+    @property
+    def chosen_loss(self) -> LossParams:
+        """The loss, or the default of the format."""
+        return self.loss or LossParams(name=DEFAULT_LOSS[self.format])
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether a file or a share is given for the validation split."""
+        return bool(self.files.validation or self.held_out.validation)
+
+    @model_validator(mode="after")
+    def _one_source_a_split(self) -> Self:
+        for split in ("validation", "test"):
+            if getattr(self.files, split) and getattr(self.held_out, split):
+                raise ValueError(f"'{split}' is given as a file and as a share held out; keep one of them")
+        return self

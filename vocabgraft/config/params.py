@@ -1,0 +1,221 @@
+"""The whole of `params.yaml`: read, checked across its sections, explained where it is wrong."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from vocabgraft.config.datasets import RESERVED_NAMES, RETRIEVAL_FORMATS, DatasetParams
+from vocabgraft.config.evaluators import check_evaluator
+from vocabgraft.config.losses import check_method
+from vocabgraft.config.section import RawFile, Section
+from vocabgraft.config.stages import (
+    BaseParams,
+    CheckConsistencyParams,
+    EvaluateModelParams,
+    ExtendTokenizerParams,
+    FailureHookParams,
+    MergeAdapterParams,
+    RegisterModelParams,
+    ResizeBaseParams,
+    TrainControlParams,
+    ValidateDataParams,
+)
+from vocabgraft.config.training import EvaluatorParams, TrainAdapterParams
+from vocabgraft.errors import VocabgraftError
+
+PARAMS_FILE = Path("params.yaml")
+RawFiles = Annotated[
+    list[RawFile],
+    Field(min_length=1),
+    BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+    # A single name is written as such, which is how most people give it.
+    PlainSerializer(lambda names: names[0] if len(names) == 1 else names),
+]
+
+
+class Params(Section):
+    """The whole of `params.yaml`: the seed, the base, the failure hook and one section a stage."""
+
+    seed: Annotated[int, Field(ge=0)]
+    base: BaseParams
+    failure_hook: FailureHookParams = FailureHookParams()
+    validate_data: ValidateDataParams
+    extend_tokenizer: ExtendTokenizerParams
+    resize_base: ResizeBaseParams
+    train_adapter: TrainAdapterParams
+    merge_adapter: MergeAdapterParams
+    train_control: TrainControlParams
+    check_consistency: CheckConsistencyParams
+    evaluate_model: EvaluateModelParams
+    register_model: RegisterModelParams
+
+    @model_validator(mode="after")
+    def _phases_have_something_to_train(self) -> Self:
+        if self.train_adapter.method == "tokens" and not self.resize_base.modules:
+            for number, phase in enumerate(self.train_adapter.phases, start=1):
+                if phase.train == "adapter":
+                    raise ValueError(
+                        f"train_adapter.phases: phase {number} trains 'adapter', which method 'tokens' does not have "
+                        "(with resize_base.modules it would train these)"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _losses_can_be_trained(self) -> Self:
+        for number, dataset in enumerate(self.validate_data.datasets):
+            loss = dataset.chosen_loss
+            try:
+                check_method(loss.name, loss.arguments, self.train_adapter.method)
+            except ValueError as error:
+                raise ValueError(f"validate_data.datasets.{number}.loss: {error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _evaluators_have_data(self) -> Self:
+        datasets = {entry.name: entry for entry in self.validate_data.datasets}
+        for number, evaluator in enumerate(self.train_adapter.evaluators):
+            try:
+                _check_evaluator(evaluator, datasets)
+            except ValueError as error:
+                raise ValueError(f"train_adapter.evaluators.{number}: {error}") from error
+        if self.train_adapter.best_metric and not any(entry.has_validation for entry in datasets.values()):
+            raise ValueError(
+                "train_adapter.best_metric is measured on validation splits, and no dataset has one; give "
+                "held_out.validation or files.validation"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _control_can_be_trained(self) -> Self:
+        for dataset in self.validate_data.datasets if self.evaluate_model.control else ():
+            loss = dataset.chosen_loss
+            try:
+                check_method(loss.name, loss.arguments, "lora")
+            except ValueError as error:
+                raise ValueError(
+                    f"evaluate_model.control trains LoRA with the losses of all datasets, and that of {dataset.name} "
+                    f"does not allow it: {error}; or set evaluate_model.control to false"
+                ) from error
+        return self
+
+    @model_validator(mode="after")
+    def _benchmarks_have_names_of_their_own(self) -> Self:
+        taken = {entry.name for entry in self.validate_data.datasets} | set(RESERVED_NAMES)
+        names = [*(entry.name for entry in self.evaluate_model.benchmarks), *self.evaluate_model.mteb_tasks]
+        if both := sorted(taken & set(names)):
+            raise ValueError(
+                f"evaluate_model has a benchmark named {', '.join(both)}, as a dataset or figure is; name it otherwise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _benefit_is_measured(self) -> Self:
+        dataset, _, metric = self.register_model.gates.benefit.split(".")
+        measured = self._measured()
+        if dataset not in measured:
+            raise ValueError(
+                f"register_model.gates.benefit names the dataset '{dataset}'; allowed: {', '.join(measured)}"
+            )
+        if metric not in measured[dataset]:
+            raise ValueError(
+                f"register_model.gates.benefit names the metric '{metric}'; allowed: {', '.join(measured[dataset])}"
+            )
+        return self
+
+    def _measured(self) -> dict[str, list[str]]:
+        """The metrics of each dataset whose items are scored one by one."""
+        retrieval = ["mrr", f"recall@{self.evaluate_model.recall_at}"]
+        metrics = dict.fromkeys(RETRIEVAL_FORMATS, retrieval) | {"scored_pairs": ["spearman"]}
+        return {entry.name: metrics[entry.format] for entry in self.validate_data.datasets if entry.format in metrics}
+
+
+def _check_evaluator(evaluator: EvaluatorParams, datasets: dict[str, DatasetParams]) -> None:
+    if evaluator.dataset not in datasets:
+        raise ValueError(f"there is no dataset {evaluator.dataset}; allowed: {', '.join(datasets)}")
+    dataset = datasets[evaluator.dataset]
+    check_evaluator(dataset.format, dataset.chosen_loss.name, evaluator.name, evaluator.arguments)
+    if not dataset.has_validation:
+        raise ValueError(
+            f"the dataset {dataset.name} has no validation split to evaluate on; give held_out.validation or "
+            "files.validation"
+        )
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check `params.yaml`.
+
+    Raises:
+        VocabgraftError: naming the key, the value seen and what is allowed.
+    """
+    return parse_params_text(read_params_text(path), str(path))
+
+
+def read_params_text(path: Path) -> str:
+    """The text of a `params.yaml`; refused when it is missing or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise VocabgraftError(f"{path} is missing; run from the project's root, or `git checkout {path}`") from error
+    except UnicodeDecodeError as error:
+        raise VocabgraftError(f"{path} is not UTF-8: {error}; save the file as UTF-8") from error
+
+
+def parse_params_text(text: str, origin: str) -> Params:
+    """Turn the text of a `params.yaml` into `Params`; `origin` names it in errors."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        # YAML 1.2, as DVC reads the file: in PyYAML's 1.1 `5e-4` is text and `on` is true.
+        loaded = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise VocabgraftError(f"{origin} is not YAML: {error}") from error
+    return parse_params(loaded, origin)
+
+
+def parse_params(loaded: Any, origin: str) -> Params:
+    """Turn a loaded mapping into `Params`; `origin` names it in errors."""
+    if not isinstance(loaded, dict):
+        raise VocabgraftError(f"{origin} holds {type(loaded).__name__}, not a mapping of sections")
+    try:
+        return Params.model_validate(loaded)
+    except ValidationError as error:
+        lines = [_explain(dict(detail)) for detail in error.errors()]
+        raise VocabgraftError(f"{origin}: " + "\n".join(lines)) from error
+
+
+def _explain(detail: dict[str, Any]) -> str:
+    location: tuple[str | int, ...] = detail["loc"]
+    key = ".".join(str(part) for part in location) or "(whole file)"
+    if detail["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields_at(location[:-1])) or "none"
+        return f"unknown key '{key}' (value {detail['input']!r}); allowed here: {allowed}"
+    if detail["type"] == "missing":
+        return f"key '{key}' is missing; add it"
+    if detail["type"] == "value_error":
+        return f"{key}: {detail['ctx']['error']}" if location else str(detail["ctx"]["error"])
+    return f"key '{key}' is {detail['input']!r}; {detail['msg'].replace('Input should', 'it should')}"
+
+
+def _fields_at(location: tuple[str | int, ...]) -> list[str]:
+    model: Any = Params
+    for part in location:
+        # Names that the user gives, such as a Router's routes, are no fields.
+        if isinstance(part, str) and part in model.model_fields:
+            model = _section_of(model.model_fields[part].annotation)
+    return list(model.model_fields)
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_section_of(argument) for argument in get_args(annotation))
+    return next((section for section in found if section is not None), None)

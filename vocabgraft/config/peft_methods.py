@@ -1,0 +1,202 @@
+"""Which methods of PEFT params.yaml may name, with their fields; nothing heavy is imported.
+
+A method is allowed when stock sentence-transformers adds, saves and loads its adapter, merging it gives the same
+encodings, and its training needs nothing but gradients. tests/vocabgraft/config/test_peft_methods.py does this with each of
+METHODS, and compares all tables with the installed library.
+"""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+_PLACE = "target_modules exclude_modules layers_to_transform layers_pattern modules_to_save "
+
+# The fields of a configuration class that may be set.
+METHODS: dict[str, tuple[str, ...]] = {
+    name: tuple(fields.split())
+    for name, fields in {
+        "AdamssConfig": "target_modules layers_to_transform layers_pattern modules_to_save r num_subspaces "
+        "subspace_rank init_weights use_dynamic_rank svd_threshold random_seed",
+        "BOFTConfig": _PLACE
+        + "boft_block_size boft_block_num boft_n_butterfly_factor boft_dropout fan_in_fan_out bias "
+        "init_weights",
+        "BeftConfig": "target_modules modules_to_save init_weights",
+        "C3AConfig": "target_modules layers_to_transform layers_pattern modules_to_save block_size block_size_pattern "
+        "bias init_weights",
+        "DeftConfig": _PLACE + "r decomposition_method init_scale alpha para fan_in_fan_out deft_dropout init_weights "
+        "bias",
+        "DeloraConfig": _PLACE + "r delora_lambda module_dropout bias init_weights rank_pattern lambda_pattern",
+        "FourierFTConfig": _PLACE + "n_frequency scaling random_loc_seed fan_in_fan_out bias n_frequency_pattern "
+        "init_weights",
+        "GloraConfig": "target_modules modules_to_save r bias config_A_B config_C config_D_E init_weights",
+        "GraloraConfig": "target_modules layers_to_transform layers_pattern modules_to_save r hybrid_r alpha "
+        "gralora_dropout gralora_k fan_in_fan_out bias init_weights",
+        "HRAConfig": _PLACE + "r init_weights bias",
+        "HiraConfig": _PLACE + "r hira_dropout fan_in_fan_out init_weights rank_pattern",
+        "IA3Config": "target_modules exclude_modules modules_to_save feedforward_modules fan_in_fan_out "
+        "init_ia3_weights",
+        "LNTuningConfig": "target_modules exclude_modules modules_to_save",
+        "LoHaConfig": _PLACE + "r alpha rank_pattern alpha_pattern rank_dropout module_dropout use_effective_conv2d "
+        "init_weights",
+        "LoKrConfig": _PLACE + "r alpha rank_pattern alpha_pattern rank_dropout module_dropout use_effective_conv2d "
+        "decompose_both decompose_factor rank_dropout_scale init_weights",
+        "LoraConfig": _PLACE + "r lora_alpha lora_dropout fan_in_fan_out bias use_rslora use_dora init_lora_weights "
+        "rank_pattern alpha_pattern lora_bias use_bdlora velora_config ensure_weight_tying",
+        "MissConfig": _PLACE + "r miss_dropout mini_r init_weights bias",
+        "OFTConfig": _PLACE + "r oft_block_size module_dropout fan_in_fan_out bias init_weights coft eps block_share "
+        "use_cayley_neumann num_cayley_neumann_terms",
+        "OSFConfig": "target_modules effective_rank rank_pattern init_weights",
+        "PeanutConfig": _PLACE + "r depth act_fn scaling init_weights",
+        "PsoftConfig": _PLACE + "r psoft_alpha psoft_dropout fan_in_fan_out ab_svd_init psoft_svd "
+        "psoft_svd_lowrank_niter random_seed psoft_orth psoft_mag_b psoft_mag_a use_cayley_neumann "
+        "num_cayley_neumann_terms cayley_neumann_eps init_weights",
+        "RandLoraConfig": "target_modules layers_to_transform layers_pattern modules_to_save r projection_prng_key "
+        "sparse very_sparse randlora_dropout fan_in_fan_out randlora_alpha bias init_weights",
+        "RoadConfig": "target_modules modules_to_save variant group_size init_weights",
+        "ShiraConfig": "target_modules modules_to_save r mask_type random_seed fan_in_fan_out init_weights",
+        "SupertuningConfig": "target_modules modules_to_save sparsity select_top r lora_alpha lora_dropout "
+        "init_weights save_precomputed_indices",
+        "WaveFTConfig": _PLACE + "n_frequency scaling wavelet_family use_idwt random_loc_seed fan_in_fan_out bias "
+        "n_frequency_pattern proportional_parameters init_weights",
+    }.items()
+}
+# The one class of METHODS with `trainable_token_indices`: rows of new tokens train beside it.
+ROW_CLASSES = ("LoraConfig",)
+
+_SEQUENCE = (
+    "it puts trained vectors into the sequence or the attention, which no weight can hold, so it cannot be merged"
+)
+_SHARED = (
+    "its layers share weights that peft keeps outside of the layers, so stock sentence-transformers neither adds nor "
+    "loads it (peft's inject_adapter_in_model refuses it)"
+)
+# Classes that peft has and that do not work here, with the reason as it was seen.
+REFUSED: dict[str, str] = {
+    "AdaLoraConfig": "it takes rank away after each step and adds a term to the loss; both are methods of peft's own "
+    "model class, which an adapter of sentence-transformers does not have, and without them it is a LoRA",
+    "AdaptionPromptConfig": _SEQUENCE,
+    "CPTConfig": _SEQUENCE,
+    "CartridgeConfig": _SEQUENCE,
+    "FrodConfig": _SHARED,
+    "LilyConfig": "its layers share weights, which safetensors refuses to save",
+    "MultitaskPromptTuningConfig": _SEQUENCE,
+    "PolyConfig": "it needs the id of a task with each text, which examples do not have",
+    "PrefixTuningConfig": _SEQUENCE,
+    "PromptEncoderConfig": _SEQUENCE,
+    "PromptTuningConfig": _SEQUENCE,
+    "PveraConfig": _SHARED,
+    "ShadowConfig": "it runs a second network beside the model, which no weight can hold, so it cannot be merged",
+    "TinyLoraConfig": _SHARED,
+    "TrainableTokensConfig": "that is train_adapter.method: tokens",
+    "UniLoraConfig": _SHARED,
+    "VBLoRAConfig": _SHARED,
+    "VeraConfig": _SHARED,
+    "XLoraConfig": "it mixes adapters that were trained before, by weights that depend on the text, so it cannot be "
+    "merged",
+}
+# Fields of every class.
+OWNED: dict[str, str] = {
+    "auto_mapping": "peft sets it itself",
+    "base_model_name_or_path": "the adapter names the resized base",
+    "inference_mode": "it is trained here, and loaded for inference",
+    "peft_type": "the name of the class says it",
+    "peft_version": "peft sets it itself",
+    "revision": "the base is a folder, which has none",
+    "task_type": "it is FEATURE_EXTRACTION",
+}
+# What the pipeline sets.
+FIXED: dict[str, dict[str, Any]] = {
+    # Saved with the adapter, its projections are shared tensors, which safetensors refuses; they are drawn from
+    # projection_prng_key again.
+    "RandLoraConfig": {"save_projection": False},
+}
+_NEEDS_DATA = "its start is computed from examples before training, which the pipeline does not do"
+_LOSS_TERM = "it needs a term in the loss that peft's own model class computes and no loss here has"
+_STEPS = "it needs a call after each step to peft's own model class, which an adapter of sentence-transformers lacks"
+REFUSED_FIELDS: dict[str, dict[str, str]] = {
+    "AdamssConfig": dict.fromkeys(
+        (
+            "use_asa",
+            "asa_target_subspaces",
+            "init_warmup",
+            "final_warmup",
+            "mask_interval",
+            "asa_importance_beta",
+            "asa_uncertainty_beta",
+            "asa_schedule_exponent",
+        ),
+        _STEPS,
+    ),
+    "HRAConfig": {"apply_GS": "its start holds every vector twice, of which Gram-Schmidt makes 0/0 or noise"},
+    "LoraConfig": {
+        "alora_invocation_tokens": "it is for generating text and cannot be merged",
+        "arrow_config": "it routes each text among adapters that were trained before, so it cannot be merged",
+        "corda_config": _NEEDS_DATA,
+        "eva_config": _NEEDS_DATA,
+        "kasa_config": _LOSS_TERM,
+        "layer_replication": "it makes layers that share weights, which safetensors refuses to save when merged",
+        "loftq_config": "it is for a quantised base, and the pipeline's is not",
+        "lora_ga_config": _NEEDS_DATA,
+        "megatron_config": "it is for models of Megatron",
+        "megatron_core": "it is for models of Megatron",
+        "monteclora_config": _LOSS_TERM,
+        "qalora_group_size": "it is for a quantised base, and the pipeline's is not",
+        "runtime_config": "it is not saved with an adapter",
+        "target_parameters": "it is for parameters outside of linear layers; peft refuses the weight of one",
+        "trainable_token_indices": "train_adapter.method: peft_and_tokens sets it to the new tokens",
+        "use_qalora": "it is for a quantised base, and the pipeline's is not",
+    },
+    "OSFConfig": {"modules_to_save": "peft ignores it there", "target_svd_config": "peft ignores it"},
+}
+# Of LoraConfig's init_lora_weights. Others start at weights that are random or not the base's own.
+LORA_STARTS: tuple[bool | str, ...] = (True, False, "gaussian", "orthogonal", "olora", "pissa")
+_REFUSED_STARTS = {
+    "corda": _NEEDS_DATA,
+    "eva": _NEEDS_DATA,
+    "lora_ga": _NEEDS_DATA,
+    "loftq": "it is for a quantised base, and the pipeline's is not",
+    "pissa_niter": "it takes a random part of the base away and loading draws another one (embeddings then differed by "
+    "2e-3); pissa is exact",
+}
+
+
+def check_peft(config: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse a class or a field that does not work, whatever the model.
+
+    Raises:
+        ValueError: naming the class or field, the reason, and what is allowed.
+    """
+    if config in REFUSED:
+        raise ValueError(f"{config} does not work here: {REFUSED[config]}; allowed: {', '.join(METHODS)}")
+    if config not in METHODS:
+        raise ValueError(
+            f"peft has no method with the class {config}{_near(config, METHODS)}; allowed: {', '.join(METHODS)}"
+        )
+    allowed = METHODS[config]
+    reasons = OWNED | REFUSED_FIELDS.get(config, {}) | dict.fromkeys(FIXED.get(config, {}), "the pipeline sets it")
+    for name, value in arguments.items():
+        if name in reasons:
+            raise ValueError(f"{config}: {name} cannot be set: {reasons[name]}; allowed: {', '.join(allowed)}")
+        if name not in allowed:
+            raise ValueError(f"{config} has no field {name}{_near(name, allowed)}; allowed: {', '.join(allowed)}")
+        if name == "init_lora_weights":
+            _check_start(value)
+
+
+def _check_start(value: Any) -> None:
+    # In Python 1 is True, and peft would read it so.
+    if isinstance(value, (bool, str)) and value in LORA_STARTS:
+        return
+    known = (reason for name, reason in _REFUSED_STARTS.items() if str(value).startswith(name))
+    reason = next(known, "")
+    shown = ", ".join(str(start).lower() if isinstance(start, bool) else start for start in LORA_STARTS)
+    raise ValueError(
+        f"LoraConfig: init_lora_weights is {value!r}{f', which does not work here: {reason}' if reason else ''}; "
+        f"allowed: {shown}"
+    )
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    by_lower = {known.lower(): known for known in names}
+    found = get_close_matches(name.lower(), list(by_lower), n=1)
+    return f" (do you mean {by_lower[found[0]]}?)" if found else ""

@@ -1,0 +1,32 @@
+"""The strict base class of all sections of `params.yaml`, and the types that they share."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+def _inside_raw(name: str) -> str:
+    if not name or name.startswith(("/", "~")) or ".." in Path(name).parts or "\0" in name:
+        raise ValueError(f"{name!r} does not name a file inside data/raw/; give a relative path without '..'")
+    return name
+
+
+RawFile = Annotated[str, AfterValidator(_inside_raw)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Strict and frozen: an unknown key, a value of another type, an infinity or a NaN is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -1,0 +1,196 @@
+"""Parameters of the training."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from vocabgraft.config.peft_methods import ROW_CLASSES, check_peft
+from vocabgraft.config.section import Count, Fraction, Name, Positive, Section
+from vocabgraft.config.training_arguments import check_training_arguments
+
+Method = Literal["tokens", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
+# These keep the rows of new tokens apart from the rest, so that phases and a learning rate of their own can move them.
+ROW_METHODS: tuple[Method, ...] = ("tokens", "lora_and_tokens", "peft_and_tokens")
+PEFT_METHODS: tuple[Method, ...] = ("peft", "peft_and_tokens")
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class LoraParams(Section):
+    """Fields of peft's LoraConfig."""
+
+    r: Count = 16
+    alpha: Count = 32
+    dropout: Fraction = 0.05
+    target_modules: Annotated[list[str], Field(min_length=1)]
+
+
+class PeftParams(Section):
+    """A configuration class of peft by its name, and its fields (`vocabgraft.config.peft_methods`)."""
+
+    config: Annotated[str, StringConstraints(min_length=1)]
+    arguments: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _peft_has_it(self) -> Self:
+        check_peft(self.config, self.arguments)
+        return self
+
+
+class PhaseParams(Section):
+    """One phase of training: which of the method's parameters move, and for how long."""
+
+    train: Literal["rows", "adapter", "all"] = "all"
+    epochs: Count | None = None
+    learning_rate: Positive | None = None
+    rows_learning_rate: Positive | None = None
+
+
+class EvaluatorParams(Section):
+    """An evaluator on the validation split of a dataset; without a name, that of its format."""
+
+    dataset: Name
+    name: Annotated[str, StringConstraints(min_length=1)] | None = None
+    arguments: dict[str, Any] = {}
+
+
+class EarlyStoppingParams(Section):
+    """Stop after so many evaluations in a row in which the best metric did not improve by more than the threshold."""
+
+    patience: Count = 3
+    threshold: Annotated[float, Field(ge=0)] = 0.0
+
+
+class LauncherParams(Section):
+    """How many processes train together, each with its share of every batch.
+
+    They are of one machine, or of as many as `meta.resources.nodes` of the stage in dvc.yaml says: where they run makes
+    no difference to the result, and is no parameter.
+    """
+
+    processes: Count = 1
+
+
+class TrainAdapterParams(Section):
+    """What is trained, and how.
+
+    Attributes:
+        method: `tokens` trains the rows of new tokens; `lora` and `peft` an adapter, and with `_and_tokens` the rows
+            too; `full` every weight of the model, with `learning_rate` alone, since rows are then part of a matrix.
+        learning_rate: of all that is not a row of a new token.
+        rows_learning_rate: of the rows, where the method keeps them apart.
+        lora: what `lora` and `lora_and_tokens` make.
+        peft: what `peft` and `peft_and_tokens` make.
+        batch_size: rows of a batch, those of all processes together.
+        group_by_length: batches of rows of like length, which pad less; not for `labelled_texts`.
+        precision: `auto` is bfloat16 where the hardware multiplies it.
+        checkpoint_every: steps between two checkpoints, from which a training that was killed goes on; None for none.
+        launcher: of several processes; None is one.
+        arguments: of SentenceTransformerTrainingArguments, by name.
+        evaluators: run with each evaluation on the validation split.
+        best_metric: the weights of the evaluation that was best in it are kept; None keeps the last.
+        early_stopping: on `best_metric`.
+    """
+
+    method: Method
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Positive
+    rows_learning_rate: Positive
+    warmup_ratio: Fraction = 0.1
+    scale: Positive = 20.0
+    group_by_length: bool = False
+    lora: LoraParams
+    peft: PeftParams | None = None
+    phases: list[PhaseParams] = []
+    arguments: dict[str, Any] = {}
+    evaluators: list[EvaluatorParams] = []
+    best_metric: Annotated[str, StringConstraints(min_length=1)] | None = None
+    early_stopping: EarlyStoppingParams | None = None
+    precision: Precision = "auto"
+    checkpoint_every: Count | None = 50
+    launcher: LauncherParams | None = None
+
+    @field_validator("arguments")
+    @classmethod
+    def _arguments_are_the_trainers(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        check_training_arguments(arguments)
+        return arguments
+
+    @model_validator(mode="after")
+    def _stopping_has_a_metric(self) -> Self:
+        if self.early_stopping and not self.best_metric:
+            raise ValueError("early_stopping watches best_metric, which is not set; set it, such as eval_loss")
+        return self
+
+    @model_validator(mode="after")
+    def _processes_share_a_batch(self) -> Self:
+        processes = self.processes
+        if self.batch_size % processes or self.batch_size < 2 * processes:
+            raise ValueError(
+                f"launcher.processes is {processes} and batch_size {self.batch_size}, the rows of all processes "
+                f"together; give a multiple of {processes} with at least 2 rows for each process"
+            )
+        if processes > 1 and self.arguments.get("auto_find_batch_size"):
+            raise ValueError("auto_find_batch_size works in one process alone; take it or launcher out of the section")
+        return self
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return self.launcher.processes if self.launcher else 1
+
+    @model_validator(mode="after")
+    def _precision_is_said_once(self) -> Self:
+        if self.arguments.get("fp16") and self.precision != "auto":
+            raise ValueError(f"arguments.fp16 is set and precision is {self.precision}; keep one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _peft_is_given(self) -> Self:
+        if self.method not in PEFT_METHODS:
+            return self
+        if self.peft is None:
+            raise ValueError(
+                f"method is {self.method} and peft is not set; give a configuration class of peft, such as "
+                "{config: LoHaConfig, arguments: {r: 8, target_modules: [query, value]}}"
+            )
+        if self.method == "peft_and_tokens" and self.peft.config not in ROW_CLASSES:
+            raise ValueError(
+                f"method is peft_and_tokens, and {self.peft.config} cannot train rows of new tokens; "
+                f"{_rows_beside(self.peft)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _phases_fit_the_method(self) -> Self:
+        for number, phase in enumerate(self.phases, start=1):
+            if self.method == "full" and phase.train != "all":
+                raise ValueError(
+                    f"phase {number} trains '{phase.train}', and method 'full' trains every weight in each phase; "
+                    "allowed: all"
+                )
+            if self.method in ROW_METHODS:
+                continue
+            if phase.train == "rows":
+                hint = f"; {_rows_beside(self.peft)}" if self.peft and self.method == "peft" else ""
+                raise ValueError(f"phase {number} trains 'rows', which method '{self.method}' does not have{hint}")
+            if phase.rows_learning_rate is not None:
+                raise ValueError(
+                    f"phase {number} sets rows_learning_rate, and method '{self.method}' does not keep rows apart; "
+                    "set learning_rate"
+                )
+        return self
+
+
+def _rows_beside(peft: PeftParams) -> str:
+    if peft.config in ROW_CLASSES:
+        return "method peft_and_tokens has them"
+    return (
+        f"of peft's classes {', '.join(ROW_CLASSES)} alone has trainable_token_indices: take it with method "
+        "peft_and_tokens, or train the rows in a run of their own (method: tokens) and take its model as base.model"
+    )

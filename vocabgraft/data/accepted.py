@@ -1,0 +1,129 @@
+"""Reading what `validate_data` accepted."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow.parquet as pq
+
+from vocabgraft.config.datasets import COLUMNS, DEFAULT_TEMPLATE, MORE_NEGATIVES, RETRIEVAL_FORMATS, text_columns
+from vocabgraft.config.losses import Format
+from vocabgraft.data.splits import Split
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.artifacts import read_json, require_artifact
+from vocabgraft.tokens.new_token import NewToken, relation_token
+
+ROWS_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class AcceptedDataset:
+    """One dataset's name, format and folder of Parquet splits, and what its triples ask for their tail."""
+
+    name: str
+    format: Format
+    folder: Path
+    template: str = DEFAULT_TEMPLATE
+
+    @property
+    def is_retrieval(self) -> bool:
+        """Whether a row is a question with its answer."""
+        return self.format in RETRIEVAL_FORMATS
+
+    def path(self, split: Split) -> Path:
+        """The Parquet file of a split."""
+        return require_artifact(self.folder / f"{split}.parquet")
+
+    def rows(self, split: Split) -> int:
+        """How many rows a split has."""
+        return int(pq.read_metadata(self.path(split)).num_rows)
+
+    def columns(self, split: Split) -> dict[str, list[Any]]:
+        """The columns of a split as lists: of text, or of what the format holds beside it."""
+        return cast(dict[str, list[Any]], pq.read_table(self.path(split)).to_pydict())
+
+    def pairs(self, split: Split) -> list[tuple[str, str]]:
+        """Anchor and positive of each row; of a triple, its template filled and `tail`.
+
+        Raises:
+            VocabgraftError: when a row of this format asks nothing.
+        """
+        if not self.is_retrieval:
+            allowed = ", ".join(RETRIEVAL_FORMATS)
+            raise VocabgraftError(
+                f"dataset {self.name}: a row of {self.format} is no pair; formats that are: {allowed}"
+            )
+        return self._pairs(self.columns(split))
+
+    def question(self, head: str, relation: str) -> str:
+        """What a triple asks for its tail: the template with the head and the relation's token."""
+        return self.template.format(head=head, relation=relation_token(relation))
+
+    def texts(self, split: Split) -> list[str]:
+        """Every text of a split as a model reads it, column by column of a row; of triples as `pairs` has them."""
+        return [text for block in self.text_blocks(split) for text in block]
+
+    def text_blocks(self, split: Split) -> Iterator[list[str]]:
+        """The texts of some rows after those of others, so that a file of any size fits into memory."""
+        with pq.ParquetFile(self.path(split)) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE):
+                yield self._texts(batch.to_pydict())
+
+    def groups(self, split: Split) -> list[str]:
+        """The group of each row: that of its column `group` where it has one, otherwise its first text."""
+        columns = self.columns(split)
+        own = columns[COLUMNS[self.format][0]]
+        return [group or text for group, text in zip(columns.get("group", own), own, strict=True)]
+
+    def _pairs(self, columns: Mapping[str, list[Any]]) -> list[tuple[str, str]]:
+        if self.format != "triples":
+            return list(zip(columns["anchor"], columns["positive"], strict=True))
+        return [
+            (self.question(head, relation), tail)
+            for head, relation, tail in zip(columns["head"], columns["relation"], columns["tail"], strict=True)
+        ]
+
+    def _texts(self, columns: Mapping[str, list[Any]]) -> list[str]:
+        if self.format == "triples":
+            return [text for pair in self._pairs(columns) for text in pair]
+        names = [*text_columns(self.format), *(name for name in MORE_NEGATIVES if name in columns)]
+        return [text for row in zip(*(columns[name] for name in names), strict=True) for text in row]
+
+
+def read_datasets(folder: Path) -> list[AcceptedDataset]:
+    """The datasets that `validate_data` accepted, in the order of `params.yaml`."""
+    index = read_json(require_artifact(folder / "index.json"))
+    return [
+        AcceptedDataset(entry["name"], entry["format"], folder / entry["name"], entry.get("template", DEFAULT_TEMPLATE))
+        for entry in index
+    ]
+
+
+def read_new_tokens(path: Path) -> list[NewToken]:
+    """The accepted vocabulary, in the order of the raw file."""
+    rows = pq.read_table(require_artifact(path)).to_pylist()
+    return [NewToken(row["token"], row["kind"], row["description"]) for row in rows]
+
+
+def read_contexts(path: Path) -> list[str]:
+    """The accepted context sentences."""
+    return cast(list[str], pq.read_table(require_artifact(path))["text"].to_pylist())
+
+
+def read_retention(path: Path) -> tuple[list[str], list[str], list[float]]:
+    """The accepted retention pairs: first sentences, second sentences, scores from 0 to 1."""
+    columns = pq.read_table(require_artifact(path)).to_pydict()
+    return columns["sentence1"], columns["sentence2"], columns["score"]
+
+
+def training_texts(datasets: list[AcceptedDataset], contexts: list[str]) -> list[str]:
+    """Every distinct text of the train splits and contexts, in order of first appearance."""
+    texts: dict[str, None] = {}
+    for dataset in datasets:
+        if dataset.format == "triples":
+            texts.update(dict.fromkeys(f"{question} {tail}" for question, tail in dataset.pairs("train")))
+        else:
+            texts.update(dict.fromkeys(dataset.texts("train")))
+    texts.update(dict.fromkeys(contexts))
+    return list(texts)

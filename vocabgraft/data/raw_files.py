@@ -1,0 +1,153 @@
+"""Raw files of a user: found, read as the text that stands in them, all faults of a file told at once.
+
+No type is guessed: `007`, `2020-01-01` and 18-digit numbers stay as they are written, gap or no gap.
+"""
+
+import glob
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vocabgraft.data.raw_formats import (
+    Fault,
+    RawTable,
+    Reading,
+    read_csv,
+    read_json,
+    read_json_lines,
+    read_parquet,
+    text_lines,
+)
+from vocabgraft.errors import VocabgraftError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+READERS = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".json": read_json,
+    ".jsonl": read_json_lines,
+    ".parquet": read_parquet,
+}
+TABLE_ENDINGS = tuple(READERS)
+TEXT_ENDINGS = (".txt",)
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+SHOWN_FAULTS = 10
+
+
+def read_table(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = (), vectors: Sequence[str] = ()
+) -> "pd.DataFrame":
+    """Read a table of text columns, and columns of vectors, as `scan_table` does.
+
+    Raises:
+        VocabgraftError: with the faults of the file, the first ten.
+    """
+    return _without_faults(scan_table(path, columns, optional, vectors))
+
+
+def scan_table(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = (), vectors: Sequence[str] = ()
+) -> RawTable:
+    """Read a table of text columns, and columns of vectors; columns that nobody asked for are ignored.
+
+    Args:
+        path: CSV, TSV, JSON, JSONL or Parquet, told by its ending.
+        columns: names that must be there, in the order returned.
+        optional: names taken where they are there.
+        vectors: those of the columns that hold a list of numbers a row, which CSV and TSV cannot.
+
+    Returns:
+        The named columns as text, or as arrays of 32-bit floats, and `row`: the line where a record of a CSV, TSV or
+        JSONL file starts, the header being line 1; elsewhere the record's number. An empty field is None. A blank
+        line, or a row of empty fields alone, is no record. A row with a fault is left out.
+    """
+    reading = Reading(path, columns, optional, vectors)
+    if fault := _file_fault(path, TABLE_ENDINGS):
+        reading.refuse(fault)
+        return reading.table()
+    try:
+        READERS[path.suffix](reading)
+    except PermissionError:
+        reading.refuse(f"{path} cannot be read: no permission")
+    return reading.table()
+
+
+def read_lines(path: Path) -> "pd.DataFrame":
+    """Read a text file as `scan_lines` does.
+
+    Raises:
+        VocabgraftError: with the faults of the file, the first ten.
+    """
+    return _without_faults(scan_lines(path))
+
+
+def scan_lines(path: Path) -> RawTable:
+    """Read a text file, one sentence a line, as columns `text` and `row` (the line); blank lines are left out."""
+    reading = Reading(path, ("text",), (), ())
+    reading.choose(("text",))
+    if fault := _file_fault(path, TEXT_ENDINGS):
+        reading.refuse(fault)
+        return reading.table()
+    try:
+        for number, line in text_lines(reading):
+            if text := line.decode().strip():
+                reading.add(number, (text,))
+    except PermissionError:
+        reading.refuse(f"{path} cannot be read: no permission")
+    if not reading.rows and not reading.faults:
+        reading.refuse(f"{path} holds blank lines only; add sentences or take it out of params.yaml")
+    return reading.table()
+
+
+def find_files(folder: Path, names: Iterable[str]) -> list[str]:
+    """The files below `folder` that the names and patterns stand for: each once, the matches of a pattern sorted.
+
+    A name that no pattern matches, or that is a file although it looks like a pattern, stands for itself.
+    """
+    return list(dict.fromkeys(found for name in names for found in _matches(folder, name) or [name]))
+
+
+def _matches(folder: Path, name: str) -> list[str]:
+    if not glob.has_magic(name) or (folder / name).exists():
+        return []
+    files = (path for path in folder.glob(name) if path.is_file() and not path.name.startswith("."))
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def explain_faults(faults: Sequence[Fault]) -> str:
+    """The faults of a file as one message, the first ten."""
+    if len(faults) == 1:
+        return str(faults[0])
+    more = f", the first {SHOWN_FAULTS}" if len(faults) > SHOWN_FAULTS else ""
+    shown = "\n".join(f"  {fault}" for fault in faults[:SHOWN_FAULTS])
+    return f"{len(faults)} faults of {faults[0].path}{more}:\n{shown}"
+
+
+def _without_faults(table: RawTable) -> "pd.DataFrame":
+    if table.faults:
+        raise VocabgraftError(explain_faults(table.faults))
+    return table.rows
+
+
+def _file_fault(path: Path, endings: tuple[str, ...]) -> str | None:
+    """What is wrong with the file before a row of it is read."""
+    try:
+        if not path.exists():
+            is_pattern = glob.has_magic(path.name)
+            seen, remedy = ("matches no file", "the pattern") if is_pattern else ("is missing", "its name")
+            return f"{path} {seen}; put it there, or correct {remedy} in params.yaml"
+        if path.suffix not in endings:
+            return f"{path} ends in '{path.suffix}'; allowed: {', '.join(endings)}"
+        return f"{path} is not a file" if not path.is_file() else _content_fault(path)
+    except PermissionError:
+        return f"{path} cannot be read: no permission"
+
+
+def _content_fault(path: Path) -> str | None:
+    with path.open("rb") as stream:
+        beginning = stream.read(2)
+    if not beginning:
+        return f"{path} is empty; add rows or take it out of params.yaml"
+    return f"{path} is UTF-16; save the file as UTF-8" if beginning in UTF16_MARKS else None

@@ -1,0 +1,430 @@
+"""What is known of each raw row before it is judged: its split, what it repeats, contradicts or leaks from."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from vocabgraft.config.datasets import (
+    COLUMNS,
+    DEFAULT_TEMPLATE,
+    MORE_NEGATIVES,
+    OPTIONAL_COLUMNS,
+    VECTORS,
+    DatasetParams,
+    text_columns,
+)
+from vocabgraft.config.losses import Format
+from vocabgraft.data.raw_files import find_files, scan_lines, scan_table
+from vocabgraft.data.raw_formats import RawTable
+from vocabgraft.data.splits import SPLITS, split_of
+from vocabgraft.tokens.new_token import KINDS, NewToken, relation_token
+from vocabgraft.tokens.tokenizer import (
+    added_token,
+    hidden_by,
+    is_one_token,
+    matched_otherwise,
+    normalised,
+    own_pieces,
+    pieces_of,
+    readable,
+    rewritten,
+    tokens_added_before,
+)
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# A relation that says two things differ cannot hold beside one that says that they are alike.
+UNLIKE = frozenset({"antonym", "distinctfrom", "notisa"})
+ALIKE = frozenset({"synonym", "isa", "similarto", "definedas", "formof", "instanceof"})
+
+
+def read_vocabulary(folder: Path, name: str) -> RawTable:
+    """The raw vocabulary: token, kind, description, row, file."""
+    return _joined_tables([_named(scan_table(folder / name, ("token", "kind", "description")), name)])
+
+
+def read_contexts(folder: Path, names: Sequence[str]) -> RawTable:
+    """The raw context sentences of all files, named or by a pattern: text, row, file."""
+    tables = [_named(scan_lines(folder / name), name) for name in find_files(folder, names)]
+    return _joined_tables(tables) if tables else RawTable(pd.DataFrame({"text": [], "row": [], "file": []}))
+
+
+def read_retention(folder: Path, name: str) -> RawTable:
+    """The raw retention pairs: sentences, the score as text and as a number."""
+    table = _named(scan_table(folder / name, ("sentence1", "sentence2", "score")), name)
+    return RawTable(table.rows.assign(number=_numbers(table.rows["score"])), table.faults)
+
+
+def read_examples(folder: Path, dataset: DatasetParams) -> RawTable:
+    """The raw rows of one dataset with file, row, split and what is known of each row alone."""
+    columns, optional = COLUMNS[dataset.format], OPTIONAL_COLUMNS[dataset.format]
+    vectors = [name for name in columns if name in VECTORS]
+    tables = []
+    for split in SPLITS:
+        for name in find_files(folder, getattr(dataset.files, split) or ()):
+            table = _named(scan_table(folder / name, columns, optional, vectors), name)
+            splits = _splits(table.rows, dataset) if split == "train" else split
+            tables.append(RawTable(table.rows.assign(split=splits), table.faults))
+    joined = _joined_tables(tables)
+    annotate = ANNOTATIONS.get(dataset.format)
+    return joined if annotate is None else RawTable(annotate(joined.rows), joined.faults)
+
+
+def _named(table: RawTable, name: str) -> RawTable:
+    return RawTable(table.rows.assign(file=name), table.faults)
+
+
+def _joined_tables(tables: Sequence[RawTable]) -> RawTable:
+    rows = pd.concat([table.rows for table in tables], ignore_index=True)
+    # Where one file has an optional column and another has not, pandas puts NaN, which is true.
+    texts = {name: rows[name].where(rows[name].notna(), None) for name in rows.columns if rows[name].dtype == object}
+    return RawTable(rows.assign(**texts), tuple(fault for table in tables for fault in table.faults))
+
+
+def annotate_vocabulary(frame: pd.DataFrame, base: "Tokenizer") -> pd.DataFrame:
+    """Add what the base makes of each token.
+
+    Columns:
+        kept: 1 when the base has the token from an earlier run, otherwise 0; kept_as: its kind there, if another.
+        one_token: 1 when the base has it on its own account.
+        needs_description: 1 for a new token whose row starts from its description.
+        readable_description: pieces of the description that the base can read.
+        normal: its text as the base normalises it; rewritten_as: what a special token becomes that is not stable.
+        hides: a token of the base that would be lost in texts that hold the new word in part only.
+    """
+    before = tokens_added_before(base)
+    tokens = new_tokens(frame)
+    normal = [normalised(base, token.text).strip() if token.text.strip() else None for token in tokens]
+    added = list(base.get_added_tokens_decoder().values())
+    judged = [token.text not in before and bool(text) for token, text in zip(tokens, normal, strict=True)]
+    return frame.assign(
+        kept=[int(token.text in before) for token in tokens],
+        kept_as=_objects([matched_otherwise(before, token) for token in tokens]),
+        one_token=[int(token.text not in before and is_one_token(base, token)) for token in tokens],
+        needs_description=[int(token.text not in before and _starts_from_description(base, token)) for token in tokens],
+        readable_description=[len(readable(base, pieces_of(base, token.description))) for token in tokens],
+        normal=_objects(normal),
+        rewritten_as=_objects([rewritten(base, t.text) if t.kind == "special" else None for t in tokens]),
+        hides=_objects([hidden_by(base, added, t) if new else None for t, new in zip(tokens, judged, strict=True)]),
+    )
+
+
+def _starts_from_description(base: "Tokenizer", token: NewToken) -> bool:
+    return token.kind == "special" or not readable(base, own_pieces(base, token))
+
+
+def _objects(values: Sequence[str | None]) -> pd.Series:
+    # As objects, since a column of None alone would be of numbers.
+    return pd.Series(values, dtype=object)
+
+
+def compare_tokens(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add `duplicate_of` to the vocabulary: the place of an earlier row that says exactly the same."""
+    key = _joined([frame[name].fillna("") for name in ("token", "kind", "description")])
+    return frame.assign(duplicate_of=_first_seen(frame, key))
+
+
+def colliding_tokens(frame: pd.DataFrame) -> list[str | None]:
+    """For a row of an annotated vocabulary: an earlier token that is the same to the base, but for its casing."""
+    same = _first_seen(frame, frame["normal"].fillna(""), shown="token")
+    # Special tokens of two casings are two to the tokenizer, but surely one to whoever wrote them.
+    kinds = zip(frame["token"].fillna(""), frame["kind"], strict=True)
+    special = [text.casefold() if kind == "special" else f"row {at}\x1f" for at, (text, kind) in enumerate(kinds)]
+    recased = _first_seen(frame, pd.Series(special, dtype=object), shown="token")
+    return [first or second for first, second in zip(same, recased, strict=True)]
+
+
+def new_tokens(frame: pd.DataFrame) -> list[NewToken]:
+    """The vocabulary's rows as tokens; a missing description is the empty text."""
+    described = frame.fillna({"description": "", "token": ""})
+    return [
+        NewToken(token, kind, description)
+        for token, kind, description in zip(
+            described["token"], described["kind"], described["description"], strict=True
+        )
+    ]
+
+
+def count_uses(base: "Tokenizer", tokens: Sequence[NewToken], texts: Sequence[str]) -> list[int]:
+    """How many of the distinct texts hold each token, matched as the extended tokenizer will."""
+    from tokenizers import Tokenizer
+
+    extended = Tokenizer.from_str(base.to_str())
+    before = tokens_added_before(base)
+
+    def read(text: str, raw: bool) -> str:
+        return text if raw else normalised(base, text)
+
+    # What is nothing to the base would cut every text apart.
+    countable = {token for token in tokens if normalised(base, token.text).strip() and token.kind in KINDS}
+    # A token that is there is not added again, be it of the base or an earlier row: that would change how it matches,
+    # and of two that are the same once normalised either may match.
+    taken = {read(text, not added.normalized) for text, (_, added) in before.items()}
+    wanted = {read(token.text, token.kind == "special"): token for token in reversed(tokens) if token in countable}
+    extended.add_tokens([added_token(token) for text, token in reversed(wanted.items()) if text not in taken])
+    counts: dict[int | None, int] = {}
+    for encoding in extended.encode_batch(sorted(set(texts)), add_special_tokens=False):
+        for token_id in set(encoding.ids):
+            counts[token_id] = counts.get(token_id, 0) + 1
+    return [counts.get(extended.token_to_id(token.text), 0) if token in countable else 0 for token in tokens]
+
+
+def inside_others(tokens: Sequence[str]) -> dict[str, str]:
+    """The tokens that stand inside another of them, each with the first that it stands in."""
+    known = set(tokens)
+    found: dict[str, str] = {}
+    for token in tokens:
+        # The parts of every token, looked up: comparing every token with every other would take minutes for 30,000.
+        parts = (token[start:end] for start in range(len(token)) for end in range(start + 1, len(token) + 1))
+        for part in parts:
+            if part != token and part in known:
+                found.setdefault(part, token)
+    return found
+
+
+def texts_of(frame: pd.DataFrame, dataset_format: Format, template: str = DEFAULT_TEMPLATE) -> list[str]:
+    """One text a triple (its template filled, and its tail); every text of other rows. Rows with a gap are left out."""
+    complete = frame.dropna(subset=list(COLUMNS[dataset_format]))
+    if dataset_format == "triples":
+        return [
+            f"{template.format(head=head, relation=relation_token(relation))} {tail}"
+            for head, relation, tail in zip(complete["head"], complete["relation"], complete["tail"], strict=True)
+        ]
+    more = [name for name in MORE_NEGATIVES if name in complete.columns]
+    return [text for name in (*text_columns(dataset_format), *more) for text in complete[name].dropna()]
+
+
+def _splits(frame: pd.DataFrame, dataset: DatasetParams) -> list[str]:
+    own = frame[COLUMNS[dataset.format][0]]
+    groups = frame["group"] if "group" in frame.columns else own
+    share = dataset.held_out
+    # A row without a group is its own group: all of them together would share one split.
+    return [
+        split_of(group or text or "", share.validation, share.test) for group, text in zip(groups, own, strict=True)
+    ]
+
+
+def _annotate_triples(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(token=frame["relation"].map(relation_token, na_action="ignore"))
+
+
+def _annotate_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    same = (_folded(frame["anchor"]) == _folded(frame["positive"])) & frame["anchor"].notna()
+    return frame.assign(same_text=same)
+
+
+def _annotate_triplets(frame: pd.DataFrame) -> pd.DataFrame:
+    negatives = [_folded(frame[name]) for name in _negatives(frame)]
+    right = [_folded(frame["anchor"]), _folded(frame["positive"])]
+    return _annotate_pairs(frame).assign(same_negative=_any_negative_is_right(right, negatives))
+
+
+def _annotate_margins(frame: pd.DataFrame) -> pd.DataFrame:
+    right, negatives = [_folded(frame["positive"])], [_folded(frame["negative"])]
+    return frame.assign(number=_numbers(frame["margin"]), same_negative=_any_negative_is_right(right, negatives))
+
+
+def _annotate_teacher_embeddings(frame: pd.DataFrame) -> pd.DataFrame:
+    numbers = [vector is None or bool(np.isfinite(vector).all()) for vector in frame["embedding"]]
+    return frame.assign(
+        width=[None if vector is None else len(vector) for vector in frame["embedding"]],
+        finite=[int(finite) for finite in numbers],
+    )
+
+
+# What is known of a row alone; nothing of the others needs saying.
+ANNOTATIONS: dict[Format, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "triples": _annotate_triples,
+    "pairs": _annotate_pairs,
+    "triplets": _annotate_triplets,
+    "scored_pairs": lambda frame: frame.assign(number=_numbers(frame["score"])),
+    "labelled_pairs": lambda frame: frame.assign(number=_numbers(frame["label"])),
+    "labelled_texts": lambda frame: frame.assign(number=_numbers(frame["label"])),
+    "teacher_embeddings": _annotate_teacher_embeddings,
+    "margins": _annotate_margins,
+}
+
+
+def compare_contexts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add `duplicate_of` to context sentences: the place of the first of those with the same words."""
+    return frame.assign(duplicate_of=_first_seen(frame, _folded(frame["text"])))
+
+
+def compare_retention(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add `duplicate_of` and `contradicts` to retention pairs."""
+    return _compare_valued(frame, _unordered(frame["sentence1"], frame["sentence2"]))
+
+
+def compare_examples(frame: pd.DataFrame, dataset_format: Format) -> pd.DataFrame:
+    """Add what rows say of each other: `duplicate_of`, `contradicts` and `leaks_from`, each the place of another row.
+
+    Args:
+        frame: rows of `read_examples`, without those that are refused.
+        dataset_format: of the dataset.
+    """
+    return COMPARISONS[dataset_format](frame)
+
+
+def _compare_triples(frame: pd.DataFrame) -> pd.DataFrame:
+    relation = _folded(frame["relation"])
+    key = _folded(frame["head"]) + "\x1f" + relation + "\x1f" + _folded(frame["tail"])
+    ends = _unordered(frame["head"], frame["tail"])
+    side = relation.map(lambda name: "unlike" if name in UNLIKE else "alike" if name in ALIKE else "")
+    return frame.assign(
+        duplicate_of=_first_seen(frame, key + "\x1f" + frame["split"]),
+        contradicts=_other_value(frame, ends.where(side != "", key), side),
+        leaks_from=_other_split(frame, [key]),
+    )
+
+
+def _compare_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    key = _unordered(frame["anchor"], frame["positive"])
+    return frame.assign(
+        duplicate_of=_first_seen(frame, key + "\x1f" + frame["split"]),
+        leaks_from=_other_split(frame, [_folded(frame["anchor"]), _folded(frame["positive"])]),
+    )
+
+
+def _compare_triplets(frame: pd.DataFrame) -> pd.DataFrame:
+    anchor, positive = _folded(frame["anchor"]), _folded(frame["positive"])
+    negatives = [_folded(frame[name]) for name in _negatives(frame)]
+    return frame.assign(
+        duplicate_of=_first_seen(frame, _joined([anchor, positive, *negatives, frame["split"]])),
+        leaks_from=_other_split(frame, [anchor, positive]),
+    )
+
+
+def _compare_scored_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    key = _unordered(frame["sentence1"], frame["sentence2"])
+    return _compare_valued(frame, key).assign(leaks_from=_other_split(frame, [key]))
+
+
+def _compare_labelled_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    # In order: what one sentence says of another need not hold the other way round.
+    key = _joined([_folded(frame["sentence1"]), _folded(frame["sentence2"])])
+    return _compare_valued(frame, key).assign(leaks_from=_other_split(frame, [key]))
+
+
+def _compare_labelled_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    key = _folded(frame["text"])
+    return _compare_valued(frame, key).assign(leaks_from=_other_split(frame, [key]))
+
+
+def _compare_margins(frame: pd.DataFrame) -> pd.DataFrame:
+    query, positive, negative = (_folded(frame[name]) for name in ("query", "positive", "negative"))
+    compared = _compare_valued(frame, _joined([query, positive, negative]))
+    return compared.assign(leaks_from=_other_split(frame, [query]))
+
+
+def _compare_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    key = _folded(frame["text"])
+    return frame.assign(
+        duplicate_of=_first_seen(frame, _joined([key, frame["split"]])), leaks_from=_other_split(frame, [key])
+    )
+
+
+def _compare_teacher_embeddings(frame: pd.DataFrame) -> pd.DataFrame:
+    key, embeddings = _folded(frame["text"]), list(frame["embedding"])
+    first: dict[str, int] = {}
+    seen = [first.setdefault(text, position) for position, text in enumerate(key)]
+    # Batches and hardware round otherwise, so that one text has vectors that are nearly the same.
+    alike = [
+        there == here or np.allclose(embeddings[there], embeddings[here], 1e-2, 1e-4) for here, there in enumerate(seen)
+    ]
+    contradicts = [None if same else _place(frame, at) for at, same in zip(seen, alike, strict=True)]
+    compared = _compare_texts(frame).assign(contradicts=_objects(contradicts).set_axis(frame.index))
+    return compared.assign(duplicate_of=compared["duplicate_of"].where(compared["contradicts"].isna(), None))
+
+
+def _compare_valued(frame: pd.DataFrame, key: pd.Series) -> pd.DataFrame:
+    # As text, since a NaN differs from itself and its row would contradict itself.
+    shown = frame["number"].map(str)
+    parts = [key, shown, *([frame["split"]] if "split" in frame.columns else [])]
+    return frame.assign(duplicate_of=_first_seen(frame, _joined(parts)), contradicts=_other_value(frame, key, shown))
+
+
+COMPARISONS: dict[Format, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "triples": _compare_triples,
+    "pairs": _compare_pairs,
+    "triplets": _compare_triplets,
+    "scored_pairs": _compare_scored_pairs,
+    "labelled_pairs": _compare_labelled_pairs,
+    "labelled_texts": _compare_labelled_texts,
+    "texts": _compare_texts,
+    "teacher_embeddings": _compare_teacher_embeddings,
+    "margins": _compare_margins,
+}
+
+
+def _numbers(texts: pd.Series) -> pd.Series:
+    return pd.to_numeric(texts, errors="coerce").astype("float64")
+
+
+def _negatives(frame: pd.DataFrame) -> list[str]:
+    return ["negative", *(name for name in MORE_NEGATIVES if name in frame.columns)]
+
+
+def _any_negative_is_right(right: Sequence[pd.Series], negatives: Sequence[pd.Series]) -> list[bool]:
+    return [
+        any(text and text in answers for text in texts)
+        for texts, answers in zip(zip(*negatives, strict=True), zip(*right, strict=True), strict=True)
+    ]
+
+
+def _joined(parts: Sequence[pd.Series]) -> pd.Series:
+    return pd.Series(["\x1f".join(row) for row in zip(*parts, strict=True)], index=parts[0].index, dtype=object)
+
+
+def _folded(texts: pd.Series) -> pd.Series:
+    return texts.fillna("").map(lambda text: " ".join(text.casefold().split()))
+
+
+def _unordered(left: pd.Series, right: pd.Series) -> pd.Series:
+    pairs = zip(_folded(left), _folded(right), strict=True)
+    return pd.Series(["\x1f".join(sorted(pair)) for pair in pairs], index=left.index, dtype=object)
+
+
+def _first_seen(frame: pd.DataFrame, key: pd.Series, shown: str | None = None) -> list[str | None]:
+    """For a row whose key came before, the first one's place (or its `shown` value); None for the first."""
+    first: dict[str, int] = {}
+    found: list[str | None] = []
+    for position, value in enumerate(key):
+        seen = first.setdefault(value, position)
+        found.append(None if seen == position else _place(frame, seen) if shown is None else frame[shown].iloc[seen])
+    return found
+
+
+def _other_value(frame: pd.DataFrame, key: pd.Series, value: pd.Series) -> list[str | None]:
+    """For a row whose key came before with another value, the place of that row."""
+    first: dict[str, int] = {}
+    seen = [first.setdefault(text, position) for position, text in enumerate(key)]
+    return [None if value.iloc[at] == value.iloc[here] else _place(frame, at) for here, at in enumerate(seen)]
+
+
+def _other_split(frame: pd.DataFrame, keys: Sequence[pd.Series]) -> list[str | None]:
+    """For a training row that shares a text with a held-out row, or a validation row with a test row, its place."""
+    rank = {"train": 0, "validation": 1, "test": 2}
+    held_out: dict[str, int] = {}
+    for key in keys:
+        for position, text in enumerate(key):
+            best = held_out.setdefault(text, position)
+            if rank[frame["split"].iloc[position]] > rank[frame["split"].iloc[best]]:
+                held_out[text] = position
+    leaks: Callable[[int, int], bool] = lambda here, there: (  # noqa: E731
+        rank[frame["split"].iloc[there]] > rank[frame["split"].iloc[here]]
+    )
+    found: list[str | None] = [None] * len(frame)
+    for key in keys:
+        for position, text in enumerate(key):
+            there = held_out[text]
+            if found[position] is None and text and leaks(position, there):
+                found[position] = f"{_place(frame, there)} ({frame['split'].iloc[there]})"
+    return found
+
+
+def _place(frame: pd.DataFrame, position: int) -> str:
+    return f"{frame['file'].iloc[position]} row {frame['row'].iloc[position]}"

@@ -1,0 +1,124 @@
+"""A model under evaluation: how it reads texts, and every text embedded once."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.encode import Embeddings, Role, encode_apart
+from vocabgraft.tokens.new_token import NewToken, read_with_descriptions
+from vocabgraft.tokens.tokenizer import ExtendedToken, holds_new_token
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+Similarities = Callable[[Embeddings, Embeddings], "np.ndarray[Any, Any]"]
+
+
+class NewWords:
+    """Which texts hold a new token, by the extended tokenizer, and which hold a new word.
+
+    A relation's token makes every question of a triple hold a new token; what subsets of questions tell apart is a new
+    word, which a special token is not.
+    """
+
+    def __init__(self, extended: Any, tokens: Sequence[ExtendedToken]) -> None:
+        """Take the extended tokenizer and the tokens whose rows train."""
+        self.tokenizer, self.tokens = extended, tuple(tokens)
+
+    def held(self, texts: Sequence[str]) -> BoolArray:
+        """For each text whether it holds a new token: (texts,)."""
+        return holds_new_token(self.tokenizer, texts, [token.id for token in self.tokens])
+
+    def words_held(self, texts: Sequence[str]) -> BoolArray:
+        """For each text whether it holds a new token that is no special one: (texts,)."""
+        return holds_new_token(self.tokenizer, texts, [token.id for token in self.tokens if token.kind != "special"])
+
+
+class Subject:
+    """A model under evaluation.
+
+    Texts without a new token are embedded in lists of their own. Two models that are asked for the same texts in the
+    same order therefore embed them in equal batches, and can be compared bit for bit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: "SentenceTransformer",
+        new_words: NewWords,
+        batch_size: int,
+        described: Sequence[NewToken] = (),
+    ) -> None:
+        """Nothing is embedded yet.
+
+        Args:
+            name: such as `merged`.
+            model: in evaluation mode.
+            new_words: which texts hold a new token.
+            batch_size: of the encoding.
+            described: special tokens that the model does not have, which it reads as their descriptions.
+        """
+        self.name, self.model, self.new_words, self.batch_size = name, model, new_words, batch_size
+        self.described = tuple(described)
+        self._roles_differ = _roles_differ(model)
+        self._rows: dict[Role | None, dict[str, Embeddings]] = {}
+
+    @property
+    def width(self) -> int:
+        """How many numbers an embedding has."""
+        return int(self.model.get_embedding_dimension() or 0)
+
+    def read(self, texts: Sequence[str]) -> list[str]:
+        """The texts as the model is given them."""
+        return [read_with_descriptions(text, self.described) for text in texts]
+
+    def encode(self, texts: Sequence[str], role: Role | None = None) -> Embeddings:
+        """Embeddings of shape (texts, width), each text embedded at its first call.
+
+        Raises:
+            VocabgraftError: for an embedding that is not made of numbers.
+        """
+        rows = self._rows.setdefault(role if self._roles_differ else None, {})
+        missing = [text for text in dict.fromkeys(texts) if text not in rows]
+        if missing:
+            held = self.new_words.held(missing)
+            found = encode_apart(self.model, self.read(missing), held, self.batch_size, role)
+            self._require_numbers(missing, found)
+            rows.update(zip(missing, found, strict=True))
+        return np.stack([rows[text] for text in texts]) if texts else np.zeros((0, self.width), dtype=np.float32)
+
+    def similarities(self, left: Embeddings, right: Embeddings) -> "np.ndarray[Any, Any]":
+        """The model's own similarity of each row of `left` to each of `right`: (left, right)."""
+        found: np.ndarray[Any, Any] = self.model.similarity(left, right).cpu().numpy()
+        return found
+
+    def similarities_of_pairs(self, left: Embeddings, right: Embeddings) -> "np.ndarray[Any, Any]":
+        """The model's own similarity of each row of `left` to that of `right`: (rows,)."""
+        found: np.ndarray[Any, Any] = self.model.similarity_pairwise(left, right).cpu().numpy()
+        return found
+
+    def tokens_per_text(self, texts: Sequence[str]) -> float:
+        """How many tokens a text has on average, without [CLS] and the like; 0 without a text."""
+        if not texts:
+            return 0.0
+        ids = self.model.tokenizer(self.read(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return round(sum(map(len, ids)) / len(ids), 4)
+
+    def _require_numbers(self, texts: Sequence[str], embeddings: Embeddings) -> None:
+        broken = ~np.isfinite(embeddings).all(axis=1)
+        if broken.any():
+            raise VocabgraftError(
+                f"the embedding of {texts[int(broken.argmax())]!r} by the {self.name} model is no number "
+                f"({broken.sum()} of {len(texts)} texts); the model's weights are damaged, so train it again with "
+                "lower learning rates"
+            )
+
+
+def _roles_differ(model: "SentenceTransformer") -> bool:
+    """Whether a query, a document and a plain text may be embedded differently: by a prompt or by a Router."""
+    from vocabgraft.models.extra_modules import has_heads
+
+    return has_heads(model) or model.default_prompt_name is not None or any(model.prompts.values())

@@ -1,0 +1,139 @@
+"""What was measured on held-out items, for every model on the same ones, and the figures that come of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from vocabgraft.evaluation.significance import Array, Comparison, compare_correlations, compare_means, verdict_of
+
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+SUBSETS = ("all", "new_word", "no_new_word")
+# Fewer have no order worth the name.
+LEAST_PAIRS = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric of a dataset: what each held-out item gives with each model.
+
+    Attributes:
+        dataset: its name, or that of the set.
+        metric: such as `mrr`.
+        items: texts that were asked.
+        groups: of each item; those of one group are no independent witnesses.
+        new_word: whether an item holds a new word.
+        values: (items,) by model. In percent, and the figure is their mean; or, where there are `scores`, similarities,
+            and the figure is Spearman's rho of them with these.
+        scores: (items,) or None.
+        answers: the other text of each item, where there is one.
+        counted: what an item is called.
+        main: whether its items are written down, one metric of a dataset.
+        compared: whether its gain is tested.
+    """
+
+    dataset: str
+    metric: str
+    items: Sequence[str]
+    groups: Sequence[str]
+    new_word: BoolArray
+    values: Mapping[str, Array]
+    scores: Array | None = None
+    answers: Sequence[str] | None = None
+    counted: Literal["queries", "pairs"] = "queries"
+    main: bool = False
+    compared: bool = True
+
+    def rows(self, subset: str) -> BoolArray:
+        """The items of a subset."""
+        return {"all": np.ones_like(self.new_word), "new_word": self.new_word, "no_new_word": ~self.new_word}[subset]
+
+    def undefined(self, subset: str, models: Sequence[str] | None = None) -> str | None:
+        """Why a subset has no figure, or None where it has one."""
+        rows = self.rows(subset)
+        if not rows.any():
+            return f"there are no {self.counted}"
+        if self.scores is None:
+            return None
+        if rows.sum() < LEAST_PAIRS:
+            return f"there are {rows.sum()} {self.counted}, too few for a correlation (at least {LEAST_PAIRS})"
+        if np.ptp(self.scores[rows]) == 0:
+            return f"all {rows.sum()} {self.counted} have the score {self.scores[rows][0]:g}"
+        alike = [name for name in models or self.values if np.ptp(self.values[name][rows]) == 0]
+        return f"to {' and '.join(alike)} all {rows.sum()} {self.counted} are equally similar" if alike else None
+
+    def figure(self, model: str, subset: str) -> float | None:
+        """The figure of a model in percent, to four places; None where it is not defined."""
+        if self.undefined(subset, [model]):
+            return None
+        rows = self.rows(subset)
+        values = self.values[model][rows]
+        found = values.mean() if self.scores is None else 100 * spearmanr(values, self.scores[rows]).statistic
+        return round(float(found), 4)
+
+    def compare(self, before: str, after: str, subset: str, seed: int) -> Comparison | None:
+        """What a model gains over another on a subset; None where either has no figure."""
+        if self.undefined(subset, [before, after]):
+            return None
+        rows = self.rows(subset)
+        old, new = self.values[before][rows], self.values[after][rows]
+        groups = [group for group, chosen in zip(self.groups, rows, strict=True) if chosen]
+        if self.scores is None:
+            return compare_means(old, new, groups, seed)
+        return compare_correlations(old, new, self.scores[rows], groups, seed)
+
+
+def figures_of(measurements: Sequence[Measurement]) -> dict[str, dict[str, dict[str, dict[str, float | int]]]]:
+    """By model, dataset and subset: each metric that is defined, and how many items there are."""
+    found: dict[str, dict[str, dict[str, dict[str, float | int]]]] = {}
+    for entry in measurements:
+        for model in entry.values:
+            subsets = found.setdefault(model, {}).setdefault(entry.dataset, {})
+            for subset in SUBSETS:
+                figures = subsets.setdefault(subset, {entry.counted: int(entry.rows(subset).sum())})
+                if (figure := entry.figure(model, subset)) is not None:
+                    figures[entry.metric] = figure
+    return found
+
+
+def compared_items(measurements: Sequence[Measurement], smoke_under: int, seed: int) -> list[dict[str, Any]]:
+    """Every defined gain of merged over base that is to be tested, with its interval, its test and its verdict."""
+    return [
+        {
+            "dataset": entry.dataset,
+            "subset": subset,
+            "metric": entry.metric,
+            "control": None,
+            **{model: entry.figure(model, subset) for model in entry.values},
+            **verdict_json(entry, comparison, subset, smoke_under),
+        }
+        for entry in measurements
+        if entry.compared
+        for subset in SUBSETS
+        if (comparison := entry.compare("base", "merged", subset, seed)) is not None
+    ]
+
+
+def verdict_json(entry: Measurement, comparison: Comparison, subset: str, smoke_under: int) -> dict[str, Any]:
+    """A comparison with the number of its items and of their groups, and its verdict."""
+    rows = entry.rows(subset)
+    items = int(rows.sum())
+    return {
+        **asdict(comparison),
+        "queries": items,
+        "groups": len({group for group, chosen in zip(entry.groups, rows, strict=True) if chosen}),
+        "verdict": verdict_of(comparison, items, smoke_under),
+    }
+
+
+def problems_of(measurements: Sequence[Measurement], subsets: Sequence[str] = SUBSETS) -> list[str]:
+    """What could not be measured, a sentence for each dataset, metric and subset."""
+    named = {"all": "", "new_word": " with a new word", "no_new_word": " without a new word"}
+    return [
+        f"{entry.dataset}{named[subset]}: no {entry.metric}, since {reason}"
+        for entry in measurements
+        for subset in subsets
+        if (reason := entry.undefined(subset)) is not None
+    ]

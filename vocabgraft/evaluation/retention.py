@@ -1,0 +1,149 @@
+"""What became of texts that nobody trained for: how far their vectors moved, and whether an index stays valid."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vocabgraft.evaluation.evaluated_model import BoolArray, NewWords, Subject
+from vocabgraft.evaluation.significance import Array
+from vocabgraft.models.encode import Embeddings
+
+NEIGHBOURS = 10
+# With fewer, ten neighbours are nearly all there are, and keeping them says nothing.
+LEAST_CORPUS = 2 * NEIGHBOURS
+SHOWN_TEXTS = 10
+# As far apart as one float32 vector is from itself in another batch.
+SAME_VECTOR = 1e-6
+# 32 MB of similarities at once.
+NUMBERS_AT_ONCE = 2**23
+
+
+def reference_corpus(texts: Sequence[str], limit: int) -> list[str]:
+    """Distinct texts, at most `limit`: those with the lowest hashes, so that a text added moves few others out."""
+    distinct = dict.fromkeys(texts)
+    return sorted(distinct, key=lambda text: hashlib.sha256(text.encode()).digest())[:limit]
+
+
+def measure_drift(base: Subject, merged: Subject, corpus: Sequence[str], new_words: NewWords) -> dict[str, Any]:
+    """How far stored vectors of a corpus moved from `base` to `merged`.
+
+    Returns:
+        `corpus`: how many texts. `drift`, for texts without and with a new token: `texts`, and of the drift
+        (1 - cosine of a text's two embeddings) `mean`, `p99` (99th percentile) and `worst` (ten texts that moved, with
+        their cosines), and the two figures that follow for these texts alone. `neighbours_kept`: of the ten nearest
+        neighbours that a text has in the corpus, how many it keeps, in percent. `valid_share`: the texts whose stored
+        vector is still what the model gives (within 1e-6), in percent. `problems`: what could not be measured, and why;
+        the figure is None then.
+    """
+    before, after = base.encode(corpus, "document"), merged.encode(corpus, "document")
+    held = new_words.held(corpus)
+    comparable = before.shape == after.shape
+    cosines = cosines_of(before, after) if comparable else None
+    valid = still_valid(before, after)
+    kept = neighbours_kept(base, merged, before, after) if len(corpus) >= LEAST_CORPUS else None
+    subsets = {"no_new_word": ~held, "new_word": held}
+    return {
+        "corpus": len(corpus),
+        "drift": {name: _drift(corpus, rows, cosines, kept, valid) for name, rows in subsets.items()},
+        "neighbours_kept": _percent(kept),
+        "valid_share": _percent(valid),
+        "problems": _problems(len(corpus), subsets, before.shape[1], after.shape[1]),
+    }
+
+
+def moved_share(base: Subject, other: Subject, corpus: Sequence[str]) -> float | None:
+    """The share of a corpus, in percent, whose stored vectors of the base are to be computed again; None of no text."""
+    return _percent(~still_valid(base.encode(corpus, "document"), other.encode(corpus, "document")))
+
+
+def cosines_of(before: Embeddings, after: Embeddings) -> Array:
+    """The cosine of each row with its counterpart, exactly 1 where the two are equal: (rows,)."""
+    left, right = before.astype(np.float64), after.astype(np.float64)
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    cosines = (left * right).sum(axis=1) / np.maximum(lengths, 1e-30)
+    found: Array = np.where((before == after).all(axis=1), 1.0, np.clip(cosines, -1, 1))
+    return found
+
+
+def still_valid(before: Embeddings, after: Embeddings) -> BoolArray:
+    """Which stored vectors are still what the model gives, within 1e-6; none of another width: (rows,)."""
+    if before.shape != after.shape:
+        return np.zeros(len(before), dtype=bool)
+    found: BoolArray = (np.abs(before - after) <= SAME_VECTOR).all(axis=1)
+    return found
+
+
+def neighbours_kept(base: Subject, merged: Subject, before: Embeddings, after: Embeddings) -> Array:
+    """The share, 0 to 1, of the ten nearest rows of each row that are among its nearest in both: (rows,)."""
+    kept = np.zeros(len(before))
+    step = max(1, NUMBERS_AT_ONCE // max(1, len(before)))
+    for start in range(0, len(before), step):
+        rows = slice(start, start + step)
+        near = [
+            nearest(subject.similarities(embeddings[rows], embeddings), start, NEIGHBOURS)
+            for subject, embeddings in ((base, before), (merged, after))
+        ]
+        kept[rows] = (near[0] & near[1]).sum(axis=1) / NEIGHBOURS
+    return kept
+
+
+def nearest(similarities: "np.ndarray[Any, Any]", start: int, count: int) -> BoolArray:
+    """Which columns are the `count` most similar of each row, its own left out; of equals the first: as the input.
+
+    Args:
+        similarities: (rows, columns), of which row i is column `start + i`.
+        start: the column of the first row.
+        count: fewer than there are other columns.
+    """
+    # Similarities that differ by rounding alone are equal.
+    scores = similarities.astype(np.float64).round(6)
+    own = np.arange(len(scores))
+    scores[own, start + own] = -np.inf
+    last = -np.partition(-scores, count - 1, axis=1)[:, count - 1 : count]
+    above, equal = scores > last, scores == last
+    found: BoolArray = above | (equal & (np.cumsum(equal, axis=1) <= count - above.sum(axis=1, keepdims=True)))
+    return found
+
+
+def _drift(
+    corpus: Sequence[str], rows: BoolArray, cosines: Array | None, kept: Array | None, valid: BoolArray
+) -> dict[str, Any]:
+    figures = {
+        "texts": int(rows.sum()),
+        "neighbours_kept": _percent(kept[rows]) if kept is not None else None,
+        "valid_share": _percent(valid[rows]),
+    }
+    if cosines is None or not rows.any():
+        return {**figures, "mean": None, "p99": None, "worst": []}
+    drift = 1 - cosines[rows]
+    moved = rows & (cosines < 1)
+    order = [place for place in np.argsort(cosines, kind="stable").tolist() if moved[place]][:SHOWN_TEXTS]
+    worst = [{"text": corpus[place], "cosine": round(float(cosines[place]), 6)} for place in order]
+    high = float(np.quantile(drift, 0.99))
+    return {**figures, "mean": round(float(drift.mean()), 6), "p99": round(high, 6), "worst": worst}
+
+
+def _percent(values: "np.ndarray[Any, Any] | None") -> float | None:
+    return round(100 * float(values.mean()), 4) if values is not None and len(values) else None
+
+
+def _problems(texts: int, subsets: dict[str, BoolArray], before: int, after: int) -> list[str]:
+    problems = []
+    if texts < LEAST_CORPUS:
+        problems.append(
+            f"the reference corpus has {texts} texts, too few for {NEIGHBOURS} neighbours (at least {LEAST_CORPUS}); "
+            "add datasets, contexts or retention pairs, or raise evaluate_model.reference_texts"
+        )
+    for name, rows in subsets.items():
+        if not rows.any():
+            problems.append(
+                f"the reference corpus has no text {'without' if name == 'no_new_word' else 'with'} a new word"
+            )
+    if before != after:
+        problems.append(
+            f"the merged model's embeddings have {after} numbers and the base's {before}, so no stored vector is valid "
+            "and drift has no figure"
+        )
+    return problems

@@ -1,0 +1,1 @@
+"""Ontologies and knowledge graphs turned into raw files."""

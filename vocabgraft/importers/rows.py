@@ -1,0 +1,253 @@
+"""What every importer gives: rows that stage validate_data accepts as they are, written as raw files."""
+
+import csv
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vocabgraft.config.datasets import DatasetParams, FileParams, HeldOutParams
+from vocabgraft.config.losses import Format
+from vocabgraft.config.stages import ValidateDataParams
+from vocabgraft.data.splits import split_of
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.importers.relation_texts import SYMMETRIC, describe_relation
+from vocabgraft.tokens.new_token import NewToken, relation_token
+
+VOCABULARY, TRIPLES, PAIRS, CONTEXTS = "vocabulary.csv", "relations.csv", "terms.csv", "contexts.txt"
+HEADERS = {
+    VOCABULARY: ("token", "kind", "description"),
+    TRIPLES: ("head", "relation", "tail"),
+    PAIRS: ("anchor", "positive", "group"),
+}
+# Name and format of the dataset that is in a file.
+DATASETS: tuple[tuple[str, Format, str], ...] = (("relations", "triples", TRIPLES), ("terms", "pairs", PAIRS))
+
+# Uses are counted in the training rows alone, as validate_data does, so the shares held out must be known here.
+HELD_OUT = HeldOutParams(validation=0.1, test=0.1)
+# What params.yaml allows unless it is edited (validate_data.max_text_characters).
+MAX_TEXT_CHARACTERS = 2000
+# Control characters are left behind by conversions; U+FFFD stands where a character was lost.
+UNPRINTABLE = re.compile("[\u0000-\u0008\u000e-\u001f\ufffd]")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an imported token must reach.
+
+    `min_pieces` is of a word, in the base's pieces; `min_uses` is in distinct texts of the training split;
+    `max_tokens` counts words and relations.
+    """
+
+    min_pieces: int = 3
+    min_uses: int = 4
+    max_tokens: int = 3000
+
+    def __post_init__(self) -> None:
+        """Refuse limits that no token can meet or that validate_data would not accept."""
+        for name, lowest in (("min_pieces", 2), ("min_uses", 1), ("max_tokens", 1)):
+            if (value := getattr(self, name)) < lowest:
+                raise VocabgraftError(f"{name} is {value}; allowed: {lowest} or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Triple:
+    """A head, the name of a relation and a tail, as texts."""
+
+    head: str
+    relation: str
+    tail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two texts that mean the same, and the group whose rows are kept in one split."""
+
+    anchor: str
+    positive: str
+    group: str
+
+
+@dataclass(frozen=True)
+class ImportedRows:
+    """What is written; `left_out` says how many rows were not taken, by reason."""
+
+    vocabulary: tuple[NewToken, ...]
+    triples: tuple[Triple, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    contexts: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def tables(self) -> dict[str, list[tuple[str, ...]]]:
+        """The rows of each file that has any, by its name."""
+        tables: dict[str, list[tuple[str, ...]]] = {
+            VOCABULARY: [(token.text, token.kind, token.description) for token in self.vocabulary],
+            TRIPLES: [(row.head, row.relation, row.tail) for row in self.triples],
+            PAIRS: [(row.anchor, row.positive, row.group) for row in self.pairs],
+            CONTEXTS: [(text,) for text in self.contexts],
+        }
+        return {name: rows for name, rows in tables.items() if rows}
+
+
+def tidy(text: str) -> str:
+    """The text with every run of white space as one space."""
+    return " ".join(text.replace("\ufeff", "").split())
+
+
+def fold(text: str) -> str:
+    """The text as two rows are compared: case and white space do not count."""
+    return " ".join(text.casefold().split())
+
+
+def unfit(text: str) -> str | None:
+    """Why a text cannot be in a row, or None."""
+    if not text:
+        return "an empty text"
+    if UNPRINTABLE.search(text):
+        return "a control or replacement character"
+    return f"a text over {MAX_TEXT_CHARACTERS} characters" if len(text) > MAX_TEXT_CHARACTERS else None
+
+
+def in_training(group: str) -> bool:
+    """Whether rows of this group fall into the training split of the shares in `params_section`."""
+    return split_of(group, HELD_OUT.validation, HELD_OUT.test) == "train"
+
+
+def tidy_triples(triples: Iterable[Triple], min_uses: int, left_out: Counter[str]) -> list[Triple]:
+    """Leave out what validate_data would refuse; of two rows that clash, the first is kept.
+
+    Args:
+        triples: in order of preference.
+        min_uses: of a relation, in rows of the training split.
+        left_out: gets the numbers of rows left out, by reason.
+    """
+    kept: dict[tuple[str, str, str], Triple] = {}
+    names: dict[str, str] = {}
+    sides: dict[tuple[str, str], str] = {}
+    for triple in triples:
+        head, tail = fold(triple.head), fold(triple.tail)
+        # The tokens <|partOf|> and <|PartOf|> are one to an uncased base.
+        relation = names.setdefault(triple.relation.casefold(), triple.relation)
+        first, second = sorted((head, tail)) if relation in SYMMETRIC else (head, tail)
+        if reason := _refuse_triple(triple, (first, relation, second) in kept, sides):
+            left_out[reason] += 1
+        else:
+            kept[first, relation, second] = Triple(triple.head, relation, triple.tail)
+    return _of_frequent_relations(list(kept.values()), min_uses, left_out)
+
+
+def _refuse_triple(triple: Triple, repeated: bool, sides: dict[tuple[str, str], str]) -> str | None:
+    if reason := unfit(triple.head) or unfit(triple.tail):
+        return reason
+    head, tail = fold(triple.head), fold(triple.tail)
+    if head == tail:
+        return "a head that equals its tail"
+    if repeated:
+        return "a repetition"
+    side = _side(triple.relation)
+    first, second = sorted((head, tail))
+    if side and sides.setdefault((first, second), side) != side:
+        return "a contradiction, such as Synonym and Antonym of the same two"
+    return None
+
+
+def _side(relation: str) -> str:
+    # Imported here since the module loads pandas, which the command's --help need not wait for.
+    from vocabgraft.data.validation import ALIKE, UNLIKE
+
+    name = relation.casefold()
+    return "unlike" if name in UNLIKE else "alike" if name in ALIKE else ""
+
+
+def _of_frequent_relations(triples: list[Triple], min_uses: int, left_out: Counter[str]) -> list[Triple]:
+    uses = Counter(triple.relation for triple in triples if in_training(triple.head))
+    kept = [triple for triple in triples if uses[triple.relation] >= min_uses]
+    if len(kept) < len(triples):
+        left_out[f"a relation with fewer than {min_uses} training rows"] += len(triples) - len(kept)
+    return kept
+
+
+def check_absent(folder: Path, names: Iterable[str], overwrite: bool) -> None:
+    """Refuse to write over files that are there.
+
+    Raises:
+        VocabgraftError: naming them, unless `overwrite`.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise VocabgraftError(f"{folder} is a file; give --out a folder")
+    if not overwrite and (there := [name for name in names if (folder / name).exists()]):
+        raise VocabgraftError(f"{folder} has {', '.join(there)} already; give another --out, or --overwrite")
+
+
+def write_raw(rows: ImportedRows, folder: Path, overwrite: bool = False) -> dict[str, int]:
+    """Write the files that have rows; each is complete when it appears.
+
+    Returns:
+        The number of rows of each file written.
+
+    Raises:
+        VocabgraftError: when a file is there already, or the folder cannot be written.
+    """
+    tables = rows.tables()
+    check_absent(folder, tables, overwrite)
+    try:
+        with _beside(folder) as work:
+            for name, table in tables.items():
+                _write(work / name, HEADERS.get(name), table)
+            folder.mkdir(exist_ok=True)
+            for name in tables:
+                (work / name).replace(folder / name)
+    except OSError as error:
+        raise VocabgraftError(f"{folder} cannot be written ({error.strerror}); give another --out") from error
+    return {name: len(table) for name, table in tables.items()}
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A folder on the same file system, so that a move is a rename."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(path: Path, header: tuple[str, ...] | None, rows: Sequence[tuple[str, ...]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        if header is None:
+            stream.writelines(f"{row[0]}\n" for row in rows)
+        else:
+            csv.writer(stream, lineterminator="\n").writerows([header, *rows])
+
+
+def params_section(rows: ImportedRows, inside_raw: Path, min_uses: int) -> ValidateDataParams:
+    """The section `validate_data` of params.yaml that reads the files, `inside_raw` being their folder in data/raw."""
+    files = rows.tables()
+    name_of = {name: (inside_raw / name).as_posix() for name in files}
+    datasets = [
+        DatasetParams(name=name, format=kind, files=FileParams(train=[name_of[file]]), held_out=HELD_OUT)
+        for name, kind, file in DATASETS
+        if file in files
+    ]
+    return ValidateDataParams(
+        vocabulary=name_of[VOCABULARY],
+        contexts=[name_of[CONTEXTS]] if CONTEXTS in files else [],
+        retention="retention.csv",
+        datasets=datasets,
+        min_uses=min_uses,
+        max_text_characters=MAX_TEXT_CHARACTERS,
+        max_new_tokens=max(len(rows.vocabulary), ValidateDataParams.model_fields["max_new_tokens"].default),
+    )
+
+
+def relation_tokens(triples: Iterable[Triple], descriptions: Mapping[str, str]) -> tuple[NewToken, ...]:
+    """The relations' tokens, in the order in which they are first used, described from `descriptions` or the table."""
+    names = dict.fromkeys(triple.relation for triple in triples)
+    return tuple(
+        NewToken(relation_token(name), "special", descriptions.get(name) or describe_relation(name)) for name in names
+    )

@@ -1,0 +1,1 @@
+"""A vector index kept valid after a new model."""

@@ -1,0 +1,1 @@
+"""A model's folder: found, trusted, resized, saved, and its texts encoded."""

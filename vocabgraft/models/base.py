@@ -1,0 +1,203 @@
+"""The base model: found, identified by its content, loaded; its own code runs where it is trusted, and only there."""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vocabgraft.config.stages import BaseParams, PromptParams
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.remote_code import LIBRARY, check_code, code_hashes, module_types
+from vocabgraft.storage.artifacts import file_sha256
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch.nn import Module
+
+PACKAGE_PREFIX = "package:"
+REGISTRY_PREFIX = "models:/"
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """What a base model is, without saying where it lies on this machine.
+
+    `model` is never a floating alias: a registry alias is resolved to its version. `code` has the SHA-256 of each file
+    of code in its folder, and is None where none may run (`base.trust_remote_code`).
+    """
+
+    model: str
+    revision: str | None
+    sha256: str
+    tokenizer_sha256: str
+    code: Mapping[str, str] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The identity as a mapping for `base.json`."""
+        return asdict(self)
+
+
+def locate_base(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+    """The local folder of a base given as `package:MODULE/FOLDER`, a folder, or a Hub id.
+
+    Its files of code are fetched from the Hub only where they may run.
+
+    Raises:
+        VocabgraftError: when it is not there or the Hub cannot be reached.
+    """
+    if model.startswith(PACKAGE_PREFIX):
+        return _locate_in_package(model)
+    if model.startswith((".", "/", "~")) or Path(model).is_dir():
+        return _checked_folder(Path(model).expanduser(), model)
+    return _download(model, revision, trust_remote_code)
+
+
+def identify_base(folder: Path, params: BaseParams, resolved: str) -> BaseIdentity:
+    """Hash the weights, the tokenizer and the code that may run; refuse weights other than `params.sha256`."""
+    seen = _weights_sha256(folder)
+    if params.sha256 is not None and seen != params.sha256:
+        raise VocabgraftError(
+            f"base.sha256 is {params.sha256}, but model.safetensors of {params.model} has {seen}; "
+            "if that is the model you mean, put its value into params.yaml, otherwise restore the model"
+        )
+    code = code_hashes(folder) if params.trust_remote_code else None
+    return BaseIdentity(resolved, params.revision, seen, file_sha256(tokenizer_file(folder)), code)
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """The base's `tokenizer.json`, which every fast tokenizer has."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise VocabgraftError(
+            f"{folder} has no tokenizer.json; save the model once with today's transformers (a fast tokenizer)"
+        )
+    return path
+
+
+def load_model(
+    folder: Path, device: str | None = None, own_modules: bool = False, trust_remote_code: bool = False
+) -> "SentenceTransformer":
+    """Load a model folder from disk alone, in evaluation mode; nothing is fetched.
+
+    Args:
+        folder: a saved sentence-transformers model.
+        device: where to put it; by default where torch finds the fastest.
+        own_modules: let the folder name classes of this project's user (`resize_base.modules`), imported from the
+            working folder. For folders that the project made itself, never for a base.
+        trust_remote_code: run code that lies in the folder. For the base and what is made of it, where
+            `base.trust_remote_code` is true.
+
+    Raises:
+        VocabgraftError: when it does not load, or has code that may not run; nothing of it was run then.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    classes = own_module_classes(folder) if own_modules else {}
+    check_code(folder, trust_remote_code, classes)
+    options = {"device": device, "local_files_only": True, "trust_remote_code": trust_remote_code}
+    # Code of a model's own may fail in any way, first of all for a package that it wants and that is not installed.
+    told: tuple[type[Exception], ...] = (Exception,) if trust_remote_code else (OSError, ValueError)
+    try:
+        if classes:
+            # The public way to a class of one's own, trust_remote_code, would also run code that lies in the folder.
+            return SentenceTransformer._load_with_module_classes(str(folder), classes, **options).eval()
+        return SentenceTransformer(str(folder), **options).eval()
+    except told as error:
+        raise VocabgraftError(f"{folder} does not load as a sentence-transformers model: {error}") from error
+
+
+def own_module_types(folder: Path) -> list[str]:
+    """Dotted names of the classes that a saved model needs and has no code for, nor sentence-transformers has them."""
+    names = {kind for _, kind, _ in module_types(folder) if not kind.startswith(LIBRARY)}
+    return sorted(name for name in names if not (folder / f"{name.rpartition('.')[0]}.py").is_file())
+
+
+def own_module_classes(folder: Path) -> dict[str, type["Module"]]:
+    """The classes of `own_module_types` by name, imported."""
+    return {name: import_own_module(name) for name in own_module_types(folder)}
+
+
+def import_own_module(name: str) -> type["Module"]:
+    """The module class `MODULE.CLASS`, importable from the working folder.
+
+    Raises:
+        VocabgraftError: when it does not import or is no module class.
+    """
+    from torch import nn
+
+    place, _, class_name = name.rpartition(".")
+    remedy = "it must be importable from the project's root, where the stages run"
+    try:
+        found = getattr(importlib.import_module(place), class_name, None)
+    except Exception as error:
+        raise VocabgraftError(
+            f"the own module {name!r} does not import ({type(error).__name__}: {error}); {remedy}"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        seen = "nothing" if found is None else repr(found)
+        raise VocabgraftError(f"{name!r} is {seen}, not a class of torch.nn.Module; {remedy}")
+    for method in ("save", "load"):
+        if not callable(getattr(found, method, None)):
+            raise VocabgraftError(
+                f"{name!r} has no method {method}; derive it from "
+                "sentence_transformers.sentence_transformer.modules.Module"
+            )
+    return found
+
+
+def prompts_of(stored: Mapping[str, str], prompts: PromptParams) -> dict[str, str]:
+    """The base's prompts with those of `params.yaml` put over them."""
+    given = {
+        name: text for name, text in (("query", prompts.query), ("document", prompts.document)) if text is not None
+    }
+    return {**stored, **given}
+
+
+def _locate_in_package(model: str) -> Path:
+    module, _, inside = model.removeprefix(PACKAGE_PREFIX).partition("/")
+    found = importlib.util.find_spec(module) if module.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise VocabgraftError(
+            f"base.model is {model!r}, but no package {module!r} is installed; install it, "
+            "or name a Hub id, a folder or models:/NAME@ALIAS"
+        )
+    return _checked_folder(Path(next(iter(found.submodule_search_locations))) / inside, model)
+
+
+def _checked_folder(folder: Path, model: str) -> Path:
+    if not folder.is_dir():
+        raise VocabgraftError(f"base.model is {model!r}, but that folder is not there; correct it in params.yaml")
+    if not any(folder.glob("*.safetensors")):
+        raise VocabgraftError(f"base.model is {model!r}: no safetensors file in it; only safetensors are loaded")
+    return folder
+
+
+def _download(model: str, revision: str | None, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # Weights in other formats are never read, so they are not fetched either.
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.model", *(["*.py"] if trust_remote_code else [])]
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
+    except HFValidationError as error:
+        raise VocabgraftError(f"base.model is {model!r}, which is neither a folder nor a Hub id: {error}") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise VocabgraftError(
+            f"base.model is {model!r} at revision {revision or 'main'}: it is no local folder and the Hub did not "
+            f"give it{offline}; check the name, the network or HF_TOKEN, or download it once and name the folder"
+        ) from error
+    return _checked_folder(folder, model)
+
+
+def _weights_sha256(folder: Path) -> str:
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return file_sha256(files[0])
+    from vocabgraft.storage.artifacts import digest_of
+
+    return digest_of({path.name: file_sha256(path) for path in files})

@@ -1,0 +1,1 @@
+"""A vocabulary kept apart from its base: saved, combined, transferred, switched."""

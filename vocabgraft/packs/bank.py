@@ -1,0 +1,541 @@
+"""Many vocabularies on one loaded model: added, loaded, switched, combined, trained, without a second copy of it.
+
+    bank = VocabularyBank(SentenceTransformer(...))
+    bank.load("packs/cardiology")
+    bank.load("packs/nephrology")
+    bank.activate("cardiology")                        # the model itself now reads its words
+    bank.encode(texts, vocabulary=["cardiology", None])  # one vocabulary a text, in shared batches
+    bank.activate(None)                                # the base again, bit for bit
+
+A vocabulary in use is a view: a model whose first module holds other rows and another tokenizer over the very weights
+of the base. Views are made once and never changed, so threads that encode with different vocabularies share nothing
+that moves.
+"""
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+import torch
+
+from vocabgraft.config.stages import DistillationParams
+from vocabgraft.config.training import TrainAdapterParams
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.base import REGISTRY_PREFIX
+from vocabgraft.models.encode import Embeddings
+from vocabgraft.models.resize import extended_copy
+from vocabgraft.packs.adapters import folded, merged_into
+from vocabgraft.packs.combine import Combined, OnConflict, combine
+from vocabgraft.packs.pack import (
+    Pack,
+    PackBase,
+    PackToken,
+    check_name,
+    choose_contexts,
+    identify,
+    read_pack,
+    renamed,
+    require_base,
+    write_pack,
+)
+from vocabgraft.packs.shared_modules import sharing_tokenizer, with_children
+from vocabgraft.packs.views import Names, TaggedText, mixed_view, settle_tokenizer, vocabulary_view
+from vocabgraft.token_embeddings.distill import choose_contexts as choose_training_contexts
+from vocabgraft.token_embeddings.distill import distil
+from vocabgraft.token_embeddings.initialize import Start, initial_rows
+from vocabgraft.token_embeddings.trainable import ROWS
+from vocabgraft.tokens.new_token import NewToken
+from vocabgraft.tokens.tokenizer import ExtendedToken, extend_tokenizer
+from vocabgraft.training.adapters import adapter_parameters
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedTokenizerFast
+
+    from vocabgraft.data.accepted import AcceptedDataset
+    from vocabgraft.training.fit import TrainingResult
+
+# A vocabulary, several combined, or none.
+Choice = str | tuple[str, ...] | list[str] | None
+# No vocabulary may be named so.
+ACTIVE: Final = "@active"
+# Of vocabularies and combinations; a view that was dropped is made again in milliseconds.
+VIEWS_KEPT = 64
+# Of those with an adapter, with it folded into copies of the weights below it: up to half a base each, for speed.
+FOLDED_KEPT = 2
+CONTEXTS_PER_TOKEN = 4
+MAX_TOKEN_CHARACTERS = 64
+
+
+class VocabularyBank:
+    """Named vocabularies on one SentenceTransformer, which stays usable as it is.
+
+    Every method may be called from several threads. `encode` and `view` never change the model; `activate` (and what
+    falls back to the base) exchanges its first module, so a thread that calls `model.encode` itself at that moment may
+    read with one vocabulary and encode with the other: use `bank.encode` there.
+
+    Attributes:
+        model: the model that was given.
+    """
+
+    def __init__(
+        self,
+        model: "SentenceTransformer",
+        base: PackBase | None = None,
+        fetch: Callable[[str], Path] | None = None,
+    ) -> None:
+        """Take a loaded model without an adapter; no weight of it is copied or changed.
+
+        Args:
+            model: its first module is a Transformer with a fast tokenizer and plain input embeddings.
+            base: what the model is, where its weights cannot say: loaded in another precision than the packs were made
+                over, or quantised. By default its weights are hashed when the first pack is loaded or added.
+            fetch: gives the folder of a pack for a `models:/` URI, such as
+                `tasks.registry.lookup.download_pack`; this library knows no registry.
+
+        Raises:
+            VocabgraftError: for a model of another kind.
+        """
+        self.model = model
+        self._key = next(iter(model._modules), "")
+        self._transformer = _require_transformer(model)
+        self._fetch = fetch
+        self._base = base
+        self._lock = threading.RLock()
+        self._packs: dict[str, Pack] = {}
+        self._views: OrderedDict[Names, torch.nn.Module] = OrderedDict()
+        self._folded: OrderedDict[Names, torch.nn.Module] = OrderedDict()
+        self._active: Names = ()
+        settle_tokenizer(self._transformer)
+        # Fails here, and not at the first vocabulary, for a model that takes none.
+        vocabulary_view(self._transformer, replace(_EMPTY, rows=self._embedding.weight[:0].detach()))
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """The names that the model reads with now; empty for the base."""
+        return self._active
+
+    @property
+    def names(self) -> list[str]:
+        """All vocabularies, in the order in which they came."""
+        return list(self._packs)
+
+    @property
+    def base(self) -> PackBase:
+        """What the model is, by its content."""
+        with self._lock:
+            if self._base is None:
+                name = str(self._transformer.auto_model.name_or_path or "a model made in memory")
+                self._base = identify(self.view(None), Path(name).name if Path(name).is_absolute() else name)
+            return self._base
+
+    def pack(self, name: str) -> Pack:
+        """A vocabulary as a pack.
+
+        Raises:
+            VocabgraftError: when there is none of this name.
+        """
+        if name not in self._packs:
+            allowed = ", ".join(self._packs) or "none yet"
+            raise VocabgraftError(f"there is no vocabulary {name!r}; there is: {allowed}")
+        return self._packs[name]
+
+    def add(
+        self,
+        name: str,
+        tokens: Sequence[NewToken | str],
+        reference: str | None = None,
+        initialisation: str = "subword_mean",
+        texts: Sequence[str] = (),
+        distillation: DistillationParams | None = None,
+        seed: int = 0,
+    ) -> None:
+        """A new vocabulary; it is not active until `activate` says so.
+
+        Args:
+            name: not taken yet.
+            tokens: what the base does not have; a string is a `word` without a description.
+            reference: a vocabulary whose rows those of the tokens have that are in both.
+            initialisation: of the other rows, as `resize_base.initialisation` has it.
+            texts: that use the tokens; `distillation` needs them, and a few are kept in the pack.
+            distillation: how to distil, the defaults where None.
+            seed: of what is drawn.
+
+        Raises:
+            VocabgraftError: for a name that is taken, a token that cannot be one, a method that cannot start a row.
+        """
+        with self._lock:
+            self._require_free(name)
+            wanted = [token if isinstance(token, NewToken) else NewToken(token, "word", "") for token in tokens]
+            known = self.pack(reference) if reference is not None else None
+            tokenizer = sharing_tokenizer(self._tokenizer)
+            plain = sharing_tokenizer(self._tokenizer).backend_tokenizer
+            extended = extend_tokenizer(tokenizer, plain, wanted, MAX_TOKEN_CHARACTERS)
+            rows = self._initial_rows(extended, tokenizer, known, initialisation, texts, distillation, seed)
+            unknown = tokenizer.unk_token_id
+            self._packs[name] = Pack(
+                name=name,
+                base=self.base,
+                tokens=tuple(PackToken.of(token.new_token) for token in extended),
+                rows=rows,
+                contexts=choose_contexts(texts, tokenizer, extended, CONTEXTS_PER_TOKEN, unknown),
+            )
+
+    def put(self, pack: Pack, name: str | None = None) -> str:
+        """A vocabulary from a pack in memory; gives its name.
+
+        Raises:
+            VocabgraftError: when the name is taken, or the pack is for another base.
+        """
+        with self._lock:
+            pack = renamed(pack, name or pack.name)
+            self._require_free(pack.name)
+            require_base(pack, self.base)
+            # Whatever is wrong with it shows before it is there.
+            self._views[pack.name,] = vocabulary_view(self._transformer, pack)
+            self._packs[pack.name] = pack
+            self._forget_old_views()
+            return pack.name
+
+    def load(self, path: str | Path, name: str | None = None) -> str:
+        """A vocabulary from a folder, or from a `models:/` URI where the bank was given `fetch`; gives its name.
+
+        Args:
+            path: of the pack.
+            name: by default that in its manifest.
+
+        Raises:
+            VocabgraftError: for a damaged pack, one for another base, or a name that is taken.
+        """
+        return self.put(read_pack(self._found(path)), name)
+
+    def save(self, name: str, path: str | Path) -> None:
+        """Write a vocabulary as a pack; `register_model` is what puts one into a registry.
+
+        Raises:
+            VocabgraftError: when there is none of this name, or the place is taken by something else than a pack.
+        """
+        if str(path).startswith(REGISTRY_PREFIX):
+            raise VocabgraftError(
+                f"a pack is not saved to {path}: the stage register_model logs the pack of the model that it "
+                "registers; name a folder"
+            )
+        write_pack(self.pack(name), Path(path))
+
+    def delete(self, name: str) -> None:
+        """Forget a vocabulary; a model that reads with it falls back to the base.
+
+        Raises:
+            VocabgraftError: when there is none of this name.
+        """
+        with self._lock:
+            self.pack(name)
+            if name in self._active:
+                self.activate(None)
+            del self._packs[name]
+            self._forget_views_of(name)
+
+    def activate(self, names: Choice) -> None:
+        """Let the model itself read with a vocabulary, several combined, or none: then it is the base, bit for bit.
+
+        Raises:
+            VocabgraftError: when there is none of a name, or the vocabularies contradict each other; the model then
+                reads as before.
+        """
+        with self._lock:
+            chosen = _names(names)
+            self.model._modules[self._key] = self._view(chosen)
+            self._active = chosen
+
+    def view(self, names: Choice = ACTIVE) -> "SentenceTransformer":
+        """A stock SentenceTransformer that reads with a vocabulary and shares all weights with the bank's model.
+
+        It stays as it is, whatever is activated; do not train or move it.
+
+        Raises:
+            VocabgraftError: as `activate` does.
+        """
+        with self._lock:
+            view = self._view(self._active if names == ACTIVE else _names(names))
+            self._with_length(view)
+            return with_children(self.model, {self._key: view})
+
+    def encode(
+        self, texts: Sequence[str], vocabulary: Choice | Sequence[str | tuple[str, ...] | None] = ACTIVE, **options: Any
+    ) -> Embeddings:
+        """Embeddings of shape (texts, width) in float32.
+
+        Args:
+            texts: to encode.
+            vocabulary: a name, a tuple of names combined, or None for the base; by default what is active. A list has
+                one of these for each text: texts of vocabularies without an adapter then share batches, in which they
+                differ by about 1e-7 from what a list of their own gives.
+            options: of `SentenceTransformer.encode`.
+
+        Raises:
+            VocabgraftError: as `activate` does, or for a list of another length than the texts.
+        """
+        if not isinstance(vocabulary, list):
+            return _encode(self.view(cast(Choice, vocabulary)), list(texts), options)
+        if len(vocabulary) != len(texts):
+            raise VocabgraftError(
+                f"{len(vocabulary)} vocabularies for {len(texts)} texts; give one for each, or a tuple of names to "
+                "read every text with all of them"
+            )
+        chosen = [_names(entry) for entry in vocabulary]
+        result = np.zeros((len(texts), self.model.get_embedding_dimension() or 0), dtype=np.float32)
+        for model, places in self._shares(chosen):
+            tagged = [TaggedText(texts[place], chosen[place]) for place in places]
+            result[places] = _encode(model, tagged, options)
+        return result
+
+    def combine(self, names: Sequence[str], on_conflict: OnConflict = "refuse", name: str | None = None) -> Combined:
+        """Several vocabularies as one pack, with the conflicts that were met.
+
+        Raises:
+            VocabgraftError: as `combining.combine` does.
+        """
+        packs = [self.pack(each) for each in names]
+        if not packs:
+            raise VocabgraftError("no vocabulary is named; give at least one")
+        return combine(packs, self._tokenizer.backend_tokenizer, on_conflict, name)
+
+    def merge(self, names: Choice) -> "SentenceTransformer":
+        """A plain model of its own, its weights copied: the rows in its matrix, an adapter folded in.
+
+        Raises:
+            VocabgraftError: as `activate` does.
+        """
+        chosen = _names(names)
+        base = copy.deepcopy(self.view(None))
+        if not chosen:
+            return base
+        pack = self.combine(chosen).pack
+        tokenizer = copy.deepcopy(sharing_tokenizer(self._tokenizer, pack.tokens))
+        model = extended_copy(base, tokenizer, pack.rows)
+        if pack.adapter is not None:
+            model[0].model = merged_into(model[0].model, pack.adapter, pack.name)
+        return model.eval()
+
+    def train(
+        self,
+        name: str,
+        datasets: Sequence["AcceptedDataset"],
+        params: TrainAdapterParams,
+        seed: int,
+        checkpoints: Path | None = None,
+    ) -> "TrainingResult":
+        """Train the rows of a vocabulary, by the code of the stage `train_adapter`; every other row stays as it is.
+
+        The training works on a copy of the matrix, over the same other weights, frozen. The others encode meanwhile.
+
+        Args:
+            name: of a vocabulary without an adapter.
+            datasets: as `validate_data` accepted them.
+            params: the section `train_adapter`, with `method: tokens`.
+            seed: of the order of the examples.
+            checkpoints: a folder of this training's own, to go on from after a kill.
+
+        Raises:
+            VocabgraftError: for another method, a vocabulary with an adapter, or as training does; the rows are then
+                as before.
+        """
+        from vocabgraft.training.fit import train_adapter
+
+        pack = self.pack(name)
+        if params.method != "tokens" or pack.adapter is not None:
+            seen = f"train_adapter.method is {params.method}" if pack.adapter is None else f"{name!r} has an adapter"
+            raise VocabgraftError(
+                f"a vocabulary in a bank is trained with method tokens alone; {seen}; train it as a run"
+            )
+        tokenizer = copy.deepcopy(sharing_tokenizer(self._tokenizer, pack.tokens))
+        first = len(self._tokenizer)
+        base = self.view(None)
+        with _same_flags(base):
+            model = extended_copy(base, tokenizer, pack.rows)
+            new_ids = list(range(first, first + len(pack.tokens)))
+            result = train_adapter(model, datasets, new_ids, params, seed, checkpoints=checkpoints)
+            (rows,) = (value for key, value in adapter_parameters(model).items() if ROWS.search(key))
+        self._replace_rows(name, rows.detach().clone().to(pack.rows))
+        return result
+
+    @property
+    def _tokenizer(self) -> "PreTrainedTokenizerFast":
+        return cast("PreTrainedTokenizerFast", self._transformer.processor)
+
+    @property
+    def _embedding(self) -> torch.nn.Embedding:
+        return cast(torch.nn.Embedding, self._transformer.auto_model.get_input_embeddings())
+
+    def _require_free(self, name: str) -> None:
+        if check_name(name) in self._packs:
+            raise VocabgraftError(f"the name {name!r} is taken; delete that vocabulary first, or give another name")
+
+    def _found(self, path: str | Path) -> Path:
+        if not str(path).startswith(REGISTRY_PREFIX):
+            return Path(path)
+        if self._fetch is None:
+            raise VocabgraftError(
+                f"{path} is in a registry, which this bank does not know; make it with "
+                "VocabularyBank(model, fetch=tasks.registry.lookup.download_pack), or name a folder"
+            )
+        return self._fetch(str(path))
+
+    def _initial_rows(
+        self,
+        tokens: Sequence[ExtendedToken],
+        tokenizer: "PreTrainedTokenizerFast",
+        reference: Pack | None,
+        method: str,
+        texts: Sequence[str],
+        distillation: DistillationParams | None,
+        seed: int,
+    ) -> torch.Tensor:
+        settings = distillation or DistillationParams()
+        deviation = getattr(self._transformer.auto_model.config.get_text_config(), "initializer_range", 0.02)
+        # Rows beyond the tokenizer's size are padding.
+        weight = self._embedding.weight.detach()[: len(self._tokenizer)]
+        start = Start(weight, tuple(tokens), tokenizer.unk_token_id, seed, float(deviation))
+        distilled = method == "distillation"
+        rows = initial_rows(settings.start if distilled else method, start)
+        if distilled:
+            rows = _distilled(self.view(None), tokenizer, tokens, rows, texts, settings, seed)
+        if reference is not None:
+            known = {token.text: place for place, token in enumerate(reference.tokens)}
+            for place, token in enumerate(tokens):
+                if token.text in known:
+                    rows[place] = reference.rows[known[token.text]]
+        return rows.clone()
+
+    def _view(self, names: Names) -> torch.nn.Module:
+        """The first module of a model that reads with these vocabularies; called with the lock held."""
+        if not names:
+            return cast(torch.nn.Module, self._transformer)
+        if names not in self._views:
+            self._views[names] = vocabulary_view(self._transformer, self.combine(names).pack)
+            self._forget_old_views()
+        self._views.move_to_end(names)
+        return self._folded_view(names) if self._has_adapter(names) else self._views[names]
+
+    def _folded_view(self, names: Names) -> torch.nn.Module:
+        if names not in self._folded:
+            if len(self._folded) == FOLDED_KEPT:
+                self._folded.popitem(last=False)
+            self._folded[names] = folded(self._views[names])
+        self._folded.move_to_end(names)
+        return self._folded[names]
+
+    def _has_adapter(self, names: Names) -> bool:
+        return any(self.pack(name).adapter is not None for name in names)
+
+    def _mixed(self, choices: Sequence[Names]) -> torch.nn.Module:
+        """The first module of a model that reads each tagged text with the vocabularies of its tag.
+
+        It is not kept: making it copies a few rows, and there are as many mixtures as sets of vocabularies.
+        """
+        views = {names: self._view(names) for names in choices}
+        for view in views.values():
+            self._with_length(view)
+        return mixed_view(self._transformer, views)
+
+    def _with_length(self, view: Any) -> None:
+        # It lies in the tokenizer, of which each view has its own, and whoever sets it sets it of the model.
+        view.processor.model_max_length = self.model.max_seq_length
+
+    def _shares(self, chosen: Sequence[tuple[str, ...]]) -> "Iterator[tuple[SentenceTransformer, list[int]]]":
+        """Models with the places of the texts that each encodes: one for all without an adapter, if it can be."""
+        places: dict[tuple[str, ...], list[int]] = {}
+        for place, names in enumerate(chosen):
+            places.setdefault(names, []).append(place)
+        alone = [names for names in places if self._has_adapter(names)]
+        together = [names for names in places if names not in alone]
+        # Where attention takes texts without padding, a batch is one sequence, which has no rows to put side by side.
+        if len(together) < 2 or self.model._can_flatten_inputs():
+            alone, together = [*alone, *together], []
+        for names in alone:
+            yield self.view(names), places[names]
+        if together:
+            with self._lock:
+                mixed = self._mixed(together)
+                view = with_children(self.model, {self._key: mixed})
+            yield view, sorted(place for names in together for place in places[names])
+
+    def _replace_rows(self, name: str, rows: torch.Tensor) -> None:
+        with self._lock:
+            self._packs[name] = replace(self.pack(name), rows=rows)
+            self._forget_views_of(name)
+            if name in self._active:
+                self.activate(self._active)
+
+    def _forget_views_of(self, name: str) -> None:
+        for views in (self._views, self._folded):
+            for names in [names for names in views if name in names]:
+                del views[names]
+
+    def _forget_old_views(self) -> None:
+        while len(self._views) > VIEWS_KEPT:
+            self._views.popitem(last=False)
+
+
+_EMPTY = Pack("empty", PackBase("", "", "", 0, 0, ""), (), torch.zeros(0, 0))
+
+
+def _require_transformer(model: "SentenceTransformer") -> Any:
+    from sentence_transformers.base.modules import Transformer
+
+    first = model[0]
+    if not isinstance(first, Transformer) or first.tokenizer is None or first.tokenizer is not first.processor:
+        raise VocabgraftError(
+            f"the model's first module is a {type(first).__name__}; a bank takes a SentenceTransformer that begins "
+            "with a Transformer for text"
+        )
+    if getattr(first.auto_model, "peft_config", None):
+        raise VocabgraftError("the model has a PEFT adapter; give the bank the base, and load the adapter in a pack")
+    return first
+
+
+def _names(names: Choice) -> Names:
+    if names is None:
+        return ()
+    return (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
+
+
+def _encode(model: "SentenceTransformer", texts: Sequence[str], options: dict[str, Any]) -> Embeddings:
+    if not texts:
+        return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
+    given = {"show_progress_bar": False, **options, "convert_to_numpy": True}
+    return np.asarray(model.encode(list(texts), **given), dtype=np.float32)
+
+
+def _distilled(
+    base: "SentenceTransformer",
+    tokenizer: "PreTrainedTokenizerFast",
+    tokens: Sequence[ExtendedToken],
+    rows: torch.Tensor,
+    texts: Sequence[str],
+    settings: DistillationParams,
+    seed: int,
+) -> torch.Tensor:
+    contexts = choose_training_contexts(texts, tokenizer, tokens, settings.contexts_per_token, tokenizer.unk_token_id)
+    with _same_flags(base):
+        student = extended_copy(base, tokenizer, rows)
+        distil(student, base, contexts, tokens, settings, seed)
+    weight: torch.Tensor = student[0].auto_model.get_input_embeddings().weight.detach()
+    return weight[[token.id for token in tokens]]
+
+
+@contextmanager
+def _same_flags(model: "SentenceTransformer") -> Iterator[None]:
+    """Training freezes parameters that are shared with the base; at the end they are as before."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)

@@ -1,0 +1,106 @@
+"""The pipeline's consistency gate on a base with a pack in it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vocabgraft.checks.context import Folders, gather_evidence
+from vocabgraft.checks.runner import Check, check_all
+from vocabgraft.config.stages import CheckConsistencyParams, PromptParams
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.base import load_model, tokenizer_file
+from vocabgraft.models.resize import write_resized
+from vocabgraft.models.resize_files import initialiser_deviation, read_rows
+from vocabgraft.models.saving import save_model, save_tokenizer
+from vocabgraft.packs.pack import Pack
+from vocabgraft.storage.artifacts import new_folder, write_json
+from vocabgraft.token_embeddings.initialize import Start, initial_rows
+from vocabgraft.token_embeddings.trainable import ROWS
+from vocabgraft.tokens.new_token import NewToken
+from vocabgraft.tokens.tokenizer import ExtendedToken, extend_tokenizer, load_raw_tokenizer, load_tokenizer
+from vocabgraft.training.adapters import adapter_parameters, embedding_name, merged_model
+
+# Texts without a new word, where the contexts have none but the new ones.
+STAND_IN = "it"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A base with a pack in it, in the folders that a run of the pipeline has."""
+
+    folders: Folders
+    tokens: tuple[ExtendedToken, ...]
+
+
+def write_chain(base: Path, pack: Pack, root: Path) -> Chain:
+    """Write what a run with `method: tokens` would have left: rows as they start, rows as the pack has them, the merge.
+
+    Args:
+        base: the base's folder.
+        pack: of rows alone.
+        root: an existing folder on the working folder's file system; the adapter names its base relative to the latter.
+
+    Raises:
+        VocabgraftError: for a pack with an adapter.
+    """
+    if pack.adapter is not None:
+        raise VocabgraftError(
+            f"the pack {pack.name!r} has an adapter; the gate is run for packs of rows alone (and in the run that "
+            "trained the adapter)"
+        )
+    tokenizer = load_tokenizer(base)
+    plain = load_raw_tokenizer(tokenizer_file(base))
+    longest = max((len(text) for text in pack.texts), default=1)
+    tokens = extend_tokenizer(tokenizer, plain, [token.new_token for token in pack.tokens], longest)
+    weight = read_rows(base, range(len(tokenizer) - len(tokens)))
+    start = initial_rows(
+        "subword_mean", Start(weight, tuple(tokens), tokenizer.unk_token_id, 0, initialiser_deviation(base))
+    )
+    folders = Folders(base, *(root / name for name in ("tokenizer", "resized", "adapter", "merged")))
+    with new_folder(folders.tokenizer) as work:
+        save_tokenizer(tokenizer, work)
+    with new_folder(folders.resized) as work:
+        write_resized(base, load_tokenizer(folders.tokenizer), start, PromptParams(), None, work)
+    untrained = [text for text, old, new in zip(pack.texts, start, pack.rows, strict=True) if torch.equal(old, new)]
+    with new_folder(folders.adapter) as work:
+        _save_adapter(folders.resized, [token.id for token in tokens], pack.rows, work)
+        write_json(work / "report.json", {"method": "tokens", "tokens_without_training_text": untrained})
+    with new_folder(folders.merged) as work:
+        save_model(merged_model(folders.resized, folders.adapter), work)
+    return Chain(folders, tuple(tokens))
+
+
+def check_chain(chain: Chain, texts: Sequence[str], params: CheckConsistencyParams) -> list[Check]:
+    """Every check of `check_consistency`.
+
+    Args:
+        chain: of `write_chain`.
+        texts: with new words; their like without one is made of them.
+        params: the section `check_consistency`.
+    """
+    without = [_without(text, [token.new_token for token in chain.tokens]) for text in texts]
+    evidence = gather_evidence(chain.folders, chain.tokens, "tokens", [*texts, *without], (), params)
+    return check_all(evidence)
+
+
+def _save_adapter(resized: Path, ids: Sequence[int], rows: torch.Tensor, folder: Path) -> None:
+    from peft import TaskType, TrainableTokensConfig
+
+    model = load_model(resized, device="cpu")
+    names = [embedding_name(model)]
+    model.add_adapter(
+        TrainableTokensConfig(token_indices=list(ids), target_modules=names, task_type=TaskType.FEATURE_EXTRACTION)
+    )
+    (delta,) = (value for name, value in adapter_parameters(model).items() if ROWS.search(name))
+    with torch.no_grad():
+        delta.copy_(rows)
+    save_model(model, folder, adapter_base=Path(os.path.relpath(resized)).as_posix())
+
+
+def _without(text: str, tokens: Sequence[NewToken]) -> str:
+    for token in sorted(tokens, key=lambda token: -len(token.text)):
+        text = text.replace(token.text, token.description or STAND_IN)
+    return text

@@ -1,0 +1,1 @@
+"""Which words of a corpus are worth adding."""

@@ -1,0 +1,74 @@
+"""The rows of the new tokens: a heuristic start, and distillation from there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vocabgraft.config.stages import PromptParams, ResizeBaseParams
+from vocabgraft.models.base import load_model, prompts_of
+from vocabgraft.models.resize import extended_copy
+from vocabgraft.models.resize_files import find_embedding, initialiser_deviation, read_rows
+from vocabgraft.token_embeddings.distill import choose_contexts, distil
+from vocabgraft.token_embeddings.initialize import Start, initial_rows
+from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def make_rows(
+    base: Path,
+    tokenizer: "PreTrainedTokenizerFast",
+    tokens: Sequence[ExtendedToken],
+    texts: Sequence[str],
+    params: ResizeBaseParams,
+    prompts: PromptParams,
+    seed: int,
+    trust_remote_code: bool = False,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A row for each new token, by the method that `params.initialisation` names.
+
+    Only distillation loads the model; every other method reads its input embeddings alone.
+
+    Args:
+        base: the base's folder.
+        tokenizer: the extended tokenizer.
+        tokens: the tokens that were added.
+        texts: train split and contexts, which distillation chooses from; nothing held out may be among them.
+        params: the section `resize_base`.
+        prompts: put over the base's own.
+        seed: of what is drawn; the global generators are neither read nor changed.
+        trust_remote_code: run the base's own code.
+
+    Returns:
+        Rows of shape (tokens, width) in the type of the base's weights, and the report of the distillation, empty
+        for another method.
+
+    Raises:
+        VocabgraftError: for a token that the method cannot start, or when no text holds a new token.
+    """
+    distilled = params.initialisation == "distillation"
+    start = _start(base, tokens, seed, trust_remote_code)
+    if not tokens:
+        return start.weight[:0], {}
+    rows = initial_rows(params.distillation.start if distilled else params.initialisation, start)
+    if not distilled:
+        return rows, {}
+    teacher = load_model(base, trust_remote_code=trust_remote_code)
+    teacher.prompts = prompts_of(teacher.prompts, prompts)
+    contexts = choose_contexts(texts, tokenizer, tokens, params.distillation.contexts_per_token, start.unknown_id)
+    student = extended_copy(teacher, tokenizer, rows)
+    report = distil(student, teacher, contexts, tokens, params.distillation, seed)
+    weight = student[0].auto_model.get_input_embeddings().weight.detach()
+    return weight[[token.id for token in tokens]].to(rows), report
+
+
+def _start(base: Path, tokens: Sequence[ExtendedToken], seed: int, trust_remote_code: bool) -> Start:
+    tokenizer = load_tokenizer(base, trust_remote_code)
+    # Rows beyond the tokenizer's size are padding, which no mean and no neighbour may come from.
+    used = min(find_embedding(base, trust_remote_code).shape[0], len(tokenizer))
+    weight = read_rows(base, range(used), trust_remote_code)
+    deviation = initialiser_deviation(base, trust_remote_code)
+    return Start(weight, tuple(tokens), tokenizer.unk_token_id, seed, deviation)

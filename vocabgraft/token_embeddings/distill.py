@@ -1,0 +1,283 @@
+"""Initialisation by distillation: the new tokens learn to say what their old pieces said.
+
+The pooled embedding of a text segmented with the new tokens is pulled to the one that the base gave the same text with
+its old pieces; only the new rows move.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from vocabgraft.config.stages import DistillationParams
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.encode import Embeddings
+from vocabgraft.models.precision import autocast, resolve_precision
+from vocabgraft.token_embeddings.trainable import token_rows
+from vocabgraft.tokens.new_token import NewToken, read_with_descriptions
+from vocabgraft.tokens.tokenizer import ExtendedToken
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedTokenizerFast
+
+# Plain carriers for a token that too few real texts use. They say nothing about the word, so that none is untrue.
+TEMPLATES = (
+    "{}",
+    "{}.",
+    "about {}",
+    "what is {}?",
+    "an example of {}",
+    "the text mentions {}",
+    "{} and other things",
+    "they spoke of {} today",
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """A text with at least one new token, as the student and as the teacher read it."""
+
+    text: str
+    teacher_text: str
+    tokens: tuple[int, ...]
+    length: int
+
+
+def choose_contexts(
+    texts: Sequence[str],
+    tokenizer: "PreTrainedTokenizerFast",
+    tokens: Sequence[ExtendedToken],
+    per_token: int,
+    unknown_id: int | None,
+) -> list[Context]:
+    """The texts to distil from: those with a new token, in order, until each of its tokens has `per_token`.
+
+    A token with fewer gets the templates too. The teacher reads a special token, and any that it knows no piece of,
+    as its description.
+
+    Raises:
+        VocabgraftError: when no text holds a new token.
+    """
+    found = find_contexts(texts, tokenizer, tokens, unknown_id)
+    if not found:
+        raise VocabgraftError(
+            f"none of the {len(texts)} training texts and contexts holds a new token; add sentences that use them"
+        )
+    uses = dict.fromkeys((token.id for token in tokens), 0)
+    chosen = []
+    for context in found:
+        if any(uses[token] < per_token for token in context.tokens):
+            chosen.append(context)
+            for token in context.tokens:
+                uses[token] += 1
+    rare = [token for token in tokens if uses[token.id] < per_token]
+    known = {context.text for context in chosen}
+    made = [template.format(token.text) for token in rare for template in TEMPLATES[: per_token - uses[token.id]]]
+    return chosen + find_contexts([text for text in made if text not in known], tokenizer, tokens, unknown_id)
+
+
+def find_contexts(
+    texts: Sequence[str],
+    tokenizer: "PreTrainedTokenizerFast",
+    tokens: Sequence[ExtendedToken],
+    unknown_id: int | None,
+) -> list[Context]:
+    """The distinct texts that hold a new token, in order, as the student and as the teacher read them."""
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
+        return []
+    new = {token.id for token in tokens}
+    described = [_as_described(token, unknown_id) for token in tokens]
+    encoded = tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
+    return [
+        Context(text, read_with_descriptions(text, described), held, len(ids))
+        for text, ids in zip(distinct, encoded, strict=True)
+        if (held := tuple(sorted(new.intersection(ids))))
+    ]
+
+
+def distil(
+    student: "SentenceTransformer",
+    teacher: "SentenceTransformer",
+    contexts: Sequence[Context],
+    tokens: Sequence[ExtendedToken],
+    settings: DistillationParams,
+    seed: int,
+) -> dict[str, Any]:
+    """Train the rows of the new tokens in `student` (changed in place) and report how near they came.
+
+    Args:
+        student: the resized base with heuristic rows.
+        teacher: the base.
+        contexts: of `choose_contexts`.
+        tokens: the new tokens.
+        settings: how long and how fast.
+        seed: of the order of the batches; the global generators are neither read nor changed.
+
+    Returns:
+        Fidelity, the cosine to the teacher on contexts kept out of training: mean and 10th percentile, for words and
+        for special tokens, before and after, and by token; tokens under the limit; the precision computed in.
+    """
+    held_out = np.array([is_held_out(context.text, settings.held_out) for context in contexts])
+    train = [context for context, held in zip(contexts, held_out, strict=True) if not held]
+    test = [context for context, held in zip(contexts, held_out, strict=True) if held]
+    precision = resolve_precision(settings.precision, student.device)
+    before = fidelity(student, teacher, test, settings.batch_size)
+    if train:
+        train_rows(student, teach(teacher, train, settings.batch_size), train, tokens, settings, seed)
+    after = fidelity(student, teacher, test, settings.batch_size)
+    return {
+        "contexts": {"trained_on": len(train), "held_out": len(test)},
+        "precision": precision,
+        "before": _summary(before, test, tokens),
+        "after": _summary(after, test, tokens),
+        **_by_token(after, test, tokens, settings.least_fidelity),
+    }
+
+
+def fidelity(
+    student: "SentenceTransformer", teacher: "SentenceTransformer", contexts: Sequence[Context], batch_size: int
+) -> Embeddings:
+    """Cosine of the student's to the teacher's embedding of each context: shape (contexts,)."""
+    if not contexts:
+        return np.zeros(0, dtype=np.float32)
+    pairs = []
+    for model, texts in (
+        (student, [context.text for context in contexts]),
+        (teacher, [context.teacher_text for context in contexts]),
+    ):
+        embeddings = _encode(model, texts, batch_size)
+        pairs.append(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))
+    return np.asarray((pairs[0] * pairs[1]).sum(axis=1), dtype=np.float32)
+
+
+def _as_described(token: ExtendedToken, unknown_id: int | None) -> NewToken:
+    """The token as `read_with_descriptions` should treat it: one of unknown pieces only is read as a special one."""
+    unreadable = all(piece == unknown_id for piece in token.pieces)
+    return NewToken(token.text, "special", token.description) if unreadable else token.new_token
+
+
+def train_rows(
+    student: "SentenceTransformer",
+    goals: torch.Tensor,
+    contexts: Sequence[Context],
+    tokens: Sequence[ExtendedToken],
+    settings: DistillationParams,
+    seed: int,
+) -> None:
+    """Train the rows of the new tokens in `student` (changed in place) until it reads each context near its goal.
+
+    Args:
+        student: with rows to start from.
+        goals: shape (contexts, width of an embedding); their lengths say nothing.
+        contexts: with at least one of the tokens each.
+        tokens: the new tokens.
+        settings: how long and how fast.
+        seed: of the order of the batches; the global generators are neither read nor changed.
+    """
+    precision = resolve_precision(settings.precision, student.device)
+    # Evaluation mode: dropout would pull the rows towards a noisy student and draw from the global generators.
+    student.eval()
+    generator = torch.Generator().manual_seed(seed)
+    batches_per_epoch = -(-len(contexts) // settings.batch_size)
+    epochs = max(settings.epochs, -(-settings.least_steps // batches_per_epoch))
+    with token_rows(student, [token.id for token in tokens]) as rows:
+        optimizer = torch.optim.Adam([rows.rows], lr=settings.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, batches_per_epoch * epochs)
+        for epoch in range(epochs):
+            progress = tqdm(total=batches_per_epoch, desc=f"distillation, epoch {epoch + 1} of {epochs}")
+            for batch in _batches(contexts, settings.batch_size, generator):
+                with autocast(precision, student.device):
+                    embedded = _forward(student, [contexts[place].text for place in batch], _prompt(student))
+                loss = 1 - torch.nn.functional.cosine_similarity(embedded.float(), goals[batch]).mean()
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+                progress.update()
+            progress.close()
+
+
+def _batches(contexts: Sequence[Context], size: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Batches of texts of like length, in random order; ties in length are shuffled anew for each epoch."""
+    shuffled = torch.randperm(len(contexts), generator=generator).tolist()
+    ordered = sorted(shuffled, key=lambda place: contexts[place].length)
+    batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    for index in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[index]
+
+
+def teach(teacher: "SentenceTransformer", contexts: Sequence[Context], batch_size: int) -> torch.Tensor:
+    """How a teacher reads the contexts with old pieces: shape (contexts, width of an embedding)."""
+    return torch.from_numpy(_encode(teacher, [context.teacher_text for context in contexts], batch_size)).to(
+        teacher.device
+    )
+
+
+def _encode(model: "SentenceTransformer", texts: Sequence[str], batch_size: int) -> Embeddings:
+    prompt = _prompt(model)
+    encoded = model.encode(
+        list(texts), prompt=prompt, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True
+    )
+    return np.asarray(encoded, dtype=np.float32)
+
+
+def _prompt(model: "SentenceTransformer") -> str | None:
+    """Contexts are read as documents, which is what most texts of an index are."""
+    return model.prompts.get("document") or None
+
+
+def _forward(model: "SentenceTransformer", texts: list[str], prompt: str | None) -> torch.Tensor:
+    features = model.preprocess(texts, prompt=prompt)
+    moved = {
+        name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in features.items()
+    }
+    embedded: torch.Tensor = model(moved)["sentence_embedding"]
+    return embedded
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Whether a context is kept out of training, to measure fidelity on: by a hash of it."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < share
+
+
+def _summary(cosines: Embeddings, contexts: Sequence[Context], tokens: Sequence[ExtendedToken]) -> dict[str, Any]:
+    special = {token.id for token in tokens if token.kind == "special"}
+    is_special = np.array([bool(special.intersection(context.tokens)) for context in contexts], dtype=bool)
+    return {
+        name: {
+            "mean": _rounded(cosines[rows].mean()),
+            "p10": _rounded(np.quantile(cosines[rows], 0.1)),
+            "texts": int(rows.sum()),
+        }
+        for name, rows in (("all", np.ones_like(is_special)), ("words", ~is_special), ("special_tokens", is_special))
+        if rows.any()
+    }
+
+
+def _by_token(
+    cosines: Embeddings, contexts: Sequence[Context], tokens: Sequence[ExtendedToken], least: float
+) -> dict[str, Any]:
+    figures = {}
+    for token in tokens:
+        own = [cosine for cosine, context in zip(cosines, contexts, strict=True) if token.id in context.tokens]
+        if own:
+            figures[token.text] = {
+                "mean": _rounded(np.mean(own)),
+                "p10": _rounded(np.quantile(own, 0.1)),
+                "texts": len(own),
+            }
+    return {
+        "by_token": figures,
+        "under_limit": sorted(text for text, figure in figures.items() if figure["mean"] < least),
+        "not_measured": sorted(token.text for token in tokens if token.text not in figures),
+    }
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), 6)

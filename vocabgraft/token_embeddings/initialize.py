@@ -1,0 +1,134 @@
+"""Where the rows of new tokens start, before any distillation or training.
+
+Every method takes the base's matrix and the new tokens and gives one row a token, from a seed of its own: the global
+generators are neither read nor changed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.tokens.tokenizer import ExtendedToken
+
+NEAREST = 10
+# Cosines to the nearest rows lie close together; undivided, sparsemax would weigh all of them alike.
+TEMPERATURE = 0.1
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a method may use.
+
+    Attributes:
+        weight: the base's input embeddings, (vocabulary, width).
+        tokens: the new tokens.
+        unknown_id: the base's id for what it cannot read.
+        seed: of the methods that draw.
+        deviation: the standard deviation that the base's configuration starts weights with.
+    """
+
+    weight: torch.Tensor
+    tokens: tuple[ExtendedToken, ...]
+    unknown_id: int | None
+    seed: int
+    deviation: float = 0.02
+
+
+def initial_rows(method: str, start: Start) -> torch.Tensor:
+    """Rows of shape (tokens, width), of the type of the matrix, by a method of `METHODS`.
+
+    Raises:
+        VocabgraftError: for an unknown method, or a token that a method cannot start.
+    """
+    if method not in METHODS:
+        raise VocabgraftError(f"there is no initialisation {method!r}; allowed: {', '.join(METHODS)}")
+    return METHODS[method](start).to(start.weight)
+
+
+def random_normal(start: Start) -> torch.Tensor:
+    """Normal rows with the standard deviation that the base's configuration starts weights with."""
+    generator = torch.Generator().manual_seed(start.seed)
+    return start.deviation * torch.randn(len(start.tokens), start.weight.shape[1], generator=generator)
+
+
+def vocabulary_mean(start: Start) -> torch.Tensor:
+    """What transformers' own resize draws: near the vocabulary's mean, all rows almost the same.
+
+    Called on a copy of the matrix, not imitated; it draws from the global generator, which is put back.
+    """
+    from transformers import BertConfig, BertModel
+
+    rows, width = start.weight.shape
+    config = BertConfig(
+        vocab_size=rows,
+        hidden_size=width,
+        num_hidden_layers=0,
+        num_attention_heads=1,
+        intermediate_size=1,
+        max_position_embeddings=1,
+        type_vocab_size=1,
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(start.seed)
+        carrier = BertModel(config, add_pooling_layer=False)
+        carrier.get_input_embeddings().weight.copy_(start.weight)
+        resized = carrier.resize_token_embeddings(rows + len(start.tokens), mean_resizing=True)
+    drawn: torch.Tensor = resized.weight.detach()[rows:]
+    return drawn.clone()
+
+
+def subword_mean(start: Start) -> torch.Tensor:
+    """The mean of the rows of a token's old pieces; of its description's for a special token.
+
+    A word or symbol that the base reads as unknown pieces only starts from its description too.
+    """
+    return torch.stack([_mean_row(start, token, ("pieces", "description_pieces")) for token in start.tokens])
+
+
+def description_mean(start: Start) -> torch.Tensor:
+    """The mean of the rows of the description's pieces; of the token's own where it has no description."""
+    return torch.stack([_mean_row(start, token, ("description_pieces", "pieces")) for token in start.tokens])
+
+
+def similar_tokens(start: Start) -> torch.Tensor:
+    """A sparse mixture of the old rows nearest to the mean of the token's pieces.
+
+    The weights are the sparsemax (Martins and Astudillo, 2016) of the cosines to the nearest rows, as FOCUS weighs
+    them (Dobler and de Melo, 2023); the pieces stand in for its auxiliary embeddings.
+    """
+    weight = start.weight.float()
+    unit = torch.nn.functional.normalize(weight, dim=1)
+    means = torch.nn.functional.normalize(subword_mean(start), dim=1)
+    cosines, nearest = (means @ unit.T).topk(min(NEAREST, weight.shape[0]), dim=1)
+    return (_sparsemax(cosines / TEMPERATURE).unsqueeze(-1) * weight[nearest]).sum(dim=1)
+
+
+METHODS: dict[str, Callable[[Start], torch.Tensor]] = {
+    "random_normal": random_normal,
+    "vocabulary_mean": vocabulary_mean,
+    "subword_mean": subword_mean,
+    "description_mean": description_mean,
+    "similar_tokens": similar_tokens,
+}
+
+
+def _mean_row(start: Start, token: ExtendedToken, sources: tuple[str, str]) -> torch.Tensor:
+    # The pieces of `<|IsA|>` are brackets and letters: a special token has only its description.
+    order = ("description_pieces",) if token.kind == "special" else sources
+    for source in order:
+        if readable := [piece for piece in getattr(token, source) if piece != start.unknown_id]:
+            return start.weight[readable].float().mean(dim=0)
+    raise VocabgraftError(
+        f"token {token.text!r} has no piece that the base can read and no description; add a description"
+    )
+
+
+def _sparsemax(scores: torch.Tensor) -> torch.Tensor:
+    """The projection of each row of `scores` (n, k), in descending order, onto the simplex."""
+    ranks = torch.arange(1, scores.shape[1] + 1)
+    sums = scores.cumsum(dim=1)
+    support = (1 + ranks * scores > sums).sum(dim=1, keepdim=True)
+    threshold = (sums.gather(1, support - 1) - 1) / support
+    return (scores - threshold).clamp(min=0)

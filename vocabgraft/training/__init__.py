@@ -1,0 +1,1 @@
+"""Adapters, trained by the trainer of sentence-transformers."""

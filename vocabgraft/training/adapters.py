@@ -1,0 +1,273 @@
+"""PEFT adapters over an extended vocabulary: made, split into their parts, merged."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from vocabgraft.config.peft_methods import FIXED
+from vocabgraft.config.training import PEFT_METHODS, ROW_METHODS, LoraParams, Method, PeftParams
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.base import load_model
+from vocabgraft.models.extra_modules import custom_parameters, has_heads, load_custom_modules
+from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
+from vocabgraft.token_embeddings.trainable import ROWS
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Part = Literal["rows", "adapter", "all"]
+
+
+# Of an encoding, an adapter as it was trained against the same one loaded, both on a CPU: every method gave 0.
+RELOAD_TOLERANCE = 1e-5
+# Any text goes through every layer that may be trained.
+A_TEXT = "a text"
+
+
+def add_adapter(
+    model: "SentenceTransformer",
+    method: Method,
+    new_ids: Sequence[int],
+    lora: LoraParams,
+    peft: PeftParams | None = None,
+) -> None:
+    """Put a fresh PEFT adapter on the model's transformer (changed in place); everything else is frozen.
+
+    The method `full` has no adapter, and the model stays as it is.
+
+    Raises:
+        VocabgraftError: when a module that the adapter should wrap is not there, peft refuses the fields, or the
+            adapter would move rows of the base's own tokens or train what it does not save.
+    """
+    if method == "full":
+        return
+    embeddings = model[0].auto_model.get_input_embeddings()
+    name = embedding_name(model)
+    config = _config(model, method, {name: list(new_ids)}, lora, peft)
+    if method not in PEFT_METHODS:
+        model.add_adapter(config)
+        return
+    assert peft is not None, "parameters with such a method have it"
+    try:
+        model.add_adapter(config)
+    except Exception as error:
+        raise _refused_by_peft(peft, error) from error
+    _require_old_rows(model, embeddings, name, peft)
+    _require_saved(model, peft)
+
+
+def _config(
+    model: "SentenceTransformer",
+    method: Method,
+    rows: dict[str, list[int]],
+    lora: LoraParams,
+    peft: PeftParams | None,
+) -> Any:
+    import peft as library
+
+    with_rows = {"trainable_token_indices": rows} if method in ROW_METHODS else {}
+    if method == "tokens":
+        ((name, ids),) = rows.items()
+        return library.TrainableTokensConfig(
+            token_indices=ids, target_modules=[name], task_type=library.TaskType.FEATURE_EXTRACTION
+        )
+    if peft is not None and method in PEFT_METHODS:
+        targets = peft.arguments.get("target_modules")
+        _require_modules(model, targets if isinstance(targets, list) else [], "peft.arguments")
+        arguments = peft.arguments | FIXED.get(peft.config, {}) | with_rows
+        try:
+            return getattr(library, peft.config)(**arguments, task_type=library.TaskType.FEATURE_EXTRACTION)
+        except Exception as error:
+            raise _refused_by_peft(peft, error) from error
+    _require_modules(model, lora.target_modules, "lora", (torch.nn.Linear,))
+    return library.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=sorted(lora.target_modules),
+        task_type=library.TaskType.FEATURE_EXTRACTION,
+        **with_rows,
+    )
+
+
+def _refused_by_peft(peft: PeftParams, error: Exception) -> VocabgraftError:
+    given = ", ".join(f"{name}: {value!r}" for name, value in peft.arguments.items()) or "none"
+    return VocabgraftError(
+        f"peft refuses {peft.config} with the arguments {given}: {str(error) or type(error).__name__}; "
+        "see train_adapter.peft"
+    )
+
+
+def _require_old_rows(model: "SentenceTransformer", before: torch.nn.Module, name: str, peft: PeftParams) -> None:
+    from peft.utils.other import TrainableTokensWrapper
+
+    after = model[0].auto_model.get_input_embeddings()
+    if after is not before and not isinstance(after, TrainableTokensWrapper):
+        raise VocabgraftError(
+            f"train_adapter.peft: {peft.config} would wrap {name}, the input embeddings, and move the rows of the "
+            "base's own tokens; take it out of the arguments (rows of new tokens train with method tokens, "
+            "lora_and_tokens or peft_and_tokens, everything with full)"
+        )
+
+
+def _require_saved(model: "SentenceTransformer", peft: PeftParams) -> None:
+    # PEFT leaves layers after the transformer as they were.
+    inside = {id(parameter) for parameter in model[0].auto_model.parameters()}
+    named = model.named_parameters()
+    trained = {name for name, parameter in named if parameter.requires_grad and id(parameter) in inside}
+    saved = set(adapter_parameters(model))
+    if trained != saved:
+        raise VocabgraftError(
+            f"train_adapter.peft: {peft.config} with these arguments trains "
+            f"{', '.join(sorted(trained - saved)[:3]) or 'nothing'} without saving it and saves "
+            f"{', '.join(sorted(saved - trained)[:3]) or 'nothing'} without training it; take other arguments"
+        )
+
+
+def embedding_name(model: "SentenceTransformer") -> str:
+    """The last part of the name of the transformer's input embedding module, such as `word_embeddings`."""
+    embeddings = model[0].auto_model.get_input_embeddings()
+    name = next(name for name, module in model[0].auto_model.named_modules() if module is embeddings)
+    return str(name).rpartition(".")[2]
+
+
+def adapter_parameters(model: "SentenceTransformer") -> dict[str, torch.nn.Parameter]:
+    """The adapter's parameters by name: those that PEFT saves with it, whatever a phase lets move; none without one."""
+    from peft import get_peft_model_state_dict
+
+    transformer = model[0].auto_model
+    if not getattr(transformer, "peft_config", None):
+        return {}
+    state = transformer.state_dict(keep_vars=True)
+    saved = get_peft_model_state_dict(transformer, state_dict=state, save_embedding_layers=False)
+    # PEFT saves them under other names, so they are told by what they are.
+    kept = {id(tensor) for tensor in saved.values()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in kept}
+
+
+def trainable_parameters(model: "SentenceTransformer") -> dict[str, torch.nn.Parameter]:
+    """What training may change, by name: an adapter and custom modules, or without an adapter the whole model."""
+    if not getattr(model[0].auto_model, "peft_config", None):
+        return dict(model.named_parameters())
+    return adapter_parameters(model) | custom_parameters(model)
+
+
+def train_only(model: "SentenceTransformer", part: Part) -> int:
+    """Let only a part of what may be trained move; return how many numbers that is.
+
+    Custom modules belong to the part `adapter`. PEFT freezes the transformer alone, so everything else is frozen here:
+    a base may have layers of its own after it. So is what no embedding depends on, such as the pooler of a BERT whose
+    tokens are pooled here: several processes would wait for its gradients.
+
+    Raises:
+        VocabgraftError: when there is no such part.
+    """
+    chosen = [
+        parameter
+        for name, parameter in trainable_parameters(model).items()
+        if part == "all" or (part == "rows") == bool(ROWS.search(name))
+    ]
+    model.requires_grad_(False)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    if chosen:
+        _freeze_unused(model, chosen)
+    trained = sum(parameter.numel() for parameter in chosen if parameter.requires_grad)
+    if not trained:
+        raise VocabgraftError(f"the adapter has nothing to train for the part '{part}'")
+    return trained
+
+
+def _freeze_unused(model: "SentenceTransformer", parameters: Sequence[torch.nn.Parameter]) -> None:
+    was_training = model.training
+    model.eval()
+    used: set[int] = set()
+    for options in ({"task": "query"}, {"task": "document"}) if has_heads(model) else ({},):
+        features = {name: _on(model.device, value) for name, value in model.preprocess([A_TEXT]).items()}
+        embedding = model(features, **options)["sentence_embedding"]
+        gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
+        used |= {place for place, gradient in enumerate(gradients) if gradient is not None}
+    for place, parameter in enumerate(parameters):
+        parameter.requires_grad_(place in used)
+    model.train(was_training)
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def require_reload(
+    trained: "SentenceTransformer", saved: Path, texts: Sequence[str], trust_remote_code: bool = False
+) -> None:
+    """Refuse a saved adapter that is not, when it is loaded, what was trained (`trained` is moved to the CPU).
+
+    Texts that hold the new tokens show their rows.
+
+    A loader that misses weights only logs it, and a method that computes its start from the base may come to another
+    one when it is loaded; neither is seen in comparing an adapter with its merge, which are both loaded.
+
+    Raises:
+        VocabgraftError: with the largest difference of an encoding.
+    """
+    loaded = load_model(saved, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
+    before, after = (model.encode([A_TEXT, *texts], show_progress_bar=False) for model in (trained.to("cpu"), loaded))
+    difference = float(np.abs(before - after).max())
+    # A figure that is not a number compares false, and so is refused.
+    if not difference <= RELOAD_TOLERANCE:
+        raise VocabgraftError(
+            f"the adapter was trained, saved and loaded, and its embeddings then differ by {difference:.2g} (allowed: "
+            f"{RELOAD_TOLERANCE:g}), so its method does not come back from its folder with these arguments; change "
+            "train_adapter.peft"
+        )
+
+
+def merged_model(resized: Path, adapter: Path, trust_remote_code: bool = False) -> "SentenceTransformer":
+    """The model of an adapter's folder without PEFT, on the CPU: the resized base with the adapter folded in.
+
+    A folder without an adapter is that of the method `full`, and holds the model itself.
+    """
+    if not (adapter / ADAPTER_CONFIG_NAME).is_file():
+        return load_model(adapter, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
+    model = load_model(resized, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
+    merge_adapter(model, adapter)
+    return model
+
+
+def merge_adapter(resized: "SentenceTransformer", adapter: Path) -> None:
+    """Merge a saved adapter into the resized base (changed in place), which then needs no PEFT to load.
+
+    Custom modules are taken from the adapter's folder, where they lie as they were trained.
+    """
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # PEFT warns of a layer that it replaced itself a moment ago.
+        warnings.simplefilter("ignore")
+        wrapped = PeftModel.from_pretrained(resized[0].auto_model, str(adapter))
+        merged = wrapped.merge_and_unload()
+    resized[0].auto_model = merged
+    load_custom_modules(resized, adapter)
+
+
+def _require_modules(
+    model: "SentenceTransformer", names: Sequence[str], place: str, kinds: tuple[type[torch.nn.Module], ...] = ()
+) -> None:
+    """PEFT is content when one of the names is there, and leaves the others out without a word."""
+    there = {
+        name: module
+        for name, module in model[0].auto_model.named_modules()
+        if name and (not kinds or isinstance(module, kinds))
+    }
+    absent = sorted(
+        given for given in set(names) if not any(name == given or name.endswith(f".{given}") for name in there)
+    )
+    if absent:
+        weighted = {name.rpartition(".")[2] for name, module in there.items() if module._parameters}
+        raise VocabgraftError(
+            f"train_adapter.{place}.target_modules names {', '.join(absent)}, which the base does not have; "
+            f"allowed: {', '.join(sorted(weighted))}"
+        )

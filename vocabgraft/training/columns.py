@@ -1,0 +1,130 @@
+"""Accepted rows as the columns that a loss reads, memory-mapped from Arrow files."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vocabgraft.config.datasets import MORE_NEGATIVES
+from vocabgraft.config.losses import LossEntry, Reads
+from vocabgraft.data.accepted import AcceptedDataset
+from vocabgraft.data.splits import Split
+from vocabgraft.tokens.new_token import relation_token
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Batch = dict[str, list[Any]]
+# As TSDAE was trained (Wang et al., 2021).
+SHARE_OF_WORDS_KEPT = 0.4
+# As Contrastive Tension was trained (Carlsson et al., 2021): one pair of a text with itself among so many.
+TEXTS_A_POSITIVE = 8
+QUERY_COLUMNS = ("anchor", "query")
+DOCUMENT_COLUMNS = ("positive", "negative", *MORE_NEGATIVES)
+OTHER_COLUMNS = ("head", "relation", "tail", "sentence1", "sentence2", "text", "noisy", "other")
+COLUMNS_READ: dict[Reads, tuple[str, ...]] = {
+    "pair": ("anchor", "positive", "negative", *MORE_NEGATIVES),
+    "triplet": ("anchor", "positive", "negative"),
+    "triple": ("head", "relation", "tail"),
+    "scored": ("sentence1", "sentence2", "label"),
+    "labelled_pair": ("sentence1", "sentence2", "label"),
+    "labelled_text": ("text", "label"),
+    "single": ("text",),
+    "noisy": ("noisy", "text"),
+    "contrast": ("text", "other", "label"),
+    "teacher": ("text", "label"),
+    "margin": ("query", "positive", "negative", "label"),
+}
+# sentence-transformers takes the target of a row from a column of this name.
+TARGETS = {"score": "label", "embedding": "label", "margin": "label"}
+
+
+def load_rows(
+    dataset: AcceptedDataset, split: Split, entry: LossEntry, cache: Path, seed: int = 0, scores_each: bool = False
+) -> "Dataset":
+    """A split that has rows, as the columns that a loss reads, in its order.
+
+    Args:
+        dataset: what `validate_data` accepted.
+        split: which part.
+        entry: of the loss.
+        cache: where the Arrow files are written.
+        seed: of what is drawn: the words that noise takes out, and the texts that are paired.
+        scores_each: give a margin as a score for the positive and one for the negative.
+    """
+    from datasets import Dataset
+
+    rows = Dataset.from_parquet(str(dataset.path(split)), cache_dir=str(cache))
+    names = rows.column_names
+    rows = rows.rename_columns({name: target for name, target in TARGETS.items() if name in names})
+    if dataset.format == "triples":
+        build = partial(_as_questions, dataset) if entry.reads == "pair" else _with_tokens
+        rows = rows.map(build, batched=True, remove_columns=names)
+    elif entry.reads == "noisy":
+        rows = rows.map(partial(_with_noise, seed), batched=True, with_indices=True)
+    elif entry.reads == "contrast":
+        rows = _paired(rows, seed)
+    elif dataset.format == "triplets" and entry.negatives == 1:
+        rows = rows.map(_a_row_for_each_negative, batched=True, remove_columns=rows.column_names)
+    if scores_each:
+        rows = rows.map(_as_scores, batched=True, remove_columns=["label"])
+    return rows.select_columns([name for name in COLUMNS_READ[entry.reads] if name in rows.column_names])
+
+
+def _as_questions(dataset: AcceptedDataset, batch: Batch) -> Batch:
+    asked = [dataset.question(head, name) for head, name in zip(batch["head"], batch["relation"], strict=True)]
+    return {"anchor": asked, "positive": batch["tail"]}
+
+
+def _with_tokens(batch: Batch) -> Batch:
+    return {"head": batch["head"], "relation": list(map(relation_token, batch["relation"])), "tail": batch["tail"]}
+
+
+def _with_noise(seed: int, batch: Batch, places: list[int]) -> Batch:
+    return {"noisy": [_noisy(text, seed, place) for text, place in zip(batch["text"], places, strict=True)]}
+
+
+def _noisy(text: str, seed: int, place: int) -> str:
+    words = text.split()
+    draws = np.random.default_rng([seed, place]).random(len(words))
+    # One word is left at least, the one with the lowest draw.
+    kept = draws < max(SHARE_OF_WORDS_KEPT, float(draws.min()) + 1e-12)
+    return " ".join(word for word, keep in zip(words, kept, strict=True) if keep)
+
+
+def _paired(rows: "Dataset", seed: int) -> "Dataset":
+    order = np.random.default_rng(seed).permutation(len(rows))
+    # The next in a random order: another text for each, whatever the file's order.
+    partner = np.empty_like(order)
+    partner[order] = np.roll(order, -1)
+    same = np.arange(len(rows)) % TEXTS_A_POSITIVE == 0
+    other = rows.select(np.where(same, np.arange(len(rows)), partner).tolist())["text"]
+    return rows.add_column("other", list(other)).add_column("label", (same | (partner == np.arange(len(rows)))) * 1.0)
+
+
+def _a_row_for_each_negative(batch: Batch) -> Batch:
+    names = [name for name in ("negative", *MORE_NEGATIVES) if name in batch]
+    return {
+        "anchor": [text for text in batch["anchor"] for _ in names],
+        "positive": [text for text in batch["positive"] for _ in names],
+        "negative": [text for row in zip(*(batch[name] for name in names), strict=True) for text in row],
+    }
+
+
+def _as_scores(batch: Batch) -> Batch:
+    # A softmax over scores knows their differences alone, so the negative's may be 0.
+    return {"label": [[margin, 0.0] for margin in batch["label"]]}
+
+
+def ids_without_text(tokenizer: Any, datasets: Sequence[AcceptedDataset], ids: Sequence[int]) -> list[int]:
+    """Those of `ids` that no text of a train split holds; training cannot move their rows."""
+    lacking = set(ids)
+    for dataset in datasets:
+        for block in dataset.text_blocks("train"):
+            encoded = tokenizer(list(dict.fromkeys(block)), add_special_tokens=False, verbose=False)["input_ids"]
+            lacking.difference_update(token for text in encoded for token in text)
+            if not lacking:
+                return []
+    return [token for token in ids if token in lacking]

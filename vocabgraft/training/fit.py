@@ -1,0 +1,396 @@
+"""Training an adapter over an extended vocabulary with the trainer of sentence-transformers."""
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vocabgraft.config.datasets import DatasetParams, LossParams
+from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, works_with_constants
+from vocabgraft.config.training import ROW_METHODS, PhaseParams, TrainAdapterParams
+from vocabgraft.data.accepted import AcceptedDataset
+from vocabgraft.data.splits import Split
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.extra_modules import custom_parameters, has_heads
+from vocabgraft.models.precision import resolve_precision
+from vocabgraft.storage.artifacts import read_json
+from vocabgraft.token_embeddings.trainable import ROWS, ROWS_PATTERN, fast_peft_rows
+from vocabgraft.training import distributed
+from vocabgraft.training.adapters import add_adapter, train_only
+from vocabgraft.training.checkpoints import CURVE, WEIGHTS, PhaseCheckpoints, is_whole, load_weights, save_done
+from vocabgraft.training.columns import DOCUMENT_COLUMNS, OTHER_COLUMNS, QUERY_COLUMNS, load_rows
+from vocabgraft.training.embedding_cache import constant_texts
+from vocabgraft.training.evaluators import build_evaluator
+from vocabgraft.training.losses import build_loss, load_guides, own_parameters
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+    from vocabgraft.training.trainer import Listener
+
+# Figures of the trainer that differ between two equal runs.
+TIMINGS = ("runtime", "_per_second", "total_flos")
+POINTS_OF_CURVE = 60
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The curve as the trainer logged it, without timings, and what was trained."""
+
+    curve: list[dict[str, Any]]
+    trainable_parameters: int
+    examples: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A dataset with what is learnt from it, and its rows as the loss reads them."""
+
+    dataset: AcceptedDataset
+    loss: LossParams
+    weight: float
+    train: "Dataset"
+    validation: "Dataset | None"
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return self.dataset.name
+
+
+@dataclass
+class Session:
+    """What stays the same, or is kept, over the phases of a training."""
+
+    model: "SentenceTransformer"
+    lessons: Sequence[Lesson]
+    new_ids: Sequence[int]
+    params: TrainAdapterParams
+    scratch: Path
+    guides: Mapping[str, "SentenceTransformer"]
+    checkpoints: Path | None = None
+    listener: "Listener | None" = None
+    losses: dict[str, torch.nn.Module] = field(default_factory=dict)
+    steps_before: int = 0
+
+    def of_phase(self, number: int) -> PhaseCheckpoints | None:
+        """Where a phase keeps its checkpoints."""
+        if self.checkpoints is None or self.params.checkpoint_every is None:
+            return None
+        return PhaseCheckpoints(
+            self.checkpoints / f"phase-{number}", self.params.checkpoint_every, rank=distributed.rank()
+        )
+
+
+def train_adapter(
+    model: "SentenceTransformer",
+    datasets: Sequence[AcceptedDataset],
+    new_ids: Sequence[int],
+    params: TrainAdapterParams,
+    seed: int,
+    settings: Sequence[DatasetParams] = (),
+    checkpoints: Path | None = None,
+    listener: "Listener | None" = None,
+) -> TrainingResult:
+    """Put an adapter on the resized base (changed in place) and train it, or with `full` the base, phase after phase.
+
+    Each dataset is trained with its loss; by default pairs with an in-batch softmax (MultipleNegativesRankingLoss),
+    for which a triple is the pair of `head relation-token` and `tail`.
+
+    Args:
+        model: the resized base as it was saved; an adapter over a resize that was not saved cannot be loaded again.
+        datasets: what `validate_data` accepted.
+        new_ids: ids whose rows are trained.
+        params: the section `train_adapter`.
+        seed: of the adapter's start and of the order of the examples.
+        settings: the datasets as params.yaml has them, for their losses and weights; the default where one is absent.
+        checkpoints: a folder that is this training's alone. A training that finds one in it goes on from there, to the
+            weights that it would have had; the caller deletes the folder when it has saved them.
+        listener: called with a step, counted over all phases, and the figures of it that are logged.
+
+    Raises:
+        VocabgraftError: when the loss stops being a number, memory does not hold a batch, or the best weights of an
+            evaluation are lost. The model then has the last weights that were good.
+    """
+    from transformers import set_seed
+
+    with tempfile.TemporaryDirectory() as scratch:
+        by_name = {entry.name: entry for entry in settings}
+        lessons = [_lesson(entry, by_name.get(entry.name), Path(scratch), seed) for entry in datasets]
+        guides = load_guides([lesson.loss for lesson in lessons], model)
+        set_seed(seed)
+        add_adapter(model, params.method, new_ids, params.lora, params.peft)
+        session = Session(model, lessons, new_ids, params, Path(scratch), guides, checkpoints, listener)
+        curve: list[dict[str, Any]] = []
+        trainable = 0
+        for number, phase in enumerate(params.phases or [PhaseParams()], start=1):
+            trainable = max(trainable, train_only(model, phase.train))
+            logged = _phase(session, phase, number, seed + number - 1)
+            curve.extend({"phase": number, **entry} for entry in logged)
+    model.eval()
+    examples = sum(len(lesson.train) for lesson in lessons)
+    return TrainingResult(curve, trainable, examples, _precision(model, params))
+
+
+def _lesson(dataset: AcceptedDataset, settings: DatasetParams | None, cache: Path, seed: int) -> Lesson:
+    loss = settings.chosen_loss if settings else LossParams(name=DEFAULT_LOSS[dataset.format])
+    entry = LOSSES[loss.name]
+
+    def rows(split: Split) -> "Dataset":
+        return load_rows(dataset, split, entry, cache, seed, scores_each=loss.name == "DistillKLDivLoss")
+
+    validation = rows("validation") if dataset.rows("validation") else None
+    return Lesson(dataset, loss, settings.weight if settings else 1.0, rows("train"), validation)
+
+
+def _phase(session: Session, phase: PhaseParams, number: int, seed: int) -> list[dict[str, Any]]:
+    """Train a phase and keep what came of it, or take that where it is kept."""
+    checkpoints = session.of_phase(number)
+    losses = _losses(session, seed)
+    if checkpoints and is_whole(checkpoints.done):
+        load_weights(session.model, losses, checkpoints.done / WEIGHTS)
+        curve: list[dict[str, Any]] = read_json(checkpoints.done / CURVE)
+    else:
+        curve = _train_phase(session, phase, seed, losses, checkpoints)
+        if checkpoints and distributed.rank() == 0:
+            save_done(session.model, losses, curve, checkpoints.done)
+    session.steps_before += max(entry.get("step", 0) for entry in curve)
+    return curve
+
+
+def _train_phase(
+    session: Session,
+    phase: PhaseParams,
+    seed: int,
+    losses: dict[str, torch.nn.Module],
+    checkpoints: PhaseCheckpoints | None,
+) -> list[dict[str, Any]]:
+    from datasets import DatasetDict
+
+    from vocabgraft.training.trainer import AdapterTrainer
+
+    model, params, lessons = session.model, session.params, session.lessons
+    by_name = {lesson.name: lesson for lesson in lessons}
+    _require_datasets(params, by_name)
+    evaluators = [
+        build_evaluator(
+            entry,
+            by_name[entry.dataset].dataset,
+            by_name[entry.dataset].loss.name,
+            losses[entry.dataset],
+            params.batch_size,
+        )
+        for entry in params.evaluators
+    ]
+    held_out = DatasetDict({lesson.name: lesson.validation for lesson in lessons if lesson.validation is not None})
+    try:
+        trainer = AdapterTrainer(
+            model=model,
+            args=_arguments(session, phase, seed, bool(held_out), checkpoints),
+            train_dataset=DatasetDict({lesson.name: lesson.train for lesson in lessons}),
+            eval_dataset=held_out or None,
+            loss=losses,
+            evaluator=evaluators or None,
+            early_stopping=params.early_stopping,
+            checkpoints=checkpoints,
+            listener=_counted_on(session.listener, session.steps_before),
+        )
+    except (ValueError, TypeError) as error:
+        raise VocabgraftError(f"the trainer refuses its settings: {error}; see train_adapter.arguments") from error
+    with fast_peft_rows(model), _constants(session, checkpoints):
+        _run(trainer, params)
+    trainer.require_best()
+    _unwrap(losses, model)
+    _leave_autocast(model)
+    return _without_timings(trainer.state.log_history)
+
+
+def _counted_on(listener: "Listener | None", before: int) -> "Listener | None":
+    if listener is None:
+        return None
+    return lambda step, figures: listener(before + step, figures)
+
+
+def _unwrap(losses: Mapping[str, torch.nn.Module], model: "SentenceTransformer") -> None:
+    """Take out torch's wrapper for several processes, which knows what was trained in this phase alone."""
+    for loss in losses.values():
+        for module in list(loss.modules()):
+            if isinstance(getattr(module, "model", None), torch.nn.parallel.DistributedDataParallel):
+                module.model = model
+
+
+def _leave_autocast(model: "SentenceTransformer") -> None:
+    """Take out accelerate's wrapper for bfloat16, in which the model would go on encoding after its training."""
+    for name in ("forward", "_original_forward"):
+        model.__dict__.pop(name, None)
+
+
+def _run(trainer: Any, params: TrainAdapterParams) -> None:
+    from vocabgraft.training.trainer import told_of_memory
+
+    try:
+        trainer.train_or_resume()
+    except (RuntimeError, MemoryError) as error:
+        if not told_of_memory(error):
+            raise
+        told = str(error).splitlines()[0][:200]
+        raise VocabgraftError(
+            f"memory does not hold the training with train_adapter.batch_size {params.batch_size} ({told}); "
+            "lower it, set train_adapter.arguments to {auto_find_batch_size: true}, or take a Cached loss, such as "
+            "CachedMultipleNegativesRankingLoss with arguments: {mini_batch_size: 16}, which holds any batch"
+        ) from error
+
+
+def _losses(session: Session, seed: int) -> dict[str, torch.nn.Module]:
+    """The loss of each dataset: made once, so that a classifier goes on learning in the next phase.
+
+    A loss that trains a copy of the model is made anew, since a copy knows nothing of what a phase freezes.
+    """
+    for lesson in session.lessons:
+        if lesson.name in session.losses and not LOSSES[lesson.loss.name].copies_model:
+            continue
+        rows = [lesson.train] + ([lesson.validation] if lesson.validation is not None else [])
+        session.losses[lesson.name] = build_loss(
+            session.model,
+            lesson.dataset,
+            lesson.loss,
+            rows,
+            lesson.weight,
+            session.params.scale,
+            session.guides,
+            seed,
+        )
+    for name in session.losses:
+        # The trainer puts the losses into a Sequential by these names.
+        if hasattr(torch.nn.Sequential, name):
+            raise VocabgraftError(f"a dataset is named {name}, a name that torch has for itself; name it otherwise")
+    return session.losses
+
+
+def _require_datasets(params: TrainAdapterParams, lessons: Mapping[str, Lesson]) -> None:
+    for entry in params.evaluators:
+        if entry.dataset not in lessons:
+            raise VocabgraftError(
+                f"train_adapter.evaluators names the dataset {entry.dataset}; allowed: {', '.join(lessons)}"
+            )
+
+
+def _constants(session: Session, checkpoints: PhaseCheckpoints | None) -> AbstractContextManager[None]:
+    """Where rows alone are trained, texts without one of them are embedded once, if no loss looks inside the model."""
+    trained = [name for name, parameter in session.model.named_parameters() if parameter.requires_grad]
+    rows_alone = all(ROWS.search(name) for name in trained)
+    seen_from_outside = all(
+        works_with_constants(lesson.loss.name, [wrapper.name for wrapper in lesson.loss.wrappers])
+        for lesson in session.lessons
+    )
+    if not (rows_alone and seen_from_outside):
+        return nullcontext()
+    return constant_texts(session.model, session.new_ids, checkpoints.table if checkpoints else None)
+
+
+def _precision(model: "SentenceTransformer", params: TrainAdapterParams) -> str:
+    return "float16" if params.arguments.get("fp16") else resolve_precision(params.precision, model.device)
+
+
+def _arguments(
+    session: Session, phase: PhaseParams, seed: int, evaluated: bool, checkpoints: PhaseCheckpoints | None
+) -> Any:
+    from sentence_transformers import SentenceTransformerTrainingArguments
+
+    from vocabgraft.training.samplers import batches_of
+
+    model, params = session.model, session.params
+    epochs = phase.epochs or params.epochs
+    rows_rate = phase.rows_learning_rate or params.rows_learning_rate
+    besides = any(not ROWS.search(name) for name in own_parameters(session.losses, model))
+    only_rows = params.method == "tokens" and not custom_parameters(model) and not besides
+    examples = sum(len(lesson.train) for lesson in session.lessons)
+    steps = max(1, examples // params.batch_size) * epochs
+    # Fewer steps than the trainer is asked to log after would leave a curve without a point.
+    most = params.arguments.get("max_steps", -1)
+    steps = min(steps, most) if most > 0 else steps
+    owned: dict[str, Any] = {
+        # The best weights must outlive a kill too.
+        "output_dir": str(checkpoints.best if checkpoints else session.scratch / "trainer"),
+        "seed": seed,
+        "num_train_epochs": epochs,
+        "per_device_train_batch_size": params.batch_size // distributed.world_size(),
+        # The rate that the trainer logs is this one, so where rows alone are trained it is theirs.
+        "learning_rate": rows_rate if only_rows else phase.learning_rate or params.learning_rate,
+        "learning_rate_mapping": {ROWS_PATTERN: rows_rate} if params.method in ROW_METHODS and not only_rows else {},
+        "warmup_steps": params.warmup_ratio,
+        "logging_nan_inf_filter": False,
+        "bf16": _precision(model, params) == "bfloat16",
+        # Live metrics go by the listener, which knows where the store is.
+        "report_to": "none",
+        **_columns(model),
+        **_best(params),
+    }
+    defaults: dict[str, Any] = {
+        "per_device_eval_batch_size": params.batch_size // distributed.world_size(),
+        "lr_scheduler_type": "cosine",
+        # Decay would pull rows towards zero that no batch mentions.
+        "weight_decay": 0.0,
+        "batch_sampler": partial(batches_of, by_length=params.group_by_length),
+        "multi_dataset_batch_sampler": "proportional",
+        "logging_steps": max(1, steps // POINTS_OF_CURVE),
+        "eval_strategy": "epoch" if evaluated else "no",
+        # Without it the library looks for a GPU before it joins processes on a CPU, and refuses bfloat16 there.
+        "use_cpu": model.device.type == "cpu",
+        # Each forward pass of a step sees another column, so none of them says what the step uses.
+        "ddp_find_unused_parameters": False if distributed.world_size() > 1 else None,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    given = {name: value for name, value in params.arguments.items() if name != "report_to"}
+    owned["learning_rate_mapping"] = given.pop("learning_rate_mapping", {}) | owned["learning_rate_mapping"]
+    try:
+        arguments = SentenceTransformerTrainingArguments(**(defaults | owned | given))
+    except (ValueError, TypeError) as error:
+        raise VocabgraftError(f"train_adapter.arguments are refused by the trainer: {error}") from error
+    # The library drops last batches where several processes train, since its own split makes them unequal.
+    arguments.dataloader_drop_last = bool(given.get("dataloader_drop_last", False))
+    return arguments
+
+
+def _columns(model: "SentenceTransformer") -> dict[str, Any]:
+    """The prompt and the route of each column that a loss may read."""
+    queries = dict.fromkeys(QUERY_COLUMNS, model.prompts.get("query", ""))
+    documents = dict.fromkeys(DOCUMENT_COLUMNS, model.prompts.get("document", ""))
+    routes = dict.fromkeys(QUERY_COLUMNS, "query") | dict.fromkeys((*DOCUMENT_COLUMNS, *OTHER_COLUMNS), "document")
+    return {"prompts": queries | documents, "router_mapping": routes if has_heads(model) else {}}
+
+
+def _best(params: TrainAdapterParams) -> dict[str, Any]:
+    from vocabgraft.training.trainer import lower_is_better
+
+    if params.best_metric is None:
+        return {"save_strategy": "no"}
+    return {
+        "save_strategy": "best",
+        "save_only_model": True,
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": params.best_metric,
+        "greater_is_better": not lower_is_better(params.best_metric),
+    }
+
+
+def _without_timings(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    curve = []
+    for entry in history:
+        kept = {key: value for key, value in entry.items() if not any(part in key for part in TIMINGS)}
+        if any(isinstance(value, float) and not math.isfinite(value) for value in kept.values()):
+            raise VocabgraftError(
+                f"the loss is no number at step {entry.get('step')}; lower the learning rates of train_adapter "
+                "(a tenth of each), or raise train_adapter.batch_size"
+            )
+        curve.append(kept)
+    return curve

@@ -1,0 +1,239 @@
+"""Losses made from params.yaml: classes by name, their arguments, what the data say, wrappers and weights."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from vocabgraft.config.datasets import LossParams
+from vocabgraft.config.losses import LOSSES
+from vocabgraft.data.accepted import AcceptedDataset
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.base import load_model
+from vocabgraft.training.distributed import world_size
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+SIMILARITIES = ("cos_sim", "dot_score", "euclidean_sim", "manhattan_sim")
+PAIRWISE = ("pairwise_cos_sim", "pairwise_dot_score", "pairwise_euclidean_sim", "pairwise_manhattan_sim")
+# Losses that compare row with row; the others compare every row with every other.
+PAIRWISE_LOSSES = ("CoSENTLoss", "MarginMSELoss", "DistillKLDivLoss")
+OF_TORCH = ("loss_fct", "cos_score_transformation")
+BASE = "base"
+
+
+class WeightedLoss(nn.Module):
+    """A loss times a weight."""
+
+    def __init__(self, model: nn.Module, loss: nn.Module, weight: float) -> None:
+        """Take the model too: by an attribute of this name the trainer puts its wrapped one in."""
+        super().__init__()
+        self.model, self.loss, self.weight = model, loss, weight
+
+    def forward(self, sentence_features: Any, labels: torch.Tensor | None = None) -> Any:
+        """The loss, or each of its named terms, times the weight."""
+        loss = self.loss(sentence_features, labels)
+        if isinstance(loss, dict):
+            return {name: self.weight * term for name, term in loss.items()}
+        return self.weight * loss
+
+
+class Entities(Sequence[str]):
+    """The heads and tails of triples, each text once and sorted, in an Arrow array: its bytes and 4 more a text.
+
+    Strings of Python would be 50 to 100 bytes more each.
+    """
+
+    def __init__(self, triples: "Dataset") -> None:
+        """Read the columns `head` and `tail` where they lie."""
+        import pyarrow as pa
+        from pyarrow import compute
+
+        table = triples.select_columns(["head", "tail"]).with_format("arrow")[:]
+        found = pa.chunked_array([*table["head"].chunks, *table["tail"].chunks], table["head"].type).unique()
+        self.texts = found.take(compute.sort_indices(found))
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.texts)
+
+    def __getitem__(self, place: int) -> str:  # type: ignore[override]  # nobody asks for several at once
+        """The text at a place."""
+        return str(self.texts[place])
+
+
+def build_loss(
+    model: "SentenceTransformer",
+    dataset: AcceptedDataset,
+    loss: LossParams,
+    rows: Sequence["Dataset"],
+    weight: float = 1.0,
+    scale: float = 20.0,
+    guides: Mapping[str, "SentenceTransformer"] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """The loss of one dataset.
+
+    Args:
+        model: with its adapter, and with what is not trained frozen.
+        dataset: whose loss it is; it is named in errors.
+        loss: its class, arguments and wrappers, which fit (`vocabgraft.config.losses.check_loss`).
+        rows: those that it will see, the training split first.
+        weight: of the dataset.
+        scale: of an in-batch softmax that has none of its own.
+        guides: by the name that params.yaml has for them.
+        seed: of what a loss draws.
+
+    Raises:
+        VocabgraftError: for a value that the loss refuses.
+    """
+    entry = LOSSES[loss.name]
+    place = f"dataset {dataset.name}: {loss.name}"
+    arguments = {name: _value(loss.name, name, value, place) for name, value in loss.arguments.items()}
+    if entry.in_batch_softmax:
+        arguments.setdefault("scale", scale)
+    loss_class = _class(loss.name, entry.own_module)
+    if world_size() > 1 and "gather_across_devices" in inspect.signature(loss_class).parameters:
+        # The candidates are then those of the whole batch, as in one process.
+        arguments.setdefault("gather_across_devices", True)
+    if entry.guided:
+        arguments["guide"] = (guides or {})[loss.arguments["guide"]]
+    arguments |= _from_the_data(model, dataset, loss, rows, seed, place)
+    built = _make(loss_class, (model,), arguments, place)
+    for wrapper in loss.wrappers:
+        built = _make(_class(wrapper.name), (model, built), dict(wrapper.arguments), f"{place} in {wrapper.name}")
+    return built if weight == 1 else WeightedLoss(model, built, weight)
+
+
+def load_guides(losses: Sequence[LossParams], base: "SentenceTransformer") -> dict[str, "SentenceTransformer"]:
+    """The guide models that losses name, frozen: `base` is a copy of the model as it is now, others are folders.
+
+    The resized base reads the same tokens as the model that is trained, so a relation's token is no gap to it.
+    """
+    import copy
+
+    names = {loss.arguments["guide"] for loss in losses if LOSSES[loss.name].guided}
+    guides = {
+        str(name): copy.deepcopy(base) if name == BASE else load_model(_guide_folder(name), device=str(base.device))
+        for name in sorted(names, key=str)
+    }
+    for guide in guides.values():
+        guide.eval().requires_grad_(False)
+    return guides
+
+
+def own_parameters(losses: Mapping[str, nn.Module], model: nn.Module) -> dict[str, nn.Parameter]:
+    """What losses train beside the model, such as a classifier, by name."""
+    of_model = {id(parameter) for parameter in model.parameters()}
+    return {
+        f"{dataset}.{name}": parameter
+        for dataset, loss in losses.items()
+        for name, parameter in loss.named_parameters()
+        if parameter.requires_grad and id(parameter) not in of_model
+    }
+
+
+def _guide_folder(name: Any) -> Path:
+    folder = Path(str(name))
+    if not folder.is_dir():
+        raise VocabgraftError(f"the guide {name!r} is no folder; allowed: {BASE}, or the folder of a saved model")
+    return folder
+
+
+def _from_the_data(
+    model: "SentenceTransformer",
+    dataset: AcceptedDataset,
+    loss: LossParams,
+    rows: Sequence["Dataset"],
+    seed: int,
+    place: str,
+) -> dict[str, Any]:
+    if loss.name == "SoftmaxLoss":
+        highest = max(max(split["label"]) for split in rows)
+        labels = loss.arguments.get("num_labels", highest + 1)
+        if highest >= labels:
+            raise VocabgraftError(f"{place}: a label is {highest}; allowed: 0 to {labels - 1} (num_labels)")
+        return {"embedding_dimension": model.get_embedding_dimension(), "num_labels": labels}
+    if loss.name == "DenoisingAutoEncoderLoss":
+        decoder = loss.arguments.get("decoder_name_or_path", BASE)
+        own: Any = model[0]
+        return {"decoder_name_or_path": own.auto_model.config._name_or_path if decoder == BASE else decoder}
+    if LOSSES[loss.name].reads == "teacher":
+        _require_width(model, loss, rows[0], place)
+    if loss.name == "TranslationLoss":
+        return {"seed": seed}
+    if loss.name == "TranslationRankingLoss":
+        return {"seed": seed, "known": rows[0]} | _candidates(loss, rows[0])
+    return {}
+
+
+def _candidates(loss: LossParams, rows: "Dataset") -> dict[str, Sequence[str]]:
+    return {"candidates": Entities(rows)} if loss.arguments.get("negatives") else {}
+
+
+def _require_width(model: "SentenceTransformer", loss: LossParams, rows: "Dataset", place: str) -> None:
+    width = len(rows[0]["label"])
+    wanted = loss.arguments.get("projection_dim") or model.get_embedding_dimension()
+    if width != wanted:
+        raise VocabgraftError(
+            f"{place}: the teacher's embeddings have {width} numbers and the model's {wanted}; give arguments: "
+            f"{{projection_dim: {width}}}, or embed with a teacher of that width"
+        )
+
+
+def _class(name: str, own_module: str | None = None) -> Any:
+    if own_module:
+        # Named here, so that dvc.yaml's deps of code can be told from the imports.
+        from vocabgraft.triples import losses as objectives
+
+        return getattr(objectives, name)
+    from sentence_transformers.sentence_transformer import losses
+
+    return getattr(losses, name)
+
+
+def _make(loss_class: Any, given: tuple[Any, ...], arguments: dict[str, Any], place: str) -> nn.Module:
+    try:
+        built: nn.Module = loss_class(*given, **arguments)
+    except (ValueError, TypeError, AssertionError, OSError) as error:
+        raise VocabgraftError(f"{place} cannot be made: {error}; see its loss in validate_data.datasets") from error
+    return built
+
+
+def _value(loss: str, name: str, value: Any, place: str) -> Any:
+    """What YAML cannot say, by its name: functions, distances and modules of torch."""
+    if name == "similarity_fct":
+        from sentence_transformers import util
+
+        return getattr(util, _one_of(value, PAIRWISE if loss in PAIRWISE_LOSSES else SIMILARITIES, f"{place}: {name}"))
+    if name == "distance_metric" and loss != "EmbedDistillLoss":
+        return _distance(loss, value, f"{place}: {name}")
+    if name in OF_TORCH:
+        found = getattr(nn, str(value), None)
+        if not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise VocabgraftError(f"{place}: {name} is {value!r}; allowed: a class of torch.nn, such as MSELoss")
+        return found()
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _distance(loss: str, value: Any, place: str) -> Any:
+    from sentence_transformers.sentence_transformer import losses
+
+    if loss.startswith("Batch"):
+        metrics: Any = losses.BatchHardTripletLossDistanceFunction
+        names = ("cosine_distance", "euclidean_distance")
+        return getattr(metrics, _one_of(value, names, place))
+    metrics = losses.TripletDistanceMetric if loss == "TripletLoss" else losses.SiameseDistanceMetric
+    names = tuple(name for name in vars(metrics) if name.isupper())
+    return getattr(metrics, _one_of(value, names, place))
+
+
+def _one_of(value: Any, allowed: Sequence[str], place: str) -> str:
+    if value not in allowed:
+        raise VocabgraftError(f"{place} is {value!r}; allowed: {', '.join(allowed)}")
+    return str(value)
