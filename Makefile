@@ -16,7 +16,7 @@ export DO_NOT_TRACK ?= true
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: run ui schedule sweep test test-slow lint bench bench-orchestration remote remote-s3 remote-ssh push pull lock clean help
+.PHONY: run ui schedule sweep deps test test-slow lint bench bench-orchestration remote remote-s3 remote-ssh push pull lock clean help
 
 help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -32,6 +32,9 @@ schedule: $(VENV)/.installed ## run the pipeline every night; ARGS='--cron "0 3 
 
 sweep: $(VENV)/.installed ## run the grid of sweep.yaml; ARGS="--jobs 4", ARGS="--ray ADDRESS"
 	python -m flows.sweep.sweep sweep.yaml $(ARGS)
+
+deps: $(VENV)/.installed ## write the code deps of dvc.yaml from the import graph
+	python -m flows.commands.code_deps
 
 test: $(VENV)/.installed-test ## run the tests (about 25 minutes on 2 cores)
 	python -m pytest -m "not slow" $(ARGS)

@@ -320,7 +320,7 @@ def test_the_chain_killed_twenty_times_at_random_ends_as_an_undisturbed_one(chai
 def kill_one(flow: "subprocess.Popen[bytes]", root: Path, generator: random.Random) -> int:
     """Kill the flow, a DVC or a process of a stage; how many were killed."""
     under = at_work(root)
-    own = [process for process in under if any("dvc_process" in word for word in process.cmdline())]
+    own = [process for process in under if any("supervisor.py" in word for word in process.cmdline())]
     dvc = [process for process in own if process.name().startswith("dvc ")]
     stage = [process for process in under if process not in own]
     victims = generator.choice([[psutil.Process(flow.pid)], dvc, stage])

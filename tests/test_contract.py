@@ -3,7 +3,7 @@
 import ast
 import copy
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from flows.commands.code_deps import FIRST_PARTY, first_party_files, with_code_deps
 from vocabgraft.config.params import Params
 
 from .conftest import ROOT
 
 Stages = dict[str, Any]
-FIRST_PARTY = ("tasks", "vocabgraft")
 
 
 def read_yaml(name: str) -> Any:
@@ -51,32 +51,6 @@ def parameters(function: ast.FunctionDef, paths: bool) -> list[str]:
         for argument in [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
         if (isinstance(argument.annotation, ast.Name) and argument.annotation.id == "Path") is paths
     ]
-
-
-def imported_modules(file: Path) -> Iterator[str]:
-    """Dotted names that a module may import, those inside functions too."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            module = ".".join([file.parent.name] * node.level + ([node.module] if node.module else []))
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-
-
-def first_party_files(root: Path, file: str) -> set[str]:
-    """The file and every first-party module that it reaches."""
-    found: set[str] = set()
-    open_files = [file]
-    while open_files:
-        current = open_files.pop()
-        if current in found:
-            continue
-        found.add(current)
-        names = [name for name in imported_modules(root / current) if name.split(".")[0] in FIRST_PARTY]
-        candidates = [name.replace(".", "/") + ".py" for name in names]
-        open_files += [candidate for candidate in candidates if (root / candidate).is_file()]
-    return found
 
 
 def check_modules(stages: Stages, root: Path) -> list[str]:
@@ -223,6 +197,11 @@ def test_every_dep_is_raw_data_an_output_or_code_that_exists(stages: Stages) -> 
 
 def test_code_deps_are_exactly_what_a_stage_imports(stages: Stages) -> None:
     assert check_code_deps(stages, ROOT) == []
+
+
+def test_make_deps_has_nothing_to_do() -> None:
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    assert with_code_deps(text, ROOT) == text
 
 
 def test_every_stage_writes_its_own_folder_alone(stages: Stages) -> None:
@@ -402,16 +381,6 @@ def test_a_field_that_params_yaml_leaves_out_is_reported(key: str, stages: Stage
 def write(root: Path, name: str, *lines: str) -> None:
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def test_imports_are_followed_through_functions_packages_and_relative_names(tmp_path: Path) -> None:
-    write(tmp_path, "tasks/a.py", "import json", "def f():", "    from vocabgraft import b", "    import flows.x")
-    write(tmp_path, "vocabgraft/b.py", "from .c import name", "from . import d", "import vocabgraft.e")
-    for name in ("c", "d", "e", "unused"):
-        write(tmp_path, f"vocabgraft/{name}.py", "import vocabgraft.b")
-    write(tmp_path, "flows/x.py")
-    needed = {"tasks/a.py", *(f"vocabgraft/{name}.py" for name in "bcde")}
-    assert first_party_files(tmp_path, "tasks/a.py") == needed
 
 
 @pytest.mark.parametrize("name", ["flows/x.py", "tasks/x.py", "vocabgraft/deep/x.py", "other.yaml"])

@@ -1,7 +1,8 @@
 """A stage on several machines of a Ray cluster at the same time.
 
 Each runs it in a copy of the project, as one machine alone would, and is told in its environment which of them it is:
-`vocabgraft.training.distributed` joins what they start. All of them end with the same outputs; the first one's are pushed.
+`vocabgraft.training.distributed` joins what they start. All of them end with the same outputs; the first one's
+are pushed.
 """
 
 import time

@@ -1,6 +1,7 @@
 """Looking up models in the MLflow registry, and figures that are logged while they come.
 
-What changes the registry is in `tasks.registry.register` and `tasks.registry.versions`; MLflow is imported in these three alone.
+What changes the registry is in `tasks.registry.register` and `tasks.registry.versions`; MLflow is imported in these
+three alone.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Great Expectations: the rules as suites, and their results as Data Docs. The one module that imports it.
 
-Rows are judged by `vocabgraft.data.judgement`, which tells a fault seconds after the start: the import alone takes three.
+Rows are judged by `vocabgraft.data.judgement`, which tells a fault at once: this import alone takes three seconds.
 """
 
 import logging

@@ -153,7 +153,7 @@ def test_what_is_left_when_everything_that_watched_was_killed_is_ended_by_the_ne
     project: Path, undisturbed: Path
 ) -> None:
     with in_the_middle(project) as (process, stage):
-        watching = [other for other in at_work(project) if any("dvc_process" in word for word in other.cmdline())]
+        watching = [other for other in at_work(project) if any("supervisor.py" in word for word in other.cmdline())]
         for other in [psutil.Process(process.pid), *watching]:
             other.kill()
         process.wait()

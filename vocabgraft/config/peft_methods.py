@@ -1,8 +1,8 @@
 """Which methods of PEFT params.yaml may name, with their fields; nothing heavy is imported.
 
 A method is allowed when stock sentence-transformers adds, saves and loads its adapter, merging it gives the same
-encodings, and its training needs nothing but gradients. tests/vocabgraft/config/test_peft_methods.py does this with each of
-METHODS, and compares all tables with the installed library.
+encodings, and its training needs nothing but gradients. tests/vocabgraft/config/test_peft_methods.py does this with
+each of METHODS, and compares all tables with the installed library.
 """
 
 from collections.abc import Iterable, Mapping

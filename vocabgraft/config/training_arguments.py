@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-# Each is a field of the library's class (tests/vocabgraft/config/test_training_arguments.py); these are handed to it as given.
+# Each is a field of the library's class (tests/vocabgraft/config/test_training_arguments.py); these are handed to it as
+# given.
 ALLOWED: tuple[str, ...] = tuple(
     """
     max_steps lr_scheduler_type lr_scheduler_kwargs optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon

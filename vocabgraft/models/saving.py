@@ -28,7 +28,7 @@ def save_model(model: "SentenceTransformer", folder: Path, adapter_base: str | N
     """
     model.save(str(folder), create_model_card=False, safe_serialization=True)
     _without_loading_traces(folder / "tokenizer_config.json")
-    if (adapter_config := folder / "adapter_config.json").is_file():
+    if (adapter_config := folder / ADAPTER_CONFIG_NAME).is_file():
         # PEFT keeps these names in a set, whose order differs from process to process.
         values = {key: _ordered(value) for key, value in read_json(adapter_config).items()}
         write_json(adapter_config, {**values, "base_model_name_or_path": adapter_base})

@@ -299,7 +299,7 @@ class VocabularyBank:
         """Several vocabularies as one pack, with the conflicts that were met.
 
         Raises:
-            VocabgraftError: as `combining.combine` does.
+            VocabgraftError: as `combine.combine` does.
         """
         packs = [self.pack(each) for each in names]
         if not packs:

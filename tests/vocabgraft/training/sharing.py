@@ -1,4 +1,4 @@
-"""One of several processes of tests/vocabgraft/training/test_distributed.py: trains and writes its gradients and weights."""
+"""One of several processes of test_distributed.py: trains and writes its gradients and weights."""
 
 import os
 import signal
