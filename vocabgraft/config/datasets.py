@@ -10,8 +10,7 @@ from pydantic import (
 )
 
 from vocabgraft.config.losses import DEFAULT_LOSS, Format, check_loss
-from vocabgraft.config.params import RawFiles
-from vocabgraft.config.section import Fraction, Name, Positive, Section
+from vocabgraft.config.section import Fraction, Name, Positive, RawFiles, Section
 
 # These stand beside the datasets' names in the figures of `evaluate_model`.
 RESERVED_NAMES = ("retention", "tokens_per_text")

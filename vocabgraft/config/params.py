@@ -5,9 +5,7 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     Field,
-    PlainSerializer,
     ValidationError,
     model_validator,
 )
@@ -15,7 +13,7 @@ from pydantic import (
 from vocabgraft.config.datasets import RESERVED_NAMES, RETRIEVAL_FORMATS, DatasetParams
 from vocabgraft.config.evaluators import check_evaluator
 from vocabgraft.config.losses import check_method
-from vocabgraft.config.section import RawFile, Section
+from vocabgraft.config.section import Section
 from vocabgraft.config.stages import (
     BaseParams,
     CheckConsistencyParams,
@@ -32,13 +30,6 @@ from vocabgraft.config.training import EvaluatorParams, TrainAdapterParams
 from vocabgraft.errors import VocabgraftError
 
 PARAMS_FILE = Path("params.yaml")
-RawFiles = Annotated[
-    list[RawFile],
-    Field(min_length=1),
-    BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
-    # A single name is written as such, which is how most people give it.
-    PlainSerializer(lambda names: names[0] if len(names) == 1 else names),
-]
 
 
 class Params(Section):
