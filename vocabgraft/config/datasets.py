@@ -11,7 +11,7 @@ from pydantic import (
 
 from vocabgraft.config.benefits import WITHOUT_LABELS
 from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, Format, check_loss
-from vocabgraft.config.section import Fraction, Name, Positive, RawFile, Section
+from vocabgraft.config.section import Fraction, Name, Positive, RawFiles, Section
 
 # These stand beside the datasets' names in the figures of `evaluate_model`.
 RESERVED_NAMES = tuple(WITHOUT_LABELS)
@@ -49,11 +49,11 @@ def text_columns(dataset_format: Format) -> tuple[str, ...]:
 
 
 class FileParams(Section):
-    """Names of a dataset's files inside `data/raw/`."""
+    """A dataset's files inside `data/raw/`: for each split a name, a pattern such as `part-*.parquet`, or several."""
 
-    train: RawFile
-    validation: RawFile | None = None
-    test: RawFile | None = None
+    train: RawFiles
+    validation: RawFiles | None = None
+    test: RawFiles | None = None
 
 
 class HeldOutParams(Section):

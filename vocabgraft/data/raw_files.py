@@ -1,30 +1,56 @@
-"""Raw files of a user: read with `datasets`, refused with the file and the row."""
+"""Raw files of a user: found, read as the text that stands in them, all faults of a file told at once.
 
-import codecs
-import csv
+No type is guessed: `007`, `2020-01-01` and 18-digit numbers stay as they are written, gap or no gap.
+"""
+
 import glob
-import json
-import math
-import numbers
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vocabgraft.data.raw_formats import (
+    Fault,
+    RawTable,
+    Reading,
+    read_csv,
+    read_json,
+    read_json_lines,
+    read_parquet,
+    text_lines,
+)
 from vocabgraft.errors import VocabgraftError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+READERS = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".json": read_json,
+    ".jsonl": read_json_lines,
+    ".parquet": read_parquet,
+}
+TABLE_ENDINGS = tuple(READERS)
 TEXT_ENDINGS = (".txt",)
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+SHOWN_FAULTS = 10
 
 
 def read_table(
     path: Path, columns: Sequence[str], optional: Sequence[str] = (), vectors: Sequence[str] = ()
 ) -> "pd.DataFrame":
-    """Read a table of text columns, and columns of vectors.
+    """Read a table of text columns, and columns of vectors, as `scan_table` does.
+
+    Raises:
+        VocabgraftError: with the faults of the file, the first ten.
+    """
+    return _without_faults(scan_table(path, columns, optional, vectors))
+
+
+def scan_table(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = (), vectors: Sequence[str] = ()
+) -> RawTable:
+    """Read a table of text columns, and columns of vectors; columns that nobody asked for are ignored.
 
     Args:
         path: CSV, TSV, JSON, JSONL or Parquet, told by its ending.
@@ -34,206 +60,94 @@ def read_table(
 
     Returns:
         The named columns as text, or as arrays of 32-bit floats, and `row`: the line where a record of a CSV, TSV or
-        JSONL file starts, the header being line 1; elsewhere the record's number. An empty field is None, and a blank
-        line is no record.
-
-    Raises:
-        VocabgraftError: for a file that is missing, empty, of another kind, not UTF-8, without a column, with a row
-            of more fields than the header, or with values that are neither text nor numbers.
+        JSONL file starts, the header being line 1; elsewhere the record's number. An empty field is None. A blank
+        line, or a row of empty fields alone, is no record. A row with a fault is left out.
     """
-    import pandas as pd
-
-    _check_file(path, TABLE_ENDINGS)
-    if vectors and path.suffix in SEPARATORS:
-        raise VocabgraftError(
-            f"{path}: column {', '.join(vectors)} holds lists of numbers, which {path.suffix} cannot; "
-            "save it as .parquet or .jsonl"
-        )
-    records = _csv_records(path) if path.suffix in SEPARATORS else None
-    frame = _load(path)
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise VocabgraftError(
-            f"{path}: column {', '.join(missing)} is missing; it has {', '.join(map(str, frame.columns))}; "
-            f"needed: {', '.join(columns)}"
-        )
-    if frame.empty:
-        raise VocabgraftError(f"{path} has a header and no rows; add rows or take it out of params.yaml")
-    lines = _json_lines(path, len(frame)) if records is None else records
-    if len(lines) != len(frame):
-        raise VocabgraftError(f"{path} has {len(lines)} records, but {len(frame)} were read; check its quotes")
-    frame = frame[[line is not None for line in lines]]
-    chosen = [*columns, *(name for name in optional if name in frame.columns)]
-    # Of the type object, since pandas' own text type makes NaN of None.
-    readers = {name: _as_vector if name in vectors else _as_text for name in chosen}
-    table = pd.DataFrame(
-        {name: pd.Series([readers[name](value, path, name) for value in frame[name]], dtype=object) for name in chosen}
-    )
-    return table.assign(row=[line for line in lines if line is not None])
+    reading = Reading(path, columns, optional, vectors)
+    if fault := _file_fault(path, TABLE_ENDINGS):
+        reading.refuse(fault)
+        return reading.table()
+    try:
+        READERS[path.suffix](reading)
+    except PermissionError:
+        reading.refuse(f"{path} cannot be read: no permission")
+    return reading.table()
 
 
 def read_lines(path: Path) -> "pd.DataFrame":
-    """Read a text file, one sentence a line, as columns `text` and `row` (the line); blank lines are left out."""
-    import pandas as pd
+    """Read a text file as `scan_lines` does.
 
-    _check_file(path, TEXT_ENDINGS)
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    rows = [(line.strip(), number) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not rows:
-        raise VocabgraftError(f"{path} holds blank lines only; add sentences or take it out of params.yaml")
-    return pd.DataFrame(rows, columns=["text", "row"])
-
-
-def _check_file(path: Path, endings: tuple[str, ...]) -> None:
-    if not path.exists():
-        raise VocabgraftError(f"{path} is missing; put it there, or correct its name in params.yaml")
-    if path.suffix not in endings:
-        raise VocabgraftError(f"{path} ends in '{path.suffix}'; allowed: {', '.join(endings)}")
-    if not path.is_file():
-        raise VocabgraftError(f"{path} is not a file")
-    try:
-        if path.stat().st_size == 0:
-            raise VocabgraftError(f"{path} is empty; add rows or take it out of params.yaml")
-        if path.suffix != ".parquet":
-            _check_encoding(path)
-    except PermissionError as error:
-        raise VocabgraftError(f"{path} cannot be read: no permission") from error
-
-
-def _check_encoding(path: Path) -> None:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    lines = 0
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            if (position := block.find(b"\0")) >= 0:
-                raise VocabgraftError(
-                    f"{path}: line {lines + 1 + block[:position].count(10)} holds a NUL; save the file as UTF-8"
-                )
-            try:
-                decoder.decode(block)
-            except UnicodeDecodeError as error:
-                _refuse_encoding(path, lines + 1 + error.object[: error.start].count(10), error)
-            lines += block.count(b"\n")
-    try:
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        _refuse_encoding(path, lines + 1, error)
-
-
-def _refuse_encoding(path: Path, line: int, error: UnicodeDecodeError) -> None:
-    seen = error.object[error.start : error.start + 1].hex()
-    raise VocabgraftError(f"{path}: line {line} is not UTF-8 (byte 0x{seen}); save the file as UTF-8") from error
-
-
-def _load(path: Path) -> "pd.DataFrame":
-    import datasets
-
-    builder = {".tsv": "csv", ".jsonl": "json"}.get(path.suffix, path.suffix.removeprefix("."))
-    options: dict[str, Any] = {}
-    if separator := SEPARATORS.get(path.suffix):
-        # Everything is read as text: "" is an empty field, while "NA" and "null" are words that a corpus may hold.
-        as_text = datasets.Features({name: datasets.Value("string") for name in _header(path)})
-        options = {"sep": separator, "features": as_text, "keep_default_na": False, "encoding": "utf-8-sig"}
-        # A blank line is kept, so that each record can be given its line.
-        options["skip_blank_lines"] = False
-    with tempfile.TemporaryDirectory() as cache:
-        datasets.disable_progress_bars()
-        # It logs what it raises, with the path of its cache; the error below says it once.
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-        try:
-            # It reads a name as a pattern, in which brackets stand for other letters.
-            name = glob.escape(str(path.absolute()))
-            loaded = datasets.load_dataset(
-                builder, data_files=name, split="train", cache_dir=cache, keep_in_memory=True, **options
-            )
-        except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError, KeyError) as error:
-            cause = error.__cause__ or error
-            if isinstance(cause, OSError) and cause.errno is not None:
-                raise cause from None
-            raise VocabgraftError(_explain_unreadable(path, builder, str(cause))) from error
-        return loaded.to_pandas()
-
-
-def _explain_unreadable(path: Path, builder: str, problem: str) -> str:
-    if "corresponds to no data" in problem:
-        return f"{path} holds no rows; add rows or take it out of params.yaml"
-    if path.suffix == ".jsonl":
-        # Counted here, since the parser counts from 0 and anew in each block.
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-            try:
-                json.loads(line or "{}")
-            except json.JSONDecodeError as error:
-                return f"{path}: line {number} is not JSON: {error.msg}; write one record a line"
-    return f"{path} cannot be read as {builder}: {' '.join(problem.split())}; mend it or save it anew"
-
-
-def _header(path: Path) -> list[str]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        return next(csv.reader(stream, delimiter=SEPARATORS[path.suffix]), [])
-
-
-def _csv_records(path: Path) -> list[int | None]:
-    """The line where each record after the header starts; None for a blank line.
-
-    pandas takes the first field of a row that is longer than its header for an index, which moves every column by one.
+    Raises:
+        VocabgraftError: with the faults of the file, the first ten.
     """
-    header = _header(path)
-    if not header:
-        raise VocabgraftError(f"{path}: line 1 is blank; it must name the columns")
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise VocabgraftError(f"{path}: line 1 names column {', '.join(repeated)} more than once; keep one")
-    records: list[int | None] = []
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter=SEPARATORS[path.suffix], strict=True)
-        try:
-            next(reader)
-            start = reader.line_num + 1
-            for fields in reader:
-                if len(fields) > len(header):
-                    raise VocabgraftError(
-                        f"{path}: line {start} has {len(fields)} fields, but the header has {len(header)}; "
-                        "put a field that holds the separator in quotes"
-                    )
-                records.append(start if fields else None)
-                start = reader.line_num + 1
-        except csv.Error as error:
-            raise VocabgraftError(f"{path}: line {start} cannot be read: {error}; check its quotes") from error
-    if not any(records):
-        raise VocabgraftError(f"{path} has a header and no rows; add rows or take it out of params.yaml")
-    return records
+    return _without_faults(scan_lines(path))
 
 
-def _json_lines(path: Path, records: int) -> Sequence[int]:
-    """The line of each record of JSONL; the record's number of other kinds, and where a record spans lines."""
-    if path.suffix != ".jsonl":
-        return range(1, records + 1)
+def scan_lines(path: Path) -> RawTable:
+    """Read a text file, one sentence a line, as columns `text` and `row` (the line); blank lines are left out."""
+    reading = Reading(path, ("text",), (), ())
+    reading.choose(("text",))
+    if fault := _file_fault(path, TEXT_ENDINGS):
+        reading.refuse(fault)
+        return reading.table()
+    try:
+        for number, line in text_lines(reading):
+            if text := line.decode().strip():
+                reading.add(number, (text,))
+    except PermissionError:
+        reading.refuse(f"{path} cannot be read: no permission")
+    if not reading.rows and not reading.faults:
+        reading.refuse(f"{path} holds blank lines only; add sentences or take it out of params.yaml")
+    return reading.table()
+
+
+def find_files(folder: Path, names: Iterable[str]) -> list[str]:
+    """The files below `folder` that the names and patterns stand for: each once, the matches of a pattern sorted.
+
+    A name that no pattern matches, or that is a file although it looks like a pattern, stands for itself.
+    """
+    return list(dict.fromkeys(found for name in names for found in _matches(folder, name) or [name]))
+
+
+def _matches(folder: Path, name: str) -> list[str]:
+    if not glob.has_magic(name) or (folder / name).exists():
+        return []
+    files = (path for path in folder.glob(name) if path.is_file() and not path.name.startswith("."))
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def explain_faults(faults: Sequence[Fault]) -> str:
+    """The faults of a file as one message, the first ten."""
+    if len(faults) == 1:
+        return str(faults[0])
+    more = f", the first {SHOWN_FAULTS}" if len(faults) > SHOWN_FAULTS else ""
+    shown = "\n".join(f"  {fault}" for fault in faults[:SHOWN_FAULTS])
+    return f"{len(faults)} faults of {faults[0].path}{more}:\n{shown}"
+
+
+def _without_faults(table: RawTable) -> "pd.DataFrame":
+    if table.faults:
+        raise VocabgraftError(explain_faults(table.faults))
+    return table.rows
+
+
+def _file_fault(path: Path, endings: tuple[str, ...]) -> str | None:
+    """What is wrong with the file before a row of it is read."""
+    try:
+        if not path.exists():
+            is_pattern = glob.has_magic(path.name)
+            seen, remedy = ("matches no file", "the pattern") if is_pattern else ("is missing", "its name")
+            return f"{path} {seen}; put it there, or correct {remedy} in params.yaml"
+        if path.suffix not in endings:
+            return f"{path} ends in '{path.suffix}'; allowed: {', '.join(endings)}"
+        return f"{path} is not a file" if not path.is_file() else _content_fault(path)
+    except PermissionError:
+        return f"{path} cannot be read: no permission"
+
+
+def _content_fault(path: Path) -> str | None:
     with path.open("rb") as stream:
-        lines = [number for number, line in enumerate(stream, start=1) if line.strip()]
-    return lines if len(lines) == records else range(1, records + 1)
-
-
-def _as_text(value: Any, path: Path, column: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value or None
-    if isinstance(value, numbers.Number):
-        return None if isinstance(value, float) and math.isnan(value) else str(value)
-    raise VocabgraftError(
-        f"{path}: column {column} holds {value!r}, read as {type(value).__name__}; allowed: text and numbers"
-    )
-
-
-def _as_vector(value: Any, path: Path, column: str) -> Any:
-    import numpy as np
-
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, (list, tuple, np.ndarray)):
-        try:
-            vector = np.asarray(value, dtype=np.float32)
-        except (TypeError, ValueError):
-            vector = np.zeros((0, 0), dtype=np.float32)
-        if vector.ndim == 1 and len(vector):
-            return vector
-    raise VocabgraftError(
-        f"{path}: column {column} holds {str(value)[:60]!r}, read as {type(value).__name__}; allowed: a list of numbers"
-    )
+        beginning = stream.read(2)
+    if not beginning:
+        return f"{path} is empty; add rows or take it out of params.yaml"
+    return f"{path} is UTF-16; save the file as UTF-8" if beginning in UTF16_MARKS else None

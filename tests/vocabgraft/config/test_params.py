@@ -129,7 +129,17 @@ def test_a_name_that_the_registry_would_refuse_is_refused_before_anything_runs(n
 @pytest.mark.parametrize("path", ["validate_data.vocabulary", "validate_data.datasets.0.files.train"])
 def test_a_raw_file_outside_the_raw_folder_is_refused(path: str, name: str) -> None:
     message = complaint(put(path, name))
-    assert f"{path}: {name!r} does not name a file inside data/raw/" in message
+    assert path in message
+    assert f"{name!r} does not name a file inside data/raw/" in message
+
+
+def test_a_split_is_a_name_or_several() -> None:
+    for given, names in (("a.csv", ["a.csv"]), (["a.csv", "b-*.csv"], ["a.csv", "b-*.csv"])):
+        files = parse_params(put("validate_data.datasets.0.files.train", given), "x").validate_data.datasets[0].files
+        assert files.train == names
+        assert files.model_dump(exclude_none=True) == {"train": given}
+    for given in (3, [], ["a.csv", 3], {"a": "b"}):
+        assert "validate_data.datasets.0.files.train" in complaint(put("validate_data.datasets.0.files.train", given))
 
 
 def test_all_mistakes_are_told_at_once() -> None:
