@@ -8,7 +8,7 @@ from typing import Any
 SHOWN = 10
 SHOWN_CHARACTERS = 100
 # The merged model rounds as the base does, in the same layers and the same number type, so its noise is that of another
-# draw: measured, 0.7 to 1.3 times the base's (benchmarks/results/checks.md). Twice that is left free. A fault that the
+# draw: measured, 0.7 to 1.3 times the base's (benchmarks/checks.py). Twice that is left free. A fault that the
 # tests plant is 10 times the noise and more.
 NOISE_MULTIPLE = 4.0
 
