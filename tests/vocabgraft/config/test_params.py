@@ -106,7 +106,7 @@ def test_a_bad_value_is_named_with_its_key_and_what_is_allowed(path: str, value:
 
 
 @pytest.mark.parametrize(
-    "path", ["seed", "base.model", "validate_data.retention", "train_adapter.lora", "merge_adapter"]
+    "path", ["seed", "base.model", "validate_data.retention", "register_model.gates", "merge_adapter"]
 )
 def test_a_missing_key_is_named(path: str) -> None:
     changed = copy.deepcopy(PROJECT)
@@ -283,3 +283,12 @@ def test_a_key_that_is_no_text_is_refused() -> None:
 def test_what_was_parsed_can_be_parsed_again() -> None:
     params = parse_params(PROJECT, "params.yaml")
     assert Params.model_validate(params.model_dump()) == params
+
+
+@pytest.mark.parametrize("section", ["extend_tokenizer", "resize_base", "train_adapter", "check_consistency"])
+def test_the_defaults_are_those_of_the_shipped_file(section: str) -> None:
+    """The Python API trains and checks with the defaults, the pipeline with the file."""
+    shipped = getattr(parse_params(PROJECT, "params.yaml"), section)
+    # A check that is waived has a reason of the project's own.
+    apart = {"waived"}
+    assert type(shipped)().model_dump(exclude=apart) == shipped.model_dump(exclude=apart)
