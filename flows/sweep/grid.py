@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,10 @@ class Point:
     def name(self) -> str:
         """A short name for folders and tables."""
         return f"point-{self.digest[:12]}"
+
+    def as_options(self) -> str:
+        """Its parameters as options of `vocabgraft run`, quoted for a shell."""
+        return " ".join(f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in self.values.items())
 
 
 def read_sweep(path: Path) -> SweepParams:

@@ -130,7 +130,7 @@ def roll_back(client: MlflowClient, name: str, tags: Mapping[str, str]) -> tuple
         missing = CHAMPION if champion is None else PREVIOUS_CHAMPION
         raise VocabgraftError(
             f"{name} has no {missing}, so there is nothing to roll back to; "
-            "python -m flows.commands.promote --version N chooses a version"
+            "vocabgraft registry promote N chooses a version"
         )
     make_champion(client, previous, tags)
     return previous, champion
