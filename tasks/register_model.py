@@ -30,6 +30,7 @@ from tasks.registry.register import RunRecord, log_and_register, remove_version
 from tasks.registry.versions import make_champion, set_alias, tag_version
 from tasks.support.models import find_base
 from tasks.support.stage import run_stage
+from vocabgraft.checks.verdicts import count_verdicts
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import BaseParams, RegisterModelParams
 from vocabgraft.errors import VocabgraftError
@@ -242,6 +243,7 @@ def _facts(params: RegisterModelParams, made: Made, figures: dict[str, Any], tag
         comparison=read_json(made.evaluation / "comparison.json"),
         retention=read_json(made.evaluation / "retention.json"),
         method=settings.train_adapter.method,
+        checks=count_verdicts(check["verdict"] for check in read_json(made.checks)["checks"]),
     )
 
 

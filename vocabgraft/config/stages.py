@@ -76,7 +76,7 @@ class DistillationParams(Section):
         contexts_per_token: texts that each token is distilled from, at most; plain templates fill up what is missing.
         held_out: share of the contexts kept out, to measure fidelity.
         least_fidelity: tokens under it are listed.
-        precision: `auto` is bfloat16 where the hardware multiplies it.
+        precision: float32 gives one result on every CPU; `auto` is bfloat16 where the hardware multiplies it.
     """
 
     start: Heuristic = "subword_mean"
@@ -87,7 +87,7 @@ class DistillationParams(Section):
     contexts_per_token: Count = 64
     held_out: Fraction = 0.1
     least_fidelity: Fraction = 0.9
-    precision: Precision = "auto"
+    precision: Precision = "float32"
 
 
 class LayerParams(Section):
@@ -146,6 +146,7 @@ CheckName = Literal[
     "new_row_norms",
     "new_rows_apart",
     "new_rows_trained",
+    "attention_sinks",
     "other_weights",
     "segmentation",
     "one_id_each",
@@ -167,11 +168,12 @@ CheckName = Literal[
     "adapter_names_base",
     "trained_differs",
     "adapter_moved",
+    "meaning_kept",
     "description_cosine",
-    "description_place",
     "descriptions_told_apart",
-    "relation_place",
+    "swapped_tokens",
     "relations_told_apart",
+    "swapped_relations",
     "onnx_export",
 ]
 
@@ -179,21 +181,20 @@ CheckName = Literal[
 class CheckConsistencyParams(Section):
     """Limits of the checks.
 
-    A difference of embeddings is that of their numbers relative to the embedding's length. A place is from 0 (first)
-    over 0.5 (chance) to 1 (last).
+    A difference of embeddings is that of their numbers relative to the embedding's length. The tolerances are floors:
+    where the base itself differs more in the same run, a multiple of that is allowed.
 
     Attributes:
-        merged_tolerance: largest difference of the merged model from the adapter over the resized base.
-        float32_tolerance: largest difference between batches, paddings, processes and folders.
-        bfloat16_tolerance: largest cosine distance of bfloat16 from float32.
-        onnx_tolerance: largest difference of the ONNX export from torch.
+        merged_tolerance: of the merged model from the adapter over the resized base.
+        float32_tolerance: between batches, paddings, processes and folders.
+        bfloat16_tolerance: cosine distance of bfloat16 from float32.
+        onnx_tolerance: of the ONNX export from torch.
         min_change: least change by training of a text with a trained token.
         max_norm_ratio: how far a new row's norm may leave the range of the old ones; 1 is the edge.
         max_row_cosine: of two new rows.
-        min_description_cosine: of each new token to its description.
-        max_description_place: of each new token's own description among all.
-        max_relation_place: of each relation's token over its held-out triples, in the mean.
-        max_mean_place: of all descriptions, and of all held-out triples.
+        max_meaning_rank: how far a new token may be from all that it should mean, as a share of other meanings that
+            are nearer: 0 is first, 0.5 chance.
+        meaning_alpha: how often each check of meaning may fail by chance.
         waived: checks that may fail or not run, each with its reason, which the report shows.
     """
 
@@ -205,10 +206,8 @@ class CheckConsistencyParams(Section):
     min_change: Positive = 1e-4
     max_norm_ratio: Annotated[float, Field(ge=1)] = 1.0
     max_row_cosine: Fraction = 0.99
-    min_description_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.1
-    max_description_place: Fraction = 0.5
-    max_relation_place: Fraction = 0.6
-    max_mean_place: Fraction = 0.4
+    max_meaning_rank: Fraction = 0.1
+    meaning_alpha: Annotated[float, Field(gt=0, le=0.05)] = 0.001
     waived: dict[CheckName, Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]] = {}
 
 

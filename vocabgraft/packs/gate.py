@@ -82,7 +82,7 @@ def check_chain(chain: Chain, texts: Sequence[str], params: CheckConsistencyPara
         params: the section `check_consistency`.
     """
     without = [_without(text, [token.new_token for token in chain.tokens]) for text in texts]
-    evidence = gather_evidence(chain.folders, chain.tokens, "tokens", [*texts, *without], (), params)
+    evidence = gather_evidence(chain.folders, chain.tokens, "tokens", [*texts, *without], texts, (), params)
     return check_all(evidence)
 
 

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 CURVE = "curve.json"
+SET_BACK = "set_back.json"
 # One that proves to be damaged leaves the one before.
 KEPT = 2
 STEP = re.compile(r"step-(\d{8})$")
@@ -166,12 +167,17 @@ def share_weights(model: "SentenceTransformer", losses: Mapping[str, torch.nn.Mo
 
 
 def save_done(
-    model: "SentenceTransformer", losses: Mapping[str, torch.nn.Module], curve: Sequence[Any], folder: Path
+    model: "SentenceTransformer",
+    losses: Mapping[str, torch.nn.Module],
+    curve: Sequence[Any],
+    set_back: Mapping[str, int],
+    folder: Path,
 ) -> None:
     """Write what a phase that ended gives to the next."""
     with new_folder(folder) as work:
         save_weights(model, losses, work / WEIGHTS)
         write_json(work / CURVE, list(curve))
+        write_json(work / SET_BACK, dict(set_back))
 
 
 def key_of(value: Any) -> str:

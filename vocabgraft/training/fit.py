@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -20,10 +21,19 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.extra_modules import custom_parameters, has_heads
 from vocabgraft.models.precision import resolve_precision
 from vocabgraft.storage.artifacts import read_json
+from vocabgraft.token_embeddings.sinks import RowGuard
 from vocabgraft.token_embeddings.trainable import ROWS, ROWS_PATTERN, fast_peft_rows
 from vocabgraft.training import distributed
 from vocabgraft.training.adapters import add_adapter, train_only
-from vocabgraft.training.checkpoints import CURVE, WEIGHTS, PhaseCheckpoints, is_whole, load_weights, save_done
+from vocabgraft.training.checkpoints import (
+    CURVE,
+    SET_BACK,
+    WEIGHTS,
+    PhaseCheckpoints,
+    is_whole,
+    load_weights,
+    save_done,
+)
 from vocabgraft.training.columns import DOCUMENT_COLUMNS, OTHER_COLUMNS, QUERY_COLUMNS, load_rows
 from vocabgraft.training.embedding_cache import constant_texts
 from vocabgraft.training.evaluators import build_evaluator
@@ -42,12 +52,17 @@ POINTS_OF_CURVE = 60
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The curve as the trainer logged it, without timings, and what was trained."""
+    """The curve as the trainer logged it, without timings, and what was trained.
+
+    Attributes:
+        set_back: tokens whose row became an attention sink and was set back, with how often.
+    """
 
     curve: list[dict[str, Any]]
     trainable_parameters: int
     examples: int
     precision: str
+    set_back: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,7 @@ class Session:
     listener: "Listener | None" = None
     losses: dict[str, torch.nn.Module] = field(default_factory=dict)
     steps_before: int = 0
+    set_back: Counter[str] = field(default_factory=Counter)
 
     def of_phase(self, number: int) -> PhaseCheckpoints | None:
         """Where a phase keeps its checkpoints."""
@@ -137,7 +153,7 @@ def train_adapter(
             curve.extend({"phase": number, **entry} for entry in logged)
     model.eval()
     examples = sum(len(lesson.train) for lesson in lessons)
-    return TrainingResult(curve, trainable, examples, _precision(model, params))
+    return TrainingResult(curve, trainable, examples, _precision(model, params), dict(sorted(session.set_back.items())))
 
 
 def _lesson(dataset: AcceptedDataset, settings: DatasetParams | None, cache: Path, seed: int) -> Lesson:
@@ -158,10 +174,12 @@ def _phase(session: Session, phase: PhaseParams, number: int, seed: int) -> list
     if checkpoints and is_whole(checkpoints.done):
         load_weights(session.model, losses, checkpoints.done / WEIGHTS)
         curve: list[dict[str, Any]] = read_json(checkpoints.done / CURVE)
+        set_back: dict[str, int] = read_json(checkpoints.done / SET_BACK)
     else:
-        curve = _train_phase(session, phase, seed, losses, checkpoints)
+        curve, set_back = _train_phase(session, phase, seed, losses, checkpoints)
         if checkpoints and distributed.rank() == 0:
-            save_done(session.model, losses, curve, checkpoints.done)
+            save_done(session.model, losses, curve, set_back, checkpoints.done)
+    session.set_back.update(set_back)
     session.steps_before += max(entry.get("step", 0) for entry in curve)
     return curve
 
@@ -172,7 +190,7 @@ def _train_phase(
     seed: int,
     losses: dict[str, torch.nn.Module],
     checkpoints: PhaseCheckpoints | None,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
     from datasets import DatasetDict
 
     from vocabgraft.training.trainer import AdapterTrainer
@@ -202,6 +220,7 @@ def _train_phase(
             early_stopping=params.early_stopping,
             checkpoints=checkpoints,
             listener=_counted_on(session.listener, session.steps_before),
+            guard=_guard(session),
         )
     except (ValueError, TypeError) as error:
         raise VocabgraftError(f"the trainer refuses its settings: {error}; see train_adapter.arguments") from error
@@ -210,7 +229,20 @@ def _train_phase(
     trainer.require_best()
     _unwrap(losses, model)
     _leave_autocast(model)
-    return _without_timings(trainer.state.log_history)
+    return _without_timings(trainer.state.log_history), trainer.guard.report() if trainer.guard else {}
+
+
+def _guard(session: Session) -> RowGuard | None:
+    """For the rows of new tokens, where this phase trains them."""
+    found = [
+        parameter
+        for name, parameter in session.model.named_parameters()
+        if parameter.requires_grad and ROWS.search(name)
+    ]
+    if not found:
+        return None
+    texts = session.model.tokenizer.convert_ids_to_tokens(list(session.new_ids))
+    return RowGuard(session.model, session.new_ids, texts, found[0])
 
 
 def _counted_on(listener: "Listener | None", before: int) -> "Listener | None":

@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from flows.commands.output import MODEL, Json, Output, Quiet
 from tasks.support.models import model_folder, pack_folder
+from vocabgraft.checks.verdicts import count_verdicts, describe_counts
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.config.stages import CheckConsistencyParams
 from vocabgraft.errors import VocabgraftError
@@ -111,18 +112,15 @@ def _write_model(base: Path, pack: Pack, folder: Path) -> str:
     try:
         chain = write_chain(base, pack, work)
         checks = check_chain(chain, pack.contexts, params)
+        counts = describe_counts(count_verdicts(check.verdict for check in checks))
         failed = [check for check in checks if check.verdict == "failed"]
         told = [f"  {check.name}: {check.reason or f'{check.figure} (allowed {check.limit})'}" for check in failed]
         if failed:
-            raise VocabgraftError(
-                f"{len(failed)} of {len(checks)} checks of the merged model failed, so nothing is written:\n"
-                + "\n".join(told)
-            )
+            raise VocabgraftError(f"{counts}, so nothing is written:\n" + "\n".join(told))
         chain.folders.merged.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    passed = sum(check.verdict == "passed" for check in checks)
-    return f"{passed} of {len(checks)} checks passed, the others do not apply or are waived; written: {folder}"
+    return f"{counts}; written: {folder}"
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:

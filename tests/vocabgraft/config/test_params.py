@@ -283,3 +283,20 @@ def test_a_key_that_is_no_text_is_refused() -> None:
 def test_what_was_parsed_can_be_parsed_again() -> None:
     params = parse_params(PROJECT, "params.yaml")
     assert Params.model_validate(params.model_dump()) == params
+
+
+def test_what_is_tracked_is_computed_in_float32_unless_the_user_says_otherwise() -> None:
+    # bfloat16 chosen by the CPU gave another model, and another verdict, on each kind of CPU.
+    bare = copy.deepcopy(PROJECT)
+    del bare["resize_base"]["distillation"]["precision"], bare["train_adapter"]["precision"]
+    for given in (bare, PROJECT):
+        params = parse_params(given, "params.yaml")
+        assert params.resize_base.distillation.precision == "float32"
+        assert params.train_adapter.precision == "float32"
+
+
+def test_float16_is_asked_for_with_precision_auto() -> None:
+    given = put("train_adapter.arguments", {"fp16": True})
+    assert "set precision: auto" in complaint(given)
+    given["train_adapter"]["precision"] = "auto"
+    assert parse_params(given, "params.yaml").train_adapter.arguments == {"fp16": True}
