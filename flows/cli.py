@@ -133,12 +133,12 @@ COMMANDS: Table = {
             "transfer": Entry(
                 "pack.transfer:transfer_pack",
                 "Rebuild a pack for another base model.",
-                "vocabgraft pack transfer data/merge_adapter/pack --base intfloat/e5-small-v2 --out data/transferred",
+                "vocabgraft pack transfer models:/clinic@champion --base intfloat/e5-small-v2 --out data/transferred",
             ),
             "inspect": Entry(
                 "pack.inspect_pack:inspect_pack",
                 "Show the tokens, base, adapter and license of a pack.",
-                "vocabgraft pack inspect data/merge_adapter/pack",
+                "vocabgraft pack inspect models:/clinic@champion",
             ),
         },
     ),
