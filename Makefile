@@ -22,16 +22,16 @@ help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 run: $(VENV)/.installed ## run the pipeline under Prefect; ARGS="--help" lists its options
-	python -m flows.build_model $(ARGS)
+	vocabgraft run $(ARGS)
 
 ui: $(VENV)/.installed ## serve MLflow's and Prefect's pages on 127.0.0.1 until Ctrl-C
-	@python -m flows.service.ui $(ARGS)
+	@vocabgraft ui $(ARGS)
 
 schedule: $(VENV)/.installed ## run the pipeline every night; ARGS='--cron "0 3 * * *"', ARGS="--help" lists its options
-	python -m flows.service.schedule $(ARGS)
+	vocabgraft schedule $(ARGS)
 
 sweep: $(VENV)/.installed ## run the grid of sweep.yaml; ARGS="--jobs 4", ARGS="--ray ADDRESS"
-	python -m flows.sweep.sweep sweep.yaml $(ARGS)
+	vocabgraft sweep sweep.yaml $(ARGS)
 
 deps: $(VENV)/.installed ## write the code deps of dvc.yaml from the import graph
 	python -m flows.commands.code_deps

@@ -91,7 +91,7 @@ def _words(generator: np.random.Generator) -> list[str]:
 
 
 def _measure(corpus: Path, out: Path, processes: int, *options: str) -> Measured:
-    command = [sys.executable, "-m", "flows.commands.plan_vocabulary", str(corpus), "--processes", str(processes)]
+    command = [sys.executable, "-m", "flows.cli", "vocab", "plan", str(corpus), "--processes", str(processes)]
     log = out.with_suffix(".log")
     peak = [0.0]
     before = os.times()

@@ -138,7 +138,7 @@ def measure(folder: Path, index: str, previous: str, out: str) -> Measured:
     """Run the command line on an index and watch its memory."""
     import psutil
 
-    command = [sys.executable, "-m", "flows.commands.reembed_corpus", str(folder / f"{index}.parquet")]
+    command = [sys.executable, "-m", "flows.cli", "index", "reembed", str(folder / f"{index}.parquet")]
     command += ["--previous", str(folder / previous), "--model", str(folder / "new"), "--device", "cpu"]
     log = folder / f"{index}.log"
     before, started = os.times(), time.perf_counter()

@@ -25,6 +25,10 @@ from vocabgraft.storage.artifacts import read_json
 DVC_FILE = Path("dvc.yaml")
 IDENTIFYING_STAGE = "validate_data"
 ROOT = Path()
+# Exit codes. All stages are done and the model is where it belongs, but the report of it could not be written.
+NO_REPORT = 3
+# As a shell has it: 128 and the signal's number.
+SIGNALLED = 128
 
 
 @dataclass(frozen=True)

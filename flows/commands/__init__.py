@@ -1,1 +1,1 @@
-"""Commands beside the pipeline, one module each."""
+"""The commands of `vocabgraft`: one function each, whose signature is the command line."""

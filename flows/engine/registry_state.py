@@ -121,6 +121,6 @@ def _require_files(name: str, digest: str) -> None:
     if found is not None and not has_files(client, found):
         raise VocabgraftError(
             f"{name} version {found.version} is in the registry, but its files are not where it says; after the "
-            "folder was moved, python -m flows.commands.registry --relocate finds them again; when they are lost, "
+            "folder was moved, vocabgraft registry relocate finds them again; when they are lost, "
             "delete the version in MLflow and run again, which registers the model anew"
         )

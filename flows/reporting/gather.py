@@ -1,17 +1,12 @@
-"""The one report of a run, reports/report.html: what the stages left, gathered and written as one page.
+"""The one report of a run, reports/report.html: what the stages left, gathered and written as one page."""
 
-python -m flows.reporting.gather --help
-"""
-
-import argparse
 import csv
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flows.engine.dag import Stage, read_dag
+from flows.engine.dag import Stage
 from flows.engine.run_record import RUN_RECORD, output_digests, valid_params
 from flows.reporting.numbers import listed
 from flows.reporting.page import render
@@ -41,18 +36,6 @@ PARTS = {
     "retention": ("evaluate_model", "retention.json"),
     "tokens": ("evaluate_model", "tokens.json"),
 }
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        path = write_report(gather(read_dag(Path()), Path()), Path(), options.out)
-    except VocabgraftError as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 1
-    print(f"written: {path}")
-    return 0
 
 
 def write_report(gathered: Gathered, root: Path, out: Path = REPORT) -> Path:
@@ -183,18 +166,3 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {".json": read_json, ".csv": _read_csv}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.reporting.gather",
-        description="Write the report of what the stages left: one page that opens offline in any browser.",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=REPORT, help=f"default: {REPORT}; the link to the Data Docs is relative to it"
-    )
-    return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

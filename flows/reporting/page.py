@@ -96,7 +96,7 @@ def verdict(gathered: Gathered) -> Verdict:
         return _of_registration(registration, [why]) if registration else Verdict("mixed", "No run on record", [why])
     if gathered.changed:
         why = f"Made again since the last run of the flow: {listed(gathered.changed)}. "
-        why += "This page shows what is there now; python -m flows.build_model gives it a verdict."
+        why += "This page shows what is there now; vocabgraft run gives it a verdict."
         return Verdict("mixed", "Changed since the last run", [why])
     if run["failed"]:
         return _failed(run)

@@ -1,23 +1,18 @@
-"""The flow by the clock: a process that stays, runs it when its time has come, and puts in order what was left.
+"""The flow by the clock: a process that stays, runs it when its time has come, and puts in order what was left."""
 
-python -m flows.service.schedule --help
-"""
-
-import argparse
 import fcntl
 import os
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flows.reporting.webhook import post
 from flows.run import ROOT
-from tasks.support.stage import switch_telemetry_off
 from vocabgraft.errors import VocabgraftError
 
 FLOW = "build_model"
@@ -31,24 +26,18 @@ SECONDS_TO_END = 10.0
 RUN_ID = "PREFECT__FLOW_RUN_ID"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line.
+def serve_here(cron: str, timezone: str | None, name: str, overlap: str, port: int) -> None:
+    """Serve this folder's flow until Ctrl-C, with a Prefect server that is found or started.
 
-    Returns:
-        The exit code: 0 when it was asked to end, 1 when it could not start.
+    Raises:
+        VocabgraftError: when it cannot start.
     """
-    given = _parser().parse_args(arguments)
-    switch_telemetry_off()
     try:
-        cron = _schedule(given.cron, given.timezone)
-        with _only_one(ROOT), _server(ROOT, given.port):
-            serve(cron, given.name, given.overlap)
-    except VocabgraftError as error:
-        print(f"schedule: {error}", file=sys.stderr)
-        return 1
+        schedule = _schedule(cron, timezone)
+        with _only_one(ROOT), _server(ROOT, port):
+            serve(schedule, name, overlap)
     except KeyboardInterrupt:
-        return 0
-    return 0
+        return
 
 
 def serve(schedule: Any, name: str, overlap: str) -> None:
@@ -288,25 +277,3 @@ def _wait_for(process: "subprocess.Popen[bytes]", address: str, root: Path) -> N
 
 def _say(text: str) -> None:
     print(f"schedule: {text}", flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.service.schedule",
-        description="Run the flow by the clock, with a Prefect server that is found or started; ends with Ctrl-C.",
-    )
-    parser.add_argument("--cron", default=DEFAULT_CRON, help=f"when it runs (default {DEFAULT_CRON!r}, every night)")
-    parser.add_argument("--timezone", metavar="ZONE", help="of --cron, e.g. Europe/Berlin (default: this machine's)")
-    parser.add_argument(
-        "--overlap",
-        choices=["queue", "skip"],
-        default="queue",
-        help="what becomes of a run that is due while one is at work (default queue)",
-    )
-    parser.add_argument("--name", default="schedule", help=f"of the deployment, {FLOW}/NAME (default schedule)")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"of a local server (default {DEFAULT_PORT})")
-    return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,9 +1,5 @@
-"""MLflow's and Prefect's pages, on this machine alone, until Ctrl-C.
+"""MLflow's and Prefect's pages, on this machine alone, until Ctrl-C."""
 
-python -m flows.service.ui --help
-"""
-
-import argparse
 import os
 import signal
 import socket
@@ -41,13 +37,16 @@ class Server:
     health: str
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
+def serve(mlflow_port: int, prefect_port: int) -> None:
+    """Serve both until Ctrl-C.
+
+    Raises:
+        VocabgraftError: when one cannot be served, or ends.
+    """
     # A service manager ends a program by this signal; what Ctrl-C does is done then too.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        servers = servers_of(options.mlflow_port, options.prefect_port)
+        servers = servers_of(mlflow_port, prefect_port)
         with started(servers) as processes:
             for server in servers:
                 print(f"{server.name}: {server.address}", flush=True)
@@ -55,10 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _watch(servers, processes)
     except KeyboardInterrupt:
         print("stopped")
-    except VocabgraftError as error:
-        print(f"ui: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def servers_of(mlflow_port: int, prefect_port: int) -> list[Server]:
@@ -182,17 +177,3 @@ def _require_free(port: int) -> None:
 
 def _log(server: Server) -> Path:
     return LOGS / f"{server.name.lower()}.log"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.service.ui",
-        description=f"Serve MLflow's and Prefect's pages on {HOST} until Ctrl-C; what they say goes to {LOGS}.",
-    )
-    parser.add_argument("--mlflow-port", type=int, default=MLFLOW_PORT, metavar="N", help=f"default: {MLFLOW_PORT}")
-    parser.add_argument("--prefect-port", type=int, default=PREFECT_PORT, metavar="N", help=f"default: {PREFECT_PORT}")
-    return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

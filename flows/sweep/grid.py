@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,10 @@ class Point:
     def name(self) -> str:
         """A short name for folders and tables."""
         return f"point-{self.digest[:12]}"
+
+    def as_options(self) -> str:
+        """Its parameters as options of `vocabgraft run`, quoted for a shell."""
+        return " ".join(f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in self.values.items())
 
 
 def read_sweep(path: Path) -> SweepParams:

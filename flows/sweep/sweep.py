@@ -1,14 +1,9 @@
-"""A grid of parameters, each point run in a copy of the project; one table, the best on the validation split marked.
+"""A grid of parameters, each point run in a copy of the project; one table, the best on the validation split marked."""
 
-python -m flows.sweep.sweep sweep.yaml --help
-"""
-
-import argparse
 import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -19,20 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from flows.build_model import NO_REPORT
 from flows.engine.dag import Stage, read_dag
-from flows.engine.prefect_run import PREFECT_SERVER, recorded
+from flows.engine.prefect_run import PREFECT_SERVER
 from flows.engine.run_record import RUN_RECORD
 from flows.engine.signals import stopped_by_signals
 from flows.remote.project_copy import LOCAL_CONFIG, carried_files, committed_code, local_config, require_remote
 from flows.remote.work import Work, carry_out, unpack, why_failed, write_over
-from flows.run import ROOT
-from flows.sweep.grid import FigureParams, Point, SweepParams, figures_of, grid, read_sweep
+from flows.run import NO_REPORT, ROOT, SIGNALLED
+from flows.sweep.grid import FigureParams, Point, SweepParams, figures_of, grid
 from flows.sweep.log import log_to_mlflow, show_in_prefect
-from tasks.support.stage import switch_telemetry_off
 from vocabgraft.config.params import PARAMS_FILE
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import read_json, write_json
@@ -40,7 +32,6 @@ from vocabgraft.storage.artifacts import read_json, write_json
 # DVC ignores its own folder, so it does not take the copies for parts of this project; Git ignores this one.
 PLACE = Path(".dvc/tmp/sweep")
 REPORTS = Path("reports")
-SIGNALLED = 128
 
 
 @dataclass(frozen=True)
@@ -54,41 +45,44 @@ class PointResult:
     earlier: bool = False
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line.
+@dataclass(frozen=True)
+class Swept:
+    """A finished sweep: its points, the best of them, the rows of the table, and the exit code."""
+
+    results: Sequence[PointResult]
+    best: PointResult | None
+    rows: Sequence[Mapping[str, Any]]
+    exit_code: int
+
+
+def run_sweep(sweep: SweepParams, file: Path, jobs: int, ray: str | None) -> Swept:
+    """Run the points that are not done, and write reports/NAME.json and .csv.
+
+    Args:
+        sweep: what to try.
+        file: the sweep.yaml, whose name the reports bear.
+        jobs: points at a time on this machine.
+        ray: the address of a Ray cluster that runs them instead; None for this machine.
 
     Returns:
-        The exit code: 0; 1 when a point failed or none could start; 3 when all is done and the table could not be
-        logged; 130 or 143 when a signal stopped it.
+        The results. The exit code is 0; 1 when a point failed; 3 when the table could not be logged; 130 or 143 when a
+        signal stopped it.
+
+    Raises:
+        VocabgraftError: when no point could start.
     """
-    given = _parser().parse_args(arguments)
-    switch_telemetry_off()
-    try:
-        sweep = read_sweep(given.sweep)
-        return recorded("sweep", lambda: _sweep(sweep, given))
-    except VocabgraftError as error:
-        print(f"sweep: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return SIGNALLED + signal.SIGINT
-
-
-def _sweep(sweep: SweepParams, given: Any) -> int:
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    points, works = _planned(sweep, given.sweep, remote=given.ray is not None)
+    points, works = _planned(sweep, file, remote=ray is not None)
     runner = Runner(sweep.figure, _measured_file(sweep), ROOT)
-    results = _run(runner, points, works, given)
+    results = _run(runner, points, works, jobs, ray)
     best = best_of(results, sweep.figure)
-    console.print(table(results, sweep, best))
     rows = _rows(results, sweep, best)
-    _write_reports(rows, best, given.sweep.stem)
+    _write_reports(rows, file.stem)
     if runner.stopped_by is not None:
-        console.print("stopped; run it again and it goes on with the points that are not done", markup=False)
-        return SIGNALLED + runner.stopped_by
-    logged = _log(rows, sweep, given.sweep.stem)
-    if any(result.figure is None for result in results):
-        return 1
-    return 0 if logged else NO_REPORT
+        print("sweep: stopped; run it again and it goes on with the points that are not done", file=sys.stderr)
+        return Swept(results, best, rows, SIGNALLED + runner.stopped_by)
+    logged = _log(rows, sweep, file.stem)
+    failed = any(result.figure is None for result in results)
+    return Swept(results, best, rows, 1 if failed else 0 if logged else NO_REPORT)
 
 
 def _log(rows: Sequence[Mapping[str, Any]], sweep: SweepParams, name: str) -> bool:
@@ -142,12 +136,14 @@ def _named(stages: Sequence[Stage], name: str) -> Stage:
     return found
 
 
-def _run(runner: "Runner", points: Sequence[Point], works: Mapping[str, Work], given: Any) -> list[PointResult]:
+def _run(
+    runner: "Runner", points: Sequence[Point], works: Mapping[str, Work], jobs: int, ray: str | None
+) -> list[PointResult]:
     earlier = {point.digest: found for point in points if (found := runner.earlier(point))}
     todo = [point for point in points if point.digest not in earlier]
     print(f"sweep: {len(points)} points, {len(earlier)} of them done before", flush=True)
     made = {}
-    if todo and given.ray is not None:
+    if todo and ray is not None:
         from flows.remote.ray_tasks import push, run_works
 
         # What is missing there is made again by each point, so a part is better than nothing.
@@ -155,10 +151,10 @@ def _run(runner: "Runner", points: Sequence[Point], works: Mapping[str, Work], g
             print(f"sweep: not everything could be pushed: {said}", file=sys.stderr)
         chosen = {point.digest: works[point.digest] for point in todo}
         by_digest = {point.digest: point for point in todo}
-        for digest, done in run_works(given.ray, chosen):
+        for digest, done in run_works(ray, chosen):
             made[digest] = runner.keep(by_digest[digest], done)
     elif todo:
-        made = {result.point.digest: result for result in runner.run(todo, works, given.jobs)}
+        made = {result.point.digest: result for result in runner.run(todo, works, jobs)}
     return [earlier.get(point.digest) or made[point.digest] for point in points]
 
 
@@ -298,7 +294,7 @@ def _rows(results: Sequence[PointResult], sweep: SweepParams, best: PointResult 
     ]
 
 
-def _write_reports(rows: Sequence[Mapping[str, Any]], best: PointResult | None, name: str) -> None:
+def _write_reports(rows: Sequence[Mapping[str, Any]], name: str) -> None:
     """reports/NAME.json and .csv."""
     REPORTS.mkdir(exist_ok=True)
     write_json(REPORTS / f"{name}.json", list(rows))
@@ -306,9 +302,6 @@ def _write_reports(rows: Sequence[Mapping[str, Any]], best: PointResult | None, 
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    if best is not None:
-        settings = " ".join(f"--set '{key}={json.dumps(value)}'" for key, value in best.point.values.items())
-        print(f"the best: python -m flows.build_model {settings}")
 
 
 def _values(point: Point) -> str:
@@ -317,27 +310,3 @@ def _values(point: Point) -> str:
 
 def _told(result: PointResult) -> str:
     return f"failed: {result.reason.splitlines()[0]}" if result.figure is None else f"{result.figure:.5g}"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.sweep.sweep",
-        description="Run a grid of parameters side by side, each in a copy of the project; nothing is registered.",
-    )
-    parser.add_argument("sweep", type=Path, metavar="SWEEP.YAML", help="the parameters to try, and what chooses")
-    parser.add_argument(
-        "--jobs", type=_count, default=2, metavar="N", help="points that run at the same time here (default 2)"
-    )
-    parser.add_argument("--ray", metavar="ADDRESS", help="run the points on this Ray cluster (extra: cluster)")
-    return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"it is {number}, and should be 1 or more")
-    return number
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -40,7 +40,7 @@ def read_back(registered: Registered, merged: Path, evaluation: Path, trust_remo
     except VocabgraftError as error:
         raise VocabgraftError(
             f"{named} is in the registry, but its model cannot be read back: {error}; after its files were moved, "
-            "python -m flows.commands.registry --relocate finds them again; when they are lost, delete the "
+            "vocabgraft registry relocate finds them again; when they are lost, delete the "
             "version and run again"
         ) from error
     if not np.array_equal(there, here):

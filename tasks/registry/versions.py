@@ -139,7 +139,7 @@ def roll_back(client: MlflowClient, name: str, tags: Mapping[str, str]) -> tuple
         missing = CHAMPION if champion is None else PREVIOUS_CHAMPION
         raise VocabgraftError(
             f"{name} has no {missing}, so there is nothing to roll back to; "
-            "python -m flows.commands.promote N chooses a version"
+            "vocabgraft registry promote N chooses a version"
         )
     make_champion(client, previous, tags)
     return previous, champion
@@ -183,8 +183,8 @@ def relocate(old: Path | None, new: Path) -> tuple[str, int]:
     """
     if store_uri().startswith(HTTP):
         raise VocabgraftError(
-            "--relocate works on a database, not through a tracking server; run it on the server's machine with "
-            "MLFLOW_TRACKING_URI set to its database"
+            "vocabgraft registry relocate works on a database, not through a tracking server; run it on the "
+            "server's machine with MLFLOW_TRACKING_URI set to its database"
         )
     if not new.is_dir():
         raise VocabgraftError(f"{new} is no folder; give the folder of the artifacts as it is now with --to")

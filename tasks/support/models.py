@@ -52,7 +52,11 @@ def _folder_of(model: str, revision: str | None, trust_remote_code: bool) -> Pat
 
 
 def model_folder(option: str, model: str) -> Path:
-    """The folder of a model given as a folder, `package:MODULE/FOLDER` or `models:/NAME@ALIAS`.
+    """The folder of a model given as a folder, a Hub id, `package:MODULE/FOLDER` or `models:/NAME@ALIAS`.
+
+    Args:
+        option: what the error message names, such as `--base`.
+        model: where the model is.
 
     Raises:
         VocabgraftError: when it is not there.
@@ -61,12 +65,24 @@ def model_folder(option: str, model: str) -> Path:
         from tasks.registry.lookup import download_model, resolve_version
 
         return download_model(resolve_version(model))
-    if model.startswith(PACKAGE_PREFIX):
-        return locate_base(model)
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        raise VocabgraftError(
-            f"{option} is {model!r}, which is no folder; allowed: a model's folder, package:MODULE/FOLDER, "
-            "models:/NAME@ALIAS or models:/NAME/VERSION"
-        )
-    return folder
+    return locate_base(model, setting=option)
+
+
+def pack_folder(option: str, pack: str) -> Path:
+    """The folder of a vocabulary pack, given in the same ways as a model.
+
+    Raises:
+        VocabgraftError: when it is not there.
+    """
+    if pack.startswith(REGISTRY_PREFIX):
+        from tasks.registry.lookup import download_pack
+
+        return download_pack(pack)
+    # A folder is checked by what reads the pack, which knows what a pack holds.
+    return locate_base(pack, setting=option) if _is_elsewhere(pack) else Path(pack).expanduser()
+
+
+def _is_elsewhere(pack: str) -> bool:
+    # As Hub ids are written; a path that is missing is named as such, and not looked for on the Hub.
+    is_hub_id = pack.count("/") == 1 and not pack.startswith((".", "/", "~")) and not Path(pack).parent.exists()
+    return pack.startswith(PACKAGE_PREFIX) or is_hub_id

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from flows.build_model import UPPER_BOUND, main
+from flows.commands.run import UPPER_BOUND
 from flows.engine.dag import Stage
 from flows.engine.edit_params import edit_params
 from flows.run import base_moved
 from tests.conftest import write_lines
+from tests.flows.invoke import cli
 from vocabgraft.config.params import load_params
 from vocabgraft.storage.artifacts import read_json
 
 from .projects import Trivial, add_stage, journal, lock_bytes, run_dvc, write_definition, write_project
+
+main = cli("run")
 
 # Only a run beside `right` lets `left` end, and it ends after `right` is in dvc.lock, out of DVC's order.
 AFTER_RIGHT = (
@@ -111,7 +114,7 @@ def test_a_run_that_cannot_start_replaces_the_report_of_the_one_before(
 ) -> None:
     text = (project / "params.yaml").read_text(encoding="utf-8")
     (project / "params.yaml").write_text(text.replace("seed: 17", "seed: many"), encoding="utf-8")
-    assert main([]) == 1
+    assert main([]) == 2
     assert "seed" in capsys.readouterr().err
     assert "The run ended before its stages" in page() and "many" in page()
     assert read_json(project / "reports" / "run.json")["stages"] == []
@@ -119,13 +122,13 @@ def test_a_run_that_cannot_start_replaces_the_report_of_the_one_before(
 
 def test_a_folder_that_is_no_project_gets_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([]) == 1
+    assert main([]) == 2
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_plan_that_fails_leaves_the_report(project: Path) -> None:
     before = page()
-    assert main(["--plan", "--until", "nowhere"]) == 1
+    assert main(["--plan", "--until", "nowhere"]) == 2
     assert page() == before
 
 
@@ -291,7 +294,7 @@ def test_a_registry_that_is_down_at_the_start_is_told_before_any_stage_runs(
     monkeypatch.chdir(root)
     write_lines(tmp_path / "damaged.db", ["this is no database"] * 100)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.format(tmp_path))
-    assert main([]) == 1
+    assert main([]) == 2
     said = capsys.readouterr()
     assert "the MLflow store at" in said.err and "hidden-word" not in said.err + said.out + page()
     assert journal(root) == []
@@ -336,7 +339,7 @@ def test_a_forced_plan_runs_every_stage(project: Path, capsys: pytest.CaptureFix
 
 
 def test_an_unknown_stage_is_named_with_the_allowed_ones(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--plan", "--until", "nowhere"]) == 1
+    assert main(["--plan", "--until", "nowhere"]) == 2
     said = capsys.readouterr().err
     assert "'nowhere'" in said
     assert ", ".join(DIAMOND) in said
@@ -404,7 +407,7 @@ def test_a_setting_that_is_not_allowed_leaves_the_file_alone(
     root = write_project(tmp_path / "project", {"validate_data": Trivial()})
     monkeypatch.chdir(root)
     before = (root / "params.yaml").read_bytes()
-    assert main(["--plan", "--set", assignment]) == 1
+    assert main(["--plan", "--set", assignment]) == 2
     assert told in capsys.readouterr().err
     assert (root / "params.yaml").read_bytes() == before
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.commands import promote, registry
 from flows.engine.edit_params import edit_params
 from tasks.register_model import RECORD, SPEED, register_model
 from tasks.registry.gate_results import GateResult, told
@@ -18,6 +17,7 @@ from tasks.registry.lookup import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, conne
 from tasks.registry.register import log_report
 from tasks.support.stage import run_stage
 from tests.conftest import ROOT
+from tests.flows.invoke import cli
 from tests.registered_models import GATES, Made, build
 from tests.vocabgraft.conftest import load
 from tests.vocabgraft.pack_samples import KIDNEY, make_pack
@@ -29,6 +29,7 @@ from vocabgraft.packs.bank import VocabularyBank
 from vocabgraft.packs.pack import write_pack_inside
 from vocabgraft.storage.artifacts import new_folder, read_json, write_json, write_manifest
 
+list_them, promote = cli("registry", "list"), cli("registry", "promote")
 OWN_NORM = """
 from sentence_transformers.sentence_transformer.modules import Normalize
 
@@ -416,16 +417,16 @@ def test_why_a_person_promoted_a_version_outlasts_the_next_registration(
     made = make("first", **CHANCE)
     made.register()
     capsys.readouterr()
-    assert promote.main(["1", "--name", made.name]) == 1
+    assert promote(["1", "--name", made.name]) == 2
     assert "not shown to be better: 24 items" in capsys.readouterr().err
     assert made.digest_at(CHAMPION) is None
-    assert promote.main(["1", "--name", made.name, "--force", "--reason", "see [/ticket-12]"]) == 0
+    assert promote(["1", "--name", made.name, "--force", "--reason", "see [/ticket-12]"]) == 0
     for _ in range(2):
         tags = connect().get_model_version(made.name, "1").tags
         assert (tags["decision"], tags["decision_reason"]) == ("promoted by force", "see [/ticket-12]")
         assert tags["evidence"].startswith("not shown to be better")
         made.register()
-    assert registry.main(["--name", made.name]) == 0
+    assert list_them(["--name", made.name]) == 0
 
 
 def test_a_model_grown_on_the_champion_is_compared_with_it_as_its_base(make: Make) -> None:

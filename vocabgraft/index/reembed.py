@@ -210,6 +210,16 @@ def _reembed(job: ReembeddingJob, difference: ModelDifference, model: "SentenceT
     return Reembedded(files.total, total, resumed, difference.everything, len(sample.texts), deviation, seconds, whole)
 
 
+def count_stale(source: Path, columns: Columns, difference: ModelDifference) -> tuple[int, int]:
+    """How many texts an index has, and how many of them the new model embeds differently.
+
+    Raises:
+        VocabgraftError: for files that cannot be used.
+    """
+    files = open_vector_files(source, columns)
+    return files.total, sum(int(difference.stale(texts).sum()) for texts in read_texts(files))
+
+
 def require_possible(job: ReembeddingJob) -> VectorFiles:
     """The files of a job, after a look at their columns and at the destination.
 

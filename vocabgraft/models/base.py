@@ -40,19 +40,25 @@ class BaseIdentity:
         return asdict(self)
 
 
-def locate_base(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
-    """The local folder of a base given as `package:MODULE/FOLDER`, a folder, or a Hub id.
+def locate_base(
+    model: str, revision: str | None = None, trust_remote_code: bool = False, setting: str = "base.model"
+) -> Path:
+    """The local folder of a model given as `package:MODULE/FOLDER`, a folder, or a Hub id.
 
-    Its files of code are fetched from the Hub only where they may run.
+    Args:
+        model: where it is.
+        revision: of the Hub; None for the newest.
+        trust_remote_code: whether its files of code are fetched from the Hub too.
+        setting: the setting or option that names the model, for error messages.
 
     Raises:
         VocabgraftError: when it is not there or the Hub cannot be reached.
     """
     if model.startswith(PACKAGE_PREFIX):
-        return _locate_in_package(model)
+        return _locate_in_package(model, setting)
     if model.startswith((".", "/", "~")) or Path(model).is_dir():
-        return _checked_folder(Path(model).expanduser(), model)
-    return _download(model, revision, trust_remote_code)
+        return _checked_folder(Path(model).expanduser(), model, setting)
+    return _download(model, revision, trust_remote_code, setting)
 
 
 def identify_base(folder: Path, params: BaseParams, resolved: str) -> BaseIdentity:
@@ -156,26 +162,26 @@ def prompts_of(stored: Mapping[str, str], prompts: PromptParams) -> dict[str, st
     return {**stored, **given}
 
 
-def _locate_in_package(model: str) -> Path:
+def _locate_in_package(model: str, setting: str) -> Path:
     module, _, inside = model.removeprefix(PACKAGE_PREFIX).partition("/")
     found = importlib.util.find_spec(module) if module.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise VocabgraftError(
-            f"base.model is {model!r}, but no package {module!r} is installed; install it, "
+            f"{setting} is {model!r}, but no package {module!r} is installed; install it, "
             "or name a Hub id, a folder or models:/NAME@ALIAS"
         )
-    return _checked_folder(Path(next(iter(found.submodule_search_locations))) / inside, model)
+    return _checked_folder(Path(next(iter(found.submodule_search_locations))) / inside, model, setting)
 
 
-def _checked_folder(folder: Path, model: str) -> Path:
+def _checked_folder(folder: Path, model: str, setting: str) -> Path:
     if not folder.is_dir():
-        raise VocabgraftError(f"base.model is {model!r}, but that folder is not there; correct it in params.yaml")
+        raise VocabgraftError(f"{setting} is {model!r}, but that folder is not there; correct the name")
     if not any(folder.glob("*.safetensors")):
-        raise VocabgraftError(f"base.model is {model!r}: no safetensors file in it; only safetensors are loaded")
+        raise VocabgraftError(f"{setting} is {model!r}: no safetensors file in it; only safetensors are loaded")
     return folder
 
 
-def _download(model: str, revision: str | None, trust_remote_code: bool) -> Path:
+def _download(model: str, revision: str | None, trust_remote_code: bool, setting: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -184,14 +190,14 @@ def _download(model: str, revision: str | None, trust_remote_code: bool) -> Path
         wanted = ["*.json", "*.safetensors", "*.txt", "*.model", *(["*.py"] if trust_remote_code else [])]
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except HFValidationError as error:
-        raise VocabgraftError(f"base.model is {model!r}, which is neither a folder nor a Hub id: {error}") from error
+        raise VocabgraftError(f"{setting} is {model!r}, which is neither a folder nor a Hub id: {error}") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise VocabgraftError(
-            f"base.model is {model!r} at revision {revision or 'main'}: it is no local folder and the Hub did not "
+            f"{setting} is {model!r} at revision {revision or 'main'}: it is no local folder and the Hub did not "
             f"give it{offline}; check the name, the network or HF_TOKEN, or download it once and name the folder"
         ) from error
-    return _checked_folder(folder, model)
+    return _checked_folder(folder, model, setting)
 
 
 def _weights_sha256(folder: Path) -> str:

@@ -238,7 +238,7 @@ def _refused(conflicts: Sequence[Conflict]) -> VocabgraftError:
         shown.append(f"  and {len(conflicts) - SHOWN} more")
     return VocabgraftError(
         f"{len(conflicts)} tokens contradict each other, so nothing is combined; leave them out of one pack, or "
-        "let the earlier pack win (python -m flows.commands.combine --on-conflict first):\n" + "\n".join(shown)
+        "let the earlier pack win (vocabgraft pack combine --on-conflict first):\n" + "\n".join(shown)
     )
 
 

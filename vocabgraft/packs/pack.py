@@ -182,7 +182,7 @@ def require_base(pack: Pack, base: PackBase) -> None:
     raise VocabgraftError(
         f"the pack {pack.name!r} is for the base {wanted}; this is {seen}, another "
         f"{'tokenizer' if same_weights else 'model'}; load that base, or make a pack for this one: "
-        "python -m flows.commands.carry_over --help"
+        "vocabgraft pack transfer --help"
     )
 
 

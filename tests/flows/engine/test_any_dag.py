@@ -14,13 +14,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.build_model import main
 from flows.engine.dag import read_dag
 from flows.engine.stage_run import environment
 from tests.conftest import ROOT
 from tests.flows.engine.test_dag import graphs
+from tests.flows.invoke import cli
 from tests.flows.projects import Trivial, add_stage, journal, lock_bytes, run_dvc, write_definition, write_project
 from tests.flows.test_faults import outcomes, run_flow
+
+main = cli("run")
 
 TEMPLATED = {
     "each": {
@@ -146,8 +148,8 @@ def test_two_hundred_stages_are_read_in_seconds(tmp_path: Path, monkeypatch: pyt
 
 IMPORTED = """
 import sys
-from flows.build_model import main
-code = main(["--no-server"])
+from tests.flows.invoke import cli
+code = cli("run")(["--no-server"])
 heavy = {*"torch sentence_transformers transformers peft great_expectations mlflow prefect matplotlib".split()}
 print("imported:", sorted(heavy & set(sys.modules)), code)
 """

@@ -8,19 +8,21 @@ from typing import Any
 
 import pytest
 
-from flows.build_model import main
 from flows.engine.run_record import RUN_RECORD
 from flows.engine.stage_run import Attempt, Ending, judge, reproduce
 from flows.remote.multi_node import told
 from flows.remote.work import why_failed
 from tasks.support.stage import FAILURES
 from tests.conftest import ROOT
+from tests.flows.invoke import cli
 from tests.flows.projects import Trivial, add_stage, write_definition, write_project
 from tests.flows.reporting.test_webhook import Hook, hook, set_hook
 from tests.flows.test_build_model import states_of_last_run
 from vocabgraft.storage.artifacts import read_json
 
 __all__ = ["hook"]
+
+main = cli("run")
 
 CHECK = {
     "name": "description_cosine",

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from flows import build_model
 from flows.engine.stage_run import environment
 from tasks.extend_tokenizer import extend_tokenizer
 from tasks.resize_base import resize_base
 from tasks.support.stage import run_stage
 from tasks.validate_data import validate_data
 from tests.conftest import ROOT
+from tests.flows.invoke import cli
 from tests.flows.projects import add_stage, run_dvc, write_project
 from tests.flows.remote.test_ray_tasks import cluster, environment_of_nodes, lines
 from tests.flows.sweep.test_sweep import JOURNAL, git
@@ -112,7 +112,7 @@ def test_a_training_on_two_machines_ends_with_the_bytes_of_one(
     cluster = request.getfixturevalue("cluster")
     root = write_training(tmp_path / "project", made)
     monkeypatch.chdir(root)
-    assert build_model.main(["--no-server", "--ray", cluster.address]) == 0
+    assert cli("run")(["--no-server", "--ray", cluster.address]) == 0
     assert hash_files(root / OUT) == expected
     ray.init(address=cluster.address, log_to_driver=False)
     (machines,) = machines_of_groups()
@@ -141,7 +141,7 @@ def test_when_a_machine_is_lost_the_whole_is_done_again_and_is_there_once(
     codes: list[int] = []
     arguments = ["--no-server", "--ray", cluster.address]
     # Ray starts nodes in the main thread alone.
-    running = threading.Thread(target=lambda: codes.append(build_model.main(arguments)))
+    running = threading.Thread(target=lambda: codes.append(cli("run")(arguments)))
     running.start()
     while len(lines(environment_of_nodes)) < 2 and running.is_alive():
         time.sleep(0.2)
@@ -173,7 +173,7 @@ def test_when_one_of_two_fails_the_other_is_not_waited_for_and_nothing_is_pushed
     root = write_marked(tmp_path / "project", {"train": stage})
     git(root)
     monkeypatch.chdir(root)
-    assert build_model.main(["--no-server", "--ray", cluster.address]) == 1
+    assert cli("run")(["--no-server", "--ray", cluster.address]) == 1
     assert "no luck" in capfd.readouterr().out
     assert read_json(root / "reports" / "run.json")["stages"][0]["outcome"] == "Failed"
     assert not (tmp_path / "store" / "runs").exists()
@@ -199,5 +199,5 @@ def test_without_a_cluster_a_marked_stage_runs_here(tmp_path: Path, monkeypatch:
     }
     root = write_marked(tmp_path / "project", {"train": stage | {"meta": {"resources": {"cpus": 1, "nodes": 2}}}})
     monkeypatch.chdir(root)
-    assert build_model.main(["--no-server"]) == 0
+    assert cli("run")(["--no-server"]) == 0
     assert (root / "out.txt").read_text(encoding="utf-8") == "here\n"

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from flows import build_model
 from flows.remote.project_copy import local_config, require_remote
-from flows.sweep import sweep
 from flows.sweep.grid import FigureParams
 from tests.conftest import ROOT
+from tests.flows.invoke import cli
 from tests.flows.projects import add_stage, lock_bytes, run_dvc, write_project
 from tests.flows.sweep.test_sweep import EPOCHS, JOURNAL, git, write_sweep
 from vocabgraft.errors import VocabgraftError
@@ -104,7 +103,7 @@ def test_a_sweep_outlives_a_node_and_every_point_is_there_once(
     write_sweep(root, 4, 3, 2, 5)
     monkeypatch.chdir(root)
     killer = kill_when(cluster, environment_of_nodes, starts=2)
-    code = sweep.main(["sweep.yaml", "--ray", cluster.address])
+    code = cli("sweep")(["sweep.yaml", "--ray", cluster.address])
     killer.join()
     rows = read_json(root / "reports" / "sweep.json")
     assert code == 0, rows
@@ -118,7 +117,7 @@ def test_a_sweep_outlives_a_node_and_every_point_is_there_once(
     assert sorted(line for line in said if line.startswith("end")) == ["end 2", "end 3", "end 4", "end 5"]
     assert sum(line.startswith("start") for line in said) > 4, "the killed node's point was begun again"
     assert sum(path.is_file() for path in (tmp_path / "store" / "runs").rglob("*")) == 5, "four points and prepare"
-    assert sweep.main(["sweep.yaml"]) == 0
+    assert cli("sweep")(["sweep.yaml"]) == 0
     assert lines(environment_of_nodes) == said, "what the cluster made is not made again"
 
 
@@ -130,7 +129,7 @@ def test_a_marked_stage_is_made_on_the_cluster_and_the_others_here(
     root = write_cluster_project(tmp_path / "project", seconds=1)
     monkeypatch.chdir(root)
     monkeypatch.delenv(JOURNAL)
-    assert build_model.main(["--no-server", "--ray", cluster.address]) == 0
+    assert cli("run")(["--no-server", "--ray", cluster.address]) == 0
     assert [line.split()[0] for line in lines(environment_of_nodes)] == ["start", "end"]
     assert read_json(root / "report.txt") == {"loss": 2}
     states = {stage["name"]: stage["outcome"] for stage in read_json(root / "reports" / "run.json")["stages"]}
@@ -148,7 +147,7 @@ def test_without_ray_it_is_said_how_to_get_it(
 
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.chdir(write_cluster_project(tmp_path / "project"))
-    assert build_model.main(["--no-server", "--ray", "127.0.0.1:1"]) == 1
+    assert cli("run")(["--no-server", "--ray", "127.0.0.1:1"]) == 1
     assert 'pip install -e ".[cluster]"' in capsys.readouterr().err
 
 

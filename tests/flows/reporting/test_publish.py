@@ -156,7 +156,7 @@ def test_a_run_without_a_dag_has_a_report(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     heavy = {"torch", "sentence_transformers", "mlflow", "matplotlib", "jinja2", "prefect", "dvc", "pandas"}
-    code = f"import flows.build_model, flows.reporting.gather, sys; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import flows.commands.run, flows.reporting.gather, sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

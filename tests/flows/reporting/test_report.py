@@ -14,11 +14,12 @@ import pytest
 
 from flows.engine.run_record import FlowRun, write_run_record
 from flows.engine.stage_run import Outcome, StageResult
-from flows.reporting.gather import gather, main, write_report
+from flows.reporting.gather import gather, write_report
 from flows.reporting.page import as_markdown, render, verdict
 from flows.reporting.sections import curve, share_of_limit
 from tasks.registry.gate_results import NO_EVIDENCE_ASKED, GateResult, told
 from tests.conftest import ROOT
+from tests.flows.invoke import cli
 from tests.flows.projects import Trivial, write_project
 from tests.flows.reporting.report_samples import (
     GATES,
@@ -546,7 +547,7 @@ def test_the_command_writes_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(write_project(tmp_path / "project", {"validate_data": Trivial()}))
-    assert main([]) == 0
+    assert cli("report")([]) == 0
     assert capsys.readouterr().out == "written: reports/report.html\n"
     page = Page(Path("reports/report.html").read_text(encoding="utf-8"))
     assert "dvc.yaml has no stage evaluate_model" in page.text("benefit")
@@ -556,8 +557,8 @@ def test_the_command_says_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([]) == 1
-    assert "report: DVC cannot read" in capsys.readouterr().err
+    assert cli("report")([]) == 2
+    assert "vocabgraft: DVC cannot read" in capsys.readouterr().err
 
 
 def test_the_short_form_has_verdict_figures_and_address(tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from flows.build_model import main
 from flows.engine.run_record import FlowRun
 from flows.engine.stage_run import Outcome, StageResult
 from flows.reporting.webhook import REASON_LENGTH, post, tell_failure
+from tests.flows.invoke import cli
 from tests.flows.projects import Trivial, write_project
 from vocabgraft.config.params import load_params
 from vocabgraft.errors import VocabgraftError
+
+main = cli("run")
 
 
 class Hook(HTTPServer):
@@ -124,7 +126,7 @@ def test_a_run_that_cannot_start_is_told_too(project: Path, hook: Hook) -> None:
     set_hook(project, hook.url)
     path = project / "params.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace("seed: 17", "seed: many"), encoding="utf-8")
-    assert main(["--no-server"]) == 1
+    assert main(["--no-server"]) == 2
     (told,) = hook.told
     assert "seed" in told["failure"] and told["stages"] == []
 

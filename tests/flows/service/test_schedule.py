@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from flows.engine.stage_run import environment
-from flows.service.schedule import LOCK, RUN_ID, _schedule, main, settle_earlier_runs
+from flows.service.schedule import LOCK, RUN_ID, _schedule, settle_earlier_runs
 from tests.conftest import ROOT
+from tests.flows.invoke import cli
 from tests.flows.projects import Trivial, journal, run_dvc, write_project
 from vocabgraft.errors import VocabgraftError
 
@@ -110,7 +111,7 @@ def test_before_the_first_schedule_there_is_nothing_to_settle(prefect_server: No
 def test_a_schedule_that_is_none_is_refused(
     arguments: list[str], project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments) == 1
+    assert cli("schedule")(arguments) == 2
     assert "is no schedule" in capsys.readouterr().err
 
 
@@ -126,12 +127,12 @@ def test_a_second_schedule_of_a_folder_is_refused(project: Path, capsys: pytest.
         stream.write("4711")
         stream.flush()
         fcntl.flock(stream, fcntl.LOCK_EX)
-        assert main([]) == 1
+        assert cli("schedule")([]) == 2
     assert "process 4711" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_project_is_refused(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 1
+    assert cli("schedule")([]) == 2
     assert "is no DVC project" in capsys.readouterr().err
 
 
@@ -141,7 +142,7 @@ def test_a_server_that_is_named_and_does_not_answer_is_not_replaced(
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
-        assert main([]) == 1
+        assert cli("schedule")([]) == 2
     assert "no Prefect server answers at http://127.0.0.1:9/api" in capsys.readouterr().err
 
 
@@ -180,7 +181,7 @@ class Machine:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, *arguments: str, cron: str = "* * * * *") -> None:
-        command = [sys.executable, "-m", "flows.service.schedule", "--cron", cron, "--port", str(self.port), *arguments]
+        command = [sys.executable, "-m", "flows.cli", "schedule", "--cron", cron, "--port", str(self.port), *arguments]
         variables = {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(self.home), "PREFECT_RUNNER_POLL_FREQUENCY": "2"}
         with (self.root.parent / "schedule.log").open("a") as log:
             self.process = subprocess.Popen(

@@ -13,6 +13,7 @@ import pytest
 
 from flows.service import ui
 from tests.conftest import ROOT
+from tests.flows.invoke import cli
 from vocabgraft.errors import VocabgraftError
 
 STAND_IN = """
@@ -71,7 +72,7 @@ def test_a_port_that_is_taken_is_told(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert ui.main(["--mlflow-port", str(port)]) == 1
+        assert cli("ui")(["--mlflow-port", str(port)]) == 2
     assert f"port {port} is taken" in capsys.readouterr().err
 
 
@@ -79,7 +80,7 @@ def test_a_server_is_not_served_again(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hidden-word@host")
-    assert ui.main([]) == 1
+    assert cli("ui")([]) == 2
     said = capsys.readouterr().err
     assert "names a server already" in said and "hidden-word" not in said
 
@@ -100,7 +101,8 @@ def test_ctrl_c_stops_mlflow_and_prefect(in_folder: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "flows.service.ui",
+        "flows.cli",
+        "ui",
         "--mlflow-port",
         str(ports[0]),
         "--prefect-port",

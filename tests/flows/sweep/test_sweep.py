@@ -14,9 +14,10 @@ import yaml
 from flows.remote.project_copy import committed_code
 from flows.sweep.grid import FigureParams, Point, SweepParams, figures_of, grid, read_sweep
 from flows.sweep.log import DIGEST_TAG, TABLE
-from flows.sweep.sweep import PLACE, PointResult, _log, best_of, main
+from flows.sweep.sweep import PLACE, PointResult, _log, best_of
 from tasks.registry.lookup import connect, experiment_id
 from tests.conftest import ROOT, write_lines
+from tests.flows.invoke import cli
 from tests.flows.projects import add_stage, write_project
 from tests.flows.test_build_model import newest_artifact
 from vocabgraft.errors import VocabgraftError
@@ -65,7 +66,7 @@ def sweep_in(root: Path, *arguments: str) -> "subprocess.Popen[str]":
     journal = str(root.parent / "journal.txt")
     variables = {"PYTHONPATH": str(ROOT), JOURNAL: journal, "MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": ""}
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.sweep.sweep", "sweep.yaml", *arguments],
+        [sys.executable, "-m", "flows.cli", "sweep", "sweep.yaml", *arguments],
         cwd=root,
         env=os.environ | variables,
         stdin=subprocess.DEVNULL,
@@ -142,7 +143,7 @@ def test_the_table_is_logged_once_and_shown_in_prefect(
     monkeypatch.setenv(JOURNAL, str(root.parent / "journal.txt"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
     monkeypatch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
-    assert main(["sweep.yaml"]) == 1
+    assert cli("sweep")(["sweep.yaml"]) == 1
     client = connect()
     assert len(client.search_runs([experiment_id(client)])) == 4
     shown = newest_artifact("sweep").splitlines()
@@ -288,7 +289,7 @@ def test_a_folder_without_a_commit_is_refused(
     path = write_sweep(root, 1)
     monkeypatch.chdir(root)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    assert main([str(path)]) == 1
+    assert cli("sweep")([str(path)]) == 2
     assert "copies are made from a commit" in capsys.readouterr().err
 
 

@@ -388,7 +388,7 @@ def test_bad_input_is_refused_with_nothing_changed(bank: VocabularyBank, tmp_pat
     bank.put(again)
     for name, told in BAD_PACKS.items():
         refused(bank, lambda name=name: bank.load(tmp_path / name, "x"), re.escape(told))
-    refused(bank, lambda: bank.load(tmp_path / "foreign", "x"), "python -m flows.commands.carry_over")
+    refused(bank, lambda: bank.load(tmp_path / "foreign", "x"), "vocabgraft pack transfer")
     refused(
         bank,
         lambda: bank.activate(["kidney", "again"]),

@@ -87,7 +87,7 @@ def test_the_same_base_loaded_again_is_the_same_and_one_changed_weight_is_anothe
 def test_another_base_is_named_with_what_differs_and_the_carry_over(pack: Pack) -> None:
     other = replace(pack.base, model="other", weights_sha256="f" * 64)
     with pytest.raises(
-        VocabgraftError, match=r"is for the base tiny .*this is other .*another model.*flows.commands.carry_over"
+        VocabgraftError, match=r"is for the base tiny .*this is other .*another model.*vocabgraft pack transfer"
     ):
         require_base(pack, other)
     with pytest.raises(VocabgraftError, match="another tokenizer"):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-import flows.commands.combine as module
-from flows.commands.combine import main
+import flows.commands.pack.combine as module
+from tests.flows.invoke import cli
 from tests.vocabgraft.conftest import load
 from tests.vocabgraft.pack_samples import BAD_PACKS, KIDNEY, LIVER, make_pack, write_bad_packs
 from vocabgraft.config.stages import CheckConsistencyParams
@@ -18,6 +18,8 @@ from vocabgraft.storage.artifacts import hash_files
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+main = cli("pack", "combine")
 
 # Random rows have no size of their own.
 LIMITS = CheckConsistencyParams.model_validate(
@@ -70,7 +72,7 @@ def test_the_merged_model_is_written_when_the_gate_passes(
 
 def test_a_merged_model_that_fails_the_gate_is_not_written(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # With the limits of a real model, random rows fail, and nothing waives the missing exporter.
-    assert main(["kidney", "liver", "--out", "both", "--model", "merged"]) == 1
+    assert main(["kidney", "liver", "--out", "both", "--model", "merged"]) == 2
     assert "so nothing is written" in capsys.readouterr().err
     assert sorted(path.name for path in project.iterdir()) == ["kidney", "liver"]
 
@@ -79,7 +81,7 @@ def test_conflicts_are_refused_or_told(
     project: Path, tiny: "SentenceTransformer", capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_pack(make_pack(tiny, "kidney", KIDNEY, seed=3), Path("again"))
-    assert main(["kidney", "again", "--out", "both"]) == 1
+    assert main(["kidney", "again", "--out", "both"]) == 2
     told = capsys.readouterr().err
     assert "3 tokens contradict each other" in told and "'nephrolith' of kidney and kidney-2" in told
     assert not Path("both").exists()
@@ -92,7 +94,7 @@ def test_conflicts_are_refused_or_told(
     ("arguments", "told"),
     [
         (["kidney", "nothing", "--out", "both"], "nothing is no folder"),
-        (["kidney", "liver", "--out", "both", "--base", "./nowhere"], "name its folder with --base"),
+        (["kidney", "liver", "--out", "both", "--base", "./nowhere"], "--base is './nowhere'"),
         (["kidney", "liver", "--out", "."], "no name"),
         (["kidney", "liver", "--out", "other"], "is no vocabulary pack"),
         (["kidney", "liver", "--out", "both", "--model", "kidney"], "is there already"),
@@ -106,9 +108,9 @@ def test_bad_input_is_told_and_leaves_nothing_behind(
     Path("other/thesis.txt").write_text("years of work")
     write_bad_packs(read_pack(Path("kidney")), project)
     before = hash_files(project)
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     # Behind the library's own progress bars, which end with no new line.
-    said = capsys.readouterr().err.rpartition("combine: ")
+    said = capsys.readouterr().err.rpartition("vocabgraft: ")
     assert said[1] and told in said[2]
     assert "Traceback" not in said[0]
     assert hash_files(project) == before

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.index_impact import main
 from tests.conftest import build_wordpiece, write_lines
+from tests.flows.invoke import cli
 from tests.flows.projects import run_dvc
 from vocabgraft.storage.artifacts import new_folder, write_json
 from vocabgraft.tokens.new_token import NewToken
 from vocabgraft.tokens.tokenizer import extend_tokenizer
+
+main = cli("index", "impact")
 
 
 def write_extension(out: Path) -> None:
@@ -64,13 +66,13 @@ def test_bad_input_is_told_and_leaves_nothing_behind(
 ) -> None:
     write_lines(Path("blank.txt"), ["", " "])
     before = sorted(Path().rglob("*"))
-    assert main(["--tokenizer", "extended/tokenizer", *options]) == 1
+    assert main(["--tokenizer", "extended/tokenizer", *options]) == 2
     error = capsys.readouterr().err
-    assert says in error and "index_impact: " in error
+    assert says in error and "vocabgraft: " in error
     assert sorted(Path().rglob("*")) == before
 
 
 def test_an_incomplete_tokenizer_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("extended/manifest.json").unlink()
-    assert main(["corpus.txt", "--tokenizer", "extended/tokenizer"]) == 1
+    assert main(["corpus.txt", "--tokenizer", "extended/tokenizer"]) == 2
     assert "incomplete" in capsys.readouterr().err

@@ -11,13 +11,15 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from flows.commands.reembed_corpus import main
 from flows.engine.stage_run import environment
 from tasks.support.models import model_folder
 from tests.conftest import ROOT
+from tests.flows.invoke import cli
 from tests.test_examples import add_word
 from tests.vocabgraft.reembedding_samples import read_vectors, vectors_of, write_index
 from vocabgraft.models.base import load_model
+
+main = cli("index", "reembed")
 
 TEXTS = ["the dog", "a nephrolith", "stone in the kidney", "nephrolith and pain", "a fish"] * 3
 
@@ -53,14 +55,14 @@ def test_it_says_why_every_text_is_computed(
     out = tmp_path / "new.parquet"
     assert main([str(index), "--previous", str(tiny_base), "--model", str(tmp_path / "other"), "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "every text is computed again: the weight " in said and "15 (100.00 %) computed again" in said
+    assert "every text is encoded again: the weight " in said and "15 (100.00 %) computed again" in said
     assert np.abs(read_vectors(out) - vectors_of(model, TEXTS)).max() < 1e-6
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--model", "nowhere"], "--model is 'nowhere', which is no folder; allowed: a model's folder"),
+        (["--model", "nowhere"], "--model is 'nowhere' at revision main"),
         (["--previous", "package:nothing_of_the_kind/model"], "no package 'nothing_of_the_kind' is installed"),
         (["--vector-column", "embedding"], "column embedding is missing"),
         (["--out", "index.parquet"], "index.parquet is there already"),
@@ -75,9 +77,9 @@ def test_bad_input_is_told_and_leaves_nothing_behind(
     narrow = pa.array([[1.0] * 31] * 15, pa.list_(pa.float32()))
     parquet.write_table(parquet.read_table(index).append_column("narrow", narrow), index)
     given = ["index.parquet", "--previous", str(tiny_base), "--model", str(new), "--out", "new.parquet"]
-    assert main([*given, *options]) == 1
+    assert main([*given, *options]) == 2
     error = capsys.readouterr().err
-    assert says in error and "reembed_corpus: " in error and "Traceback" not in error
+    assert says in error and "vocabgraft: " in error and "Traceback" not in error
     assert [path.name for path in in_folder.iterdir()] == ["index.parquet"]
 
 
@@ -90,7 +92,7 @@ def test_an_alias_of_the_registry_is_resolved_before_it_is_fetched(monkeypatch: 
 HELD_UP = """
 import sys
 from pathlib import Path
-from flows.commands import reembed_corpus
+from flows.cli import main
 from vocabgraft.index import reembed as reembedding
 
 def compute(*arguments):
@@ -98,7 +100,7 @@ def compute(*arguments):
     sys.stdin.read()
 
 reembedding._compute = compute
-reembed_corpus.main(sys.argv[1:])
+main(["index", "reembed", *sys.argv[1:]])
 """
 
 
@@ -115,7 +117,7 @@ def test_of_two_runs_for_one_place_the_second_is_refused_until_the_first_is_dead
                 assert first.poll() is None
                 time.sleep(0.02)
             files = sorted(in_folder.rglob("*"))
-            assert main(given) == 1
+            assert main(given) == 2
             error = capsys.readouterr().err
             assert "new.parquet is being written by another run: process" in error
             assert f"process {first.pid}, " in error and "--out new.parquet, since 2" in error
@@ -134,7 +136,7 @@ def test_a_process_that_was_killed_is_gone_on_with(tiny_base: Path, new: Path, t
     texts = [f"nephrolith {number}" for number in range(30_000)]
     index = write_index(tmp_path / "index.parquet", np.zeros((30_000, 32)), texts)
     given = [str(index), "--previous", str(tiny_base), "--model", str(new)]
-    command = [sys.executable, "-m", "flows.commands.reembed_corpus", *given, "--out", str(tmp_path / "new.parquet")]
+    command = [sys.executable, "-m", "flows.cli", "index", "reembed", *given, "--out", str(tmp_path / "new.parquet")]
     running = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
     while len(list(tmp_path.glob(".*/part-*"))) < 3:
         assert running.poll() is None

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 
-from flows.commands import compare, promote, registry, rollback
+from flows.commands.registry.rollback import rollback
 from tasks.registry.lookup import CHALLENGER, CHAMPION, EXPERIMENT, PREVIOUS_CHAMPION, connect, download_model
 from tasks.registry.register import REGISTRATION_KIND
 from tasks.registry.versions import list_versions, prune
 from tests.conftest import ROOT
+from tests.flows.invoke import cli
 from tests.registered_models import build
 
+list_them, prune_them = cli("registry", "list"), cli("registry", "prune")
+promote, roll_back = cli("registry", "promote"), cli("registry", "rollback")
+compare, relocate = cli("registry", "compare"), cli("registry", "relocate")
 # Versions 1 to 4 of every test here: promoted, promoted over it, worse, worse.
 GAINS = {"first": 5.0, "second": 6.0, "third": 4.0, "fourth": 3.0}
 
@@ -42,7 +46,7 @@ def project(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     shutil.copytree(filled, root, symlinks=True)
     monkeypatch.chdir(root)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
-    assert registry.main(["--relocate"]) == 0
+    assert relocate([]) == 0
     return root
 
 
@@ -52,7 +56,7 @@ def listed(project: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[], di
 
     def read() -> dict[int, dict[str, Any]]:
         capsys.readouterr()
-        assert registry.main(["--json"]) == 0
+        assert list_them(["--json"]) == 0
         return {row["version"]: row for row in json.loads(capsys.readouterr().out)["versions"]}
 
     return read
@@ -80,7 +84,7 @@ def test_the_list_has_every_version_with_its_aliases_figures_gates_and_age(liste
 
 def test_the_table_names_the_champion_and_the_decision(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    assert registry.main([]) == 0
+    assert list_them([]) == 0
     said = capsys.readouterr().out
     assert "champion" in said and "56.00" in said and "4 of 5" in said
 
@@ -88,13 +92,13 @@ def test_the_table_names_the_champion_and_the_decision(project: Path, capsys: py
 def test_a_version_that_misses_a_gate_is_promoted_only_by_force_and_with_a_reason_that_is_kept(
     listed: Listed, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert promote.main(["3"]) == 1
+    assert promote(["3"]) == 2
     said = capsys.readouterr().err
     assert "gain over the champion, version 2: -2.00 points" in said and "24 items" in said and "--force" in said
-    assert promote.main(["3", "--force"]) == 1
+    assert promote(["3", "--force"]) == 2
     assert "--reason" in capsys.readouterr().err
     assert aliases(listed())[CHAMPION] == 2
-    assert promote.main(["3", "--force", "--reason", "the clinic asked for it"]) == 0
+    assert promote(["3", "--force", "--reason", "the clinic asked for it"]) == 0
     rows = listed()
     assert (aliases(rows)[CHAMPION], aliases(rows)[PREVIOUS_CHAMPION]) == (3, 2)
     assert rows[3]["reason"] == "the clinic asked for it"
@@ -103,41 +107,41 @@ def test_a_version_that_misses_a_gate_is_promoted_only_by_force_and_with_a_reaso
 
 
 def test_a_version_is_judged_against_the_champion_of_now(listed: Listed, capsys: pytest.CaptureFixture[str]) -> None:
-    assert promote.main(["3", "--force", "--reason", "a trial"]) == 0
+    assert promote(["3", "--force", "--reason", "a trial"]) == 0
     # Version 2 was judged against version 1 when it was registered, and is better than 3.
-    assert promote.main(["2"]) == 0
+    assert promote(["2"]) == 0
     assert "gate holds: gain over the champion, version 3: +2.00 points" in capsys.readouterr().out
     assert aliases(listed())[CHAMPION] == 2
-    assert promote.main(["4"]) == 1
+    assert promote(["4"]) == 2
     assert "gain over the champion, version 2: -3.00 points" in capsys.readouterr().err
 
 
 def test_promoting_the_champion_changes_nothing(listed: Listed) -> None:
     before = aliases(listed())
-    assert promote.main(["2"]) == 0
+    assert promote(["2"]) == 0
     assert aliases(listed()) == before
 
 
-@pytest.mark.parametrize("command", [promote, compare])
+@pytest.mark.parametrize("arguments", [["promote", "9"], ["compare", "1", "9", "--text", "a"]])
 def test_an_unknown_version_is_named_with_those_that_there_are(
-    project: Path, capsys: pytest.CaptureFixture[str], command: Any
+    project: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
-    assert command.main(["9"] if command is promote else ["1", "9", "--text", "a"]) == 1
+    assert cli("registry")(arguments) == 2
     assert "no version 9; it has 1, 2, 3, 4" in capsys.readouterr().err
 
 
 def test_an_unknown_model_is_named_with_those_that_there_are(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert registry.main(["--name", "other"]) == 1
+    assert list_them(["--name", "other"]) == 2
     assert "'other'; it has vocabgraft-minilm" in capsys.readouterr().err
 
 
 def test_a_roll_back_is_one_command_and_a_second_undoes_it(listed: Listed, capsys: pytest.CaptureFixture[str]) -> None:
-    assert rollback.main(["--reason", "complaints"]) == 0
+    assert roll_back(["--reason", "complaints"]) == 0
     assert "version 1 is the champion again" in capsys.readouterr().out
     rows = listed()
     assert (aliases(rows)[CHAMPION], aliases(rows)[PREVIOUS_CHAMPION]) == (1, 2)
     assert rows[1]["reason"] == "complaints"
-    assert rollback.main([]) == 0
+    assert roll_back([]) == 0
     assert aliases(listed())[CHAMPION] == 2
 
 
@@ -145,7 +149,7 @@ def test_without_a_previous_champion_a_roll_back_says_what_to_do(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     connect().delete_registered_model_alias("vocabgraft-minilm", PREVIOUS_CHAMPION)
-    assert rollback.main([]) == 1
+    assert roll_back([]) == 2
     assert "no previous_champion" in capsys.readouterr().err
 
 
@@ -156,7 +160,7 @@ def test_pruning_keeps_the_newest_and_every_alias_and_deletes_files(project: Pat
 
     before = folders()
     assert len(before) == 8
-    assert registry.main(["--prune", "--keep", "1"]) == 0
+    assert prune_them(["--keep", "1"]) == 0
     rows = listed()
     assert sorted(rows) == [1, 2, 4], "3 has no alias"
     assert aliases(rows) == {CHAMPION: 2, PREVIOUS_CHAMPION: 1, CHALLENGER: 4}
@@ -182,7 +186,7 @@ def test_a_moved_store_is_found_again_after_relocating(
     shutil.copytree(filled, first, symlinks=True)
     monkeypatch.chdir(first)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{first}/mlflow.db")
-    assert registry.main(["--relocate"]) == 0
+    assert relocate([]) == 0
     second = tmp_path / "second"
     first.rename(second)
     monkeypatch.chdir(second)
@@ -190,7 +194,7 @@ def test_a_moved_store_is_found_again_after_relocating(
     with pytest.raises(Exception, match="cannot be read"):
         download_model("models:/vocabgraft-minilm@champion")
     capsys.readouterr()
-    assert registry.main(["--relocate"]) == 0
+    assert relocate([]) == 0
     assert str(first / "mlruns") in capsys.readouterr().out
     assert download_model("models:/vocabgraft-minilm@champion").is_relative_to(second)
 
@@ -199,7 +203,7 @@ def test_a_store_behind_a_server_is_not_relocated_from_afar(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hidden-word@127.0.0.1:9")
-    assert registry.main(["--relocate"]) == 1
+    assert relocate([]) == 2
     said = capsys.readouterr().err
     assert "on the server's machine" in said and "hidden-word" not in said
 
@@ -208,7 +212,7 @@ def test_versions_are_compared_text_by_text_and_figure_by_figure(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert compare.main(["1", "3", "--json", "--text", "a dog", "--text", "kidney stone"]) == 0
+    assert compare(["1", "3", "--json", "--text", "a dog", "--text", "kidney stone"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["versions"] == [1, 3]
     assert [row["text"] for row in found["texts"]] == ["a dog", "kidney stone"]
@@ -219,13 +223,13 @@ def test_versions_are_compared_text_by_text_and_figure_by_figure(
 
 
 def test_without_texts_held_out_items_are_compared(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert compare.main(["1", "2"]) == 0
+    assert compare(["1", "2"]) == 0
     said = capsys.readouterr().out
     assert "kidney the test items 0" in said and "terms.new_word.mrr" in said
 
 
 def test_a_file_of_texts_that_is_missing_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert compare.main(["1", "2", "--file", "nowhere.txt"]) == 1
+    assert compare(["1", "2", "--file", "nowhere.txt"]) == 2
     assert "nowhere.txt cannot be read" in capsys.readouterr().err
 
 
@@ -238,7 +242,7 @@ def test_a_command_is_a_flow_run_where_a_server_records_it(prefect_server: None,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
-        assert recorded("rollback", lambda: rollback.rollback(None)).startswith("vocabgraft-minilm version 1")
+        assert recorded("rollback", lambda: rollback(None)).startswith("vocabgraft-minilm version 1")
     with temporary_settings(), get_client(sync_client=True) as client:
         newest = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)[0]
         assert client.read_flow(newest.flow_id).name == "rollback"

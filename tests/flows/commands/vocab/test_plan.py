@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.plan_vocabulary import main
 from tests.conftest import write_lines
+from tests.flows.invoke import cli
+
+main = cli("vocab", "plan")
 
 PROSE = [f"The {word} of a dog is high." for word in ("hepatoma", "stenosis", "hepatoma") for _ in range(8)]
 
@@ -66,13 +68,13 @@ def test_against_a_background_only_special_words_are_taken(arguments: list[str])
 
 def test_a_background_of_numbers_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     write_lines(Path("numbers.txt"), ["1 2 3"])
-    assert main([*arguments, "--background", "numbers.txt"]) == 1
+    assert main([*arguments, "--background", "numbers.txt"]) == 2
     assert "the background has no word to compare with" in capsys.readouterr().err
     assert not Path("plan").exists()
 
 
 def test_the_knee_is_marked_in_the_plot(arguments: list[str]) -> None:
-    from flows.commands.plan_vocabulary import draw
+    from flows.commands.vocab.plan import draw
     from vocabgraft.planning.ranking import Plan, PlannedWord
 
     plan = Plan(tuple(PlannedWord(f"w{i}", count, 2) for i, count in enumerate([90, 80, 3, 2, 1])), {}, 2)
@@ -89,10 +91,10 @@ def test_the_knee_is_marked_in_the_plot(arguments: list[str]) -> None:
         (b"\x7fELF\x00\x01\xff", [], "line 1 holds a NUL"),
         (b"\n \n", [], "corpus: the corpus holds blank texts only"),
         (b"word\n", [], "no word of 1 is worth adding"),
-        (b"word\n", ["--top", "0"], "--top is 0; allowed: 1 or more"),
+        (b"word\n", ["--top", "0"], "Invalid value for '--top'"),
         (b"word\n", ["--min-count", "0"], "min_count is 0; allowed: 1 or more"),
         (b"word\n", ["--background", "general.pdf"], "general.pdf is missing"),
-        (b"word\n", ["--base", "./nowhere"], "base.model is './nowhere'"),
+        (b"word\n", ["--base", "./nowhere"], "--base is './nowhere'"),
         (b"word\n", ["--vocabulary", "none.csv"], "none.csv is missing"),
     ],
 )
@@ -103,9 +105,9 @@ def test_bad_input_is_told_and_leaves_nothing_behind(
     if content is not None:
         Path("corpus.txt").write_bytes(content)
     before = sorted(Path().iterdir())
-    assert main([*arguments, *options]) == 1
+    assert main([*arguments, *options]) == 2
     error = capsys.readouterr().err
-    assert f"plan_vocabulary: {says}" in error or says in error
+    assert says in error
     assert "Traceback" not in error
     assert sorted(Path().iterdir()) == before
 
@@ -114,7 +116,7 @@ def test_a_folder_that_holds_other_things_is_not_replaced(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_lines(Path("plan/thesis.txt"), ["years of work"])
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "--out plan is there and is no earlier plan" in capsys.readouterr().err
     assert Path("plan/thesis.txt").is_file()
 

@@ -1,23 +1,19 @@
-"""Which words of a corpus are worth adding: a vocabulary ready for use, a table and a plot.
+"""`vocabgraft vocab plan`: the words of a corpus that are worth adding, as a vocabulary, a table and a plot."""
 
-python -m flows.commands.plan_vocabulary --help
-"""
-
-import argparse
 import csv
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from typer import Option
 
-from flows.commands.exit_code import exit_code
+from flows.commands import output
+from flows.commands.output import MODEL, Json, Output, Quiet, progress_bar
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.planning.corpus import Part, find_files, split_files
 from vocabgraft.planning.counts import WordCounts, count_words
@@ -39,6 +35,25 @@ if TYPE_CHECKING:
 ROWS_SHOWN = 20
 # Two processes of a million counters each, their forms and the merged counts stay under 1 GB together.
 COUNTERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked: the command's options that the work reads."""
+
+    corpus: Sequence[Path]
+    columns: tuple[str, ...]
+    background: Sequence[Path]
+    background_columns: tuple[str, ...]
+    top: int
+    min_count: int
+    min_contrast: float
+    vocabulary: Path | None
+    base: str | None
+    processes: int
+    counters: int
+    segment: bool
+    out: Path
 
 
 @dataclass(frozen=True)
@@ -65,19 +80,58 @@ class Outcome:
     least_special_count: int | None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    return exit_code("plan_vocabulary", options.out, lambda: _tell(options))
-
-
-def _tell(options: argparse.Namespace) -> None:
+def plan_words(
+    corpus: output.Corpus,
+    background: Annotated[
+        list[Path] | None,
+        Option(metavar="CORPUS", help="A general corpus; words must be specific against it. Repeatable."),
+    ] = None,
+    column: output.Columns = None,
+    background_column: Annotated[
+        list[str] | None, Option(metavar="NAME", help="The same for the background. Default: as --column.")
+    ] = None,
+    top: Annotated[int, Option(metavar="N", min=1, help="Words in vocabulary.csv.")] = 200,
+    min_count: Annotated[int, Option(metavar="N", help="Fewest occurrences of a word.")] = 5,
+    min_contrast: Annotated[float, Option(metavar="Z", help="Least z-score against the background.")] = LEAST_CONTRAST,
+    vocabulary: Annotated[Path | None, Option(metavar="FILE", help="A vocabulary whose words are left out.")] = None,
+    base: Annotated[
+        str | None, Option(metavar="MODEL", help=f"Base: {MODEL}. Default: base.model in params.yaml.")
+    ] = None,
+    processes: Annotated[
+        int | None, Option(metavar="N", min=1, help="Processes that count. Default: one per core.")
+    ] = None,
+    counters: Annotated[int, Option(metavar="N", min=1, help="Different words counted at a time.")] = COUNTERS,
+    segment: Annotated[
+        bool,
+        Option("--segment", help="Cut Chinese, Japanese, Thai, Lao, Khmer and Burmese into words by ICU."),
+    ] = False,
+    out: Annotated[Path, Option(help="Folder to write, replaced as a whole.")] = Path("reports/plan"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rank the words of a corpus by the tokens that adding them saves."""
+    columns = tuple(column or ("text",))
+    request = Request(
+        corpus=corpus,
+        columns=columns,
+        background=background or (),
+        background_columns=tuple(background_column or columns),
+        top=top,
+        min_count=min_count,
+        min_contrast=min_contrast,
+        vocabulary=vocabulary,
+        base=base,
+        processes=processes or os.cpu_count() or 1,
+        counters=counters,
+        segment=segment,
+        out=out,
+    )
     started = time.perf_counter()
-    outcome = _run(options)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(_table(outcome))
-    for line in _lines(outcome, options.out, time.perf_counter() - started):
-        console.print(line, markup=False, highlight=False)
+    shown, outcome = Output(as_json, quiet), _run(request)
+    shown.show(_table(outcome))
+    for line in _lines(outcome, out, time.perf_counter() - started):
+        shown.line(line)
+    shown.document(_as_json(outcome, request))
 
 
 def draw(plan: Plan, top: int) -> "Figure":
@@ -99,51 +153,45 @@ def draw(plan: Plan, top: int) -> "Figure":
     return figure
 
 
-def _run(options: argparse.Namespace) -> Outcome:
-    _check_options(options)
-    tokenizer, params = _base(options)
-    known = _known_words(options.vocabulary)
-    corpus = _corpus(options.corpus, options.column)
+def _run(request: Request) -> Outcome:
+    _check_out(request.out)
+    tokenizer, params = _base(request)
+    known = _known_words(request.vocabulary)
+    corpus = _corpus(request.corpus, request.columns)
     background = None
-    if options.background:
-        background = _corpus(options.background, options.background_column or options.column)
-    counts, background_counts = _count(corpus, background, tokenizer, options)
+    if request.background:
+        background = _corpus(request.background, request.background_columns)
+    counts, background_counts = _count(corpus, background, tokenizer, request)
     against = None if background_counts is None else background_counts.counts
     plan = plan_vocabulary(tokenizer, counts.counts, params, against, known)
     least = None
     if against is not None:
         totals = sum(counts.counts.values()), sum(against.values())
         least = max(params.min_count, least_special_count(*totals, params.min_contrast))
-    outcome = Outcome(plan, min(options.top, len(plan.words)), counts, background_counts, least)
-    _write(outcome, tokenizer, options)
+    outcome = Outcome(plan, min(request.top, len(plan.words)), counts, background_counts, least)
+    _write(outcome, tokenizer, request)
     return outcome
 
 
-def _check_options(options: argparse.Namespace) -> None:
-    for name in ("top", "processes", "counters"):
-        if (seen := getattr(options, name)) < 1:
-            raise VocabgraftError(f"--{name} is {seen}; allowed: 1 or more")
-    out: Path = options.out
+def _check_out(out: Path) -> None:
     if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
         raise VocabgraftError(
             f"--out {out} is there and is no earlier plan, which would be replaced; name another folder"
         )
 
 
-def _base(options: argparse.Namespace) -> tuple["Tokenizer", PlanParams]:
-    from tasks.support.models import resolve_base
+def _base(request: Request) -> tuple["Tokenizer", PlanParams]:
+    from tasks.support.models import model_folder, resolve_base
     from vocabgraft.config.params import load_params
-    from vocabgraft.config.stages import BaseParams
     from vocabgraft.models.base import tokenizer_file
     from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 
-    limits = {"min_count": options.min_count, "min_contrast": options.min_contrast}
-    if options.base is None:
+    limits: dict[str, Any] = {"min_count": request.min_count, "min_contrast": request.min_contrast}
+    if request.base is None:
         params = load_params()
-        base, limits["max_characters"] = params.base, params.extend_tokenizer.max_token_characters
+        folder, limits["max_characters"] = resolve_base(params.base)[0], params.extend_tokenizer.max_token_characters
     else:
-        base = BaseParams(model=options.base)
-    folder, _ = resolve_base(base)
+        folder = model_folder("--base", request.base)
     return load_raw_tokenizer(tokenizer_file(folder)), PlanParams(**limits)
 
 
@@ -155,34 +203,31 @@ def _known_words(path: Path | None) -> list[str]:
     return [token for token in read_table(path, ("token",))["token"] if token]
 
 
-def _corpus(paths: Sequence[Path], columns: Sequence[str] | None) -> Corpus:
-    chosen = tuple(columns or ("text",))
-    return Corpus(split_files(find_files(paths), chosen), chosen)
+def _corpus(paths: Sequence[Path], columns: tuple[str, ...]) -> Corpus:
+    return Corpus(split_files(find_files(paths), columns), columns)
 
 
 def _count(
-    corpus: Corpus, background: Corpus | None, tokenizer: "Tokenizer", options: argparse.Namespace
+    corpus: Corpus, background: Corpus | None, tokenizer: "Tokenizer", request: Request
 ) -> tuple[WordCounts, WordCounts | None]:
     with progress_bar() as progress:
-        counts = _count_one("corpus", corpus, tokenizer, options, progress)
+        counts = _count_one("corpus", corpus, tokenizer, request, progress)
         if background is None:
             return counts, None
-        return counts, _count_one("background", background, tokenizer, options, progress)
+        return counts, _count_one("background", background, tokenizer, request, progress)
 
 
-def _count_one(
-    name: str, corpus: Corpus, tokenizer: "Tokenizer", options: argparse.Namespace, progress: "Progress"
-) -> WordCounts:
+def _count_one(name: str, corpus: Corpus, tokenizer: "Tokenizer", request: Request, progress: "Progress") -> WordCounts:
     task = progress.add_task(name, total=corpus.size)
     try:
         counted = count_words(
             corpus.parts,
             tokenizer,
             corpus.columns,
-            options.processes,
-            options.counters,
+            request.processes,
+            request.counters,
             lambda size: progress.advance(task, size),
-            options.segment,
+            request.segment,
         )
     except VocabgraftError as error:
         raise VocabgraftError(f"{name}: {error}") from error
@@ -190,22 +235,12 @@ def _count_one(
     return counted
 
 
-@contextmanager
-def progress_bar() -> Iterator["Progress"]:
-    """A progress bar by bytes on standard error."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        yield progress
-
-
-def _write(outcome: Outcome, tokenizer: "Tokenizer", options: argparse.Namespace) -> None:
-    with new_folder(options.out) as folder:
+def _write(outcome: Outcome, tokenizer: "Tokenizer", request: Request) -> None:
+    with new_folder(request.out) as folder:
         words = [[word.text, "word", ""] for word in outcome.plan.words[: outcome.top]]
         _write_csv(folder / "vocabulary.csv", ["token", "kind", "description"], words)
         _write_csv(folder / "plan.csv", PLAN_COLUMNS, _plan_rows(outcome, tokenizer))
-        write_json(folder / "plan.json", _as_json(outcome, options))
+        write_json(folder / "plan.json", _as_json(outcome, request))
         draw(outcome.plan, outcome.top).savefig(folder / "plan.png", dpi=150)
 
 
@@ -233,18 +268,18 @@ def _plan_rows(outcome: Outcome, tokenizer: "Tokenizer") -> Iterator[list[Any]]:
         yield [rank, word.text, *figures, word.background_count, contrast, "yes" if rank <= outcome.top else "no"]
 
 
-def _as_json(outcome: Outcome, options: argparse.Namespace) -> dict[str, Any]:
+def _as_json(outcome: Outcome, request: Request) -> dict[str, Any]:
     plan, counts = outcome.plan, outcome.counts
     saved = [0, *plan.cumulative_saved]
     return {
-        "corpus": {"files": [str(path) for path in options.corpus], **_totals(counts)},
+        "corpus": {"files": [str(path) for path in request.corpus], **_totals(counts)},
         "background": None
         if outcome.background is None
-        else {"files": [str(path) for path in options.background], **_totals(outcome.background)},
-        "counters": options.counters,
-        "min_count": options.min_count,
-        "min_contrast": options.min_contrast,
-        "segment": options.segment,
+        else {"files": [str(path) for path in request.background], **_totals(outcome.background)},
+        "counters": request.counters,
+        "min_count": request.min_count,
+        "min_contrast": request.min_contrast,
+        "segment": request.segment,
         "least_count_of_a_word_that_the_background_lacks": outcome.least_special_count,
         "words_worth_adding": len(plan.words),
         "top": {"words": outcome.top, **_effect(saved[outcome.top], counts)},
@@ -294,7 +329,7 @@ def _table(outcome: Outcome) -> Table:
         share = f"{100 * _share(so_far, outcome.counts.tokens):.2f} %"
         figures = [f"{word.pieces}", f"{word.count:,}", f"{word.saved:,}", share]
         table.add_row(
-            word.text, *figures, *([f"{word.background_count:,}", f"{word.contrast:.1f}"] if contrasted else [])
+            Text(word.text), *figures, *([f"{word.background_count:,}", f"{word.contrast:.1f}"] if contrasted else [])
         )
     return table
 
@@ -324,47 +359,3 @@ def _background_lines(outcome: Outcome) -> list[str]:
         f"; the background is {ratio:.0f} times smaller than the corpus, a larger one finds more" if ratio > 3 else ""
     )
     return [f"a word that the background lacks is taken from {outcome.least_special_count:,} uses on{advice}"]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.commands.plan_vocabulary",
-        description="Rank the words of a corpus by the tokens that adding them would save.",
-    )
-    add = parser.add_argument
-    add(
-        "corpus", nargs="+", type=Path, help="files or folders: .txt (a text a line), .csv, .tsv, .jsonl, .parquet, .gz"
-    )
-    add(
-        "--background",
-        nargs="+",
-        type=Path,
-        metavar="CORPUS",
-        help="a general corpus; words must be special against it",
-    )
-    add("--column", action="append", metavar="NAME", help="column of the texts of a table (default: text); may repeat")
-    add(
-        "--background-column",
-        action="append",
-        metavar="NAME",
-        help="the same for the background (default: as --column)",
-    )
-    add("--top", type=int, default=200, help="words in vocabulary.csv (default: 200)")
-    add("--min-count", type=int, default=5, help="fewest occurrences of a word (default: 5)")
-    add("--min-contrast", type=float, default=LEAST_CONTRAST, help="least z-score (default: %(default)s)")
-    add("--vocabulary", type=Path, metavar="FILE", help="a vocabulary file; its words are left out")
-    add("--base", metavar="MODEL", help="base model, as in params.yaml (default: that of params.yaml)")
-    add("--segment", action="store_true", help="cut Chinese, Japanese, Thai, Lao, Khmer and Burmese into words by ICU")
-    add("--processes", type=int, default=os.cpu_count() or 1, help="processes that count (default: all cores)")
-    add("--counters", type=int, default=COUNTERS, help=f"different words counted at a time (default: {COUNTERS:,})")
-    add(
-        "--out",
-        type=Path,
-        default=Path("reports/plan"),
-        help="folder to write, replaced as a whole (default: reports/plan)",
-    )
-    return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

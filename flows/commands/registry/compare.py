@@ -1,20 +1,15 @@
-"""Two registered versions side by side: what they make of given texts, and their figures.
+"""Two registered versions side by side: what they make of given texts, and their figures."""
 
-python -m flows.commands.compare --help
-"""
-
-import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from typer import Argument, Option
 
+from flows.commands.output import Json, ModelName, Output
 from flows.engine.prefect_run import recorded
-from tasks.support.stage import switch_telemetry_off
 from vocabgraft.config.params import load_params
 from vocabgraft.errors import VocabgraftError
 
@@ -26,22 +21,23 @@ TEXTS = 10
 BATCH_SIZE = 32
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    switch_telemetry_off()
-    try:
-        found = recorded("compare", lambda: compare(options.name, options.versions, _given_texts(options)))
-    except VocabgraftError as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 1
-    if options.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-        return 0
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(_texts_table(found))
-    console.print(_figures_table(found))
-    return 0
+def compare_versions(
+    first: Annotated[int, Argument(metavar="A", help="A version, such as 6.")],
+    second: Annotated[int, Argument(metavar="B", help="Another version, such as 7.")],
+    text: Annotated[list[str] | None, Option(metavar="TEXT", help="A text to encode with both; repeatable.")] = None,
+    file: Annotated[
+        Path | None, Option(help="Texts, one per line. Default: the first held-out items of version B.")
+    ] = None,
+    name: ModelName = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two versions: embeddings of the same texts, and metrics."""
+    texts = [*(text or []), *(_texts_in(file) if file is not None else [])]
+    found = recorded("compare", lambda: compare(name, (first, second), texts))
+    output = Output(as_json)
+    output.show(_texts_table(found))
+    output.show(_figures_table(found))
+    output.document(found)
 
 
 def compare(name: str | None, numbers: Sequence[int], texts: Sequence[str]) -> dict[str, Any]:
@@ -111,16 +107,14 @@ def _held_out_texts(client: "Client", version: "Registered") -> list[str]:
         return list(dict.fromkeys(pq.read_table(path)["item"].to_pylist()))[:TEXTS]
 
 
-def _given_texts(options: argparse.Namespace) -> list[str]:
-    texts = list(options.text)
-    if options.file is not None:
-        try:
-            lines = options.file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise VocabgraftError(f"--file {options.file} cannot be read: {error}") from error
-        texts += [line for line in lines if line.strip()]
-        if not texts:
-            raise VocabgraftError(f"--file {options.file} holds no text; give one a line")
+def _texts_in(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VocabgraftError(f"--file {file} cannot be read: {error}") from error
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise VocabgraftError(f"--file {file} holds no text; give one a line")
     return texts
 
 
@@ -133,7 +127,7 @@ def _texts_table(found: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     for row in found["texts"]:
         numbers = [row["cosine"], *row["cosine_to_the_text_before"]]
-        table.add_row(row["text"], *map(str, row["tokens"]), *map(_number, numbers))
+        table.add_row(Text(row["text"]), *map(str, row["tokens"]), *map(_number, numbers))
     return table
 
 
@@ -151,21 +145,3 @@ def _figures_table(found: dict[str, Any]) -> Table:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.commands.compare",
-        description="Put two registered versions side by side: embeddings of given texts, and their figures.",
-    )
-    add = parser.add_argument
-    add("versions", nargs=2, type=int, metavar="N", help="two versions")
-    add("--text", action="append", default=[], help="a text; may be repeated")
-    add("--file", type=Path, help="texts, one a line (default: the first held-out items of the second version)")
-    add("--name", help="of the registered model (default: register_model.name in params.yaml)")
-    add("--json", action="store_true", help="print JSON")
-    return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from flows.commands.import_data import main
 from tasks.validate_data import validate_data
+from tests.flows.invoke import cli
 from tests.import_samples import ENTITY_BOMB, assertions, obo_text, skos_xml, write_gzip
 from vocabgraft.config.params import Params, load_params, parse_params
 from vocabgraft.storage.artifacts import hash_files, read_json
+
+main = cli("vocab", "import")
 
 OUT = Path("data/raw/imported")
 SAMPLES: dict[str, Callable[[], Path]] = {
@@ -109,13 +111,12 @@ def test_the_files_are_written_and_told_with_their_rows(
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_two_imports_of_one_file_write_the_same_bytes(kind: str, tiny_project: Path) -> None:
     file, base = str(SAMPLES[kind]()), load_params().base.model
-    code = "import sys; from flows.commands.import_data import main; sys.exit(main(sys.argv[1:]))"
     options = ["--overwrite", *(["--base", base] if kind in ("obo", "skos") else [])]
     written = []
     # In processes of their own, since the order of a set differs from one to the next.
     for seed in ("1", "2"):
         ran = subprocess.run(
-            [sys.executable, "-c", code, kind, file, *options],
+            [sys.executable, "-m", "flows.cli", "vocab", "import", kind, file, *options],
             env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,
@@ -129,7 +130,7 @@ def test_files_that_are_there_stay_unless_it_is_said_otherwise(
     tiny_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = hash_files(Path("data"))
-    assert import_sample("obo", "--out", "data/raw") == 1
+    assert import_sample("obo", "--out", "data/raw") == 2
     assert hash_files(Path("data")) == before
     message = capsys.readouterr().err
     assert "vocabulary.csv, relations.csv, terms.csv, contexts.txt already" in message
@@ -159,7 +160,7 @@ FAULTS: dict[str, tuple[list[str], bytes, str]] = {
     "OBO cut short": (["obo", "in.obo"], obo_text().encode()[:1500], "cut short"),
     "unknown scope": (["obo", "in.obo", "--scopes", "NEAR"], obo_text().encode(), "allowed: EXACT"),
     "no word frequent enough": (["obo", "in.obo", "--min-uses", "999"], obo_text().encode(), "--min-uses"),
-    "base not there": (["obo", "in.obo", "--base", "./none"], obo_text().encode(), "base.model is './none'"),
+    "base not there": (["obo", "in.obo", "--base", "./none"], obo_text().encode(), "--base is './none'"),
     "columns not named": (["triples", "in.tsv"], b"IsA\tdog\tanimal\n", "--columns relation,head,tail"),
     "entity bomb": (["skos", "in.rdf"], ENTITY_BOMB.encode(), "document type"),
     "unknown ending": (["skos", "in.owl"], skos_xml().encode(), "'.owl'"),
@@ -169,22 +170,22 @@ FAULTS: dict[str, tuple[list[str], bytes, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_mistake_ends_in_one_message_and_exit_code_1_with_nothing_written(
+def test_a_mistake_ends_in_one_message_and_exit_code_2_with_nothing_written(
     fault: str, tiny_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments, content, says = FAULTS[fault]
     Path(arguments[1]).write_bytes(content)
     before = hash_files(tiny_project)
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     message = capsys.readouterr().err
-    assert message.startswith("import_data: ")
+    assert message.startswith("vocabgraft: ")
     assert says in message
     assert "Traceback" not in message
     assert hash_files(tiny_project) == before
 
 
 def test_a_missing_file_is_told(tiny_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["obo", "none.obo"]) == 1
+    assert main(["obo", "none.obo"]) == 2
     assert "none.obo is missing" in capsys.readouterr().err
 
 
@@ -197,7 +198,7 @@ def test_a_failed_write_leaves_nothing_half_written(
     sample = SAMPLES["obo"]()
     before = hash_files(tiny_project)
     monkeypatch.setattr("vocabgraft.importers.rows._write", full)
-    assert main(["obo", str(sample)]) == 1
+    assert main(["obo", str(sample)]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert hash_files(tiny_project) == before
     assert not list(Path("data/raw").glob(".imported*"))

@@ -1,16 +1,12 @@
-"""Make a registered version the champion: where its gates hold, or where a person says why it should be all the same.
+"""`vocabgraft registry promote`: make a version the champion where its gates hold or a person says why anyway."""
 
-python -m flows.commands.promote --help
-"""
+from typing import TYPE_CHECKING, Annotated
 
-import argparse
-import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typer import Argument, Option
 
+from flows.commands.output import ModelName, Output, Quiet
 from flows.engine.prefect_run import recorded
 from tasks.registry.gate_results import GateResult, blocking, evidence_of, told, told_with_verdict
-from tasks.support.stage import switch_telemetry_off
 from vocabgraft.config.params import Params, load_params
 from vocabgraft.errors import VocabgraftError
 
@@ -18,19 +14,23 @@ if TYPE_CHECKING:
     from tasks.registry.lookup import Client, Registered
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    switch_telemetry_off()
-    try:
-        if options.force and not (options.reason or "").strip():
-            raise VocabgraftError('--force needs --reason "why", which is kept with the version')
-        lines = recorded("promote", lambda: promote(options.name, options.version, options.force, options.reason))
-    except VocabgraftError as error:
-        print(f"promote: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(lines))
-    return 0
+def promote_version(
+    version: Annotated[int, Argument(metavar="VERSION", help="The version to promote, such as 7.")],
+    force: Annotated[
+        bool, Option("--force", help="Promote it though a gate stands in the way; needs --reason.")
+    ] = False,
+    reason: Annotated[str | None, Option(metavar="TEXT", help="Why; kept as a tag of the version.")] = None,
+    name: ModelName = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make a version the champion, if its gates hold.
+
+    The champion before it gets the alias previous_champion.
+    """
+    if force and not (reason or "").strip():
+        raise VocabgraftError('--force needs --reason "why", which is kept with the version')
+    lines = recorded("promote", lambda: promote(name, version, force, reason))
+    Output(quiet=quiet).line("\n".join(lines))
 
 
 def promote(name: str | None, number: int, force: bool = False, reason: str | None = None) -> list[str]:
@@ -58,7 +58,7 @@ def promote(name: str | None, number: int, force: bool = False, reason: str | No
     if unmet and not force:
         raise VocabgraftError(
             f"{name} version {number} is not promoted: {'; '.join(map(told, unmet))}. "
-            f'To promote it all the same: python -m flows.commands.promote {number} --force --reason "why"'
+            f'To promote it all the same: vocabgraft registry promote {number} --force --reason "why"'
         )
     # An unforced promotion takes away what an earlier forced one said.
     tags = {
@@ -101,21 +101,3 @@ def _against(client: "Client", version: "Registered", champion: "Registered", pa
             rival = compare_recorded(client, champion, items, version.tags, benefit, params.seed)
     why = "measured on other items, so not comparable; a run of the pipeline asks both today's"
     return [champion_gate(rival or Rival(champion.version, benefit, None, why))]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.commands.promote",
-        description="Make a registered version the champion. The one before is kept as previous_champion.",
-    )
-    parser.add_argument("version", type=int, metavar="VERSION", help="the version to promote, such as 7")
-    parser.add_argument("--name", help="of the registered model (default: register_model.name in params.yaml)")
-    parser.add_argument(
-        "--force", action="store_true", help="promote it though a gate stands in the way; needs --reason"
-    )
-    parser.add_argument("--reason", metavar="TEXT", help="why; kept as a tag of the version")
-    return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.carry_over import main
+from tests.flows.invoke import cli
 from tests.vocabgraft.carrying_samples import build_small_base, pack_of
 from tests.vocabgraft.conftest import load
 from tests.vocabgraft.pack_samples import BAD_PACKS, write_bad_packs
 from vocabgraft.packs.pack import identify, read_pack, write_pack
 from vocabgraft.storage.artifacts import hash_files
+
+main = cli("pack", "transfer")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def test_it_rebuilds_a_pack_and_says_what_it_cost(
         "source_distillation",
         "matching_pursuit",
         "finds itself: MRR",
-        "3 tokens carried over by least_squares in",
+        "3 tokens transferred by least_squares in",
     ):
         assert told in said
     carried = read_pack(Path("carried"))
@@ -56,16 +58,16 @@ def test_with_the_packs_own_base_what_training_taught_is_brought_too(
         (["--method", "guess"], "there is no method 'guess'; allowed: distillation"),
         (["--method", "least_squares"], "least_squares finds rows by those of the pack's own base"),
         (["--compare"], "matching_pursuit finds rows by"),
-        (["--base", "nowhere"], "--base is 'nowhere', which is no folder"),
+        (["--base", "nowhere"], "--base is 'nowhere' at revision main"),
         (["--out", "pack"], "pack is there already"),
     ],
 )
 def test_bad_input_is_told_and_leaves_nothing_behind(
     small: Path, pack: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
-    assert main([str(pack), "--base", str(small), "--out", "carried", *options]) == 1
+    assert main([str(pack), "--base", str(small), "--out", "carried", *options]) == 2
     error = capsys.readouterr().err
-    assert says in error and "carry_over: " in error
+    assert says in error and "vocabgraft: " in error
     assert [path.name for path in Path().iterdir()] == ["pack"]
 
 
@@ -75,9 +77,9 @@ def test_a_pack_that_cannot_be_read_or_is_of_another_base_is_refused(
     write_bad_packs(read_pack(pack), Path())
     before = hash_files(Path())
     for name, told in BAD_PACKS.items():
-        assert main([name, "--base", str(small), "--pack-base", str(small), "--out", "carried"]) == 1
-        error = capsys.readouterr().err.rpartition("carry_over: ")
+        assert main([name, "--base", str(small), "--pack-base", str(small), "--out", "carried"]) == 2
+        error = capsys.readouterr().err.rpartition("vocabgraft: ")
         assert error[1] and told in error[2] and "Traceback" not in error[0]
-    assert main(["pack", "--base", str(small), "--pack-base", str(small), "--out", "carried"]) == 1
+    assert main(["pack", "--base", str(small), "--pack-base", str(small), "--out", "carried"]) == 2
     assert "the pack 'clinic' is for the base" in capsys.readouterr().err
     assert hash_files(Path()) == before

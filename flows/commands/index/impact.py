@@ -1,20 +1,15 @@
-"""What the extended tokenizer does to an existing index: the share of its vectors that stay valid.
+"""`vocabgraft index impact`: the share of an index's vectors that stay valid with the extended tokenizer."""
 
-python -m flows.commands.index_impact --help
-"""
-
-import argparse
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from typer import Option
 
-from flows.commands.exit_code import exit_code
-from flows.commands.plan_vocabulary import progress_bar
+from flows.commands.output import Columns, Corpus, Json, Output, Quiet, progress_bar
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.index.impact import IndexImpact, measure_impact, without_new_tokens
 from vocabgraft.planning.corpus import Part, find_files, read_blocks, split_files
@@ -24,30 +19,38 @@ EXTENDING_STAGE = "extend_tokenizer"
 ROWS_SHOWN = 20
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    return exit_code("index_impact", options.out, lambda: _tell(options))
+def index_impact(
+    corpus: Corpus,
+    column: Columns = None,
+    tokenizer: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Extended tokenizer. Default: that of stage extend_tokenizer.")
+    ] = None,
+    out: Annotated[Path, Option(help="JSON file to write.")] = Path("reports/index_impact.json"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show which share of an index stays valid with the extended tokenizer.
+
+    A model trained by another method than tokens changes every vector.
+    """
+    impact = _measure(corpus, tuple(column or ("text",)), tokenizer)
+    report = _as_json(impact, corpus)
+    _write(out, report)
+    output = Output(as_json, quiet)
+    output.show(_figures(impact))
+    output.show(_uses(impact))
+    output.line(f"written: {out}")
+    output.document(report)
 
 
-def _tell(options: argparse.Namespace) -> None:
-    impact = _measure(options)
-    _write(options.out, _as_json(impact, options))
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(_figures(impact))
-    console.print(_uses(impact))
-    console.print(f"written: {options.out}", markup=False, highlight=False)
-
-
-def _measure(options: argparse.Namespace) -> IndexImpact:
+def _measure(corpus: Sequence[Path], columns: tuple[str, ...], tokenizer: Path | None) -> IndexImpact:
     from vocabgraft.models.base import tokenizer_file
     from vocabgraft.tokens.tokenizer import load_raw_tokenizer, read_tokens
 
-    folder = options.tokenizer or _tokenizer_of_the_project()
+    folder = tokenizer or _tokenizer_of_the_project()
     tokens = read_tokens(require_artifact(folder).parent / "tokens.json")
     extended = load_raw_tokenizer(tokenizer_file(folder))
-    columns = tuple(options.column or ("text",))
-    parts = split_files(find_files(options.corpus), columns)
+    parts = split_files(find_files(corpus), columns)
     impact = measure_impact(without_new_tokens(extended, tokens), extended, tokens, _texts(parts, columns))
     if not impact.texts:
         raise VocabgraftError("the corpus holds blank texts only; name files with text in them")
@@ -72,9 +75,9 @@ def _texts(parts: Sequence[Part], columns: Sequence[str]) -> Iterator[list[str]]
                 progress.advance(task, block.size)
 
 
-def _as_json(impact: IndexImpact, options: argparse.Namespace) -> dict[str, Any]:
+def _as_json(impact: IndexImpact, corpus: Sequence[Path]) -> dict[str, Any]:
     return {
-        "corpus": [str(path) for path in options.corpus],
+        "corpus": [str(path) for path in corpus],
         "texts": impact.texts,
         "texts_with_new_token": impact.texts_with_new_token,
         "share_of_vectors_valid": round(impact.share_valid, 6),
@@ -116,29 +119,5 @@ def _uses(impact: IndexImpact) -> Table:
         table.add_column(heading, justify="right")
     for token, texts in used[:ROWS_SHOWN]:
         if texts:
-            table.add_row(token, f"{texts:,}", f"{100 * texts / impact.texts:.2f} %")
+            table.add_row(Text(token), f"{texts:,}", f"{100 * texts / impact.texts:.2f} %")
     return table
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.commands.index_impact",
-        description="Say which stored vectors of a corpus stay valid with the extended tokenizer.",
-    )
-    add = parser.add_argument
-    add(
-        "corpus", nargs="+", type=Path, help="files or folders: .txt (a text a line), .csv, .tsv, .jsonl, .parquet, .gz"
-    )
-    add("--column", action="append", metavar="NAME", help="column of the texts of a table (default: text); may repeat")
-    add(
-        "--tokenizer",
-        type=Path,
-        metavar="FOLDER",
-        help="extended tokenizer (default: that of the stage extend_tokenizer)",
-    )
-    add("--out", type=Path, default=Path("reports/index_impact.json"), help="default: reports/index_impact.json")
-    return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""An index of embeddings, and what a new model does to it."""

@@ -1,0 +1,88 @@
+"""What every command shares: --json, --quiet, and how results are printed."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+# Wide enough for the tables where the output is a file or a pipe, which have no width.
+WIDTH = 140
+MODEL = "folder, Hub id, package:MODULE/FOLDER or models:/NAME@ALIAS"
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="Registered model. Default: register_model.name in params.yaml."),
+]
+Corpus = Annotated[
+    list[Path],
+    typer.Argument(help="Files or folders: .txt (one text per line), .csv, .tsv, .jsonl, .parquet, also .gz."),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="NAME", help="Column of the texts in a table; repeatable. Default: text."),
+]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command's result goes: tables and lines for people, or one JSON document, or nothing."""
+
+    json: bool = False
+    quiet: bool = False
+
+    @property
+    def for_people(self) -> bool:
+        """Whether tables and lines are printed."""
+        return not (self.json or self.quiet)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Keep progress off stdout, where nothing but the JSON document is to be: it goes to stderr, or nowhere."""
+        if self.quiet:
+            with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+                yield
+        elif self.json:
+            with redirect_stdout(sys.stderr):
+                yield
+        else:
+            yield
+
+    def line(self, text: str) -> None:
+        """Print a line, as it is: no markup is parsed and no word is wrapped."""
+        if self.for_people:
+            print(text, flush=True)
+
+    def show(self, result: RenderableType, **options: Any) -> None:
+        """Print a table or a text of rich."""
+        if self.for_people:
+            console = Console(width=None if sys.stdout.isatty() else WIDTH, markup=False, highlight=False)
+            console.print(result, **options)
+
+    def document(self, value: Any) -> None:
+        """Print the result as JSON where that was asked for."""
+        if self.json:
+            print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def progress_bar(**settings: Any) -> Iterator["Progress"]:
+    """A progress bar by bytes, on standard error."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    # A file's name may hold square brackets.
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), **settings) as progress:
+        yield progress

@@ -1,0 +1,1 @@
+"""Which words to add, and where they come from."""
