@@ -95,7 +95,7 @@ def test_every_point_runs_once_and_the_best_is_marked(swept: tuple[Path, int, st
         (3, 3.0, True),
         (13, None, False),
     ]
-    assert "--set 'train_adapter.epochs=3'" in said
+    assert "vocabgraft run --set train_adapter.epochs=3\n" in said
     assert (root / "reports" / "sweep.csv").read_text(encoding="utf-8").count("\n") == 4
 
 
