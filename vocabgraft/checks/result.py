@@ -7,9 +7,9 @@ from typing import Any
 
 SHOWN = 10
 SHOWN_CHARACTERS = 100
-# The merged model rounds as the base does, in the same layers and the same number type. Measured in the shipped example,
-# its noise is 1.0 times the base's in float32 and 0.3 to 0.8 times in bfloat16; LoRA merged in float16 came to 1.6 times.
-# So twice the largest is left free.
+# The merged model rounds as the base does, in the same layers and the same number type. On the shipped example its
+# noise is 1.0 times the base's in float32 and 0.3 to 0.8 times in bfloat16; LoRA merged in float16 came to 1.6 times.
+# Twice the largest is left free.
 NOISE_MULTIPLE = 4.0
 
 
