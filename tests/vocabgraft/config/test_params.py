@@ -108,7 +108,7 @@ def test_a_bad_value_is_named_with_its_key_and_what_is_allowed(path: str, value:
 
 
 @pytest.mark.parametrize(
-    "path", ["seed", "base.model", "validate_data.retention", "train_adapter.lora", "merge_adapter"]
+    "path", ["seed", "base.model", "validate_data.retention", "register_model.gates", "merge_adapter"]
 )
 def test_a_missing_key_is_named(path: str) -> None:
     changed = copy.deepcopy(PROJECT)
@@ -396,3 +396,12 @@ def test_float16_is_asked_for_with_precision_auto() -> None:
     assert "set precision: auto" in complaint(given)
     given["train_adapter"]["precision"] = "auto"
     assert parse_params(given, "params.yaml").train_adapter.arguments == {"fp16": True}
+
+
+@pytest.mark.parametrize("section", ["extend_tokenizer", "resize_base", "train_adapter", "check_consistency"])
+def test_the_defaults_are_those_of_the_shipped_file(section: str) -> None:
+    """The Python API trains and checks with the defaults, the pipeline with the file."""
+    shipped = getattr(parse_params(PROJECT, "params.yaml"), section)
+    # A check that is waived has a reason of the project's own.
+    apart = {"waived"}
+    assert type(shipped)().model_dump(exclude=apart) == shipped.model_dump(exclude=apart)
