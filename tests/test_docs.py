@@ -26,6 +26,7 @@ PLACEHOLDER = re.compile(r"[A-Z]{3,}")
 FIRST_PARTY = ("vocabgraft", "tasks", "flows", "benchmarks")
 MODULE = re.compile(rf"(?:-m |(?<![\w./`])`)((?:{'|'.join(FIRST_PARTY)})(?:\.\w+)+)")
 MAKE = re.compile(r"(?<![\w-])make ([a-z][a-z0-9-]*)")
+PUBLIC = frozenset(vocabgraft.__all__)
 Check = Callable[[str, Path], Iterator[str]]
 
 
