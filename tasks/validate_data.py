@@ -18,9 +18,17 @@ from tasks.support.expectations import (
     vocabulary_table,
 )
 from tasks.support.models import resolve_base
+from tasks.support.preflight import check_settings
 from tasks.support.stage import run_stage
 from vocabgraft.config.datasets import COLUMNS, LABELS, NUMBERS, OPTIONAL_COLUMNS, DatasetParams
-from vocabgraft.config.stages import BaseParams, EvaluateModelParams, ExtendTokenizerParams, ValidateDataParams
+from vocabgraft.config.stages import (
+    BaseParams,
+    EvaluateModelParams,
+    ExtendTokenizerParams,
+    ResizeBaseParams,
+    ValidateDataParams,
+)
+from vocabgraft.config.training import TrainAdapterParams
 from vocabgraft.data.beir import read_beir, write_benchmarks
 from vocabgraft.data.mteb import require_mteb
 from vocabgraft.data.splits import SPLITS
@@ -66,6 +74,8 @@ def validate_data(
     base: BaseParams,
     extend_tokenizer: ExtendTokenizerParams,
     evaluate_model: EvaluateModelParams,
+    resize_base: ResizeBaseParams,
+    train_adapter: TrainAdapterParams,
 ) -> None:
     """Judge the raw files with Great Expectations; write what is accepted and why the rest is not."""
     # What the evaluation will ask for is refused here, before anything is trained.
@@ -73,6 +83,7 @@ def validate_data(
     benchmarks = [read_beir(raw / entry.folder, entry.name) for entry in evaluate_model.benchmarks]
     folder, identity = resolve_base(base)
     check_code(folder, base.trust_remote_code)
+    check_settings(train_adapter, resize_base, params.datasets, folder)
     if identity.code is not None:
         logger.info("remote code: %s", describe_code(identity.code))
     tokenizer = load_raw_tokenizer(tokenizer_file(folder))

@@ -7,11 +7,15 @@ import json
 import math
 import numbers
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vocabgraft.errors import VocabgraftError
+from vocabgraft.config.datasets import COLUMNS, VECTORS
+from vocabgraft.config.stages import ValidateDataParams
+from vocabgraft.data.splits import SPLITS
+from vocabgraft.errors import VocabgraftError, problems_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 TABLE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 TEXT_ENDINGS = (".txt",)
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+VOCABULARY_COLUMNS = ("token", "kind", "description")
+RETENTION_COLUMNS = ("sentence1", "sentence2", "score")
 
 
 def read_table(
@@ -44,19 +50,11 @@ def read_table(
     import pandas as pd
 
     _check_file(path, TABLE_ENDINGS)
-    if vectors and path.suffix in SEPARATORS:
-        raise VocabgraftError(
-            f"{path}: column {', '.join(vectors)} holds lists of numbers, which {path.suffix} cannot; "
-            "save it as .parquet or .jsonl"
-        )
+    _check_encoding(path)
+    _require_vectors(path, vectors)
     records = _csv_records(path) if path.suffix in SEPARATORS else None
     frame = _load(path)
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise VocabgraftError(
-            f"{path}: column {', '.join(missing)} is missing; it has {', '.join(map(str, frame.columns))}; "
-            f"needed: {', '.join(columns)}"
-        )
+    _require_columns(path, columns, list(map(str, frame.columns)))
     if frame.empty:
         raise VocabgraftError(f"{path} has a header and no rows; add rows or take it out of params.yaml")
     lines = _json_lines(path, len(frame)) if records is None else records
@@ -77,11 +75,91 @@ def read_lines(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     _check_file(path, TEXT_ENDINGS)
+    _check_encoding(path)
     lines = path.read_text(encoding="utf-8-sig").split("\n")
     rows = [(line.strip(), number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
         raise VocabgraftError(f"{path} holds blank lines only; add sentences or take it out of params.yaml")
     return pd.DataFrame(rows, columns=["text", "row"])
+
+
+def check_raw_files(folder: Path, params: ValidateDataParams) -> list[str]:
+    """What is wrong with the raw files that can be told without reading their rows, a line each.
+
+    Args:
+        folder: data/raw.
+        params: which files there are.
+    """
+    checks: list[Callable[[], None]] = [
+        partial(check_table, folder / params.vocabulary, VOCABULARY_COLUMNS),
+        *(partial(check_lines, folder / name) for name in params.contexts),
+        partial(check_table, folder / params.retention, RETENTION_COLUMNS),
+    ]
+    for dataset in params.datasets:
+        columns = COLUMNS[dataset.format]
+        files = [getattr(dataset.files, split) for split in SPLITS]
+        vectors = [name for name in columns if name in VECTORS]
+        checks += [partial(check_table, folder / name, columns, vectors) for name in files if name]
+    return problems_of(checks)
+
+
+def check_table(path: Path, columns: Sequence[str], vectors: Sequence[str] = ()) -> None:
+    """Refuse what `read_table` would refuse before it reads rows: the file, its kind and its columns.
+
+    Of JSON and JSONL, where any record may have a column, as much is read as it takes to find them all.
+
+    Raises:
+        VocabgraftError: as `read_table`.
+    """
+    _check_file(path, TABLE_ENDINGS)
+    _require_vectors(path, vectors)
+    try:
+        _require_columns(path, columns, _columns_of(path, columns))
+    except UnicodeDecodeError:
+        _check_encoding(path)
+
+
+def check_lines(path: Path) -> None:
+    """Refuse what `read_lines` would refuse before it reads lines.
+
+    Raises:
+        VocabgraftError: as `read_lines`.
+    """
+    _check_file(path, TEXT_ENDINGS)
+
+
+def _columns_of(path: Path, wanted: Sequence[str]) -> list[str]:
+    if path.suffix in SEPARATORS:
+        return _checked_header(path)
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            return list(pq.read_schema(path).names)
+        except (OSError, ValueError) as error:
+            raise VocabgraftError(_explain_unreadable(path, "parquet", str(error))) from error
+    found: dict[str, None] = {}
+    for record in _json_records(path):
+        found |= dict.fromkeys(map(str, record))
+        if all(name in found for name in wanted):
+            break
+    return list(found)
+
+
+def _json_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSON or JSONL file that are mappings."""
+    try:
+        if path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            yield from (record for record in content if isinstance(record, dict))
+            return
+        with path.open(encoding="utf-8-sig") as stream:
+            for line in stream:
+                record = json.loads(line) if line.strip() else None
+                if isinstance(record, dict):
+                    yield record
+    except json.JSONDecodeError as error:
+        raise VocabgraftError(_explain_unreadable(path, "json", str(error))) from error
 
 
 def _check_file(path: Path, endings: tuple[str, ...]) -> None:
@@ -94,13 +172,30 @@ def _check_file(path: Path, endings: tuple[str, ...]) -> None:
     try:
         if path.stat().st_size == 0:
             raise VocabgraftError(f"{path} is empty; add rows or take it out of params.yaml")
-        if path.suffix != ".parquet":
-            _check_encoding(path)
+        with path.open("rb"):
+            return
     except PermissionError as error:
         raise VocabgraftError(f"{path} cannot be read: no permission") from error
 
 
+def _require_vectors(path: Path, vectors: Sequence[str]) -> None:
+    if vectors and path.suffix in SEPARATORS:
+        raise VocabgraftError(
+            f"{path}: column {', '.join(vectors)} holds lists of numbers, which {path.suffix} cannot; "
+            "save it as .parquet or .jsonl"
+        )
+
+
+def _require_columns(path: Path, columns: Sequence[str], present: Sequence[str]) -> None:
+    if missing := [name for name in columns if name not in present]:
+        raise VocabgraftError(
+            f"{path}: column {', '.join(missing)} is missing; it has {', '.join(present)}; needed: {', '.join(columns)}"
+        )
+
+
 def _check_encoding(path: Path) -> None:
+    if path.suffix == ".parquet":
+        return
     decoder = codecs.getincrementaldecoder("utf-8")()
     lines = 0
     with path.open("rb") as stream:
@@ -172,16 +267,21 @@ def _header(path: Path) -> list[str]:
         return next(csv.reader(stream, delimiter=SEPARATORS[path.suffix]), [])
 
 
-def _csv_records(path: Path) -> list[int | None]:
-    """The line where each record after the header starts; None for a blank line.
-
-    pandas takes the first field of a row that is longer than its header for an index, which moves every column by one.
-    """
+def _checked_header(path: Path) -> list[str]:
     header = _header(path)
     if not header:
         raise VocabgraftError(f"{path}: line 1 is blank; it must name the columns")
     if repeated := sorted({name for name in header if header.count(name) > 1}):
         raise VocabgraftError(f"{path}: line 1 names column {', '.join(repeated)} more than once; keep one")
+    return header
+
+
+def _csv_records(path: Path) -> list[int | None]:
+    """The line where each record after the header starts; None for a blank line.
+
+    pandas takes the first field of a row that is longer than its header for an index, which moves every column by one.
+    """
+    header = _checked_header(path)
     records: list[int | None] = []
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter=SEPARATORS[path.suffix], strict=True)

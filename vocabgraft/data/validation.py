@@ -17,7 +17,7 @@ from vocabgraft.config.datasets import (
     text_columns,
 )
 from vocabgraft.config.losses import Format
-from vocabgraft.data.raw_files import read_lines, read_table
+from vocabgraft.data.raw_files import RETENTION_COLUMNS, VOCABULARY_COLUMNS, read_lines, read_table
 from vocabgraft.data.splits import SPLITS, split_of
 from vocabgraft.tokens.new_token import KINDS, NewToken, relation_token
 from vocabgraft.tokens.tokenizer import (
@@ -43,7 +43,7 @@ ALIKE = frozenset({"synonym", "isa", "similarto", "definedas", "formof", "instan
 
 def read_vocabulary(path: Path) -> pd.DataFrame:
     """The raw vocabulary: token, kind, description, row, file."""
-    return read_table(path, ("token", "kind", "description")).assign(file=path.name)
+    return read_table(path, VOCABULARY_COLUMNS).assign(file=path.name)
 
 
 def read_contexts(paths: Sequence[Path]) -> pd.DataFrame:
@@ -57,7 +57,7 @@ def read_contexts(paths: Sequence[Path]) -> pd.DataFrame:
 
 def read_retention(path: Path) -> pd.DataFrame:
     """The raw retention pairs: sentences, the score as text and as a number, duplicates and contradictions."""
-    frame = read_table(path, ("sentence1", "sentence2", "score")).assign(file=path.name)
+    frame = read_table(path, RETENTION_COLUMNS).assign(file=path.name)
     key = _unordered(frame["sentence1"], frame["sentence2"])
     number = pd.to_numeric(frame["score"], errors="coerce").astype("float64")
     # A missing number as text, since a NaN differs from itself and its row would contradict itself.
