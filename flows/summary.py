@@ -10,10 +10,12 @@ from rich.text import Text
 
 from flows.engine.dag import Stage
 from flows.engine.stage_run import Outcome, StageResult
+from tasks.registry.gate_results import GateResult, Verdict, told
 from vocabgraft.storage.artifacts import read_json
 
 HEADINGS_OF_STAGES = ("stage", "state", "seconds", "saved", "why")
 # The models that may have been scored, as the table calls them.
+STYLES: dict[Verdict, str] = {"holds": "", "not met": "red", "not shown": "yellow"}
 HEADINGS = {"base": "base", "resized": "resized", "merged": "trained", "control": "control"}
 
 
@@ -61,6 +63,7 @@ def model_summary(stages: Sequence[Stage], registration: Path) -> Group:
     lines = [
         f"added tokens: {tokens}",
         *_fidelity(distilled),
+        *_without_labels(comparison),
         *_kept(retention),
         *comparison["control"].get("says", ()),
     ]
@@ -144,14 +147,25 @@ def _fidelity(distilled: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _registered(record: dict[str, Any] | None) -> list[str]:
+def _without_labels(comparison: dict[str, Any]) -> list[str]:
+    """How near the trained model's texts with a new word are to the base's own reading of them."""
+    found = comparison.get("without_labels", {}).get("fidelity")
+    if not found:
+        return []
+    return [
+        f"fidelity of the trained model, cosine to the base on {found['queries']} held-out texts with a new word: "
+        f"{found['gain']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+    ]
+
+
+def _registered(record: dict[str, Any] | None) -> list[Text]:
+    """The version, its decision, and every gate that does not hold: yellow where it is not shown, red where not met."""
     if record is None:
-        return ["nothing was registered"]
+        return [Text("nothing was registered")]
     name, version = record["name"], record["version"]
     alias = "champion" if record["champion"] else "challenger"
-    unmet = [
-        f"{gate['name']} is {gate['figure']}, needed {gate['limit']}" for gate in record["gates"] if not gate["holds"]
-    ]
-    lines = [f"model: {name} version {version}, alias {alias}"]
-    lines += [f"not promoted: {'; '.join(unmet)}"] if unmet else []
-    return [*lines, f'load it: mlflow.sentence_transformers.load_model("models:/{name}@{alias}")']
+    gates = [GateResult.from_json(entry) for entry in record["gates"]]
+    lines = [Text(f"model: {name} version {version}, alias {alias}")]
+    lines += [Text(told(gate), style=STYLES[gate.verdict]) for gate in gates if gate.verdict != "holds"]
+    lines += [Text(record["evidence"])] if record["champion"] and record.get("evidence") else []
+    return [*lines, Text(f'load it: mlflow.sentence_transformers.load_model("models:/{name}@{alias}")')]

@@ -9,10 +9,8 @@ import pyarrow.parquet as pq
 
 from tasks.support.models import find_base
 from tasks.support.stage import run_stage
-from vocabgraft.config.datasets import DatasetParams
-from vocabgraft.config.losses import LOSSES
 from vocabgraft.config.stages import BaseParams, EvaluateModelParams, ValidateDataParams
-from vocabgraft.data.accepted import AcceptedDataset, read_contexts, read_datasets, read_retention
+from vocabgraft.data.accepted import read_contexts, read_datasets, read_retention
 from vocabgraft.data.beir import read_benchmarks
 from vocabgraft.data.mteb import load_tasks, score_tasks
 from vocabgraft.evaluation.evaluate import (
@@ -28,6 +26,7 @@ from vocabgraft.evaluation.speed import compare_speed
 from vocabgraft.models.base import load_model, prompts_of
 from vocabgraft.models.encode import encode
 from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
+from vocabgraft.token_embeddings.distill import is_held_out
 from vocabgraft.tokens.new_token import read_with_descriptions
 from vocabgraft.tokens.tokenizer import ExtendedToken, added_tokens, read_tokens
 from vocabgraft.training.adapters import merge_adapter
@@ -58,12 +57,14 @@ def evaluate_model(
     tasks = load_tasks(params.mteb_tasks)
     models = _load_models(data, resized, merged, control, base)
     new_tokens = read_tokens(tokens)
-    datasets = read_datasets(data / "datasets")
+    contexts = read_contexts(data / "contexts.parquet")
+    share = read_json(resized / "report.json")["held_out_contexts"]
     questions = Questions(
-        datasets=datasets,
+        datasets=read_datasets(data / "datasets"),
         retention=read_retention(data / "retention.parquet"),
-        translations=_translations(datasets, validate_data.datasets),
-        contexts=read_contexts(data / "contexts.parquet"),
+        translations=frozenset(entry.name for entry in validate_data.datasets if entry.is_translation),
+        contexts=contexts,
+        held_out_contexts=[text for text in contexts if is_held_out(text, share)],
         benchmarks=read_benchmarks(data / "benchmarks"),
     )
     found = evaluate(models, questions, new_tokens, params, seed)
@@ -97,14 +98,6 @@ def _load_models(
     return models
 
 
-def _translations(datasets: list[AcceptedDataset], settings: list[DatasetParams]) -> frozenset[str]:
-    """The datasets of triples whose loss reads a relation as a vector to add."""
-    losses = {entry.name: entry.chosen_loss.name for entry in settings}
-    return frozenset(
-        entry.name for entry in datasets if entry.name in losses and LOSSES[losses[entry.name]].reads == "triple"
-    )
-
-
 def _record_speed(
     models: "dict[str, SentenceTransformer]",
     texts: list[str],
@@ -129,7 +122,8 @@ def _record_speed(
 
 def _tell(found: Evaluation) -> None:
     for item in found.comparison["items"]:
-        if item["subset"] == "all":
+        # The hits of link prediction follow its MRR; comparison.json has them.
+        if item["subset"] == "all" and not item["metric"].startswith("link_hits"):
             logger.info(
                 "%(dataset)s, %(metric)s: %(base).2f before, %(merged).2f after; %(gain)+.2f "
                 "(%(low)+.2f to %(high)+.2f, p %(p_value).3f, %(queries)d items): %(verdict)s",

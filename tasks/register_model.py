@@ -7,12 +7,13 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.registry.champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, compare_with_champion, with_widths
-from tasks.registry.gates import Gate, benefit_of, figure_at, gates_of, own_module_gates, speed_of
+from tasks.registry.gate_results import GateResult, blocking, decision_of, evidence_of, told_with_verdict
+from tasks.registry.gates import Measured, benefit_of, gates_of, own_module_gates, speed_of
 from tasks.registry.lineage import data_splits, items_digest, lineage_tags
 from tasks.registry.lookup import (
     CHALLENGER,
@@ -27,9 +28,18 @@ from tasks.registry.lookup import (
 from tasks.registry.model_card import UNKNOWN_LICENCE, Facts, licence_of, write_card
 from tasks.registry.read_back import READ_BACK_TAG, read_back
 from tasks.registry.register import RunRecord, log_and_register, remove_version
-from tasks.registry.versions import make_champion, set_alias, tag_version
+from tasks.registry.versions import (
+    DECISION_TAG,
+    EVIDENCE_TAG,
+    REASON_TAG,
+    make_champion,
+    replace_card,
+    set_alias,
+    tag_version,
+)
 from tasks.support.models import find_base
 from tasks.support.stage import run_stage
+from vocabgraft.checks.verdicts import count_verdicts
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import BaseParams, RegisterModelParams
 from vocabgraft.errors import VocabgraftError
@@ -64,6 +74,45 @@ class Made:
     trust_remote_code: bool
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What was decided of a version.
+
+    Attributes:
+        gates: every gate.
+        rival: the champion that it was compared with.
+        champion: whether the version is the champion now.
+        said: the decision in a sentence.
+        evidence: what is known of its benefit.
+        reason: a person's, where one promoted it.
+    """
+
+    gates: list[GateResult]
+    rival: Rival | None
+    champion: bool
+    said: str
+    evidence: str
+    reason: str
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags of the version."""
+        gates = json.dumps([gate.as_json() for gate in self.gates])
+        return {"gates": gates, DECISION_TAG: self.said, EVIDENCE_TAG: self.evidence, REASON_TAG: self.reason}
+
+    def as_json(self) -> dict[str, Any]:
+        """The decision for the record of the registration."""
+        rival = self.rival
+        beside = None if rival is None else {"version": rival.version, "how": rival.how, "figures": rival.figures}
+        return {
+            "champion": self.champion,
+            "gates": [gate.as_json() for gate in self.gates],
+            "decision": self.said,
+            "evidence": self.evidence,
+            "compared_with": beside,
+        }
+
+
 def register_model(
     merged: Path,
     adapter: Path,
@@ -95,41 +144,59 @@ def model_digest(merged: Path) -> str:
 
 
 def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> None:
-    figures = read_json(require_artifact(made.evaluation / "metrics.json"))
+    measured = Measured.read(made.evaluation)
     passed = bool(read_json(require_artifact(made.checks))["passed"])
     if not passed:
         raise VocabgraftError(f"{made.checks} says that a check failed, so the model is not registered")
-    benefit = figure_at(figures["merged"], params.gates.benefit)
     client = connect()
     registered = find_by_digest(client, params.name, tags[DIGEST_TAG])
+    card = write_card(_facts(params, made, measured, tags, _evidence(client, params, measured, registered)))
     new = registered is None
     if registered is None:
-        registered = _write(client, params, made, figures, {**tags, BENEFIT_TAG: str(benefit)})
+        registered = _write(client, params, made, measured, {**tags, **_benefit_tag(measured, params)}, card)
         logger.info("registered %s version %d", params.name, registered.version)
     else:
         logger.info("%s version %d has this content already", params.name, registered.version)
+        replace_card(client, registered, card)
     _require_readable(client, registered, made, new)
     set_alias(client, params.name, CHALLENGER, registered.version)
-    gates, rival, champion = _decide(client, params, made, registered, figures, tags)
-    _tell(params.name, registered, gates, champion)
+    decision = _decide(client, params, made, registered, measured, tags)
+    _tell(params.name, registered, decision)
     RECORD.parent.mkdir(parents=True, exist_ok=True)
-    record = {"name": params.name, "version": registered.version, "champion": champion, DIGEST_TAG: tags[DIGEST_TAG]}
-    beside = None if rival is None else {"version": rival.version, "how": rival.how, "figures": rival.figures}
-    write_json(RECORD, {**record, "gates": [asdict(gate) for gate in gates], "compared_with": beside})
+    record = {"name": params.name, "version": registered.version, DIGEST_TAG: tags[DIGEST_TAG]}
+    write_json(RECORD, {**record, **decision.as_json()})
+
+
+def _benefit_tag(measured: Measured, params: RegisterModelParams) -> dict[str, str]:
+    benefit = benefit_of(params.gates)
+    figure = measured.figure("merged", benefit) if benefit else None
+    return {} if figure is None else {BENEFIT_TAG: str(figure)}
+
+
+def _evidence(client: Client, params: RegisterModelParams, measured: Measured, registered: Registered | None) -> str:
+    """What is known of the benefit. A champion keeps what was said when it was promoted."""
+    champion = find_by_alias(client, params.name, CHAMPION)
+    if champion and registered and champion.version == registered.version and EVIDENCE_TAG in registered.tags:
+        return registered.tags[EVIDENCE_TAG]
+    gates = gates_of(measured, True, {}, None, params.gates)
+    return evidence_of(gates, _asks_evidence(params, champion))
+
+
+def _asks_evidence(params: RegisterModelParams, champion: Registered | None) -> bool:
+    return params.gates.first_champion == "evidence" or champion is not None
 
 
 def _write(
-    client: Client, params: RegisterModelParams, made: Made, figures: dict[str, Any], tags: dict[str, str]
+    client: Client, params: RegisterModelParams, made: Made, measured: Measured, tags: dict[str, str], card: str
 ) -> Registered:
     from vocabgraft.models.base import load_model
 
-    card = write_card(_facts(params, made, figures, tags))
     with _beside_its_card(made.merged, card) as folder:
         model = load_model(folder, device="cpu", own_modules=True, trust_remote_code=made.trust_remote_code)
         if made.trust_remote_code:
             keep_code(model, made.merged)
         tags = {**tags, WIDTH_TAG: str(model.get_embedding_dimension())}
-        return log_and_register(client, params.name, model, _record(figures, made, tags, card))
+        return log_and_register(client, params.name, model, _record(measured, made, tags, card))
 
 
 def _require_readable(client: Client, registered: Registered, made: Made, new: bool) -> None:
@@ -151,10 +218,10 @@ def _decide(
     params: RegisterModelParams,
     made: Made,
     registered: Registered,
-    figures: dict[str, Any],
+    measured: Measured,
     tags: dict[str, str],
-) -> tuple[list[Gate], Rival | None, bool]:
-    """The gates, the champion that the model was compared with, and whether it is the champion now."""
+) -> Decision:
+    """Judge the version and make it champion where no gate stands in the way."""
     speed = speed_of(SPEED, tags[DIGEST_TAG])
     for _ in range(TRIES):
         champion = find_by_alias(client, params.name, CHAMPION)
@@ -162,32 +229,42 @@ def _decide(
         rival = None if champion is None or is_champion else _rival(client, champion, params, made, tags)
         if champion is not None and rival is not None:
             rival = with_widths(rival, champion, registered)
-        gates = gates_of(figures, True, speed, rival, params.gates) + own_module_gates(made.merged, params.gates)
-        holds = all(gate.holds for gate in gates)
-        decision = {
-            "gates": json.dumps([asdict(gate) for gate in gates]),
-            "decision": _decision(holds, is_champion, gates),
-            "decision_reason": "",
-        }
-        tag_version(client, params.name, registered.version, decision)
+        gates = gates_of(measured, True, speed, rival, params.gates) + own_module_gates(made.merged, params.gates)
+        decision = _decision(gates, _asks_evidence(params, champion), rival, registered if is_champion else None)
+        tag_version(client, params.name, registered.version, decision.tags)
         now = find_by_alias(client, params.name, CHAMPION)
         if (now and now.version) != (champion and champion.version):
             logger.info("the alias %s moved meanwhile: the gates are asked again", CHAMPION)
             continue
-        if holds and not is_champion:
+        if decision.champion and not is_champion:
             make_champion(client, registered, {})
-        return gates, rival, holds or is_champion
+        return decision
     raise VocabgraftError(
         f"the alias {CHAMPION} of {params.name} moved {TRIES} times while version {registered.version} was judged "
         "against it; run again when nobody moves it"
     )
 
 
+def _decision(
+    gates: list[GateResult], evidence_asked: bool, rival: Rival | None, champion: Registered | None
+) -> Decision:
+    """The decision; one on the champion itself keeps why it was promoted, be it by a person."""
+    said, evidence = decision_of(gates, evidence_asked), evidence_of(gates, evidence_asked)
+    promoted = not blocking(gates, evidence_asked)
+    reason = ""
+    if champion is not None:
+        before = champion.tags.get(DECISION_TAG, "")
+        said = "champion already" if not before or before.startswith("not promoted") else before
+        evidence, reason = champion.tags.get(EVIDENCE_TAG, evidence), champion.tags.get(REASON_TAG, "")
+    return Decision(gates, rival, promoted or champion is not None, said, evidence, reason)
+
+
 def _rival(
     client: Client, champion: Registered, params: RegisterModelParams, made: Made, tags: dict[str, str]
 ) -> Rival | None:
+    benefit = benefit_of(params.gates)
     # Grown on the champion, the base of every figure is the champion itself, on the same items.
-    if tags["base"] == f"models:/{params.name}/{champion.version}":
+    if benefit is None or tags["base"] == f"models:/{params.name}/{champion.version}":
         return None
     settings = load_params()
     candidate = Candidate(
@@ -195,28 +272,24 @@ def _rival(
         evaluation=made.evaluation,
         datasets=made.datasets,
         tokens=made.tokens,
-        items_digest=tags[ITEMS_TAG],
+        find_base=lambda: find_base(made.base_identity, made.trust_remote_code),
+        prompts=settings.base.prompts,
+        translations=frozenset(entry.name for entry in settings.validate_data.datasets if entry.is_translation),
+        tags=tags,
         batch_size=settings.evaluate_model.batch_size,
         seed=settings.seed,
         trust_remote_code=made.trust_remote_code,
     )
-    return compare_with_champion(client, champion, candidate, benefit_of(params.gates.benefit))
+    return compare_with_champion(client, champion, candidate, benefit)
 
 
-def _decision(holds: bool, is_champion: bool, gates: list[Gate]) -> str:
-    if is_champion:
-        return "champion already"
-    unmet = [gate.name for gate in gates if not gate.holds]
-    return "promoted: every gate holds" if holds else f"not promoted: {', '.join(unmet)} not met"
-
-
-def _tell(name: str, registered: Registered, gates: list[Gate], champion: bool) -> None:
-    for gate in gates:
-        logger.info("gate %-32s %-9s %s (%s)", gate.name, "holds" if gate.holds else "NOT MET", gate.figure, gate.limit)
-    if champion:
-        logger.info("%s version %d is the champion", name, registered.version)
+def _tell(name: str, registered: Registered, decision: Decision) -> None:
+    for gate in decision.gates:
+        logger.info("gate %s", told_with_verdict(gate))
+    if decision.champion:
+        logger.info("%s version %d is the champion; %s", name, registered.version, decision.said)
     else:
-        logger.info("not promoted: %s stays challenger", f"{name} version {registered.version}")
+        logger.info("%s version %d stays challenger; %s", name, registered.version, decision.said)
 
 
 @contextmanager
@@ -231,17 +304,19 @@ def _beside_its_card(merged: Path, card: str) -> Iterator[Path]:
         yield folder
 
 
-def _facts(params: RegisterModelParams, made: Made, figures: dict[str, Any], tags: dict[str, str]) -> Facts:
+def _facts(params: RegisterModelParams, made: Made, measured: Measured, tags: dict[str, str], evidence: str) -> Facts:
     settings = load_params()
     return Facts(
         name=params.name,
         tags=tags,
         licence=_licence(made.base_identity),
         tokens=read_tokens(made.tokens),
-        figures=figures,
-        comparison=read_json(made.evaluation / "comparison.json"),
-        retention=read_json(made.evaluation / "retention.json"),
+        figures=measured.metrics,
+        comparison=measured.comparison,
+        retention=measured.retention,
+        evidence=evidence,
         method=settings.train_adapter.method,
+        checks=count_verdicts(check["verdict"] for check in read_json(made.checks)["checks"]),
     )
 
 
@@ -254,11 +329,11 @@ def _licence(base_identity: Path) -> str:
         return UNKNOWN_LICENCE
 
 
-def _record(figures: dict[str, Any], made: Made, tags: dict[str, str], card: str) -> RunRecord:
+def _record(measured: Measured, made: Made, tags: dict[str, str], card: str) -> RunRecord:
     scalars = {
-        **_flat(figures),
-        **_flat({"retention": read_json(made.evaluation / "retention.json")}),
-        **_flat({"comparison": _by_figure(read_json(made.evaluation / "comparison.json")["items"])}),
+        **_flat(measured.metrics),
+        **_flat({"retention": measured.retention}),
+        **_flat({"comparison": _by_figure(measured.comparison["items"])}),
         **_flat({"speed": speed_of(SPEED, tags[DIGEST_TAG])}),
     }
     tokenizer = made.tokens.parent / "tokenizer"

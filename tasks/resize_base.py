@@ -39,7 +39,9 @@ def resize_base(
         write_resized(folder, extended, rows, base.prompts, params.pad_to_multiple_of, work, trusted)
         add_modules(work, params.modules, seed, trusted)
         report = _report(folder, work, rows, params, trusted)
-        write_json(work / "report.json", {**report, "distillation": distillation})
+        # evaluate_model measures fidelity on the contexts that this stage did not learn from.
+        held_out = params.distillation.held_out if distillation else 1.0
+        write_json(work / "report.json", {**report, "distillation": distillation, "held_out_contexts": held_out})
 
 
 def _report(

@@ -120,6 +120,7 @@ def _live_metrics(params: TrainAdapterParams) -> AbstractContextManager[Any]:
 def _report(result: TrainingResult, params: TrainAdapterParams, without_text: list[str]) -> dict[str, Any]:
     return {
         "tokens_without_training_text": without_text,
+        "set_back": result.set_back,
         "method": params.method,
         "precision": result.precision,
         "trainable_parameters": result.trainable_parameters,

@@ -1,6 +1,10 @@
 """Stage validate_data: raw files in, typed splits and the accepted vocabulary out."""
 
 import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,18 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.support.expectations import (
-    Rejection,
-    Table,
-    contexts_table,
-    examples_table,
-    judge,
-    retention_table,
-    vocabulary_table,
-)
 from tasks.support.models import resolve_base
 from tasks.support.preflight import check_settings
-from tasks.support.stage import run_stage
+from tasks.support.stage import ToldFirstError, run_stage
 from vocabgraft.config.datasets import COLUMNS, LABELS, NUMBERS, OPTIONAL_COLUMNS, DatasetParams
 from vocabgraft.config.stages import (
     BaseParams,
@@ -29,25 +24,16 @@ from vocabgraft.config.stages import (
     ValidateDataParams,
 )
 from vocabgraft.config.training import TrainAdapterParams
-from vocabgraft.data.beir import read_beir, write_benchmarks
+from vocabgraft.data.beir import Benchmark, read_beir, write_benchmarks
+from vocabgraft.data.judgement import JudgedTable, Judgement, Refusal, judge, read_raw, told_first
 from vocabgraft.data.mteb import require_mteb
 from vocabgraft.data.splits import SPLITS
-from vocabgraft.data.validation import (
-    annotate_vocabulary,
-    count_uses,
-    inside_others,
-    new_tokens,
-    read_contexts,
-    read_examples,
-    read_retention,
-    read_vocabulary,
-    texts_of,
-)
+from vocabgraft.data.validation import count_uses, inside_others, new_tokens
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import tokenizer_file
 from vocabgraft.models.remote_code import check_code, describe_code
 from vocabgraft.storage.artifacts import new_folder, write_json
-from vocabgraft.tokens.tokenizer import load_raw_tokenizer, tokens_added_before
+from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -77,113 +63,119 @@ def validate_data(
     resize_base: ResizeBaseParams,
     train_adapter: TrainAdapterParams,
 ) -> None:
-    """Judge the raw files with Great Expectations; write what is accepted and why the rest is not."""
+    """Judge the raw files; write what is accepted, why the rest is not, and Data Docs of Great Expectations."""
     # What the evaluation will ask for is refused here, before anything is trained.
     require_mteb(evaluate_model.mteb_tasks)
-    benchmarks = [read_beir(raw / entry.folder, entry.name) for entry in evaluate_model.benchmarks]
+    data = read_raw(raw, params)
+    benchmarks, unusable = _read_benchmarks(raw, evaluate_model)
     folder, identity = resolve_base(base)
     check_code(folder, base.trust_remote_code)
     check_settings(train_adapter, resize_base, params.datasets, folder)
     if identity.code is not None:
         logger.info("remote code: %s", describe_code(identity.code))
     tokenizer = load_raw_tokenizer(tokenizer_file(folder))
-    examples = {dataset.name: read_examples(raw / "", dataset) for dataset in params.datasets}
-    contexts = read_contexts([raw / name for name in params.contexts])
-    training = [
-        text
-        for dataset in params.datasets
-        for text in texts_of(_only(examples[dataset.name], "train"), dataset.format, dataset.template)
-    ]
-    vocabulary = annotate_vocabulary(
-        read_vocabulary(raw / params.vocabulary), tokenizer, [*training, *contexts["text"]]
-    )
-    # A relation's token that the base has from an earlier run need not be listed again.
-    known_tokens = [*vocabulary["token"], *tokens_added_before(tokenizer)]
-    tables = [
-        vocabulary_table(vocabulary, params, extend_tokenizer.max_token_characters),
-        contexts_table(contexts, params),
-        retention_table(read_retention(raw / params.retention), params),
-        *(examples_table(dataset, examples[dataset.name], params, known_tokens) for dataset in params.datasets),
-    ]
-    rejections = judge(tables, site)
-    if params.on_invalid == "quarantine":
-        rejections += _orphans(tables, rejections)
-    _refuse_or_quarantine(rejections, tables, params, site)
-    accepted = {table.name: _accepted(table, rejections) for table in tables}
-    warnings = _warnings(_new(accepted["vocabulary"]), accepted["retention"], tokenizer)
-    for warning in warnings:
+    judgement = judge(data, raw, tokenizer, params, extend_tokenizer.max_token_characters)
+    _refuse_or_quarantine([*judgement.refusals, *unusable], judgement, params, site)
+    accepted = {name: table.accepted for name, table in judgement.tables.items()}
+    for name, rows in judgement.repeated.items():
+        logger.info("%s: %d rows repeat another and are dropped", name, rows)
+    for benchmark in benchmarks:
+        for reason, count in benchmark.left_out.items():
+            logger.info("benchmark %s: %d left out: %s", benchmark.name, count, reason)
+    doubts = _doubts(_new(accepted["vocabulary"]), accepted["retention"], tokenizer)
+    for warning in doubts:
         logger.warning("warning: %s", warning)
+    _write_data_docs(judgement, site)
     with new_folder(out) as work:
         write_json(work / "base.json", identity.as_json())
         _write_accepted(work, accepted, params)
-        _rejected_rows(rejections, tables).to_csv(work / REJECTED_ROWS, index=False)
+        _rejected_rows(judgement.refusals).to_csv(work / REJECTED_ROWS, index=False)
         write_benchmarks(work / "benchmarks", benchmarks)
-        write_json(work / "report.json", _report(accepted, rejections, warnings, params))
+        write_json(work / "report.json", _report(accepted, judgement, doubts, params, benchmarks))
 
 
-def _orphans(tables: list[Table], rejections: list[Rejection]) -> list[Rejection]:
-    """The triples whose relation loses its token to the quarantine."""
-    vocabulary = tables[0]
-    lost = set(_new(vocabulary.frame)["token"].dropna()) - set(_accepted(vocabulary, rejections)["token"])
-    return [
-        Rejection(table.name, position, "relation", str(relation), f"has the token {token}, which is quarantined")
-        for table in tables
-        if "relation" in table.frame.columns
-        for position, (relation, token) in enumerate(zip(table.frame["relation"], table.frame["token"], strict=True))
-        if token in lost
-    ]
+def _read_benchmarks(raw: Path, params: EvaluateModelParams) -> tuple[list[Benchmark], list[Refusal]]:
+    """The benchmarks that can be used, and why the others cannot."""
+    found, unusable = [], []
+    for entry in params.benchmarks:
+        try:
+            found.append(read_beir(raw / entry.folder, entry.name))
+        except VocabgraftError as error:
+            unusable.append(Refusal(entry.folder, None, "", "", str(error), str(error), entry.name))
+    return found, unusable
 
 
 def _refuse_or_quarantine(
-    rejections: list[Rejection], tables: list[Table], params: ValidateDataParams, site: Path
+    refusals: list[Refusal], judgement: Judgement, params: ValidateDataParams, site: Path
 ) -> None:
-    fatal = [rejection for rejection in rejections if rejection.position is None]
-    if not rejections:
+    shutil.rmtree(site, ignore_errors=True)
+    if not refusals:
         return
-    rows = _rejected_rows(rejections, tables)
+    site.mkdir(parents=True)
+    rows = _rejected_rows(refusals)
     # Beside the Data Docs too, since a refusal leaves no output and its message shows the first rows alone.
     rows.to_csv(site / REJECTED_ROWS, index=False)
+    fatal = [refusal for refusal in refusals if refusal.row is None]
     if params.on_invalid == "fail" or fatal:
-        shown = "\n".join(_line(row) for row in rows.head(SHOWN_ROWS).to_dict("records"))
-        # A quarantine takes out rows, which mends nothing that is wrong with a whole file.
-        remedy = "Mend them" if fatal else "Mend them, or set validate_data.on_invalid to quarantine"
-        raise VocabgraftError(f"{_count(len(rows))}:\n{shown}\n{remedy}; all are in {site}/index.html")
-    rejected = {(rejection.table, rejection.position) for rejection in rejections}
-    share = len(rejected) / sum(len(table.frame) for table in tables)
-    if share > params.max_rejected_fraction:
-        raise VocabgraftError(
+        raise ToldFirstError(_explain(refusals, params, site), lambda: _show_refused(judgement, site))
+    rejected = {(refusal.file, refusal.row) for refusal in refusals}
+    total = len(rejected) + sum(len(table.accepted) + len(table.repeated) for table in judgement.tables.values())
+    if (share := len(rejected) / total) > params.max_rejected_fraction:
+        message = (
             f"{len(rejected)} rows ({share:.1%}) would be quarantined; allowed: {params.max_rejected_fraction:.1%} "
-            f"(validate_data.max_rejected_fraction). The first: {_line(rows.iloc[0].to_dict())}"
+            f"(validate_data.max_rejected_fraction). The first: {_line(refusals[0])}"
         )
+        raise ToldFirstError(message, lambda: _show_refused(judgement, site))
     logger.warning("warning: %d rows quarantined, %.1f %% of all", len(rejected), 100 * share)
 
 
-def _count(problems: int) -> str:
-    counted = f"{problems} problem{'s' if problems > 1 else ''} in the raw data"
-    return counted if problems <= SHOWN_ROWS else f"{counted}, the first {SHOWN_ROWS}"
+def _explain(refusals: Sequence[Refusal], params: ValidateDataParams, site: Path) -> str:
+    """All that is wrong, some rows of every kind; what only follows from another refusal is left out."""
+    told = [refusal for refusal in refusals if not refusal.follows]
+    whole = [refusal for refusal in told if refusal.row is None]
+    if len(told) == len(whole) == 1 and whole[0].file in whole[0].reason:
+        return whole[0].reason
+    lines = []
+    for refusal, more in told_first(told, SHOWN_ROWS):
+        lines += [f"  {_line(refusal)}", *([f"    and {more} more of this kind"] if more else [])]
+    shown = "\n".join(lines)
+    # A quarantine takes out rows, which mends nothing that is wrong with a whole file.
+    is_row_fault = params.on_invalid == "fail" and not whole
+    remedy = "Mend them, or set validate_data.on_invalid to quarantine" if is_row_fault else "Mend them"
+    count = f"{len(told)} problem{'s' if len(told) > 1 else ''} in the raw data"
+    return f"{count}:\n{shown}\n{remedy}; all are in {site / REJECTED_ROWS}"
 
 
-def _line(row: dict[Any, Any]) -> str:
-    where = f"  {row['file']}" + (f" row {row['row']}" if row["row"] else "")
-    return (
-        f"{where}, {row['column']} {row['value']!r}: {row['reason']}" if row["column"] else f"{where}: {row['reason']}"
-    )
+def _line(refusal: Refusal) -> str:
+    where = refusal.file if refusal.row is None else f"{refusal.file} row {refusal.row}"
+    if refusal.column:
+        return f"{where}, {refusal.column} {refusal.value!r}: {refusal.reason}"
+    # What is wrong with a whole file names it.
+    return refusal.reason if refusal.row is None and refusal.file in refusal.reason else f"{where}: {refusal.reason}"
 
 
-def _rejected_rows(rejections: list[Rejection], tables: list[Table]) -> pd.DataFrame:
-    frames = {table.name: table.frame for table in tables}
-    rows = []
-    for rejection in rejections:
-        frame, place = frames[rejection.table], rejection.position
-        file = frame["file"].iloc[0 if place is None else place] if len(frame) else rejection.table
-        row = "" if place is None else int(frame["row"].iloc[place])
-        rows.append((file, row, rejection.column, rejection.value, rejection.reason))
-    return pd.DataFrame(rows, columns=["file", "row", "column", "value", "reason"])
+def _rejected_rows(refusals: Sequence[Refusal]) -> pd.DataFrame:
+    names = ["file", "row", "column", "value", "reason"]
+    rows = [(r.file, "" if r.row is None else r.row, r.column, r.value, r.reason) for r in refusals]
+    return pd.DataFrame(rows, columns=names)
 
 
-def _accepted(table: Table, rejections: list[Rejection]) -> pd.DataFrame:
-    refused = {rejection.position for rejection in rejections if rejection.table == table.name}
-    return table.frame.drop(index=[position for position in refused if position is not None])
+def _show_refused(judgement: Judgement, site: Path) -> None:
+    """Data Docs of rows that a rule refused; a file that cannot be read is not in them."""
+    if any(table.refusals for table in judgement.tables.values()):
+        _write_data_docs(judgement, site)
+        print(f"Data Docs: {site}/index.html", file=sys.stderr)
+
+
+def _write_data_docs(judgement: Judgement, site: Path) -> None:
+    """Only here is Great Expectations imported, which takes seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from tasks.support.expectations import write_data_docs
+
+    tables: list[JudgedTable] = [table for table in judgement.tables.values() if len(table.frame)]
+    if tables:
+        write_data_docs(tables, site)
 
 
 def _only(frame: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -239,7 +231,7 @@ def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
     pq.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), path)
 
 
-def _warnings(vocabulary: pd.DataFrame, retention: pd.DataFrame, base: "Tokenizer") -> list[str]:
+def _doubts(vocabulary: pd.DataFrame, retention: pd.DataFrame, base: "Tokenizer") -> list[str]:
     found = [
         _too_many(vocabulary, base.get_vocab_size()),
         _inside_another(vocabulary),
@@ -291,7 +283,11 @@ def _shown(entries: list[str]) -> str:
 
 
 def _report(
-    accepted: dict[str, pd.DataFrame], rejections: list[Rejection], warnings: list[str], params: ValidateDataParams
+    accepted: dict[str, pd.DataFrame],
+    judgement: Judgement,
+    doubts: list[str],
+    params: ValidateDataParams,
+    benchmarks: Sequence[Benchmark],
 ) -> dict[str, Any]:
     new = _new(accepted["vocabulary"])
     kinds = new["kind"].value_counts()
@@ -305,8 +301,17 @@ def _report(
         "contexts": len(accepted["contexts"]),
         "retention": len(accepted["retention"]),
         "datasets": splits,
-        "rejected": len({(rejection.table, rejection.position) for rejection in rejections}),
-        "warnings": warnings,
+        "rejected": len({(refusal.file, refusal.row) for refusal in judgement.refusals}),
+        "repeated": judgement.repeated,
+        "benchmarks": {
+            found.name: {
+                "documents": len(found.documents),
+                "queries": len(found.queries),
+                "left_out": found.left_out,
+            }
+            for found in benchmarks
+        },
+        "warnings": doubts,
     }
 
 

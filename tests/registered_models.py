@@ -2,23 +2,27 @@
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.register_model import model_digest, register_model
+from tasks.registry.gates import Measured
 from tasks.registry.lookup import connect, find_by_alias
 from vocabgraft.config.stages import BaseParams, GateParams, RegisterModelParams
+from vocabgraft.evaluation.significance import compare_means
 from vocabgraft.storage.artifacts import new_folder, write_json
 
 GATES = GateParams(benefit="terms.new_word.mrr", min_gain=0.0, max_retention_drop=0.01)
 # Words of the tiny base that stand for new ones.
 NEW_WORDS = ("kidney", "liver")
 QUESTIONS = 24
+SEED = 17
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Made:
 
 
 def figures(gain: float, drop: float) -> dict[str, Any]:
-    """Figures of a base, and of a model that differs by `gain` percent in benefit and `drop` in Spearman's rho."""
+    """Figures of a base, and of a model that differs by `gain` points in benefit and `drop` in Spearman's rho."""
     return {
         name: {
             "terms": {"new_word": {"mrr": 50.0 + gain * share, "recall@10": 80.0, "queries": 9}},
@@ -131,15 +135,14 @@ def build(
 
 def write_evaluation(work: Path, gain: float, drop: float, items: str, noise: Sequence[float]) -> None:
     """The files of evaluate_model."""
-    write_json(work / "metrics.json", figures(gain, drop))
-    item = {"dataset": "terms", "subset": "new_word", "metric": "recall@10", "verdict": "better"}
-    compared = {"items": [item | {"gain": gain, "low": 1.0, "high": 9.0, "p_value": 0.01}]}
-    write_json(work / "comparison.json", compared)
-    drifted = {"no_new_word": {"mean": 0.25, "p99": None, "worst": [{"text": "a", "cosine": 0.5}]}}
-    write_json(work / "retention.json", {"valid_share": 60.0, "neighbours_kept": None, "drift": drifted})
     asked = questions(items)
     rows = len(asked)
     values = [(50.0 + gain + noise[place % len(noise)]) / 100 for place in range(rows)]
+    measured = figures(sum(100 * value - 50 for value in values) / rows, drop)
+    write_json(work / "metrics.json", measured)
+    compared = {"items": gains([0.5] * rows, values), "without_labels": without_labels(gain), "problems": []}
+    write_json(work / "comparison.json", compared)
+    write_json(work / "retention.json", retention(drop))
     columns: dict[str, list[Any]] = {
         "dataset": ["terms"] * rows,
         "metric": ["mrr"] * rows,
@@ -151,7 +154,69 @@ def write_evaluation(work: Path, gain: float, drop: float, items: str, noise: Se
         "base": [0.5] * rows,
         "merged": values,
     }
+    for name, found in items_without_labels([anchor for anchor, _ in asked], gain).items():
+        columns[name] = [*columns[name], *found]
     pq.write_table(pa.table(columns), work / "items.parquet")
+
+
+def items_without_labels(texts: Sequence[str], gain: float) -> dict[str, list[Any]]:
+    """Fidelity, tokens and retention pairs of every text; the first two are the better the more the model gains."""
+    rows = len(texts)
+    values = {
+        ("fidelity", "cosine"): [0.9 + gain / 200] * rows,
+        ("tokens_per_text", "tokens"): [20.0 - gain] * rows,
+        ("retention", "spearman"): [place / rows for place in range(rows)],
+    }
+    scores = [(place * 7 % rows) / rows for place in range(rows)]
+    return {
+        "dataset": [dataset for dataset, _ in values for _ in texts],
+        "metric": [metric for _, metric in values for _ in texts],
+        "item": [*texts] * 3,
+        "answer": [None] * (2 * rows) + [f"like {text}" for text in texts],
+        "group": [*texts] * 3,
+        "new_word": [True] * (3 * rows),
+        "score": [None] * (2 * rows) + scores,
+        "base": [1.0] * rows + [20.0] * rows + [0.5] * rows,
+        "merged": [value for found in values.values() for value in found],
+    }
+
+
+def without_labels(gain: float) -> dict[str, Any]:
+    """What was measured of texts that nobody labelled, without any spread."""
+    shown = {"p_value": 0.0005, "standard_error": 0.0, "queries": QUESTIONS, "groups": QUESTIONS}
+    fidelity = 0.9 + gain / 200
+    return {
+        "fidelity": {"gain": fidelity, "low": fidelity, "high": fidelity, **shown},
+        "tokens_per_text": {"gain": gain, "low": gain, "high": gain, **shown},
+    }
+
+
+def gains(before: Sequence[float], after: Sequence[float]) -> list[dict[str, Any]]:
+    """The comparison of `terms`, from the values of its questions, 0 to 1; recall@10 is made up."""
+    item = {"dataset": "terms", "subset": "new_word", "verdict": "better", "queries": len(after), "groups": len(after)}
+    names = [str(place) for place in range(len(after))]
+    found = asdict(compare_means(100 * np.array(before), 100 * np.array(after), names, SEED))
+    recall = {"gain": 5.0, "low": 1.0, "high": 9.0, "p_value": 0.01, "standard_error": 2.0}
+    return [item | {"metric": "mrr"} | found, item | {"metric": "recall@10"} | recall]
+
+
+def retention(drop: float, width: float = 0.0, pairs: int = 20) -> dict[str, Any]:
+    """retention.json of a model whose rho fell by `drop`, give or take `width`."""
+    drifted = {"no_new_word": {"mean": 0.25, "p99": None, "worst": [{"text": "a", "cosine": 0.5}]}}
+    interval = {"gain": -100 * drop, "low": -100 * (drop + width), "high": -100 * (drop - width), "p_value": 0.5}
+    entry = {**interval, "standard_error": 50 * width, "queries": pairs, "groups": pairs, "verdict": "could be chance"}
+    spearman = {"no_new_word": entry, "all": entry}
+    return {"valid_share": 60.0, "neighbours_kept": None, "drift": drifted, "spearman": spearman, "problems": []}
+
+
+def evaluated(gain: float, drop: float = 0.0, **changes: Mapping[str, Any]) -> Measured:
+    """What was measured of a model that gains `gain` points on every question; whole files may be changed."""
+    files: dict[str, Mapping[str, Any]] = {
+        "metrics": figures(gain, drop),
+        "comparison": {"items": gains([0.5] * QUESTIONS, [(50 + gain) / 100] * QUESTIONS), "problems": []},
+        "retention": retention(drop),
+    }
+    return Measured(**(files | changes))
 
 
 def questions(items: str) -> list[tuple[str, str]]:

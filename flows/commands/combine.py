@@ -15,6 +15,7 @@ from rich.table import Table
 
 from flows.commands.exit_code import exit_code
 from vocabgraft.checks.result import explain_failures
+from vocabgraft.checks.verdicts import count_verdicts, describe_counts
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.config.stages import CheckConsistencyParams
 from vocabgraft.errors import VocabgraftError
@@ -97,17 +98,16 @@ def _write_model(base: Path, pack: Pack, folder: Path, console: Console) -> None
     try:
         chain = write_chain(base, pack, work)
         checks = check_chain(chain, pack.contexts, params)
+        counts = describe_counts(count_verdicts(check.verdict for check in checks))
         failed = [check for check in checks if check.verdict == "failed"]
         if failed:
             raise VocabgraftError(
-                f"{len(failed)} of {len(checks)} checks of the merged model failed, so nothing is written:\n"
-                + explain_failures([check.as_json() for check in failed])
+                f"{counts}, so nothing is written:\n" + explain_failures([check.as_json() for check in failed])
             )
         chain.folders.merged.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    passed = sum(check.verdict == "passed" for check in checks)
-    console.print(f"{passed} of {len(checks)} checks passed, the others do not apply or are waived; written: {folder}")
+    console.print(f"{counts}; written: {folder}")
 
 
 def _table(packs: Sequence[Pack], combined: Combined) -> Table:

@@ -1,9 +1,10 @@
-"""Raw data for validate_data out of what others publish: ConceptNet 5, and ontologies in OBO and SKOS.
+"""Raw data for validate_data out of what others publish: ConceptNet 5, ontologies in OBO and SKOS, plain triples.
 
 python -m flows.commands.import_data --help
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from vocabgraft.importers.rows import (
 )
 from vocabgraft.importers.skos import read_skos
 from vocabgraft.importers.streams import Report, check_source
+from vocabgraft.importers.triple_files import TripleSelection, read_triples
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -41,6 +43,7 @@ FILES = {
     "conceptnet": (TRIPLES, VOCABULARY),
     "obo": (VOCABULARY, TRIPLES, PAIRS, CONTEXTS),
     "skos": (VOCABULARY, TRIPLES, PAIRS, CONTEXTS),
+    "triples": (TRIPLES, VOCABULARY),
 }
 
 
@@ -70,6 +73,11 @@ def _read(options: argparse.Namespace) -> ImportedRows:
         selection = Selection(options.language, options.min_weight, _names(options.relations))
         with _progress(options.file) as report:
             return read_conceptnet(options.file, selection, limits, report)
+    if options.kind == "triples":
+        columns = tuple(name.strip() for name in options.columns.split(",")) if options.columns else ()
+        chosen = TripleSelection(columns, _names(options.relations), options.min_weight)
+        with _progress(options.file) as report:
+            return read_triples(options.file, chosen, limits, report)
     limits = Limits(options.min_pieces, options.min_uses, options.max_tokens)
     base = _base_tokenizer(options.base)
     ontology = _read_ontology(options)
@@ -169,6 +177,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_shared(skos)
     _add_words(skos)
     skos.add_argument("--language", default="en", help="tag as in xml:lang; default: %(default)s")
+    triples = kinds.add_parser("triples", help="a plain file of triples (.tsv, .txt, .csv) to triples and relations")
+    _add_shared(triples)
+    triples.add_argument(
+        "--columns",
+        metavar="NAMES",
+        help="such as relation,head,tail,weight in the order of the file, - for one that is not read; default: by its "
+        "first line",
+    )
+    triples.add_argument("--relations", default="", metavar="NAMES", help="such as IsA,UsedFor; default: all")
+    triples.add_argument("--min-weight", type=float, default=-math.inf, help="of the column weight; default: any")
     return parser
 
 

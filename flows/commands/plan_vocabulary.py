@@ -182,6 +182,7 @@ def _count_one(
             options.processes,
             options.counters,
             lambda size: progress.advance(task, size),
+            options.segment,
         )
     except VocabgraftError as error:
         raise VocabgraftError(f"{name}: {error}") from error
@@ -243,6 +244,7 @@ def _as_json(outcome: Outcome, options: argparse.Namespace) -> dict[str, Any]:
         "counters": options.counters,
         "min_count": options.min_count,
         "min_contrast": options.min_contrast,
+        "segment": options.segment,
         "least_count_of_a_word_that_the_background_lacks": outcome.least_special_count,
         "words_worth_adding": len(plan.words),
         "top": {"words": outcome.top, **_effect(saved[outcome.top], counts)},
@@ -352,6 +354,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--min-contrast", type=float, default=LEAST_CONTRAST, help="least z-score (default: %(default)s)")
     add("--vocabulary", type=Path, metavar="FILE", help="a vocabulary file; its words are left out")
     add("--base", metavar="MODEL", help="base model, as in params.yaml (default: that of params.yaml)")
+    add("--segment", action="store_true", help="cut Chinese, Japanese, Thai, Lao, Khmer and Burmese into words by ICU")
     add("--processes", type=int, default=os.cpu_count() or 1, help="processes that count (default: all cores)")
     add("--counters", type=int, default=COUNTERS, help=f"different words counted at a time (default: {COUNTERS:,})")
     add(

@@ -1,4 +1,4 @@
-"""Make a registered version the champion, when its gates hold or a person says why not.
+"""Make a registered version the champion: where its gates hold, or where a person says why it should be all the same.
 
 python -m flows.commands.promote --help
 """
@@ -6,18 +6,16 @@ python -m flows.commands.promote --help
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.engine.prefect_run import recorded
+from tasks.registry.gate_results import GateResult, blocking, evidence_of, told, told_with_verdict
 from tasks.support.stage import switch_telemetry_off
-from vocabgraft.config.params import load_params
+from vocabgraft.config.params import Params, load_params
 from vocabgraft.errors import VocabgraftError
 
 if TYPE_CHECKING:
     from tasks.registry.lookup import Client, Registered
-
-RIVAL = "gain over the champion"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,10 +40,10 @@ def promote(name: str | None, number: int, force: bool = False, reason: str | No
         What was done, a line each.
 
     Raises:
-        VocabgraftError: when a gate does not hold and nothing forces it, or there is no such version.
+        VocabgraftError: when a gate stands in the way and nothing forces it, or there is no such version.
     """
     from tasks.registry.lookup import CHAMPION, connect, find_by_alias
-    from tasks.registry.versions import find_version, make_champion
+    from tasks.registry.versions import DECISION_TAG, EVIDENCE_TAG, REASON_TAG, find_version, make_champion
 
     params = load_params()
     name = name or params.register_model.name
@@ -54,48 +52,55 @@ def promote(name: str | None, number: int, force: bool = False, reason: str | No
     champion = find_by_alias(client, name, CHAMPION)
     if champion is not None and champion.version == number:
         return [f"{name} version {number} is the champion already"]
-    gates = judged(client, version, champion)
-    unmet = [gate for gate in gates if not gate["holds"]]
+    gates = judged(client, version, champion, params)
+    evidence_asked = champion is not None or params.register_model.gates.first_champion == "evidence"
+    unmet = blocking(gates, evidence_asked)
     if unmet and not force:
-        told = "; ".join(f"{gate['name']} is {gate['figure']} (needed: {gate['limit']})" for gate in unmet)
         raise VocabgraftError(
-            f'{name} version {number} does not meet its gates: {told}; --force --reason "why" promotes it all the same'
+            f"{name} version {number} is not promoted: {'; '.join(map(told, unmet))}. "
+            f'To promote it all the same: python -m flows.commands.promote {number} --force --reason "why"'
         )
     # An unforced promotion takes away what an earlier forced one said.
-    tags = {"decision": "promoted by force" if unmet else "promoted by hand", "decision_reason": reason or ""}
+    tags = {
+        DECISION_TAG: "promoted by force" if unmet else "promoted by hand",
+        EVIDENCE_TAG: evidence_of(gates, evidence_asked),
+        REASON_TAG: reason or "",
+    }
     before = make_champion(client, version, tags)
-    lines = [f"gate {gate['name']}: {'holds' if gate['holds'] else 'NOT MET'} ({gate['limit']})" for gate in gates]
     was = f"; version {before.version} is the previous champion" if before else ""
+    lines = [f"gate {told_with_verdict(gate)}" for gate in gates]
     return [*lines, f"{name} version {number} is the champion{was}"]
 
 
-def judged(client: "Client", version: "Registered", champion: "Registered | None") -> list[dict[str, Any]]:
-    """The gates of a version as they were registered, that of the champion asked again where it is another by now."""
+def judged(client: "Client", version: "Registered", champion: "Registered | None", params: Params) -> list[GateResult]:
+    """The gates of a version as they were registered; that of the champion is asked again where it is another now."""
     from tasks.registry.versions import gates_on
 
-    own = [gate for gate in gates_on(version) if not gate["name"].startswith(RIVAL)]
+    on_record = gates_on(version)
+    own = [gate for gate in on_record if gate.kind != "champion"]
     if not own:
-        own = [{"name": "gates", "figure": None, "limit": "the version has none on record", "holds": False}]
+        own = [GateResult("benefit", "gates", "not shown", "", claim="hold its gates", note="none is on record")]
     if champion is None or version.tags.get("base") == f"models:/{champion.name}/{champion.version}":
         return own
-    kept = [gate for gate in gates_on(version) if gate["name"] == f"{RIVAL}, version {champion.version}"]
-    return [*own, *(kept or [_against(client, version, champion)])]
+    # Its name has the number of the champion.
+    kept = [gate for gate in on_record if gate.kind == "champion" and gate.name.endswith(f" {champion.version}")]
+    return [*own, *(kept or _against(client, version, champion, params))]
 
 
-def _against(client: "Client", version: "Registered", champion: "Registered") -> dict[str, Any]:
-    from tasks.registry.champion import ITEMS, ITEMS_TAG, Rival, compare_recorded
-    from tasks.registry.gates import benefit_of, rival_gate
+def _against(client: "Client", version: "Registered", champion: "Registered", params: Params) -> list[GateResult]:
+    from tasks.registry.champion import ITEMS, Rival, compare_recorded
+    from tasks.registry.gates import benefit_of, champion_gate
     from tasks.registry.register import artifact_of
 
-    params = load_params()
-    benefit = benefit_of(params.register_model.gates.benefit)
+    benefit = benefit_of(params.register_model.gates)
+    if benefit is None:
+        return []
     rival = None
     with artifact_of(client, version, ITEMS) as items:
         if items is not None:
-            asked = version.tags.get(ITEMS_TAG, "")
-            rival = compare_recorded(client, champion, items, asked, benefit, params.seed)
+            rival = compare_recorded(client, champion, items, version.tags, benefit, params.seed)
     why = "measured on other items, so not comparable; a run of the pipeline asks both today's"
-    return asdict(rival_gate(rival or Rival(champion.version, None, why)))
+    return [champion_gate(rival or Rival(champion.version, benefit, None, why))]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,9 +108,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m flows.commands.promote",
         description="Make a registered version the champion. The one before is kept as previous_champion.",
     )
-    parser.add_argument("--version", type=int, required=True, metavar="N", help="the version to promote")
+    parser.add_argument("version", type=int, metavar="VERSION", help="the version to promote, such as 7")
     parser.add_argument("--name", help="of the registered model (default: register_model.name in params.yaml)")
-    parser.add_argument("--force", action="store_true", help="promote it though a gate does not hold; needs --reason")
+    parser.add_argument(
+        "--force", action="store_true", help="promote it though a gate stands in the way; needs --reason"
+    )
     parser.add_argument("--reason", metavar="TEXT", help="why; kept as a tag of the version")
     return parser
 

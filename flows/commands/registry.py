@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flows.engine.prefect_run import recorded
 from tasks.support.stage import switch_telemetry_off
@@ -60,8 +61,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def row_of(client: "Client", version: "Registered", now: float) -> dict[str, Any]:
-    """What is told of a version: its aliases, age, figures, gates and where it comes from."""
-    from tasks.registry.versions import figures_on, gates_on
+    """What is told of a version: its aliases, age, figures, gates, decision and origin."""
+    from tasks.registry.versions import DECISION_TAG, EVIDENCE_TAG, REASON_TAG, figures_on, gates_on
 
     return {
         "version": version.version,
@@ -69,9 +70,10 @@ def row_of(client: "Client", version: "Registered", now: float) -> dict[str, Any
         "age_seconds": max(0, round(now - version.created / 1000)),
         "benefit": float(version.tags["benefit"]) if "benefit" in version.tags else None,
         "figures": figures_on(client, version),
-        "gates": gates_on(version),
-        "decision": version.tags.get("decision", ""),
-        "reason": version.tags.get("decision_reason", ""),
+        "gates": [gate.as_json() for gate in gates_on(version)],
+        "decision": version.tags.get(DECISION_TAG, ""),
+        "evidence": version.tags.get(EVIDENCE_TAG, ""),
+        "reason": version.tags.get(REASON_TAG, ""),
         "base": version.tags.get("base", ""),
         "content_digest": version.tags.get("content_digest", ""),
         "git_commit": version.tags.get("git_commit", ""),
@@ -86,18 +88,19 @@ def _table(name: str, rows: Sequence[dict[str, Any]]) -> Table:
     for heading in ("gates", "decision", "content", "commit"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        held = sum(gate["holds"] for gate in row["gates"])
+        held = sum(gate["verdict"] == "holds" for gate in row["gates"])
         table.add_row(
             str(row["version"]),
             ", ".join(row["aliases"]),
             age(row["age_seconds"]),
             "" if row["benefit"] is None else f"{row['benefit']:.2f}",
             f"{held} of {len(row['gates'])}",
-            ": ".join(filter(None, (row["decision"], row["reason"]))),
+            # Not markup: a person's reason may hold square brackets.
+            Text(": ".join(filter(None, (row["decision"], row["reason"])))),
             row["content_digest"][:8],
             row["git_commit"][:8] + ("+" if row["git_dirty"] else ""),
         )
-    table.caption = "benefit in percent, on held-out items; a + is a commit with changes"
+    table.caption = "benefit as register_model.gates.benefit names it, on held-out items; a + is a commit with changes"
     return table
 
 

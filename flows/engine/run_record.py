@@ -12,11 +12,13 @@ from typing import Any
 from flows.engine.dag import Stage, recorded_inputs
 from flows.engine.stage_run import Outcome, StageResult
 from tasks.registry import git
+from vocabgraft.checks.verdicts import Verdict, count_verdicts
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json, write_json
 
 RUN_RECORD = Path("reports/run.json")
+CHECKED_BY, CHECKS = "check_consistency", "checks.json"
 PACKAGES = (
     "torch sentence-transformers transformers tokenizers peft datasets great-expectations mlflow dvc prefect"
 ).split()
@@ -74,12 +76,27 @@ def run_record(run: FlowRun, root: Path) -> dict[str, Any]:
         "git_dirty": git.has_changes(),
         "versions": versions(),
         "registration": run.registration,
+        "checks": counted_checks(run, root),
         "experiment": os.environ.get("DVC_EXP_NAME"),
         "prefect_run": run.prefect_run,
         "inputs": {"digest": digest_of(inputs), "stages": done, "files": inputs["files"]},
         "outputs": output_digests(run.stages, root),
         "params": valid_params(root / PARAMS_FILE),
     }
+
+
+def counted_checks(run: FlowRun, root: Path) -> dict[Verdict, int] | None:
+    """How many checks of this run's model have each verdict; None where the run checked none."""
+    result = next((entry for entry in run.results if entry.name == CHECKED_BY), None)
+    folder = next((root / stage.outs[0] for stage in run.stages if stage.name == CHECKED_BY), None)
+    path = folder / CHECKS if folder else None
+    if result is None or path is None or not path.is_file():
+        return None
+    # A stage that failed may have failed before it wrote, and then the file is of an earlier run.
+    is_new = path.stat().st_mtime >= run.started.replace(microsecond=0).timestamp()
+    if not (result.outcome.succeeded or (result.outcome is Outcome.FAILED and is_new)):
+        return None
+    return count_verdicts(check["verdict"] for check in read_json(path)["checks"])
 
 
 def failures(results: Sequence[StageResult]) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 from flows.reporting.numbers import DASH, METRICS, capital, counted, figure, listed, moment, number, p_value, signed
 from flows.reporting.sections import SECTIONS, Gathered, gate_settings, main_row
+from tasks.registry.gate_results import NO_EVIDENCE_ASKED, GateResult, told, told_figure, told_interval
+from vocabgraft.config.benefits import FIDELITY, TOKENS_PER_TEXT
 
 TEMPLATES = Path(__file__).parent / "templates"
 TITLES = {
@@ -126,42 +128,45 @@ def _failed(run: Mapping[str, Any]) -> Verdict:
 
 def _of_registration(registration: Mapping[str, Any], reasons: Sequence[str]) -> Verdict:
     named = f"{registration['name']} version {registration['version']}"
+    gates = _results(registration)
     if registration["champion"]:
-        return Verdict("promoted", "Promoted", [f"{named} is the champion.", *reasons])
-    unmet = [_unmet(gate) for gate in registration["gates"] if not gate["holds"]]
-    why = unmet or ["No gate on record speaks against it; the alias champion names another version now."]
-    return Verdict("registered", "Registered, not promoted", [f"{named} is a challenger.", *why, *reasons])
+        evidence = registration.get("evidence", "")
+        why = [f"{capital(evidence)}."] if evidence.startswith(NO_EVIDENCE_ASKED) else []
+        return Verdict("promoted", "Promoted", [f"{named} is the champion.", *why, *reasons])
+    unmet = [gate for gate in gates if gate.verdict != "holds"]
+    why = [f"{capital(told(gate))}." for gate in unmet]
+    why = why or ["No gate on record speaks against it; the alias champion names another version now."]
+    shown = {gate.verdict for gate in unmet} != {"not shown"} or not any(gate.kind == "benefit" for gate in unmet)
+    title = "Registered, not promoted" if shown else "Registered, not shown to be better"
+    return Verdict("registered", title, [f"{named} is a challenger.", *why, *reasons])
 
 
-def _unmet(gate: Mapping[str, Any]) -> str:
-    if gate["figure"] is None:
-        return f"{capital(gate['name'])}: {gate['limit']}."
-    return f"{capital(gate['name'])}: {_gate_figure(gate)}; needed: {gate['limit']}."
+def _results(registration: Mapping[str, Any]) -> list[GateResult]:
+    return [GateResult.from_json(entry) for entry in registration["gates"]]
 
 
 def _gates(gathered: Gathered, views: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The conditions of promotion, where they are those of what the page shows."""
-    gates = gathered.registration["gates"] if gathered.registration and not gathered.changed else []
+    gates = _results(gathered.registration) if gathered.registration and not gathered.changed else []
     checked = _consistency_tile(views["consistency"])["value"]
     return [
         {
-            "name": capital(gate["name"]),
-            "figure": checked if gate["name"] == "consistency" else _gate_figure(gate),
-            # A figure that is missing has its reason there.
-            "limit": gate["limit"] if gate["figure"] is None else f"needed: {gate['limit']}",
-            "holds": gate["holds"],
+            "name": capital(gate.name),
+            "figure": checked if gate.kind == "consistency" else told_figure(gate) or DASH,
+            "detail": _detail(gate),
+            "verdict": gate.verdict,
+            "state": {"holds": "passed", "not met": "failed", "not shown": "open"}[gate.verdict],
         }
         for gate in gates
     ]
 
 
-def _gate_figure(gate: Mapping[str, Any]) -> str:
-    value = gate["figure"]
-    if value is None:
-        return DASH
-    if gate["name"].startswith("gain"):
-        return f"{signed(value)} points"
-    return f"{number(value)} in \N{GREEK SMALL LETTER RHO}" if gate["name"].startswith("retention") else number(value)
+def _detail(gate: GateResult) -> str:
+    """What a gate asks for; of one that is not shown the whole sentence."""
+    if gate.verdict == "not shown":
+        return told(gate)
+    asked = gate.limit if gate.figure is None else f"needed: {gate.limit}"
+    return "; ".join(part for part in (told_interval(gate), asked, gate.note) if part)
 
 
 def _tiles(gathered: Gathered, views: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -176,6 +181,8 @@ def _tiles(gathered: Gathered, views: Mapping[str, Mapping[str, Any]]) -> list[d
 
 
 def _benefit_tile(gathered: Gathered, view: Mapping[str, Any]) -> dict[str, Any]:
+    if (found := _without_labels(gathered)) is not None:
+        return found
     row = main_row(gathered, view.get("rows", ()))
     if row is None or row["gain"] is None:
         return NO_FIGURE
@@ -184,6 +191,17 @@ def _benefit_tile(gathered: Gathered, view: Mapping[str, Any]) -> dict[str, Any]
     state = {"better": "good", "worse": "bad", None: by_sign}.get(row["verdict"], "open")
     tile = {"value": signed(row["gain"]), "unit": "points", "detail": detail, "state": state}
     return tile | ({"note": row["verdict"]} if row["verdict"] else {})
+
+
+def _without_labels(gathered: Gathered) -> dict[str, Any] | None:
+    """The benefit of a vocabulary without labelled data, where promotion is decided by one of its figures."""
+    benefit = gate_settings(gathered).get("benefit")
+    found = (gathered.content("comparison") or {}).get("without_labels", {}).get(benefit)
+    if benefit not in (FIDELITY.dataset, TOKENS_PER_TEXT.dataset) or found is None:
+        return None
+    detail = f"95 % interval {found['low']:.3f} to {found['high']:.3f}, {found['queries']:,} texts"
+    named = "cosine to the base" if benefit == FIDELITY.dataset else "tokens saved per text"
+    return {"value": number(found["gain"]), "detail": f"{named}; {detail}", "state": "open"}
 
 
 def _retention_tile(gathered: Gathered, view: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,10 +217,9 @@ def _retention_tile(gathered: Gathered, view: Mapping[str, Any]) -> dict[str, An
 def _consistency_tile(view: Mapping[str, Any]) -> dict[str, Any]:
     if not view.get("groups"):
         return NO_FIGURE
-    counts = view["counts"]
-    detail = "checks passed" + (f", {counts['waived']} waived" if counts["waived"] else "")
-    state = "bad" if counts["failed"] else "good"
-    return {"value": f"{counts['passed']}/{counts['passed'] + counts['failed']}", "detail": detail, "state": state}
+    passed, total = view["counts"]["passed"], sum(view["counts"].values())
+    detail = view["counted"].removeprefix(f"{passed} of {total} ")
+    return {"value": f"{passed}/{total}", "detail": detail, "state": "bad" if view["counts"]["failed"] else "good"}
 
 
 def _length_tile(gathered: Gathered) -> dict[str, Any]:
@@ -210,6 +227,8 @@ def _length_tile(gathered: Gathered) -> dict[str, Any]:
     if metrics is None:
         return NO_FIGURE
     before, after = (metrics[model]["tokens_per_text"] for model in ("base", "merged"))
+    if not before or after is None:
+        return NO_FIGURE
     detail = f"tokens per text: {figure(before)} to {figure(after)}"
     if (speed := gathered.content("speed")) is not None:
         detail += f"; {number(speed['ratio'])} times the base's texts per second"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.reporting.numbers import capital, counted, figure, metric_name, number, signed
+from vocabgraft.checks.verdicts import count_verdicts, describe_counts
 from vocabgraft.models.remote_code import describe_code
 
 SUBSETS = {"new_word": "with a new word", "no_new_word": "without a new word", "all": "all"}
@@ -16,7 +17,6 @@ COUNTS = ("queries", "pairs", "triples", "items", "texts", "groups")  # in an or
 SHOWN_TOKENS, SHOWN_ROWS, SHOWN_OLD_ROWS, SHOWN_NEW_ROWS = 500, 100, 2000, 400
 JUDGED = ("low", "high", "p_value", "verdict")
 LIMIT = re.compile(r"^(at most|at least) ([-+.\de]+)$")
-VERDICTS = ("passed", "failed", "waived", "does not apply")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def benefit(gathered: Gathered) -> dict[str, Any]:
         _row(metrics, *key, champion["figures"]) | {name: judged.get(key, {}).get(name) for name in JUDGED}
         for key in _measured(metrics)
     ]
-    deciding = gate_settings(gathered).get("benefit", "").partition(".")[0]
+    deciding = (gate_settings(gathered).get("benefit") or "").partition(".")[0]
     rows.sort(key=lambda row: row["dataset"] != deciding)
     drawn = [row for row in rows if row["gain"] is not None and row["drawn"]]
     view = {
@@ -226,7 +226,7 @@ def consistency(gathered: Gathered) -> dict[str, Any]:
     if checks is None:
         return {"absent": gathered.absences("checks")}
     entries = [
-        {"group": "checks", "reason": "", "details": [], **check}
+        {"group": "checks", "reason": "", "details": [], "warnings": [], "noise": None, **check}
         | {"limit": "" if check["limit"] == "none" else check["limit"]}
         | {"used": share_of_limit(check), "state": check["verdict"].replace(" ", "-")}
         for check in checks["checks"]
@@ -238,8 +238,8 @@ def consistency(gathered: Gathered) -> dict[str, Any]:
         (capital(group), [entry for entry in rest if entry["group"] == group])
         for group in dict.fromkeys(entry["group"] for entry in rest)
     ]
-    counts = {name: sum(entry["verdict"] == name for entry in entries) for name in VERDICTS}
-    return {"absent": [], "groups": groups, "counts": counts}
+    counts = count_verdicts(entry["verdict"] for entry in entries)
+    return {"absent": [], "groups": groups, "counts": counts, "counted": describe_counts(counts)}
 
 
 def share_of_limit(check: Mapping[str, Any]) -> float | None:

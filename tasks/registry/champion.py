@@ -1,7 +1,7 @@
 """The champion and a new model on the same held-out items: from what was recorded, else measured anew."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,18 @@ import pyarrow.parquet as pq
 
 from tasks.registry.lookup import Client, Registered, download_model
 from tasks.registry.register import artifact_of
+from vocabgraft.config.benefits import LINK_METRICS, SPEARMAN, TOKENS, WITHOUT_LABELS, Benefit
+from vocabgraft.config.stages import PromptParams
 from vocabgraft.data.accepted import read_datasets
+from vocabgraft.data.beir import read_benchmarks
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.evaluation.evaluated_model import NewWords, Subject
+from vocabgraft.evaluation.graded_retrieval import measure_benchmark
 from vocabgraft.evaluation.metrics import Measurement, figures_of
-from vocabgraft.evaluation.retrieval import measure_retrieval, measure_similarity
-from vocabgraft.evaluation.significance import Array, Comparison, compare_correlations, compare_means
-from vocabgraft.models.base import load_model
+from vocabgraft.evaluation.retention import cosines_of
+from vocabgraft.evaluation.retrieval import measure_links, measure_retrieval, measure_similarity
+from vocabgraft.evaluation.significance import Array, Comparison
+from vocabgraft.models.base import load_model, prompts_of
 from vocabgraft.models.remote_code import code_hashes
 from vocabgraft.storage.artifacts import read_json
 from vocabgraft.tokens.tokenizer import added_tokens, read_tokens
@@ -28,16 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ITEMS, METRICS = "items.parquet", "metrics.json"
-ITEMS_TAG, WIDTH_TAG = "test_items_digest", "embedding_width"
-
-
-@dataclass(frozen=True)
-class Benefit:
-    """The figure that promotion is decided by: DATASET.SUBSET.METRIC of evaluate_model."""
-
-    dataset: str
-    subset: str
-    metric: str
+ITEMS_TAG, WIDTH_TAG, BASE_TAG = "test_items_digest", "embedding_width", "base_sha256"
+ASKED_ANEW = "measured anew, since the held-out items are others by now"
 
 
 @dataclass(frozen=True)
@@ -46,26 +43,47 @@ class Rival:
 
     Attributes:
         version: its number.
+        benefit: the figure that is compared.
         gain: of the new model over it, with its interval; None where it could not be compared.
         how: where the champion's values come from, or why there are none.
+        items: how many held-out items both were asked.
         figures: the champion's, by dataset, subset and metric, on the same items.
     """
 
     version: int
+    benefit: Benefit
     gain: Comparison | None
     how: str
+    items: int = 0
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The new model: where it lies, what was measured of it, on what, and whether its own code may run."""
+    """The new model.
+
+    Attributes:
+        merged: its folder.
+        evaluation: what was measured of it.
+        datasets: the accepted datasets; the benchmarks lie beside them.
+        tokens: its new tokens.
+        find_base: gives the folder of its base, which fidelity is measured against.
+        prompts: put over the base's own.
+        translations: names of the datasets whose triples are learnt as translations.
+        tags: of its version.
+        batch_size: of the encoding.
+        seed: of the intervals.
+        trust_remote_code: whether its own code may run.
+    """
 
     merged: Path
     evaluation: Path
     datasets: Path
     tokens: Path
-    items_digest: str
+    find_base: Callable[[], Path]
+    prompts: PromptParams
+    translations: frozenset[str]
+    tags: Mapping[str, str]
     batch_size: int
     seed: int
     trust_remote_code: bool = False
@@ -78,11 +96,11 @@ def compare_with_champion(client: Client, champion: Registered, candidate: Candi
     """
     try:
         items = candidate.evaluation / ITEMS
-        found = compare_recorded(client, champion, items, candidate.items_digest, benefit, candidate.seed)
+        found = compare_recorded(client, champion, items, candidate.tags, benefit, candidate.seed)
         return found or _measured_anew(champion, candidate, benefit)
     except VocabgraftError as error:
         logger.warning("warning: version %d, the champion, could not be compared: %s", champion.version, error)
-        return Rival(champion.version, None, f"could not be compared: {error}")
+        return Rival(champion.version, benefit, None, f"could not be compared: {error}")
 
 
 def with_widths(rival: Rival, champion: Registered, registered: Registered) -> Rival:
@@ -96,7 +114,7 @@ def with_widths(rival: Rival, champion: Registered, registered: Registered) -> R
 
 
 def compare_recorded(
-    client: Client, champion: Registered, items: Path, items_digest: str, benefit: Benefit, seed: int
+    client: Client, champion: Registered, items: Path, tags: Mapping[str, str], benefit: Benefit, seed: int
 ) -> Rival | None:
     """By the items that both models left.
 
@@ -104,14 +122,15 @@ def compare_recorded(
         client: of the registry.
         champion: whose items are taken from its run.
         items: `items.parquet` of the other model.
-        items_digest: of the examples that it was asked; its documents come from all of them.
+        tags: of the other model's version: its examples, which its documents come from, and its base.
         benefit: the figure.
         seed: of the interval.
 
     Returns:
         None where the champion's items are missing, or others.
     """
-    if champion.tags.get(ITEMS_TAG) != items_digest:
+    same = [ITEMS_TAG] if benefit.depends_on_documents else [BASE_TAG] if benefit.rule == "fidelity" else []
+    if any(champion.tags.get(tag) != tags.get(tag, "") for tag in same):
         return None
     with artifact_of(client, champion, ITEMS) as path:
         theirs = _items(path, benefit) if path else None
@@ -121,57 +140,85 @@ def compare_recorded(
         return None
     with artifact_of(client, champion, METRICS) as path:
         figures = read_json(path)["merged"] if path else {}
-    before, after = (_values(found["merged"], benefit.metric) for found in (theirs, ours))
-    if benefit.metric == "spearman":
-        gain = compare_correlations(before, after, np.array(ours["score"], dtype=np.float64), ours["group"], seed)
-    else:
-        gain = compare_means(before, after, ours["group"], seed)
-    return Rival(champion.version, gain, "recorded on the same items", figures)
+    measured = _beside(ours, _values(theirs, benefit), benefit)
+    return _rival(champion.version, benefit, measured, seed, "recorded on the same items", figures)
 
 
-def _items(path: Path, benefit: Benefit) -> dict[str, list[Any]]:
+def _rival(
+    version: int, benefit: Benefit, measured: Measurement, seed: int, how: str, figures: Mapping[str, Any]
+) -> Rival:
+    """The comparison of `champion` and `merged` on items that are all of the benefit's subset."""
+    if why := measured.undefined("all"):
+        return Rival(version, benefit, None, f"could not be compared on {benefit}, since {why}", figures=figures)
+    gain = measured.compare("champion", "merged", "all", seed)
+    return Rival(version, benefit, gain, how, len(measured.items), figures)
+
+
+IN_SUBSET: Mapping[str, tuple[bool, ...]] = {"all": (True, False), "new_word": (True,), "no_new_word": (False,)}
+Columns = dict[str, list[Any]]
+
+
+def _items(path: Path, benefit: Benefit) -> Columns:
     """The columns of the benefit's items."""
     rows = [
         row
         for row in pq.read_table(path).to_pylist()
-        if row["dataset"] == benefit.dataset and row["new_word"] in IN_SUBSET[benefit.subset]
+        if (row["dataset"], row["metric"]) == (benefit.dataset, benefit.metric)
+        and row["new_word"] in IN_SUBSET[benefit.subset]
+        # A model whose embeddings have another width than the base's has no fidelity.
+        and row["merged"] is not None
     ]
     return {name: [row[name] for row in rows] for name in ("item", "answer", "group", "score", "merged")}
 
 
-IN_SUBSET: Mapping[str, tuple[bool, ...]] = {"all": (True, False), "new_word": (True,), "no_new_word": (False,)}
+def _values(items: Columns, benefit: Benefit) -> Array:
+    """The value of each item in the unit of the figure: percent where it is written as a share of 1."""
+    return np.array(items["merged"], dtype=np.float64) * (100 if benefit.depends_on_documents else 1)
 
 
-def _values(column: list[float], metric: str) -> Array:
-    """The metric of each item from what is written down of it: a reciprocal rank, or the similarity of a pair."""
-    values = np.array(column, dtype=np.float64)
-    if metric == "spearman":
-        return values
-    if metric == "mrr":
-        return 100 * values
-    # Written with six places, so that 1/3 is a little less than a third.
-    return np.where(values >= 1 / int(metric.partition("@")[2]) - 1e-6, 100.0, 0.0)
+def _beside(ours: Columns, champions: Array, benefit: Benefit) -> Measurement:
+    """The recorded items of the new model with the champion's values on them."""
+    scores = np.array(ours["score"], dtype=np.float64) if benefit.metric == SPEARMAN else None
+    return Measurement(
+        dataset=benefit.dataset,
+        metric=benefit.metric,
+        items=ours["item"],
+        groups=ours["group"],
+        new_word=np.ones(len(ours["item"]), dtype=bool),
+        values={"champion": champions, "merged": _values(ours, benefit)},
+        scores=scores,
+        lower_is_better=benefit.metric == TOKENS,
+    )
 
 
 def _measured_anew(champion: Registered, candidate: Candidate, benefit: Benefit) -> Rival:
-    """By asking both models today's held-out items."""
-    merged = load_model(candidate.merged, device="cpu", own_modules=True, trust_remote_code=candidate.trust_remote_code)
+    """By asking the champion today's held-out items."""
+    new_words = NewWords(_load(candidate).tokenizer, read_tokens(candidate.tokens))
+    asked = _champion(champion, candidate, new_words)
+    if benefit.dataset in WITHOUT_LABELS:
+        ours = _items(candidate.evaluation / ITEMS, benefit)
+        measured = _beside(ours, _asked_without_labels(asked, ours, candidate, benefit), benefit)
+        return _rival(champion.version, benefit, measured, candidate.seed, ASKED_ANEW, {})
+    both = [asked, Subject("merged", _load(candidate), new_words, candidate.batch_size)]
+    found = _ask(candidate, both, new_words, benefit)
+    chosen = next(entry for entry in found if entry.metric == benefit.metric)
+    rows = chosen.rows(benefit.subset)
+    gain = chosen.compare("champion", "merged", benefit.subset, candidate.seed)
+    how = ASKED_ANEW if gain else f"could not be compared on {benefit}, since {chosen.undefined(benefit.subset)}"
+    return Rival(champion.version, benefit, gain, how, int(rows.sum()), figures_of(found)["champion"])
+
+
+def _load(candidate: Candidate) -> "SentenceTransformer":
+    trusted = candidate.trust_remote_code
+    return load_model(candidate.merged, device="cpu", own_modules=True, trust_remote_code=trusted)
+
+
+def _champion(champion: Registered, candidate: Candidate, new_words: NewWords) -> Subject:
+    """The champion; relations that it has no token for are put to it as to a base: in words."""
     model = load_champion(download_model(f"models:/{champion.name}/{champion.version}"), candidate)
-    tokens = read_tokens(candidate.tokens)
-    new_words = NewWords(merged.tokenizer, tokens)
     known = model.tokenizer.get_vocab()
-    # Relations that the champion has no token for are put to it as to a base: in words.
-    described = [token.new_token for token in added_tokens(tokens) if token.text not in known]
-    subjects = [
-        Subject("champion", model, new_words, candidate.batch_size, described),
-        Subject("merged", merged, new_words, candidate.batch_size),
-    ]
-    measured = _ask(candidate.datasets, subjects, new_words, benefit)
-    gain = next(entry for entry in measured if entry.metric == benefit.metric).compare(
-        "champion", "merged", benefit.subset, candidate.seed
-    )
-    how = "measured anew, since the held-out items are others by now"
-    return Rival(champion.version, gain, how, figures_of(measured)["champion"])
+    described = [token.new_token for token in added_tokens(new_words.tokens) if token.text not in known]
+    return Subject("champion", model, new_words, candidate.batch_size, described)
 
 
 def load_champion(folder: Path, candidate: Candidate) -> "SentenceTransformer":
@@ -182,9 +229,42 @@ def load_champion(folder: Path, candidate: Candidate) -> "SentenceTransformer":
     return load_model(folder, device="cpu", own_modules=True, trust_remote_code=trusted)
 
 
-def _ask(datasets: Path, subjects: list[Subject], new_words: NewWords, benefit: Benefit) -> list[Measurement]:
-    dataset = next(entry for entry in read_datasets(datasets) if entry.name == benefit.dataset)
-    if benefit.metric == "spearman":
+def _ask(candidate: Candidate, subjects: Sequence[Subject], new_words: NewWords, benefit: Benefit) -> list[Measurement]:
+    """Every metric of the benefit's dataset or benchmark that comes with the benefit's."""
+    dataset = next((entry for entry in read_datasets(candidate.datasets) if entry.name == benefit.dataset), None)
+    if dataset is None:
+        benchmarks = read_benchmarks(candidate.datasets.parent / "benchmarks")
+        benchmark = next((entry for entry in benchmarks if entry.name == benefit.dataset), None)
+        if benchmark is None:
+            raise VocabgraftError(f"the accepted data have neither a dataset nor a benchmark {benefit.dataset}")
+        return measure_benchmark(benchmark, subjects, new_words)
+    if benefit.metric == SPEARMAN:
         return [measure_similarity(dataset, subjects, new_words)]
+    if benefit.metric in LINK_METRICS:
+        return measure_links(dataset, subjects, new_words, dataset.name in candidate.translations)
     recall_at = int(benefit.metric.partition("@")[2] or 10)
     return measure_retrieval(dataset, subjects, new_words, recall_at)
+
+
+def _asked_without_labels(champion: Subject, ours: Columns, candidate: Candidate, benefit: Benefit) -> Array:
+    """The champion's value on each of the new model's items.
+
+    Raises:
+        VocabgraftError: when its embeddings have another width than the base's, or the base cannot be found.
+    """
+    if benefit.metric == TOKENS:
+        return champion.token_counts(ours["item"])
+    if benefit.metric == SPEARMAN:
+        pairs = (champion.encode(ours[name]) for name in ("item", "answer"))
+        return champion.similarities_of_pairs(*pairs).astype(np.float64).round(6)
+    trusted = candidate.trust_remote_code
+    base = load_model(candidate.find_base(), device="cpu", trust_remote_code=trusted)
+    base.prompts = prompts_of(base.prompts, candidate.prompts)
+    described = [token.new_token for token in added_tokens(champion.new_words.tokens)]
+    reader = Subject("base", base, champion.new_words, candidate.batch_size, described)
+    goals, found = (subject.encode(ours["item"], "document") for subject in (reader, champion))
+    if goals.shape != found.shape:
+        raise VocabgraftError(
+            f"its embeddings have {found.shape[1]} numbers and the base's {goals.shape[1]}, so it has no fidelity"
+        )
+    return cosines_of(goals, found)

@@ -1,78 +1,101 @@
-"""When a model becomes champion: every gate with its figure and its limit."""
+"""When a model becomes champion: every gate with its figure, its interval and its verdict."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.registry.champion import Benefit, Rival
+from tasks.registry.champion import Rival
+from tasks.registry.gate_results import GateResult, Unit, Verdict
+from vocabgraft.config.benefits import (
+    RETENTION,
+    SPEARMAN,
+    TOKENS,
+    TOKENS_PER_TEXT,
+    WITHOUT_LABELS,
+    Benefit,
+    parse_benefit,
+)
 from vocabgraft.config.stages import GateParams
-from vocabgraft.errors import VocabgraftError
+from vocabgraft.evaluation.significance import LEAST_GROUPS, Comparison, is_shown_above, items_needed
 from vocabgraft.models.base import own_module_types
-from vocabgraft.storage.artifacts import read_json
+from vocabgraft.storage.artifacts import read_json, require_artifact
 
 
 @dataclass(frozen=True)
-class Gate:
-    """One condition of promotion: the figure seen and what it must be."""
+class Measured:
+    """What `evaluate_model` wrote: `metrics.json`, `comparison.json` and `retention.json`."""
 
-    name: str
-    figure: float | None
-    limit: str
-    holds: bool
+    metrics: Mapping[str, Any]
+    comparison: Mapping[str, Any]
+    retention: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, evaluation: Path) -> "Measured":
+        """From the stage's folder."""
+        names = ("metrics", "comparison", "retention")
+        return cls(*(read_json(require_artifact(evaluation / f"{name}.json")) for name in names))
+
+    def figure(self, model: str, benefit: Benefit) -> float | None:
+        """A figure of a model; None where it was not measured."""
+        found = self.metrics[model].get(benefit.dataset)
+        if isinstance(found, Mapping):
+            found = found.get(benefit.subset, {}).get(benefit.metric)
+        return None if found is None else float(found)
+
+    def gain(self, benefit: Benefit) -> Mapping[str, Any] | None:
+        """The gain over the base with its interval; of fidelity the value itself. None where it was not measured."""
+        found: Mapping[str, Any] | None
+        if benefit.dataset == RETENTION:
+            found = self.retention.get(SPEARMAN, {}).get(benefit.subset)
+        elif benefit.dataset in WITHOUT_LABELS:
+            found = self.comparison.get("without_labels", {}).get(benefit.dataset)
+        else:
+            items = self.comparison["items"]
+            found = next((it for it in items if (it["dataset"], it["subset"], it["metric"]) == benefit.key), None)
+        return found
+
+    def why_missing(self, benefit: Benefit) -> str:
+        """Why there is no gain of a benefit."""
+        problems = [*self.comparison.get("problems", ()), *self.retention.get("problems", ())]
+        own = (f"{benefit.dataset} ", f"{benefit.dataset}:")
+        said = [problem for problem in problems if problem.startswith(own)]
+        return "; ".join(said) or f"evaluate_model found no held-out item for {benefit}"
 
 
 def gates_of(
-    figures: dict[str, Any], passed: bool, speed: dict[str, Any], rival: Rival | None, params: GateParams
-) -> list[Gate]:
-    """Every gate with its figure: consistency, gain over the base, retention, cost, gain over the champion.
+    measured: Measured, passed: bool, speed: Mapping[str, Any], rival: Rival | None, params: GateParams
+) -> list[GateResult]:
+    """Every gate: consistency, benefit, retention, cost, and the champion where there is one to compare with.
 
     Args:
-        figures: metrics.json of `evaluate_model`.
+        measured: by `evaluate_model`.
         passed: whether every check of consistency did.
         speed: what `evaluate_model` timed of this model; empty where it timed another.
         rival: the champion on the same items; None where there is none to compare with.
         params: the limits.
     """
-    base, merged = (figure_at(figures[model], params.benefit) for model in ("base", "merged"))
-    gain = round(merged - base, 4)
     gates = [
-        Gate("consistency", None, "every check passes", passed),
-        Gate("gain over the base", gain, f"more than {params.min_gain:g}", gain > params.min_gain),
-        _retention_gate(figures, params.max_retention_drop),
-        _cost_gate(figures, speed, params.max_cost_ratio),
+        GateResult("consistency", "consistency", "holds" if passed else "not met", "every check passes"),
+        _benefit_gate(measured, params),
+        _retention_gate(measured, params.max_retention_drop),
+        _cost_gate(measured.metrics, speed, params.max_cost_ratio),
     ]
-    return gates if rival is None else [*gates, rival_gate(rival)]
+    return gates if rival is None else [*gates, champion_gate(rival)]
 
 
-def own_module_gates(merged: Path, params: GateParams) -> list[Gate]:
+def own_module_gates(merged: Path, params: GateParams) -> list[GateResult]:
     """A gate where the model needs own module classes: a service that lacks them cannot load it."""
     if not (names := own_module_types(merged)):
         return []
     limit = f"no own classes; it needs {', '.join(names)}; register_model.gates.allow_own_modules waives this"
-    return [Gate("own modules", float(len(names)), limit, params.allow_own_modules)]
+    verdict: Verdict = "holds" if params.allow_own_modules else "not met"
+    return [GateResult("own modules", "own modules", verdict, limit, float(len(names)))]
 
 
-def figure_at(figures: dict[str, Any], path: str) -> float:
-    """The figure DATASET.SUBSET.METRIC of one model.
-
-    Raises:
-        VocabgraftError: when it was not measured; what was is named.
-    """
-    wanted = benefit_of(path)
-    try:
-        return float(figures[wanted.dataset][wanted.subset][wanted.metric])
-    except KeyError as error:
-        subsets = figures.get(wanted.dataset, {})
-        measured = [f"{wanted.dataset}.{subset}.{metric}" for subset in subsets for metric in subsets[subset]]
-        raise VocabgraftError(
-            f"register_model.gates.benefit is {path!r}, which evaluate_model did not measure; "
-            f"it has {', '.join(sorted(measured)) or 'nothing of this dataset'}"
-        ) from error
-
-
-def benefit_of(path: str) -> Benefit:
-    """`DATASET.SUBSET.METRIC` in its parts."""
-    return Benefit(*path.split("."))
+def benefit_of(params: GateParams) -> Benefit | None:
+    """The figure that promotion is decided by; None where no benefit is asked for."""
+    return None if params.benefit is None else parse_benefit(params.benefit)
 
 
 def speed_of(path: Path, digest: str) -> dict[str, Any]:
@@ -81,31 +104,123 @@ def speed_of(path: Path, digest: str) -> dict[str, Any]:
     return speed if speed.get("merged_digest") == digest else {}
 
 
-def rival_gate(rival: Rival) -> Gate:
-    """Whether a model is not worse than the champion beyond what chance explains."""
-    name = f"gain over the champion, version {rival.version}"
+def champion_gate(rival: Rival) -> GateResult:
+    """Whether a model is not shown to be worse than the champion: its whole interval may not lie below 0.
+
+    That it is better than the champion need not be shown: a model that learnt of new data may be as good on the
+    held-out items of the old. Its gain over the base has to be shown all the same, by the gate of the benefit.
+    """
+    name, limit = f"gain over the champion, version {rival.version}", "an interval not wholly below 0"
+    claim = f"be no worse than the champion, version {rival.version}"
     if rival.gain is None:
-        return Gate(name, None, rival.how, False)
-    interval = f"{rival.gain.low:+.2f} to {rival.gain.high:+.2f}"
-    # Worse is what the whole interval says, not the point in its middle.
-    limit = f"a 95 % interval that is not all under 0; it is {interval}, {rival.how}"
-    return Gate(name, rival.gain.gain, limit, rival.gain.high >= 0)
+        return GateResult("champion", name, "not shown", limit, claim=claim, note=rival.how)
+    return GateResult(
+        kind="champion",
+        name=name,
+        verdict="holds" if rival.gain.high >= 0 else "not met",
+        limit=limit,
+        figure=rival.gain.gain,
+        low=rival.gain.low,
+        high=rival.gain.high,
+        items=rival.items,
+        unit=_unit(rival.benefit),
+        claim=claim,
+        note=rival.how,
+    )
 
 
-def _retention_gate(figures: dict[str, Any], most: float) -> Gate:
-    measured = [figures[model]["retention"].get("no_new_word", {}).get("spearman") for model in ("base", "merged")]
-    if None in measured:
-        return Gate("retention drop", None, "no correlation on retention pairs without a new word to measure it", False)
-    drop = round((measured[0] - measured[1]) / 100, 6)
-    return Gate("retention drop", drop, f"at most {most:g}", drop <= most)
+@dataclass(frozen=True)
+class _Asked:
+    """What the gate of the benefit asks of a figure: to be shown to be above `limit`."""
+
+    name: str
+    limit: float
+    claim: str
 
 
-def _cost_gate(figures: dict[str, Any], speed: dict[str, Any], most: float) -> Gate:
-    """Seconds a text over the base's; by the tokens of a text where this model was not timed on this machine."""
+def _benefit_gate(measured: Measured, params: GateParams) -> GateResult:
+    benefit = benefit_of(params)
+    if benefit is None:
+        limit = "none was asked for (register_model.gates.benefit is null)"
+        return GateResult("benefit", "benefit", "holds", limit)
+    asked, entry = _asked_of(benefit, params), measured.gain(benefit)
+    told: dict[str, Any] = {"limit": f"more than {asked.limit:g}", "claim": asked.claim, "unit": _unit(benefit)}
+    if entry is None:
+        return GateResult("benefit", asked.name, "not shown", items=0, note=measured.why_missing(benefit), **told)
+    found = Comparison(**{key: entry[key] for key in ("gain", "low", "high", "p_value", "standard_error")})
+    items, groups = entry["queries"], entry["groups"]
+    return GateResult(
+        kind="benefit",
+        name=asked.name,
+        verdict=_verdict(found, groups, asked.limit),
+        figure=found.gain,
+        low=found.low,
+        high=found.high,
+        items=items,
+        needed=items_needed(found, items, groups, asked.limit),
+        **told,
+    )
+
+
+def _asked_of(benefit: Benefit, params: GateParams) -> _Asked:
+    if benefit.rule == "fidelity":
+        return _Asked("fidelity to the base", params.min_fidelity, "be as near to the base as asked")
+    if benefit.rule == "kept":
+        return _Asked("change of retention", -100 * params.max_retention_drop, "keep the retention within its limit")
+    if benefit == TOKENS_PER_TEXT:
+        return _Asked("tokens saved per text", params.min_gain, "save tokens")
+    return _Asked("gain over the base", params.min_gain, "be better")
+
+
+def _verdict(found: Comparison, groups: int, limit: float) -> Verdict:
+    if is_shown_above(found, groups, limit):
+        return "holds"
+    return "not met" if found.high <= limit and groups >= LEAST_GROUPS else "not shown"
+
+
+def _unit(benefit: Benefit) -> Unit:
+    if benefit.rule == "fidelity":
+        return "cosine"
+    return "tokens" if benefit.metric == TOKENS else "points"
+
+
+def _retention_gate(measured: Measured, most: float) -> GateResult:
+    """The drop of Spearman's rho on pairs without a new word, judged by its point and told with its interval.
+
+    The gate fails where the measured drop is above the limit, be it shown or not: a person who cannot lose more should
+    not have to prove the loss. It is `not shown` where the drop is within the limit and its interval is not.
+    """
+    benefit = Benefit(RETENTION, "no_new_word", SPEARMAN)
+    told: dict[str, Any] = {"limit": f"at most {most:g}", "claim": "keep the drop of retention within its limit"}
+    entry = measured.gain(benefit)
+    if entry is None:
+        note = measured.why_missing(benefit)
+        return GateResult("retention", "retention drop", "not shown", note=note, **told)
+    drop, low, high = (round(-entry[name] / 100, 6) + 0.0 for name in ("gain", "high", "low"))
+    verdict: Verdict = "not met" if drop > most else "holds" if high <= most else "not shown"
+    return GateResult(
+        kind="retention",
+        name="retention drop",
+        verdict=verdict,
+        figure=drop,
+        low=low,
+        high=high,
+        items=entry["queries"],
+        unit="rho",
+        **told,
+    )
+
+
+def _cost_gate(metrics: Mapping[str, Any], speed: Mapping[str, Any], most: float) -> GateResult:
+    """Seconds per text over the base's; by tokens per text where this model was not timed on this machine."""
+    before, after = (metrics[model].get(TOKENS_PER_TEXT.dataset) for model in ("base", "merged"))
+    limit = f"at most {most:g}"
     if "ratio" in speed:
-        cost, how = 1 / speed["ratio"], "as timed"
+        cost, note = 1 / speed["ratio"], "as timed"
+    elif before and after:
+        cost, note = after / before, "by tokens per text, since this model was not timed here"
     else:
-        cost = figures["merged"]["tokens_per_text"] / figures["base"]["tokens_per_text"]
-        how = "by tokens per text, since this model was not timed here"
+        note = "this model was not timed here, and there is no held-out text to count tokens of"
+        return GateResult("cost", "cost ratio", "not shown", limit, claim="keep the cost within its limit", note=note)
     cost = round(cost, 4)
-    return Gate("cost ratio", cost, f"at most {most:g}, {how}", cost <= most)
+    return GateResult("cost", "cost ratio", "holds" if cost <= most else "not met", limit, cost, note=note)

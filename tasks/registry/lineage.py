@@ -10,6 +10,7 @@ from tasks.registry import git
 from tasks.registry.register import DataSplit
 from vocabgraft.config.datasets import COLUMNS
 from vocabgraft.data.accepted import read_datasets
+from vocabgraft.data.beir import INDEX
 from vocabgraft.data.splits import SPLITS
 from vocabgraft.models.remote_code import describe_code
 from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json, require_artifact
@@ -54,9 +55,12 @@ def data_splits(datasets: Path) -> list[DataSplit]:
 
 
 def items_digest(datasets: Path) -> str:
-    """A digest of the examples alone: queries and documents come from all of their splits."""
+    """A digest of the examples and benchmarks alone: queries and documents come from all of their splits."""
     files = read_json(datasets.parent / MANIFEST)["files"]
-    return digest_of({name: digest for name, digest in files.items() if name.startswith(f"{datasets.name}/")})
+    # The list of benchmarks is left out, since it is written even where there are none.
+    folders = (f"{datasets.name}/", "benchmarks/")
+    chosen = {name: digest for name, digest in files.items() if name.startswith(folders)}
+    return digest_of({name: digest for name, digest in chosen.items() if name != f"benchmarks/{INDEX}"})
 
 
 def _locked_stages(own_stage: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.registry.lineage import CODE_TAG
+from vocabgraft.checks.verdicts import Verdict, describe_counts
 from vocabgraft.tokens.tokenizer import ExtendedToken
 
 WORDS_NAMED = 40
@@ -25,7 +26,9 @@ class Facts:
     figures: Mapping[str, Any]
     comparison: Mapping[str, Any]
     retention: Mapping[str, Any]
+    evidence: str
     method: str
+    checks: Mapping[Verdict, int]
 
 
 def write_card(facts: Facts) -> str:
@@ -47,6 +50,14 @@ def write_card(facts: Facts) -> str:
             "## Figures on held-out items, in percent",
             "",
             *_figures(facts),
+            "",
+            "## Evidence",
+            "",
+            f"{facts.evidence[:1].upper()}{facts.evidence[1:]}.",
+            "",
+            "## Checks",
+            "",
+            f"{describe_counts(facts.checks)}; `checks.json` of the run has each with its limit.",
             "",
             "## What stays valid",
             "",

@@ -109,12 +109,17 @@ def log_and_register(client: MlflowClient, name: str, model: "SentenceTransforme
             )
             _log_metrics(client, run.info.run_id, logged.model_id, record)
         made = described(client, mlflow.register_model(logged.model_uri, name, tags=dict(record.tags)))
-        client.update_model_version(name, str(made.version), record.card[:PARAM_CHARACTERS])
+        describe(client, made, record.card)
         first = find_by_digest(client, name, record.tags[DIGEST_TAG]) or made
         if first.version != made.version:
             logger.info("%s version %d was registered at the same time; it stays", name, first.version)
             remove_version(client, made)
         return first
+
+
+def describe(client: MlflowClient, made: Registered, card: str) -> None:
+    """Make a model card the description of a version."""
+    client.update_model_version(made.name, str(made.version), card[:PARAM_CHARACTERS])
 
 
 def remove_version(client: MlflowClient, made: Registered) -> None:

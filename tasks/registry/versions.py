@@ -13,6 +13,7 @@ from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
 from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
 from mlflow.tracking import MlflowClient
 
+from tasks.registry.gate_results import GateResult
 from tasks.registry.lookup import (
     CHAMPION,
     EXPERIMENT,
@@ -23,10 +24,12 @@ from tasks.registry.lookup import (
     find_by_alias,
     store_errors,
 )
-from tasks.registry.register import KIND_TAG, NAME_TAG, REGISTRATION_KIND, remove_run, remove_version
+from tasks.registry.register import KIND_TAG, NAME_TAG, REGISTRATION_KIND, describe, remove_run, remove_version
 from tasks.registry.store import HTTP, store_uri
 from vocabgraft.errors import VocabgraftError
 
+# Why a version was promoted or not, what is known of its benefit, and the reason that a person gave.
+DECISION_TAG, EVIDENCE_TAG, REASON_TAG = "decision", "evidence", "decision_reason"
 # A registration takes seconds; a run of it that has no version a day later was killed.
 SECONDS_UNTIL_ABANDONED = 24 * 3600
 # Every place where MLflow's tables hold the address of files.
@@ -58,6 +61,12 @@ def tag_version(client: MlflowClient, name: str, model_version: int, tags: Mappi
     with store_errors(f"{name} version {model_version} cannot be tagged"):
         for key, value in tags.items():
             client.set_model_version_tag(name, str(model_version), key, value)
+
+
+def replace_card(client: MlflowClient, version: Registered, card: str) -> None:
+    """Describe a version that was registered before by another model card; the one in its files stays."""
+    with store_errors(f"the card of {version.name} version {version.version} cannot be replaced"):
+        describe(client, version, card)
 
 
 def list_versions(client: MlflowClient, name: str) -> list[Registered]:
@@ -130,7 +139,7 @@ def roll_back(client: MlflowClient, name: str, tags: Mapping[str, str]) -> tuple
         missing = CHAMPION if champion is None else PREVIOUS_CHAMPION
         raise VocabgraftError(
             f"{name} has no {missing}, so there is nothing to roll back to; "
-            "python -m flows.commands.promote --version N chooses a version"
+            "python -m flows.commands.promote N chooses a version"
         )
     make_champion(client, previous, tags)
     return previous, champion
@@ -239,7 +248,6 @@ def figures_on(client: MlflowClient, version: Registered) -> dict[str, float]:
     return {name.removeprefix("merged."): value for name, value in metrics.items() if name.startswith("merged.")}
 
 
-def gates_on(version: Registered) -> list[dict[str, Any]]:
+def gates_on(version: Registered) -> list[GateResult]:
     """The gates that a version was judged by when it was registered."""
-    found: list[dict[str, Any]] = json.loads(version.tags.get("gates", "[]"))
-    return found
+    return [GateResult.from_json(entry) for entry in json.loads(version.tags.get("gates", "[]"))]

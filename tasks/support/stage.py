@@ -33,6 +33,14 @@ QUIET = {
 }
 
 
+class ToldFirstError(VocabgraftError):
+    """A failure with work left to do once the user knows of it, such as a report that takes longer than the stage."""
+
+    def __init__(self, message: str, afterwards: Callable[[], None]) -> None:
+        super().__init__(message)
+        self.afterwards = afterwards
+
+
 def run_stage(stage: Callable[..., None], arguments: Sequence[str] | None = None) -> int:
     """Run a stage as a command: paths from the command line, the rest from `params.yaml`.
 
@@ -55,6 +63,10 @@ def run_stage(stage: Callable[..., None], arguments: Sequence[str] | None = None
             forget_failure(Path(), stage.__name__)
         paths = _parse_paths(stage, list(sys.argv[1:] if arguments is None else arguments))
         stage(**paths, **_parameters(stage, load_params()))
+    except ToldFirstError as error:
+        code = _fail(stage.__name__, str(error))
+        error.afterwards()
+        return code
     except Exception as error:
         if (message := _user_message(error)) is not None:
             return _fail(stage.__name__, message)

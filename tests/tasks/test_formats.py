@@ -100,7 +100,6 @@ def test_every_format_is_accepted_with_its_types(dataset_format: str, tiny_proje
             "contradicts own.jsonl row 1, the same",
         ),
         ("labelled_texts", None, [row | {"label": 1} for row in ROWS["labelled_texts"]], "fewer than two labels"),
-        ("texts", None, changed("texts", text=TEXTS[0]), "the row repeats own.jsonl row 1; keep one"),
         ("triplets", None, changed("triplets", negative_2=TEXTS[2]), "is a negative that equals the text"),
         ("triplets", None, changed("triplets", negative_2=None), "negative_2 '': is empty"),
         (

@@ -21,6 +21,7 @@ from tests.registered_models import build
 from tests.tasks.test_check_consistency import LIMITS
 from tests.vocabgraft.models.test_remote_code import with_layer
 from vocabgraft.config.params import load_params
+from vocabgraft.config.stages import PromptParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model
 from vocabgraft.storage.artifacts import file_sha256, write_json
@@ -165,6 +166,23 @@ def test_what_was_made_with_trust_is_not_run_without(
     assert not (project / "ran").exists()
 
 
+def candidate_of(merged: Path, trust: bool) -> Candidate:
+    """A new model of which only the folder and the trust in its code matter."""
+    return Candidate(
+        merged=merged,
+        evaluation=merged,
+        datasets=merged,
+        tokens=merged,
+        find_base=lambda: merged,
+        prompts=PromptParams(),
+        translations=frozenset(),
+        tags={},
+        batch_size=8,
+        seed=0,
+        trust_remote_code=trust,
+    )
+
+
 @pytest.mark.parametrize("trust", [False, True])
 def test_a_champion_with_other_code_is_told_and_not_run(
     trusted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: bool
@@ -172,14 +190,14 @@ def test_a_champion_with_other_code_is_told_and_not_run(
     champion = Path(shutil.copytree(trusted / MERGED, tmp_path / "champion"))
     (champion / HELPER).write_text(SOURCES[HELPER] + "# of another base\n", encoding="utf-8")
     monkeypatch.setenv(RAN, str(tmp_path / "ran"))
-    candidate = Candidate(trusted / MERGED, tmp_path, tmp_path, tmp_path, "", 8, 0, trust)
+    candidate = candidate_of(trusted / MERGED, trust)
     with pytest.raises(VocabgraftError, match=r"none of it was run.*base\.trust_remote_code"):
         load_champion(champion, candidate)
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_champion_with_the_same_code_is_run(trusted: Path, tmp_path: Path) -> None:
-    candidate = Candidate(trusted / MERGED, tmp_path, tmp_path, tmp_path, "", 8, 0, True)
+    candidate = candidate_of(trusted / MERGED, True)
     assert load_champion(trusted / MERGED, candidate).encode(["a dog"]).shape == (1, 32)
 
 

@@ -84,10 +84,10 @@ def test_the_stage_goes_on_where_it_was_killed_and_leaves_no_checkpoint(
 MEANT = {
     "new_row_norms",
     "description_cosine",
-    "description_place",
     "descriptions_told_apart",
-    "relation_place",
     "relations_told_apart",
+    "swapped_relations",
+    "swapped_tokens",
 }
 LOHA = {"config": "LoHaConfig", "arguments": {"r": 2, "target_modules": ["query", "dense"]}}
 DORA = {"config": "LoraConfig", "arguments": {"r": 2, "use_dora": True, "target_modules": ["query", "dense"]}}

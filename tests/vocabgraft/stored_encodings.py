@@ -14,7 +14,7 @@ class StoredEncodings(FreshProcess):
     """Encodings by place, given."""
 
     def __init__(self, lists: Sequence[Sequence[str]], found: dict[Place, list[Any]]) -> None:
-        super().__init__(Path(), (), lists, 64)
+        super().__init__(Path(), Path(), (), lists, 64)
         self.found = found
 
     def encodings(self, place: Place) -> list[Any]:
@@ -24,5 +24,6 @@ class StoredEncodings(FreshProcess):
 def stored(evidence: Evidence) -> Evidence:
     """With what a fresh process would find, taken from this one."""
     lists = evidence.fresh.lists
-    found = [encode(evidence.model("merged"), texts, 64) for texts in lists]
-    return replace(evidence, fresh=StoredEncodings(lists, dict.fromkeys(get_args(Place), found)))
+    base, merged = ([encode(evidence.model(name), texts, 64) for texts in lists] for name in ("base", "merged"))
+    found: dict[Place, list[Any]] = {place: base if place == "base" else merged for place in get_args(Place)}
+    return replace(evidence, fresh=StoredEncodings(lists, found))

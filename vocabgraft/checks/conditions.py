@@ -4,9 +4,8 @@ from vocabgraft.checks.context import Evidence
 from vocabgraft.config.training import ROW_METHODS
 from vocabgraft.models.base import own_module_types
 from vocabgraft.models.extra_modules import custom_modules
-from vocabgraft.triples.relation_ranks import LEAST_TRIPLES
-
-LEAST_DESCRIPTIONS = 5
+from vocabgraft.tokens.new_token import relation_token
+from vocabgraft.triples.relation_ranks import HeldOutTriples
 
 
 def never(_: Evidence) -> str:
@@ -23,6 +22,14 @@ def no_row_trained(evidence: Evidence) -> str:
 def all_trained(evidence: Evidence) -> str:
     """Of a check that the base's own rows stay."""
     return "method full trains every weight" if evidence.method == "full" else ""
+
+
+def ratio_tells_nothing(evidence: Evidence) -> str:
+    """Skip a check of attention sinks if the base's own words come near to the first token's activation."""
+    limits = evidence.sink_limits
+    if limits.tell:
+        return ""
+    return f"the base's own words reach {limits.usual:.2f} of the first token's activation, so the ratio says nothing"
 
 
 def no_adapter(evidence: Evidence) -> str:
@@ -57,18 +64,12 @@ def none_described(evidence: Evidence) -> str:
     return "" if any(token.description.strip() for token in evidence.tokens) else "no new token has a description"
 
 
-def few_described(evidence: Evidence) -> str:
-    """Of a check that ranks descriptions: among few, chance alone finds the right one."""
-    count = len({token.description for token in evidence.tokens} - {""})
-    return (
-        "" if count >= LEAST_DESCRIPTIONS else f"{count} new tokens are described; ranking takes {LEAST_DESCRIPTIONS}"
-    )
+def no_relation_trained(evidence: Evidence) -> str:
+    """Of a check of relations."""
+    trained = any(trained_relations(evidence, triples) for triples in evidence.triples)
+    return "" if trained else "no dataset of triples has a relation whose token trains"
 
 
-def no_relation_held_out(evidence: Evidence) -> str:
-    """Of a check of relations: a mean over few held-out triples says nothing of one."""
-    names = {token.text for token in evidence.tokens}
-    counts = [count for triples in evidence.triples for name, count in triples.counts.items() if name in names]
-    if any(count >= LEAST_TRIPLES for count in counts):
-        return ""
-    return f"no relation whose token trains has {LEAST_TRIPLES} held-out triples (most: {max(counts, default=0)})"
+def trained_relations(evidence: Evidence, triples: HeldOutTriples) -> set[str]:
+    """The tokens of a dataset's relations that train."""
+    return {token.text for token in evidence.tokens} & {relation_token(name) for name in triples.relations}

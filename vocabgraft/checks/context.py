@@ -15,9 +15,12 @@ from vocabgraft.models.base import load_model
 from vocabgraft.models.encode import Embeddings, encode, split_by_new_token
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.storage.artifacts import read_json
+from vocabgraft.token_embeddings.distill import Context
+from vocabgraft.token_embeddings.sinks import SinkLimits, sink_limits
+from vocabgraft.token_embeddings.token_uses import find_uses
 from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer
 from vocabgraft.training.adapters import merged_model
-from vocabgraft.triples.relation_ranks import HeldOutTriples, RelationPlace, relation_places
+from vocabgraft.triples.relation_ranks import HeldOutTriples
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -119,8 +122,9 @@ class Evidence:
         tokens: those whose rows train.
         adapter_config: of PEFT, as it lies in the adapter's folder.
         without_training_text: new tokens that no training text holds.
-        triples: held-out triples that a relation is looked for in.
-        fresh: encodings of a process that knows the merged folder alone.
+        training_texts: of the train splits and contexts.
+        triples: what relations' tokens are judged by.
+        fresh: encodings of another process.
         trust_remote_code: whether code that lies in the folders runs.
     """
 
@@ -132,6 +136,7 @@ class Evidence:
     adapter_config: Mapping[str, Any]
     without_training_text: frozenset[str]
     probes: Probes
+    training_texts: tuple[str, ...]
     triples: tuple[HeldOutTriples, ...]
     fresh: FreshProcess
     params: CheckConsistencyParams
@@ -149,16 +154,29 @@ class Evidence:
             raise found
         return found
 
+    def load_base(self) -> "SentenceTransformer":
+        """The base, loaded from disk once more."""
+        return load_model(self.folders.base, device="cpu", trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def base_tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The base's tokenizer, whether or not its model loads."""
+        return load_tokenizer(self.folders.base, self.trust_remote_code)
+
     @property
     def new_ids(self) -> list[int]:
         """The ids of the new tokens."""
         return [token.id for token in self.tokens]
 
     @cached_property
-    def relation_places(self) -> list[RelationPlace]:
-        """The place of the right relation of each held-out triple, by the merged model."""
-        model = self.model("merged")
-        return [entry for triples in self.triples for entry in relation_places(model, triples, self.params.batch_size)]
+    def uses(self) -> dict[int, list[Context]]:
+        """By new token's id: texts that hold it and no other new token, and more than it alone."""
+        return find_uses(self.training_texts, self.tokenizer, self.tokens)
+
+    @cached_property
+    def sink_limits(self) -> SinkLimits:
+        """What ratio of hidden activations is usual for the base's own words, and what is that of a sink."""
+        return sink_limits(self.model("base"), self.new_ids)
 
     def encode(self, artifact: Artifact, texts: Sequence[str]) -> Embeddings:
         """Embeddings at one batch size, so that equal lists are batched equally; made once."""
@@ -173,11 +191,22 @@ def gather_evidence(
     tokens: Sequence[ExtendedToken],
     method: Method,
     texts: Sequence[str],
+    training_texts: Sequence[str],
     triples: Sequence[HeldOutTriples],
     params: CheckConsistencyParams,
     trust_remote_code: bool = False,
 ) -> Evidence:
     """Load everything from disk and choose the probes: the first distinct texts with and without a new token.
+
+    Args:
+        folders: the artifacts of the run.
+        tokens: the new ones.
+        method: `train_adapter.method`.
+        texts: to choose the probes from.
+        training_texts: to find uses of each new token in.
+        triples: of each dataset of triples.
+        params: the section `check_consistency`.
+        trust_remote_code: run code that lies in the folders.
 
     Nothing is raised for a model that does not load, or for a kind of text that there is none of: the checks that need
     it fail and say so.
@@ -189,7 +218,7 @@ def gather_evidence(
     models = _load_all(folders, trust_remote_code)
     probes = choose_probes(tokenizer, texts, tokens, _window(models["resized"]))
     few = [] if not (probes.with_new and probes.without_new) else list(probes.few().all)
-    others = (folders.base, folders.tokenizer, folders.resized, folders.adapter)
+    others = (folders.tokenizer, folders.resized, folders.adapter)
     return Evidence(
         folders=folders,
         models=models,
@@ -201,8 +230,9 @@ def gather_evidence(
             _read_if_there(folders.adapter / "report.json").get("tokens_without_training_text", ())
         ),
         probes=probes,
+        training_texts=tuple(training_texts),
         triples=tuple(triples),
-        fresh=FreshProcess(folders.merged, others, few, params.batch_size, trust_remote_code),
+        fresh=FreshProcess(folders.merged, folders.base, others, few, params.batch_size, trust_remote_code),
         params=params,
         trust_remote_code=trust_remote_code,
     )

@@ -4,13 +4,11 @@ import importlib.util
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from vocabgraft.checks.context import Evidence
-from vocabgraft.checks.encodings import FEWEST, relative_differences
-from vocabgraft.checks.result import Finding, at_most, quoted
+from vocabgraft.checks.encodings import FEWEST, largest, relative_differences, rounding_noise
+from vocabgraft.checks.result import Finding
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import encode
 
@@ -21,20 +19,19 @@ NEEDED = ("onnxruntime", "optimum.onnxruntime")
 
 
 def onnx_export(evidence: Evidence) -> Finding:
-    """Largest difference of the merged model exported to ONNX by sentence-transformers from the same in torch."""
+    """Largest difference of the model exported to ONNX by sentence-transformers from the same in torch."""
+    merged, base = (_differences(evidence, artifact) for artifact in ("merged", "base"))
+    return largest(merged, evidence.params.onnx_tolerance, rounding_noise(evidence, base))
+
+
+def _differences(evidence: Evidence, artifact: Literal["merged", "base"]) -> list[tuple[float, str]]:
     texts = evidence.probes.few(FEWEST).mixed
     with tempfile.TemporaryDirectory() as scratch:
         # The export may write beside the weights, and an artifact stays as its manifest has it.
-        copy = Path(shutil.copytree(evidence.folders.merged, Path(scratch) / "model"))
+        copy = Path(shutil.copytree(getattr(evidence.folders, artifact), Path(scratch) / "model"))
         exported = encode(load_onnx(copy, evidence.trust_remote_code), texts, evidence.params.batch_size)
-    exact = encode(evidence.model("merged"), texts, evidence.params.batch_size)
-    limit, differences = evidence.params.onnx_tolerance, relative_differences(exact, exported)
-    over = [
-        f"{difference:.3g}: {quoted(text)}"
-        for difference, text in zip(differences.tolist(), texts, strict=True)
-        if not difference <= limit
-    ]
-    return at_most(float(np.max(differences)), limit, over)
+    exact = encode(evidence.model(artifact), texts, evidence.params.batch_size)
+    return list(zip(relative_differences(exact, exported).tolist(), texts, strict=True))
 
 
 def load_onnx(folder: Path, trust_remote_code: bool = False) -> "SentenceTransformer":

@@ -17,7 +17,7 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import Embeddings
 from vocabgraft.storage.artifacts import write_json
 
-Place = Literal["folder", "moved", "alone"]
+Place = Literal["base", "folder", "moved", "alone"]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 # A base of gigabytes loads in a minute or two from a slow disk; a process that hangs must not hang the gate.
 TIMEOUT_SECONDS = 900
@@ -26,13 +26,14 @@ TIMEOUT_SECONDS = 900
 class FreshProcess:
     """One process for all that needs one, since its imports alone cost 3 to 8 s of CPU.
 
-    It works in an empty folder. It loads the model where it lies, then a copy in another folder, and then the copy
+    It works in an empty folder. It loads the base, the model where it lies, a copy in another folder, and then the copy
     again while the model's own folder, the base's and those of the other artifacts cannot be opened.
     """
 
     def __init__(
         self,
         folder: Path,
+        base: Path,
         others: Sequence[Path],
         lists: Sequence[Sequence[str]],
         batch_size: int,
@@ -42,13 +43,15 @@ class FreshProcess:
 
         Args:
             folder: of the model.
-            others: folders that a service does not have.
+            base: the folder of the base, whose encodings tell what another process costs any model.
+            others: further folders that a service does not have.
             lists: texts, each list encoded by itself.
             batch_size: of the encoding.
             trust_remote_code: run code that lies in the folder.
         """
         self.lists = tuple(tuple(texts) for texts in lists)
-        self._folder, self._others, self._batch_size = folder.resolve(), [path.resolve() for path in others], batch_size
+        self._folder, self._base, self._batch_size = folder.resolve(), base.resolve(), batch_size
+        self._others = [path.resolve() for path in (base, *others)]
         self._trust_remote_code = trust_remote_code
         self._running: tuple[subprocess.Popen[str], tempfile.TemporaryDirectory[str]] | None = None
         self._found: dict[str, Embeddings | str] | None = None
@@ -62,6 +65,7 @@ class FreshProcess:
         shutil.copytree(self._folder, root / "elsewhere" / "model")
         (root / "empty").mkdir()
         request = {
+            "base": str(self._base),
             "folder": str(self._folder),
             "moved": str(root / "elsewhere" / "model"),
             "others": [str(path) for path in (self._folder, *self._others)],
@@ -86,7 +90,7 @@ class FreshProcess:
         self._running = process, scratch
 
     def encodings(self, place: Place) -> list[Embeddings]:
-        """The encodings of each list, by the model where it lies, moved, or moved and alone.
+        """The encodings of each list, by the base, or by the model where it lies, moved, or moved and alone.
 
         Raises:
             VocabgraftError: when there is no text, or the model does not load or encode there.
@@ -100,7 +104,8 @@ class FreshProcess:
             self.start()
             self._found = self._finish()
         if f"{place}_error" in self._found:
-            raise VocabgraftError(f"in a process of its own the model does not work: {self._found[f'{place}_error']}")
+            what = "base" if place == "base" else "model"
+            raise VocabgraftError(f"in a process of its own the {what} does not work: {self._found[f'{place}_error']}")
         return [np.asarray(self._found[f"{place}_{number}"]) for number in range(len(self.lists))]
 
     def _finish(self) -> "dict[str, Embeddings | str]":

@@ -1,10 +1,10 @@
 """A program of its own: what a service sees of a model, in a process that knows its folder and nothing of the project.
 
 Run as `python -P isolated_worker.py REQUEST RESULT`; it imports stock sentence-transformers alone. REQUEST is JSON:
-`folder` and `moved` (a copy of it), `lists` of texts, `batch_size`, `threads`, `trust_remote_code`, and `others`, the
-folders of the base and the other artifacts. RESULT gets the encodings of each list by the model where it lies
-(`folder`), by the copy (`moved`), and by the copy once none of the other folders can be opened (`alone`); a failure is
-written in their place.
+`base`, `folder` and `moved` (a copy of it), `lists` of texts, `batch_size`, `threads`, `trust_remote_code`, and
+`others`, the folders of the base and the other artifacts. RESULT gets the encodings of each list by the base (`base`),
+by the model where it lies (`folder`), by the copy (`moved`), and by the copy once none of the other folders can be
+opened (`alone`); a failure is written in their place.
 """
 
 import json
@@ -43,13 +43,13 @@ def encode(folder: str, request: dict[str, Any]) -> list["np.ndarray[Any, Any]"]
 
 
 def main(request_file: Path, result: Path) -> None:
-    """Encode in place, moved, and moved with everything else hidden."""
+    """Encode with the base, and with the model in place, moved, and moved with everything else hidden."""
     request = json.loads(request_file.read_text(encoding="utf-8"))
     import torch
 
     torch.set_num_threads(request["threads"])
     arrays: dict[str, Any] = {}
-    for place, folder in (("folder", "folder"), ("moved", "moved"), ("alone", "moved")):
+    for place, folder in (("base", "base"), ("folder", "folder"), ("moved", "moved"), ("alone", "moved")):
         if place == "alone":
             hide(request["others"])
         try:

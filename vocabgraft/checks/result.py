@@ -1,31 +1,69 @@
 """What a check found: a figure, its limit, and what broke it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 SHOWN = 10
 SHOWN_CHARACTERS = 100
+# The merged model rounds as the base does, in the same layers and the same number type, so its noise is that of another
+# draw: measured, 0.7 to 1.3 times the base's (benchmarks/results/checks.md). Twice that is left free. A fault that the
+# tests plant is 10 times the noise and more.
+NOISE_MULTIPLE = 4.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One figure against its limit; `details` name the tokens, texts or weights that matter."""
+    """One figure against its limit.
+
+    Attributes:
+        details: the tokens, texts or weights that broke it.
+        noise: the same measurement on the base alone, where the limit depends on it.
+        warnings: what stands out and breaks nothing.
+    """
 
     figure: float
     limit: str
     holds: bool
     details: tuple[str, ...] = ()
+    noise: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
-def at_most(figure: float, limit: float, details: Sequence[str] = ()) -> Finding:
+@dataclass(frozen=True)
+class TooFew:
+    """There are too few tokens, texts or triples for any result to be significant.
+
+    Attributes:
+        reason: how many there are, and how many it takes.
+        figure: what was measured all the same.
+        warnings: as of `Finding`.
+    """
+
+    reason: str
+    figure: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def at_most(figure: float, limit: float, details: Sequence[str] = (), warnings: Sequence[str] = ()) -> Finding:
     """A figure that may not be larger; one that is no number compares false, and so does not hold."""
-    return Finding(float(figure), f"at most {limit:g}", bool(figure <= limit), shown(details))
+    holds = bool(figure <= limit)
+    return Finding(float(figure), f"at most {limit:.3g}", holds, shown(details), warnings=shown(warnings))
 
 
-def at_least(figure: float, limit: float, details: Sequence[str] = ()) -> Finding:
+def noise_limit(floor: float, noise: float) -> float:
+    """The limit of a difference that the base has too: `NOISE_MULTIPLE` times the base's, or the floor if larger.
+
+    A noise that is NaN, since an embedding of the base is, gives no limit but the floor.
+    """
+    return max(floor, NOISE_MULTIPLE * noise) if math.isfinite(noise) else floor
+
+
+def at_least(figure: float, limit: float, details: Sequence[str] = (), warnings: Sequence[str] = ()) -> Finding:
     """A figure that may not be smaller; one that is no number compares false, and so does not hold."""
-    return Finding(float(figure), f"at least {limit:g}", bool(figure >= limit), shown(details))
+    holds = bool(figure >= limit)
+    return Finding(float(figure), f"at least {limit:.3g}", holds, shown(details), warnings=shown(warnings))
 
 
 def none_of(broken: Sequence[str], remarks: Sequence[str] = ()) -> Finding:

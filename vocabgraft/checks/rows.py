@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from vocabgraft.checks.context import Artifact, Evidence
 from vocabgraft.checks.result import Finding, at_most, none_of
 from vocabgraft.models.extra_modules import custom_weight
+from vocabgraft.token_embeddings.sinks import ALONE_AND_IN_SENTENCE, SinkProbe
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -81,6 +83,25 @@ def new_rows_trained(evidence: Evidence) -> Finding:
     same = (start == end).all(dim=1).tolist()
     left = [token.text for token, is_same in zip(trained, same, strict=True) if is_same]
     return none_of(left, _remark(evidence))
+
+
+def attention_sinks(evidence: Evidence) -> Finding:
+    """The largest ratio of a new token's hidden activation to the first token's, alone and in a sentence."""
+    tokens, limits = evidence.tokens, evidence.sink_limits
+    probe = SinkProbe.of(
+        evidence.model("merged"), evidence.new_ids, [token.text for token in tokens], ALONE_AND_IN_SENTENCE
+    )
+    ratios = np.nan_to_num(probe.ratios(evidence.model("merged")), nan=0.0)
+    order = np.argsort(-ratios).tolist()
+    named = [f"{tokens[place].text}: {ratios[place]:.2f}" for place in order]
+    sinks = [line for line, place in zip(named, order, strict=True) if ratios[place] > limits.sink]
+    unusual = [
+        f"{line}, more than any of the base's own words"
+        for line, place in zip(named, order, strict=True)
+        if limits.usual < ratios[place] <= limits.sink
+    ]
+    usual = f"largest of the base's own words: {limits.usual:.2f}"
+    return at_most(float(ratios.max(initial=0.0)), limits.sink, [*(sinks or named[:3]), usual], unusual)
 
 
 def other_weights(evidence: Evidence) -> Finding:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from vocabgraft.checks import conditions as when
 from vocabgraft.checks import encodings, export, meaning, rows, segmentation, silent_identity
 from vocabgraft.checks.context import Evidence
-from vocabgraft.checks.result import Finding
+from vocabgraft.checks.result import Finding, TooFew
+from vocabgraft.checks.verdicts import Verdict
 from vocabgraft.errors import VocabgraftError
 
-Verdict = Literal["passed", "failed", "waived", "does not apply"]
 Group = Literal["rows", "segmentation", "encodings", "silent identity", "meaning", "export"]
 
 
@@ -24,9 +24,11 @@ class Check:
     """One check's result.
 
     Attributes:
-        figure: None where none was seen, or where it is no number.
-        reason: why it was waived, does not apply or could not run.
+        figure: None where none was seen, or where it is NaN or infinite.
+        noise: the same measurement on the base alone, where the limit depends on it.
+        reason: why it was waived, does not apply, could not run or cannot be judged.
         details: the tokens, texts or weights that broke it, at most ten.
+        warnings: tokens that stand out, though the check passed, at most ten.
         setting, remedy: as in `CheckEntry`.
     """
 
@@ -36,14 +38,16 @@ class Check:
     setting: str | None
     remedy: str
     figure: float | None
+    noise: float | None
     limit: str
     verdict: Verdict
     reason: str
     details: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """The check as a mapping for `checks.json`."""
-        return asdict(self) | {"details": list(self.details)}
+        return asdict(self) | {"details": list(self.details), "warnings": list(self.warnings)}
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class CheckEntry:
         unless: the reason why the check does not apply; "" if it applies.
     """
 
-    find: Callable[[Evidence], Finding]
+    find: Callable[[Evidence], Finding | TooFew]
     group: Group
     protects: str
     remedy: str
@@ -83,7 +87,7 @@ CHECKS: tuple[CheckEntry, ...] = (
         "rows",
         "the adapter leaves the base's own rows alone, bit for bit",
         unless=when.all_trained,
-        remedy="Train again from the present resized base; the adapter was trained over other rows.",
+        remedy="Train again from the present output of resize_base; the adapter was trained over other rows.",
     ),
     CheckEntry(
         rows.old_rows_merged,
@@ -120,6 +124,14 @@ CHECKS: tuple[CheckEntry, ...] = (
         unless=when.no_row_trained,
         setting="train_adapter.rows_learning_rate",
         remedy="Check that the texts of these tokens are in a training split and that the learning rate is not zero.",
+    ),
+    CheckEntry(
+        rows.attention_sinks,
+        "rows",
+        "no new token acts as an attention sink: its hidden activations stay below those of the first token",
+        unless=when.ratio_tells_nothing,
+        setting="train_adapter.rows_learning_rate",
+        remedy="Lower rows_learning_rate or distillation.learning_rate, so that no step carries the row that far.",
     ),
     CheckEntry(
         rows.other_weights,
@@ -192,7 +204,7 @@ CHECKS: tuple[CheckEntry, ...] = (
         "encodings",
         "the merged model is the adapter's, without PEFT",
         setting="check_consistency.merged_tolerance",
-        remedy="Run merge_adapter again from the present resized base and adapter.",
+        remedy="Run merge_adapter again from the present outputs of resize_base and train_adapter.",
     ),
     CheckEntry(
         encodings.adapter_switch,
@@ -200,7 +212,7 @@ CHECKS: tuple[CheckEntry, ...] = (
         "the adapter switched off is the resized base, and switched on again itself",
         unless=when.no_adapter,
         setting="check_consistency.float32_tolerance",
-        remedy="Train again from the present resized base.",
+        remedy="Train again from the present output of resize_base.",
     ),
     CheckEntry(
         encodings.fresh_process,
@@ -270,44 +282,50 @@ CHECKS: tuple[CheckEntry, ...] = (
         remedy="Raise the learning rate, or narrow target_modules to layers that the embedding depends on.",
     ),
     CheckEntry(
-        meaning.description_cosine,
+        meaning.meaning_kept,
         "meaning",
-        "each new token, alone, points to where its description does",
-        unless=when.none_described,
-        setting="check_consistency.min_description_cosine",
+        "no new token lost its meaning: it is near what the base read in it, its description or the texts that use it",
+        setting="check_consistency.max_meaning_rank",
         remedy="Add texts that use the tokens named, or lower rows_learning_rate.",
     ),
     CheckEntry(
-        meaning.description_place,
+        meaning.description_cosine,
         "meaning",
-        "each new token is nearer to its own description than to most others (0 first, 0.5 chance)",
-        unless=when.few_described,
-        setting="check_consistency.max_description_place",
-        remedy="Add texts that use the tokens named, or correct their descriptions.",
+        "no new token points away from its description",
+        unless=when.none_described,
+        setting="check_consistency.meaning_alpha",
+        remedy="Add texts that use the tokens named, correct their descriptions, or lower rows_learning_rate.",
     ),
     CheckEntry(
         meaning.descriptions_told_apart,
         "meaning",
-        "new tokens find their own descriptions: the mean place (0 first, 0.5 chance)",
-        unless=when.few_described,
-        setting="check_consistency.max_mean_place",
-        remedy="Check that tokens.json and the rows have one order, and lower rows_learning_rate.",
+        "new tokens, as a whole, find their own descriptions better than by chance (mean rank: 0 first, 0.5 chance)",
+        unless=when.none_described,
+        setting="check_consistency.meaning_alpha",
+        remedy="Check that tokens.json and the rows have one order, and that training did not diverge.",
     ),
     CheckEntry(
-        meaning.relation_place,
+        meaning.swapped_tokens,
         "meaning",
-        "no relation's token is worse than chance between head and tail of its held-out triples (0 first, 0.5 chance)",
-        unless=when.no_relation_held_out,
-        setting="check_consistency.max_relation_place",
-        remedy="Add training triples of the relations named, or correct those that are wrong.",
+        "no new token has the meaning of another: it is nearest to the texts that use it",
+        setting="check_consistency.meaning_alpha",
+        remedy="Check that tokens.json and the rows have one order; add texts that tell the two tokens apart.",
     ),
     CheckEntry(
         meaning.relations_told_apart,
         "meaning",
-        "the right relation is found for held-out triples: the mean place (0 first, 0.5 chance)",
-        unless=when.no_relation_held_out,
-        setting="check_consistency.max_mean_place",
+        "relations, as a whole, are found for held-out triples better than by chance (mean rank: 0 first, 0.5 chance)",
+        unless=when.no_relation_trained,
+        setting="check_consistency.meaning_alpha",
         remedy="Add training triples, or check that their relations are the right ones.",
+    ),
+    CheckEntry(
+        meaning.swapped_relations,
+        "meaning",
+        "no relation has the meaning of another: it scores its own triples highest",
+        unless=when.no_relation_trained,
+        setting="check_consistency.meaning_alpha",
+        remedy="Check that tokens.json and the rows have one order; add triples that tell the two relations apart.",
     ),
     CheckEntry(
         export.onnx_export,
@@ -334,9 +352,13 @@ def run_check(entry: CheckEntry, evidence: Evidence) -> Check:
     except Exception as error:  # noqa: BLE001  # whatever stopped it, it did not show what it is there to show
         told = f"could not run: {error if isinstance(error, VocabgraftError) else _named(error)}"
         return _result(entry, "waived", reason=waived, details=(told,)) if waived else _result(entry, "failed", told)
+    if isinstance(found, TooFew):
+        return _result(entry, "too few to judge", found.reason, figure=found.figure, warnings=found.warnings)
     verdict: Verdict = "passed" if found.holds else "waived" if waived else "failed"
     reason = waived or "" if verdict == "waived" else ""
-    return _result(entry, verdict, reason, found.limit, found.figure, found.details)
+    return _result(
+        entry, verdict, reason, found.limit, found.figure, found.details, noise=found.noise, warnings=found.warnings
+    )
 
 
 def _result(
@@ -346,20 +368,24 @@ def _result(
     limit: str = "none",
     figure: float | None = None,
     details: tuple[str, ...] = (),
+    noise: float | None = None,
+    warnings: tuple[str, ...] = (),
 ) -> Check:
     if figure is not None and not math.isfinite(figure):
-        figure, reason = None, reason or "the figure is no number"
+        figure, reason = None, reason or "the figure is NaN or infinite"
     return Check(
-        entry.name,
-        entry.group,
-        entry.protects,
-        entry.setting,
-        entry.remedy,
-        figure,
-        limit,
-        verdict,
-        reason,
-        details,
+        name=entry.name,
+        group=entry.group,
+        protects=entry.protects,
+        setting=entry.setting,
+        remedy=entry.remedy,
+        figure=figure,
+        noise=noise if noise is not None and math.isfinite(noise) else None,
+        limit=limit,
+        verdict=verdict,
+        reason=reason,
+        details=details,
+        warnings=warnings,
     )
 
 

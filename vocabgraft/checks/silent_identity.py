@@ -13,6 +13,7 @@ from vocabgraft.checks.result import Finding, at_least, none_of, quoted
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.extra_modules import custom_modules
 from vocabgraft.token_embeddings.trainable import ROWS
+from vocabgraft.tokens.tokenizer import new_ids_in
 
 TRAINED: tuple[Artifact, Artifact] = ("resized", "merged")
 
@@ -73,7 +74,7 @@ def _reads_a_trained_token(evidence: Evidence, texts: list[str]) -> "np.ndarray[
     trained = {token.id for token in evidence.tokens if token.text not in evidence.without_training_text}
     window = evidence.model("merged").max_seq_length
     read = evidence.tokenizer(texts, truncation=window is not None, max_length=window, verbose=False)["input_ids"]
-    return np.array([not trained.isdisjoint(ids) for ids in read], dtype=bool)
+    return np.array([bool(found) for found in new_ids_in(read, trained)], dtype=bool)
 
 
 def _fresh_adapter(evidence: Evidence) -> dict[str, torch.Tensor]:

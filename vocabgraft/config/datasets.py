@@ -9,11 +9,12 @@ from pydantic import (
     model_validator,
 )
 
-from vocabgraft.config.losses import DEFAULT_LOSS, Format, check_loss
-from vocabgraft.config.section import Fraction, Name, Positive, RawFile, Section
+from vocabgraft.config.benefits import WITHOUT_LABELS
+from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, Format, check_loss
+from vocabgraft.config.section import Fraction, Name, Positive, RawFiles, Section
 
 # These stand beside the datasets' names in the figures of `evaluate_model`.
-RESERVED_NAMES = ("retention", "tokens_per_text")
+RESERVED_NAMES = tuple(WITHOUT_LABELS)
 
 # The first column is the one whose hash splits, unless a row has a group.
 COLUMNS: dict[Format, tuple[str, ...]] = {
@@ -48,11 +49,11 @@ def text_columns(dataset_format: Format) -> tuple[str, ...]:
 
 
 class FileParams(Section):
-    """Names of a dataset's files inside `data/raw/`."""
+    """A dataset's files inside `data/raw/`: for each split a name, a pattern such as `part-*.parquet`, or several."""
 
-    train: RawFile
-    validation: RawFile | None = None
-    test: RawFile | None = None
+    train: RawFiles
+    validation: RawFiles | None = None
+    test: RawFiles | None = None
 
 
 class HeldOutParams(Section):
@@ -127,9 +128,19 @@ class DatasetParams(Section):
         return self.loss or LossParams(name=DEFAULT_LOSS[self.format])
 
     @property
+    def is_translation(self) -> bool:
+        """Whether its loss reads a relation as a vector to add (Bordes et al., 2013)."""
+        return LOSSES[self.chosen_loss.name].reads == "triple"
+
+    @property
     def has_validation(self) -> bool:
         """Whether a file or a share is given for the validation split."""
         return bool(self.files.validation or self.held_out.validation)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether a file or a share is given for the test split."""
+        return bool(self.files.test or self.held_out.test)
 
     @model_validator(mode="after")
     def _one_source_a_split(self) -> Self:

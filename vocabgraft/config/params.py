@@ -10,7 +10,17 @@ from pydantic import (
     model_validator,
 )
 
-from vocabgraft.config.datasets import RESERVED_NAMES, RETRIEVAL_FORMATS, DatasetParams
+from vocabgraft.config.benefits import (
+    BENCHMARK_METRICS,
+    FIDELITY,
+    RETENTION,
+    SPEARMAN,
+    TOKENS_PER_TEXT,
+    metrics_of,
+    parse_benefit,
+    require_measured,
+)
+from vocabgraft.config.datasets import RESERVED_NAMES, DatasetParams
 from vocabgraft.config.evaluators import check_evaluator
 from vocabgraft.config.losses import check_method
 from vocabgraft.config.section import Section
@@ -109,23 +119,27 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _benefit_is_measured(self) -> Self:
-        dataset, _, metric = self.register_model.gates.benefit.split(".")
-        measured = self._measured()
-        if dataset not in measured:
-            raise ValueError(
-                f"register_model.gates.benefit names the dataset '{dataset}'; allowed: {', '.join(measured)}"
-            )
-        if metric not in measured[dataset]:
-            raise ValueError(
-                f"register_model.gates.benefit names the metric '{metric}'; allowed: {', '.join(measured[dataset])}"
-            )
+        if self.register_model.gates.benefit is not None:
+            require_measured(parse_benefit(self.register_model.gates.benefit), self.measured)
         return self
 
-    def _measured(self) -> dict[str, list[str]]:
-        """The metrics of each dataset whose items are scored one by one."""
-        retrieval = ["mrr", f"recall@{self.evaluate_model.recall_at}"]
-        metrics = dict.fromkeys(RETRIEVAL_FORMATS, retrieval) | {"scored_pairs": ["spearman"]}
-        return {entry.name: metrics[entry.format] for entry in self.validate_data.datasets if entry.format in metrics}
+    @property
+    def measured(self) -> dict[str, tuple[str, ...]]:
+        """The metrics that `evaluate_model` computes item by item: by dataset, benchmark or other figure."""
+        datasets, evaluation = self.validate_data.datasets, self.evaluate_model
+        found: dict[str, tuple[str, ...]] = {}
+        if any(dataset.has_test for dataset in datasets) or self._holds_out_contexts:
+            found = {FIDELITY.dataset: (FIDELITY.metric,), TOKENS_PER_TEXT.dataset: (TOKENS_PER_TEXT.metric,)}
+        found[RETENTION] = (SPEARMAN,)
+        for dataset in datasets:
+            if dataset.has_test and (metrics := metrics_of(dataset.format, evaluation.recall_at)):
+                found[dataset.name] = metrics
+        return found | {entry.name: BENCHMARK_METRICS for entry in evaluation.benchmarks}
+
+    @property
+    def _holds_out_contexts(self) -> bool:
+        learnt = self.resize_base.initialisation == "distillation" and not self.resize_base.distillation.held_out
+        return bool(self.validate_data.contexts) and not learnt
 
 
 def _check_evaluator(evaluator: EvaluatorParams, datasets: dict[str, DatasetParams]) -> None:

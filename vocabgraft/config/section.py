@@ -6,8 +6,10 @@ from typing import Annotated
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     StringConstraints,
 )
 
@@ -21,6 +23,13 @@ def _inside_raw(name: str) -> str:
 
 
 RawFile = Annotated[str, AfterValidator(_inside_raw)]
+RawFiles = Annotated[
+    list[RawFile],
+    Field(min_length=1),
+    BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+    # A single name is written as such, which is how most people give it.
+    PlainSerializer(lambda names: names[0] if len(names) == 1 else names),
+]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

@@ -9,12 +9,18 @@ from pydantic import (
     model_validator,
 )
 
+from vocabgraft.config.benefits import parse_benefit
 from vocabgraft.config.datasets import RESERVED_NAMES, DatasetParams
 from vocabgraft.config.section import Count, Fraction, Name, Positive, RawFile, Section
 from vocabgraft.config.training import Precision
 
 Place = Literal["before_pooling", "after_pooling"]
 Heuristic = Literal["random_normal", "vocabulary_mean", "subword_mean", "description_mean", "similar_tokens"]
+
+
+def _names_a_figure(text: str) -> str:
+    parse_benefit(text)
+    return text
 
 
 class PromptParams(Section):
@@ -76,7 +82,7 @@ class DistillationParams(Section):
         contexts_per_token: texts that each token is distilled from, at most; plain templates fill up what is missing.
         held_out: share of the contexts kept out, to measure fidelity.
         least_fidelity: tokens under it are listed.
-        precision: `auto` is bfloat16 where the hardware multiplies it.
+        precision: float32 gives one result on every CPU; `auto` is bfloat16 where the hardware multiplies it.
     """
 
     start: Heuristic = "subword_mean"
@@ -87,7 +93,7 @@ class DistillationParams(Section):
     contexts_per_token: Count = 64
     held_out: Fraction = 0.1
     least_fidelity: Fraction = 0.9
-    precision: Precision = "auto"
+    precision: Precision = "float32"
 
 
 class LayerParams(Section):
@@ -146,6 +152,7 @@ CheckName = Literal[
     "new_row_norms",
     "new_rows_apart",
     "new_rows_trained",
+    "attention_sinks",
     "other_weights",
     "segmentation",
     "one_id_each",
@@ -167,11 +174,12 @@ CheckName = Literal[
     "adapter_names_base",
     "trained_differs",
     "adapter_moved",
+    "meaning_kept",
     "description_cosine",
-    "description_place",
     "descriptions_told_apart",
-    "relation_place",
+    "swapped_tokens",
     "relations_told_apart",
+    "swapped_relations",
     "onnx_export",
 ]
 
@@ -179,21 +187,20 @@ CheckName = Literal[
 class CheckConsistencyParams(Section):
     """Limits of the checks.
 
-    A difference of embeddings is that of their numbers relative to the embedding's length. A place is from 0 (first)
-    over 0.5 (chance) to 1 (last).
+    A difference of embeddings is that of their numbers relative to the embedding's length. The tolerances are floors:
+    where the base itself differs more in the same run, a multiple of that is allowed.
 
     Attributes:
-        merged_tolerance: largest difference of the merged model from the adapter over the resized base.
-        float32_tolerance: largest difference between batches, paddings, processes and folders.
-        bfloat16_tolerance: largest cosine distance of bfloat16 from float32.
-        onnx_tolerance: largest difference of the ONNX export from torch.
+        merged_tolerance: of the merged model from the adapter over the resized base.
+        float32_tolerance: between batches, paddings, processes and folders.
+        bfloat16_tolerance: cosine distance of bfloat16 from float32.
+        onnx_tolerance: of the ONNX export from torch.
         min_change: least change by training of a text with a trained token.
         max_norm_ratio: how far a new row's norm may leave the range of the old ones; 1 is the edge.
         max_row_cosine: of two new rows.
-        min_description_cosine: of each new token to its description.
-        max_description_place: of each new token's own description among all.
-        max_relation_place: of each relation's token over its held-out triples, in the mean.
-        max_mean_place: of all descriptions, and of all held-out triples.
+        max_meaning_rank: how far a new token may be from all that it should mean, as a share of other meanings that
+            are nearer: 0 is first, 0.5 chance.
+        meaning_alpha: how often each check of meaning may fail by chance.
         waived: checks that may fail or not run, each with its reason, which the report shows.
     """
 
@@ -205,10 +212,8 @@ class CheckConsistencyParams(Section):
     min_change: Positive = 1e-4
     max_norm_ratio: Annotated[float, Field(ge=1)] = 1.0
     max_row_cosine: Fraction = 0.99
-    min_description_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.1
-    max_description_place: Fraction = 0.5
-    max_relation_place: Fraction = 0.6
-    max_mean_place: Fraction = 0.4
+    max_meaning_rank: Fraction = 0.1
+    meaning_alpha: Annotated[float, Field(gt=0, le=0.05)] = 0.001
     waived: dict[CheckName, Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]] = {}
 
 
@@ -254,10 +259,39 @@ class EvaluateModelParams(Section):
 
 
 class GateParams(Section):
-    """What a model must reach to become champion."""
+    """What a model must show to become champion.
 
-    benefit: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\.(all|new_word|no_new_word)\.[a-z_0-9@]+$")]
+    Every interval is a paired 95 % bootstrap interval over held-out items. "Shown to be above a limit" means: the whole
+    interval is above it, over at least 6 independent groups of items, and the paired permutation test agrees.
+
+    Attributes:
+        benefit: the figure that has to be good, one of
+            `DATASET.SUBSET.METRIC`: the gain over the base is shown to be above `min_gain`, in points of percent.
+            `tokens_per_text`: the tokens saved per text are shown to be above `min_gain`. The texts are those of the
+            test splits; where there are none, the contexts that distillation held out.
+            `fidelity`: the mean cosine of the model's embedding of a text to the base's own is shown to be above
+            `min_fidelity`. It measures how well one new token says what its subword tokens said, so the base has no
+            value to gain over. The texts hold a new word and were not trained on: test splits and held-out contexts.
+            `retention`: Spearman's rho on all retention pairs, those with a new word included, is shown to fall by
+            less than `max_retention_drop`. The retention gate below asks less, and of pairs without a new word.
+            None: there is no benefit to show. The model becomes champion where all other gates hold, and its version
+            says that no benefit was asked for.
+        min_gain: read for `DATASET.SUBSET.METRIC` and `tokens_per_text`.
+        min_fidelity: read for `fidelity`.
+        first_champion: `evidence` asks every version for its benefit. `any` does not ask a version that would be the
+            first champion: one whose benefit is not shown is promoted, and its tags and card say that no evidence was
+            asked for. One that is shown to have none is not promoted.
+        max_retention_drop: of Spearman's rho on the retention pairs without a new word. The gate fails where the
+            measured drop is larger. Where the drop is within the limit and its interval reaches beyond, the gate does
+            not fail, and the report says that it was not shown.
+        max_cost_ratio: seconds per text over the base's.
+        allow_own_modules: whether a champion may need its own module classes.
+    """
+
+    benefit: Annotated[str, AfterValidator(_names_a_figure)] | None
     min_gain: float = 0.0
+    min_fidelity: Fraction = 0.9
+    first_champion: Literal["evidence", "any"] = "evidence"
     max_retention_drop: Annotated[float, Field(ge=0)] = 0.01
     max_cost_ratio: Positive = 1.5
     allow_own_modules: bool = False

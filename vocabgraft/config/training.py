@@ -26,7 +26,7 @@ class LoraParams(Section):
     r: Count = 16
     alpha: Count = 32
     dropout: Fraction = 0.05
-    target_modules: Annotated[list[str], Field(min_length=1)]
+    target_modules: Annotated[list[str], Field(min_length=1)] = ["query", "key", "value", "dense"]
 
 
 class PeftParams(Section):
@@ -87,7 +87,7 @@ class TrainAdapterParams(Section):
         peft: what `peft` and `peft_and_tokens` make.
         batch_size: rows of a batch, those of all processes together.
         group_by_length: batches of rows of like length, which pad less; not for `labelled_texts`.
-        precision: `auto` is bfloat16 where the hardware multiplies it.
+        precision: float32 gives one result on every CPU; `auto` is bfloat16 where the hardware multiplies it.
         checkpoint_every: steps between two checkpoints, from which a training that was killed goes on; None for none.
         launcher: of several processes; None is one.
         arguments: of SentenceTransformerTrainingArguments, by name.
@@ -96,22 +96,22 @@ class TrainAdapterParams(Section):
         early_stopping: on `best_metric`.
     """
 
-    method: Method
-    epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Positive
-    rows_learning_rate: Positive
+    method: Method = "tokens"
+    epochs: Count = 2
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Positive = 5e-4
+    rows_learning_rate: Positive = 5e-3
     warmup_ratio: Fraction = 0.1
     scale: Positive = 20.0
     group_by_length: bool = False
-    lora: LoraParams
+    lora: LoraParams = LoraParams()
     peft: PeftParams | None = None
     phases: list[PhaseParams] = []
     arguments: dict[str, Any] = {}
     evaluators: list[EvaluatorParams] = []
     best_metric: Annotated[str, StringConstraints(min_length=1)] | None = None
     early_stopping: EarlyStoppingParams | None = None
-    precision: Precision = "auto"
+    precision: Precision = "float32"
     checkpoint_every: Count | None = 50
     launcher: LauncherParams | None = None
 
@@ -147,7 +147,10 @@ class TrainAdapterParams(Section):
     @model_validator(mode="after")
     def _precision_is_said_once(self) -> Self:
         if self.arguments.get("fp16") and self.precision != "auto":
-            raise ValueError(f"arguments.fp16 is set and precision is {self.precision}; keep one of them")
+            raise ValueError(
+                f"arguments.fp16 is set and precision is {self.precision}; set precision: auto to train in float16, or "
+                "drop arguments.fp16"
+            )
         return self
 
     @model_validator(mode="after")

@@ -58,7 +58,7 @@ class AcceptedDataset:
 
     def question(self, head: str, relation: str) -> str:
         """What a triple asks for its tail: the template with the head and the relation's token."""
-        return self.template.format(head=head, relation=relation_token(relation))
+        return fill_template(self.template, head, relation)
 
     def texts(self, split: Split) -> list[str]:
         """Every text of a split as a model reads it, column by column of a row; of triples as `pairs` has them."""
@@ -89,6 +89,11 @@ class AcceptedDataset:
             return [text for pair in self._pairs(columns) for text in pair]
         names = [*text_columns(self.format), *(name for name in MORE_NEGATIVES if name in columns)]
         return [text for row in zip(*(columns[name] for name in names), strict=True) for text in row]
+
+
+def fill_template(template: str, head: str, relation: str) -> str:
+    """The question of a triple: a template such as `{head} {relation}` with its head and its relation's token."""
+    return template.format(head=head, relation=relation_token(relation))
 
 
 def read_datasets(folder: Path) -> list[AcceptedDataset]:

@@ -1,8 +1,10 @@
 """Retrieval benchmarks in BEIR's layout (Thakur et al., 2021): corpus.jsonl, queries.jsonl and qrels/test.tsv."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from vocabgraft.storage.artifacts import read_json, require_artifact, write_json
 
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels/test.tsv"
 HEADER = ("query-id", "corpus-id", "score")
+GRADE = re.compile(r"[+-]?\d+(\.0*)?")
 INDEX = "index.json"
 SHOWN_PROBLEMS = 10
 
@@ -25,29 +28,44 @@ class Benchmark:
     Attributes:
         name: as params.yaml has it.
         queries: those that have a relevant document.
-        documents: title and text of each.
+        documents: title and text of each; empty where a document has neither.
         relevance: for each query the places of its relevant documents with their grades, which are above 0.
+        left_out: lines of the files that were not taken, by reason; not stored.
     """
 
     name: str
     queries: list[str]
     documents: list[str]
     relevance: list[dict[int, int]]
+    left_out: dict[str, int] = field(default_factory=dict, compare=False)
+
+
+@dataclass
+class _Reading:
+    """What is found out while a folder is read."""
+
+    folder: Path
+    name: str
+    problems: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def read_beir(folder: Path, name: str) -> Benchmark:
-    """Read a folder in BEIR's layout.
+    """Read a folder in BEIR's layout as such folders are published.
+
+    Judgements of documents or queries that the folder lacks are left out and counted, as are repeated lines and
+    queries without a text. Documents may be empty, and titles null.
 
     Raises:
         VocabgraftError: with file and line of each problem, the first ten.
     """
-    problems: list[str] = []
-    documents = _texts(folder / CORPUS, name, ("title", "text"), problems)
-    queries = _texts(folder / QUERIES, name, ("text",), problems)
-    judged = _judgements(folder / QRELS, name, queries, documents, problems)
-    if not problems and not judged:
-        problems.append(f"{QRELS}: no query has a relevant document (a score above 0), so nothing can be found")
-    if problems:
+    reading = _Reading(folder, name)
+    documents = _texts(reading, CORPUS, ("title", "text"))
+    queries = _texts(reading, QUERIES, ("text",))
+    judged = _judgements(reading, queries, documents)
+    if not reading.problems and not judged:
+        reading.problems.append(_nothing_judged(reading.left_out))
+    if problems := reading.problems:
         more = f", the first {SHOWN_PROBLEMS}" if len(problems) > SHOWN_PROBLEMS else ""
         shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
         raise VocabgraftError(
@@ -56,7 +74,14 @@ def read_beir(folder: Path, name: str) -> Benchmark:
         )
     place = {key: number for number, key in enumerate(documents)}
     relevance = [{place[document]: grade for document, grade in grades.items()} for grades in judged.values()]
-    return Benchmark(name, [queries[key] for key in judged], list(documents.values()), relevance)
+    left_out = dict(sorted(reading.left_out.items()))
+    return Benchmark(name, [queries[key] for key in judged], list(documents.values()), relevance, left_out)
+
+
+def _nothing_judged(left_out: Counter[str]) -> str:
+    reasons = "; ".join(f"{count} lines left out: {reason}" for reason, count in sorted(left_out.items()))
+    told = f" ({reasons})" if reasons else ""
+    return f"{QRELS}: no query has a relevant document (a score above 0){told}, so nothing can be found"
 
 
 def write_benchmarks(folder: Path, benchmarks: Sequence[Benchmark]) -> None:
@@ -88,75 +113,90 @@ def read_benchmarks(folder: Path) -> list[Benchmark]:
     return found
 
 
-def _texts(path: Path, name: str, fields: tuple[str, ...], problems: list[str]) -> dict[str, str]:
-    """Texts by `_id`; what is wrong with a line is put to `problems`."""
+def _texts(reading: _Reading, file: str, fields: tuple[str, ...]) -> dict[str, str]:
+    """Texts by `_id`, as written; what is wrong with a line is put to the problems."""
     found: dict[str, str] = {}
-    for number, line in _lines(path, name):
+    for number, line in _lines(reading.folder / file, reading.name):
         problem, key, text = _entry(line, fields)
-        if problem is None and key in found:
-            problem = f"the _id {key!r} is there already; give each its own"
+        if problem is None and found.get(key, text) != text:
+            problem = f"the _id {key!r} is there already, with another text; give each its own"
         if problem is not None:
-            problems.append(f"{path.name} line {number}: {problem}")
-            continue
-        found[key] = text
-    if not found and not problems:
-        problems.append(f"{path.name}: it is empty")
+            reading.problems.append(f"{file} line {number}: {problem}")
+        elif key in found:
+            reading.left_out[f"a repeated line of {file}"] += 1
+        else:
+            found[key] = text
+    if not found and not reading.problems:
+        reading.problems.append(f"{file}: it is empty")
     return found
 
 
 def _entry(line: str, fields: tuple[str, ...]) -> tuple[str | None, str, str]:
     try:
-        entry: Any = json.loads(line)
-    except json.JSONDecodeError as error:
+        # Numbers as they are written, since the judgements name them so.
+        entry: Any = json.loads(line, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError) as error:
         return f"it is not JSON ({error}); give one object a line", "", ""
     if not isinstance(entry, dict):
         return f"it is {line[:40]!r}, not an object with _id and text", "", ""
-    for field in ("_id", "text"):
-        if not isinstance(entry.get(field), str):
-            return f"{field} is {entry.get(field)!r}; allowed: a text", "", ""
-    parts = [entry.get(field, "") for field in fields]
-    if not all(isinstance(part, str) for part in parts):
-        return f"title is {entry['title']!r}; allowed: a text, or none", "", ""
-    text = " ".join(part.strip() for part in parts).strip()
-    return (None, entry["_id"], text) if text else (f"{' and '.join(fields)} are empty", "", "")
+    if not isinstance(entry.get("_id"), str):
+        return f"_id is {entry.get('_id')!r}; allowed: a text or a number", "", ""
+    if "text" not in entry:
+        return "text is missing; allowed: a text, empty or null where there is none", "", ""
+    parts = [entry.get(name) or "" for name in fields]
+    for name, part in zip(fields, parts, strict=True):
+        if not isinstance(part, str):
+            return f"{name} is {entry[name]!r}; allowed: a text, or null", "", ""
+    return None, entry["_id"], " ".join(part.strip() for part in parts).strip()
 
 
-def _judgements(
-    path: Path, name: str, queries: dict[str, str], documents: dict[str, str], problems: list[str]
-) -> dict[str, dict[str, int]]:
+def _judgements(reading: _Reading, queries: dict[str, str], documents: dict[str, str]) -> dict[str, dict[str, int]]:
     """Grades above 0 by query and document."""
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], int] = {}
     found: dict[str, dict[str, int]] = {}
-    for position, (number, line) in enumerate(_lines(path, name)):
-        cells = line.split("\t")
-        if position == 0 and tuple(cells) == HEADER:
+    for position, (number, line) in enumerate(_lines(reading.folder / QRELS, reading.name)):
+        cells = [cell.strip() for cell in line.split("\t")]
+        if position == 0 and len(cells) == len(HEADER) and GRADE.fullmatch(cells[2]) is None:
             continue
-        problem = _judgement_problem(cells, queries, documents, seen)
+        problem = _judgement_problem(cells, seen)
         if problem is not None:
-            problems.append(f"{QRELS} line {number}: {problem}")
+            reading.problems.append(f"{QRELS} line {number}: {problem}")
             continue
-        query, document, grade = cells[0], cells[1], int(cells[2])
-        seen.add((query, document))
-        if grade > 0:
+        query, document, grade = cells[0], cells[1], int(cells[2].split(".")[0])
+        reason = _reason_to_leave_out(query, document, queries, documents, seen)
+        seen[query, document] = grade
+        if reason is not None:
+            reading.left_out[reason] += 1
+        elif grade > 0:
             found.setdefault(query, {})[document] = grade
     return found
 
 
-def _judgement_problem(
-    cells: Sequence[str], queries: dict[str, str], documents: dict[str, str], seen: set[tuple[str, str]]
-) -> str | None:
+def _judgement_problem(cells: Sequence[str], seen: Mapping[tuple[str, str], int]) -> str | None:
     if len(cells) != len(HEADER):
         return f"it has {len(cells)} columns; allowed: {', '.join(HEADER)}, with a tab between them"
     query, document, grade = cells
-    if query not in queries:
-        return f"the query {query!r} is not in {QUERIES} (or its line has a problem)"
-    if document not in documents:
-        return f"the document {document!r} is not in {CORPUS} (or its line has a problem)"
-    if not grade.strip().lstrip("-").isdecimal():
+    if GRADE.fullmatch(grade) is None:
         return f"the score is {grade!r}; allowed: a whole number, above 0 for a relevant document"
-    if (query, document) in seen:
-        return f"{query!r} and {document!r} are judged already; keep one line"
+    if seen.get((query, document), whole := int(grade.split(".")[0])) != whole:
+        return f"{query!r} and {document!r} are judged already, with another score; keep one line"
     return None
+
+
+def _reason_to_leave_out(
+    query: str,
+    document: str,
+    queries: Mapping[str, str],
+    documents: Mapping[str, str],
+    seen: Mapping[tuple[str, str], int],
+) -> str | None:
+    if (query, document) in seen:
+        return f"a repeated line of {QRELS}"
+    if document not in documents:
+        return f"a judgement of a document that is not in {CORPUS}"
+    if query not in queries:
+        return f"a judgement of a query that is not in {QUERIES}"
+    return None if queries[query] else "a judgement of a query without a text"
 
 
 def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:

@@ -17,7 +17,8 @@ from vocabgraft.config.datasets import (
     text_columns,
 )
 from vocabgraft.config.losses import Format
-from vocabgraft.data.raw_files import RETENTION_COLUMNS, VOCABULARY_COLUMNS, read_lines, read_table
+from vocabgraft.data.raw_files import RETENTION_COLUMNS, VOCABULARY_COLUMNS, find_files, scan_lines, scan_table
+from vocabgraft.data.raw_formats import RawTable
 from vocabgraft.data.splits import SPLITS, split_of
 from vocabgraft.tokens.new_token import KINDS, NewToken, relation_token
 from vocabgraft.tokens.tokenizer import (
@@ -41,50 +42,51 @@ UNLIKE = frozenset({"antonym", "distinctfrom", "notisa"})
 ALIKE = frozenset({"synonym", "isa", "similarto", "definedas", "formof", "instanceof"})
 
 
-def read_vocabulary(path: Path) -> pd.DataFrame:
+def read_vocabulary(folder: Path, name: str) -> RawTable:
     """The raw vocabulary: token, kind, description, row, file."""
-    return read_table(path, VOCABULARY_COLUMNS).assign(file=path.name)
+    return _joined_tables([_named(scan_table(folder / name, VOCABULARY_COLUMNS), name)])
 
 
-def read_contexts(paths: Sequence[Path]) -> pd.DataFrame:
-    """The raw context sentences of all files: text, row, file, duplicate_of."""
-    frames = [read_lines(path).assign(file=path.name) for path in paths]
-    if not frames:
-        return pd.DataFrame({"text": [], "row": [], "file": [], "duplicate_of": []}, dtype=object)
-    frame = pd.concat(frames, ignore_index=True)
-    return frame.assign(duplicate_of=_first_seen(frame, _folded(frame["text"])))
+def read_contexts(folder: Path, names: Sequence[str]) -> RawTable:
+    """The raw context sentences of all files, named or by a pattern: text, row, file."""
+    tables = [_named(scan_lines(folder / name), name) for name in find_files(folder, names)]
+    return _joined_tables(tables) if tables else RawTable(pd.DataFrame({"text": [], "row": [], "file": []}))
 
 
-def read_retention(path: Path) -> pd.DataFrame:
-    """The raw retention pairs: sentences, the score as text and as a number, duplicates and contradictions."""
-    frame = read_table(path, RETENTION_COLUMNS).assign(file=path.name)
-    key = _unordered(frame["sentence1"], frame["sentence2"])
-    number = pd.to_numeric(frame["score"], errors="coerce").astype("float64")
-    # A missing number as text, since a NaN differs from itself and its row would contradict itself.
-    shown = number.map(str)
-    return frame.assign(
-        number=number,
-        duplicate_of=_first_seen(frame, key + "\x1f" + shown),
-        contradicts=_other_value(frame, key, shown),
-    )
+def read_retention(folder: Path, name: str) -> RawTable:
+    """The raw retention pairs: sentences, the score as text and as a number."""
+    table = _named(scan_table(folder / name, RETENTION_COLUMNS), name)
+    return RawTable(table.rows.assign(number=_numbers(table.rows["score"])), table.faults)
 
 
-def read_examples(folder: Path, dataset: DatasetParams) -> pd.DataFrame:
-    """The raw rows of one dataset with file, row, split and what is wrong between rows."""
+def read_examples(folder: Path, dataset: DatasetParams) -> RawTable:
+    """The raw rows of one dataset with file, row, split and what is known of each row alone."""
     columns, optional = COLUMNS[dataset.format], OPTIONAL_COLUMNS[dataset.format]
     vectors = [name for name in columns if name in VECTORS]
-    frames = []
+    tables = []
     for split in SPLITS:
-        if (name := getattr(dataset.files, split)) is None:
-            continue
-        frame = read_table(folder / name, columns, optional, vectors).assign(file=name)
-        frames.append(frame.assign(split=_splits(frame, dataset) if split == "train" else split))
-    frame = pd.concat(frames, ignore_index=True)
-    return ANNOTATIONS[dataset.format](frame)
+        for name in find_files(folder, getattr(dataset.files, split) or ()):
+            table = _named(scan_table(folder / name, columns, optional, vectors), name)
+            splits = _splits(table.rows, dataset) if split == "train" else split
+            tables.append(RawTable(table.rows.assign(split=splits), table.faults))
+    joined = _joined_tables(tables)
+    annotate = ANNOTATIONS.get(dataset.format)
+    return joined if annotate is None else RawTable(annotate(joined.rows), joined.faults)
 
 
-def annotate_vocabulary(frame: pd.DataFrame, base: "Tokenizer", texts: Sequence[str]) -> pd.DataFrame:
-    """Add what the base makes of each token, and in how many of the distinct `texts` it is used.
+def _named(table: RawTable, name: str) -> RawTable:
+    return RawTable(table.rows.assign(file=name), table.faults)
+
+
+def _joined_tables(tables: Sequence[RawTable]) -> RawTable:
+    rows = pd.concat([table.rows for table in tables], ignore_index=True)
+    # Where one file has an optional column and another has not, pandas puts NaN, which is true.
+    texts = {name: rows[name].where(rows[name].notna(), None) for name in rows.columns if rows[name].dtype == object}
+    return RawTable(rows.assign(**texts), tuple(fault for table in tables for fault in table.faults))
+
+
+def annotate_vocabulary(frame: pd.DataFrame, base: "Tokenizer") -> pd.DataFrame:
+    """Add what the base makes of each token.
 
     Columns:
         kept: 1 when the base has the token from an earlier run, otherwise 0; kept_as: its kind there, if another.
@@ -93,8 +95,6 @@ def annotate_vocabulary(frame: pd.DataFrame, base: "Tokenizer", texts: Sequence[
         readable_description: pieces of the description that the base can read.
         normal: its text as the base normalises it; rewritten_as: what a special token becomes that is not stable.
         hides: a token of the base that would be lost in texts that hold the new word in part only.
-        collides_with: an earlier row that is the same to the base, or a special token in another casing.
-        uses: texts that hold it.
     """
     before = tokens_added_before(base)
     tokens = new_tokens(frame)
@@ -110,8 +110,6 @@ def annotate_vocabulary(frame: pd.DataFrame, base: "Tokenizer", texts: Sequence[
         normal=_objects(normal),
         rewritten_as=_objects([rewritten(base, t.text) if t.kind == "special" else None for t in tokens]),
         hides=_objects([hidden_by(base, added, t) if new else None for t, new in zip(tokens, judged, strict=True)]),
-        collides_with=_collisions(frame, tokens, normal),
-        uses=count_uses(base, tokens, texts),
     )
 
 
@@ -124,10 +122,18 @@ def _objects(values: Sequence[str | None]) -> pd.Series:
     return pd.Series(values, dtype=object)
 
 
-def _collisions(frame: pd.DataFrame, tokens: Sequence[NewToken], normal: Sequence[str | None]) -> list[str | None]:
-    same = _first_seen(frame, pd.Series([text or "" for text in normal], dtype=object), shown="token")
+def compare_tokens(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add `duplicate_of` to the vocabulary: the place of an earlier row that says exactly the same."""
+    key = _joined([frame[name].fillna("") for name in ("token", "kind", "description")])
+    return frame.assign(duplicate_of=_first_seen(frame, key))
+
+
+def colliding_tokens(frame: pd.DataFrame) -> list[str | None]:
+    """For a row of an annotated vocabulary: an earlier token that is the same to the base, but for its casing."""
+    same = _first_seen(frame, frame["normal"].fillna(""), shown="token")
     # Special tokens of two casings are two to the tokenizer, but surely one to whoever wrote them.
-    special = [t.text.casefold() if t.kind == "special" else f"row {at}\x1f" for at, t in enumerate(tokens)]
+    kinds = zip(frame["token"].fillna(""), frame["kind"], strict=True)
+    special = [text.casefold() if kind == "special" else f"row {at}\x1f" for at, (text, kind) in enumerate(kinds)]
     recased = _first_seen(frame, pd.Series(special, dtype=object), shown="token")
     return [first or second for first, second in zip(same, recased, strict=True)]
 
@@ -203,85 +209,163 @@ def _splits(frame: pd.DataFrame, dataset: DatasetParams) -> list[str]:
 
 
 def _annotate_triples(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(token=frame["relation"].map(relation_token, na_action="ignore"))
+
+
+def _annotate_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    same = (_folded(frame["anchor"]) == _folded(frame["positive"])) & frame["anchor"].notna()
+    return frame.assign(same_text=same)
+
+
+def _annotate_triplets(frame: pd.DataFrame) -> pd.DataFrame:
+    negatives = [_folded(frame[name]) for name in _negatives(frame)]
+    right = [_folded(frame["anchor"]), _folded(frame["positive"])]
+    return _annotate_pairs(frame).assign(same_negative=_any_negative_is_right(right, negatives))
+
+
+def _annotate_margins(frame: pd.DataFrame) -> pd.DataFrame:
+    right, negatives = [_folded(frame["positive"])], [_folded(frame["negative"])]
+    return frame.assign(number=_numbers(frame["margin"]), same_negative=_any_negative_is_right(right, negatives))
+
+
+def _annotate_teacher_embeddings(frame: pd.DataFrame) -> pd.DataFrame:
+    numbers = [vector is None or bool(np.isfinite(vector).all()) for vector in frame["embedding"]]
+    return frame.assign(
+        width=[None if vector is None else len(vector) for vector in frame["embedding"]],
+        finite=[int(finite) for finite in numbers],
+    )
+
+
+# What is known of a row alone; nothing of the others needs saying.
+ANNOTATIONS: dict[Format, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "triples": _annotate_triples,
+    "pairs": _annotate_pairs,
+    "triplets": _annotate_triplets,
+    "scored_pairs": lambda frame: frame.assign(number=_numbers(frame["score"])),
+    "labelled_pairs": lambda frame: frame.assign(number=_numbers(frame["label"])),
+    "labelled_texts": lambda frame: frame.assign(number=_numbers(frame["label"])),
+    "teacher_embeddings": _annotate_teacher_embeddings,
+    "margins": _annotate_margins,
+}
+
+
+def compare_contexts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add `duplicate_of` to context sentences: the place of the first of those with the same words."""
+    return frame.assign(duplicate_of=_first_seen(frame, _folded(frame["text"])))
+
+
+def compare_retention(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add `duplicate_of` and `contradicts` to retention pairs."""
+    return _compare_valued(frame, _unordered(frame["sentence1"], frame["sentence2"]))
+
+
+def compare_examples(frame: pd.DataFrame, dataset_format: Format) -> pd.DataFrame:
+    """Add what rows say of each other: `duplicate_of`, `contradicts` and `leaks_from`, each the place of another row.
+
+    Args:
+        frame: rows of `read_examples`, without those that are refused.
+        dataset_format: of the dataset.
+    """
+    return COMPARISONS[dataset_format](frame)
+
+
+def _compare_triples(frame: pd.DataFrame) -> pd.DataFrame:
     relation = _folded(frame["relation"])
     key = _folded(frame["head"]) + "\x1f" + relation + "\x1f" + _folded(frame["tail"])
     ends = _unordered(frame["head"], frame["tail"])
     side = relation.map(lambda name: "unlike" if name in UNLIKE else "alike" if name in ALIKE else "")
     return frame.assign(
-        token=frame["relation"].map(relation_token, na_action="ignore"),
         duplicate_of=_first_seen(frame, key + "\x1f" + frame["split"]),
         contradicts=_other_value(frame, ends.where(side != "", key), side),
         leaks_from=_other_split(frame, [key]),
     )
 
 
-def _annotate_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+def _compare_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     key = _unordered(frame["anchor"], frame["positive"])
     return frame.assign(
         duplicate_of=_first_seen(frame, key + "\x1f" + frame["split"]),
-        same_text=(_folded(frame["anchor"]) == _folded(frame["positive"])) & frame["anchor"].notna(),
         leaks_from=_other_split(frame, [_folded(frame["anchor"]), _folded(frame["positive"])]),
     )
 
 
-def _annotate_triplets(frame: pd.DataFrame) -> pd.DataFrame:
+def _compare_triplets(frame: pd.DataFrame) -> pd.DataFrame:
     anchor, positive = _folded(frame["anchor"]), _folded(frame["positive"])
-    names = ["negative", *(name for name in MORE_NEGATIVES if name in frame.columns)]
-    negatives = [_folded(frame[name]) for name in names]
+    negatives = [_folded(frame[name]) for name in _negatives(frame)]
     return frame.assign(
         duplicate_of=_first_seen(frame, _joined([anchor, positive, *negatives, frame["split"]])),
-        same_text=(anchor == positive) & frame["anchor"].notna(),
-        same_negative=_any_negative_is_right([anchor, positive], negatives),
         leaks_from=_other_split(frame, [anchor, positive]),
     )
 
 
-def _annotate_scored_pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    return _annotate_valued(frame, _unordered(frame["sentence1"], frame["sentence2"]), "score")
+def _compare_scored_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    key = _unordered(frame["sentence1"], frame["sentence2"])
+    return _compare_valued(frame, key).assign(leaks_from=_other_split(frame, [key]))
 
 
-def _annotate_labelled_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+def _compare_labelled_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     # In order: what one sentence says of another need not hold the other way round.
-    return _annotate_valued(frame, _joined([_folded(frame["sentence1"]), _folded(frame["sentence2"])]), "label")
+    key = _joined([_folded(frame["sentence1"]), _folded(frame["sentence2"])])
+    return _compare_valued(frame, key).assign(leaks_from=_other_split(frame, [key]))
 
 
-def _annotate_labelled_texts(frame: pd.DataFrame) -> pd.DataFrame:
-    return _annotate_valued(frame, _folded(frame["text"]), "label")
+def _compare_labelled_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    key = _folded(frame["text"])
+    return _compare_valued(frame, key).assign(leaks_from=_other_split(frame, [key]))
 
 
-def _annotate_margins(frame: pd.DataFrame) -> pd.DataFrame:
+def _compare_margins(frame: pd.DataFrame) -> pd.DataFrame:
     query, positive, negative = (_folded(frame[name]) for name in ("query", "positive", "negative"))
-    annotated = _annotate_valued(frame, _joined([query, positive, negative]), "margin")
-    return annotated.assign(
-        same_negative=_any_negative_is_right([positive], [negative]), leaks_from=_other_split(frame, [query])
-    )
+    compared = _compare_valued(frame, _joined([query, positive, negative]))
+    return compared.assign(leaks_from=_other_split(frame, [query]))
 
 
-def _annotate_texts(frame: pd.DataFrame) -> pd.DataFrame:
+def _compare_texts(frame: pd.DataFrame) -> pd.DataFrame:
     key = _folded(frame["text"])
     return frame.assign(
         duplicate_of=_first_seen(frame, _joined([key, frame["split"]])), leaks_from=_other_split(frame, [key])
     )
 
 
-def _annotate_teacher_embeddings(frame: pd.DataFrame) -> pd.DataFrame:
-    numbers = [vector is None or bool(np.isfinite(vector).all()) for vector in frame["embedding"]]
-    return _annotate_texts(frame).assign(
-        width=[None if vector is None else len(vector) for vector in frame["embedding"]],
-        finite=[int(finite) for finite in numbers],
-    )
+def _compare_teacher_embeddings(frame: pd.DataFrame) -> pd.DataFrame:
+    key, embeddings = _folded(frame["text"]), list(frame["embedding"])
+    first: dict[str, int] = {}
+    seen = [first.setdefault(text, position) for position, text in enumerate(key)]
+    # Batches and hardware round otherwise, so that one text has vectors that are nearly the same.
+    alike = [
+        there == here or np.allclose(embeddings[there], embeddings[here], 1e-2, 1e-4) for here, there in enumerate(seen)
+    ]
+    contradicts = [None if same else _place(frame, at) for at, same in zip(seen, alike, strict=True)]
+    compared = _compare_texts(frame).assign(contradicts=_objects(contradicts).set_axis(frame.index))
+    return compared.assign(duplicate_of=compared["duplicate_of"].where(compared["contradicts"].isna(), None))
 
 
-def _annotate_valued(frame: pd.DataFrame, key: pd.Series, column: str) -> pd.DataFrame:
-    number = pd.to_numeric(frame[column], errors="coerce").astype("float64")
+def _compare_valued(frame: pd.DataFrame, key: pd.Series) -> pd.DataFrame:
     # As text, since a NaN differs from itself and its row would contradict itself.
-    shown = number.map(str)
-    return frame.assign(
-        number=number,
-        duplicate_of=_first_seen(frame, _joined([key, shown, frame["split"]])),
-        contradicts=_other_value(frame, key, shown),
-        leaks_from=_other_split(frame, [key]),
-    )
+    shown = frame["number"].map(str)
+    parts = [key, shown, *([frame["split"]] if "split" in frame.columns else [])]
+    return frame.assign(duplicate_of=_first_seen(frame, _joined(parts)), contradicts=_other_value(frame, key, shown))
+
+
+COMPARISONS: dict[Format, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "triples": _compare_triples,
+    "pairs": _compare_pairs,
+    "triplets": _compare_triplets,
+    "scored_pairs": _compare_scored_pairs,
+    "labelled_pairs": _compare_labelled_pairs,
+    "labelled_texts": _compare_labelled_texts,
+    "texts": _compare_texts,
+    "teacher_embeddings": _compare_teacher_embeddings,
+    "margins": _compare_margins,
+}
+
+
+def _numbers(texts: pd.Series) -> pd.Series:
+    return pd.to_numeric(texts, errors="coerce").astype("float64")
+
+
+def _negatives(frame: pd.DataFrame) -> list[str]:
+    return ["negative", *(name for name in MORE_NEGATIVES if name in frame.columns)]
 
 
 def _any_negative_is_right(right: Sequence[pd.Series], negatives: Sequence[pd.Series]) -> list[bool]:
@@ -293,19 +377,6 @@ def _any_negative_is_right(right: Sequence[pd.Series], negatives: Sequence[pd.Se
 
 def _joined(parts: Sequence[pd.Series]) -> pd.Series:
     return pd.Series(["\x1f".join(row) for row in zip(*parts, strict=True)], index=parts[0].index, dtype=object)
-
-
-ANNOTATIONS: dict[Format, Callable[[pd.DataFrame], pd.DataFrame]] = {
-    "triples": _annotate_triples,
-    "pairs": _annotate_pairs,
-    "triplets": _annotate_triplets,
-    "scored_pairs": _annotate_scored_pairs,
-    "labelled_pairs": _annotate_labelled_pairs,
-    "labelled_texts": _annotate_labelled_texts,
-    "texts": _annotate_texts,
-    "teacher_embeddings": _annotate_teacher_embeddings,
-    "margins": _annotate_margins,
-}
 
 
 def _folded(texts: pd.Series) -> pd.Series:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vocabgraft.evaluation.metrics import SUBSETS, Measurement, verdict_json
+from vocabgraft.config.benefits import SUBSETS
+from vocabgraft.evaluation.metrics import Measurement, verdict_json
 
 
 def judge_control(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vocabgraft.config.benefits import FIDELITY, SUBSETS, TOKENS_PER_TEXT, metrics_of
 from vocabgraft.config.stages import EvaluateModelParams
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.beir import Benchmark
@@ -11,7 +12,7 @@ from vocabgraft.data.splits import SPLITS
 from vocabgraft.evaluation.control import judge_control
 from vocabgraft.evaluation.evaluated_model import NewWords, Subject
 from vocabgraft.evaluation.graded_retrieval import measure_benchmark
-from vocabgraft.evaluation.metrics import SUBSETS, Measurement, compared_items, figures_of, problems_of, verdict_json
+from vocabgraft.evaluation.metrics import Measurement, compared_items, figures_of, problems_of, verdict_json
 from vocabgraft.evaluation.neighbors import describe_tokens
 from vocabgraft.evaluation.retention import measure_drift, moved_share, reference_corpus
 from vocabgraft.evaluation.retrieval import (
@@ -20,8 +21,8 @@ from vocabgraft.evaluation.retrieval import (
     measure_retention,
     measure_retrieval,
     measure_similarity,
-    tokens_per_text,
 )
+from vocabgraft.evaluation.unlabelled import fidelity_json, held_out_texts, measure_fidelity, measure_tokens
 from vocabgraft.tokens.tokenizer import ExtendedToken, added_tokens
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Questions:
         translations: names of those whose triples are learnt as translations.
         retention: pairs with scores.
         contexts: sentences, for the reference corpus.
+        held_out_contexts: those of them that distillation did not learn from.
         benchmarks: the user's own.
     """
 
@@ -47,6 +49,7 @@ class Questions:
     retention: Retention
     translations: frozenset[str] = frozenset()
     contexts: Sequence[str] = ()
+    held_out_contexts: Sequence[str] = ()
     benchmarks: Sequence[Benchmark] = ()
 
     def texts(self) -> list[str]:
@@ -57,7 +60,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of `metrics.json`, `comparison.json`, `retention.json` and `tokens.json`, and every main item."""
+    """The figures of `metrics.json`, `comparison.json`, `retention.json` and `tokens.json`, and every item."""
 
     metrics: dict[str, dict[str, Any]]
     comparison: dict[str, Any]
@@ -89,7 +92,7 @@ def evaluate(
         seed: of intervals, tests and the map's sample.
 
     Raises:
-        VocabgraftError: for a dataset of questions without a test row, or a model whose embeddings are no numbers.
+        VocabgraftError: for a model whose embeddings are not finite.
     """
     new_words = NewWords(models["merged"].tokenizer, tokens)
     described = [token.new_token for token in added_tokens(tokens)]
@@ -99,17 +102,26 @@ def evaluate(
     }
     measured, problems = _measure_benefit(questions, list(subjects.values()), new_words, params.recall_at)
     kept = measure_retention(questions.retention, list(subjects.values()), new_words)
-    metrics: dict[str, dict[str, Any]] = {name: {**of} for name, of in figures_of([*measured, kept]).items()}
-    for name, subject in subjects.items():
-        metrics[name]["tokens_per_text"] = tokens_per_text(subject, questions.datasets)
     corpus = reference_corpus(questions.texts(), params.reference_texts)
     drift = measure_drift(subjects["base"], subjects["merged"], corpus, new_words)
+    fidelity, tokens_per_text = _measure_without_labels(questions, subjects, new_words)
+    metrics: dict[str, dict[str, Any]] = {name: {} for name in models}
+    for name, of_model in figures_of([*measured, kept]).items():
+        metrics[name] |= of_model
+    for name, entry in ((FIDELITY.dataset, fidelity), (TOKENS_PER_TEXT.dataset, tokens_per_text)):
+        for model in models:
+            metrics[model][name] = entry.figure(model, "all") if entry and model in entry.values else None
+    found = fidelity_json(fidelity, seed)
     return Evaluation(
         metrics=metrics,
         comparison={
             "items": compared_items(measured, params.smoke_under, seed),
+            "without_labels": {
+                FIDELITY.dataset: found,
+                TOKENS_PER_TEXT.dataset: _compared(tokens_per_text, "all", params.smoke_under, seed),
+            },
             "smoke_under": params.smoke_under,
-            "problems": problems,
+            "problems": problems + ([] if found else [_why_no_fidelity(fidelity)]),
             "control": _control(measured, subjects, corpus, params.smoke_under, seed),
         },
         retention={
@@ -118,17 +130,20 @@ def evaluate(
             "problems": [*problems_of([kept]), *drift["problems"]],
         },
         tokens=describe_tokens(models["merged"], tokens, seed),
-        measurements=[*measured, kept],
+        measurements=[entry for entry in (*measured, kept, fidelity, tokens_per_text) if entry],
     )
 
 
 def item_columns(measurements: Sequence[Measurement]) -> dict[str, list[Any]]:
-    """The held-out items of every dataset's main metric, a column of numbers a model: what a paired test needs.
+    """The held-out items of every metric, a column of numbers a model: what a paired test needs.
 
-    The number is the reciprocal rank (of a benchmark NDCG@10), 0 to 1, and with a `score` the similarity of the pair.
+    The number is the item's own value: of a metric in percent as a share of 1 (the reciprocal rank, 1 for a hit), with
+    a `score` the similarity of the pair, otherwise the value as it is (a cosine, a number of tokens). A model without
+    a value has no number.
     """
     columns: dict[str, list[Any]] = {}
-    for entry in (entry for entry in measurements if entry.main):
+    models = list(dict.fromkeys(name for entry in measurements for name in entry.values))
+    for entry in measurements:
         count = len(entry.items)
         part: dict[str, list[Any]] = {
             "dataset": [entry.dataset] * count,
@@ -139,21 +154,25 @@ def item_columns(measurements: Sequence[Measurement]) -> dict[str, list[Any]]:
             "new_word": entry.new_word.tolist(),
             "score": entry.scores.tolist() if entry.scores is not None else [None] * count,
         }
-        whole = 100 if entry.scores is None else 1
-        part |= {name: (values / whole).round(6).tolist() for name, values in entry.values.items()}
+        whole = 100 if entry.percent and entry.scores is None else 1
+        part |= {
+            name: (entry.values[name] / whole).round(6).tolist() if name in entry.values else [None] * count
+            for name in models
+        }
         for name, values in part.items():
             columns.setdefault(name, []).extend(values)
     return columns
 
 
 def gains_for_plots(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """The gains with their intervals as rows of a plot."""
+    """The gains with their intervals as rows of a plot; the hits of link prediction follow its MRR and are left out."""
     return [
         {
             "figure": f"{item['dataset']}, {item['subset']}: {item['metric']}",
             **{key: item[key] for key in ("gain", "low", "high", "verdict")},
         }
         for item in comparison["items"]
+        if not item["metric"].startswith("link_hits")
     ]
 
 
@@ -161,34 +180,55 @@ def _measure_benefit(
     questions: Questions, subjects: Sequence[Subject], new_words: NewWords, recall_at: int
 ) -> tuple[list[Measurement], list[str]]:
     measured, problems = list[Measurement](), list[str]()
-    for dataset in questions.datasets:
+    for dataset in (entry for entry in questions.datasets if metrics_of(entry.format, recall_at)):
+        if not dataset.rows("test"):
+            problems.append(f"{dataset.name} has no test row, so it is not measured; raise its held_out.test")
+            continue
         if dataset.is_retrieval:
             measured += measure_retrieval(dataset, subjects, new_words, recall_at)
         if dataset.format == "triples":
             measured += measure_links(dataset, subjects, new_words, dataset.name in questions.translations)
-        if dataset.format != "scored_pairs":
-            continue
-        if not dataset.rows("test"):
-            problems.append(f"{dataset.name} has no test row, so it is not measured; raise its held_out.test")
-            continue
-        found = measure_similarity(dataset, subjects, new_words)
-        measured.append(found)
-        problems += problems_of([found], ["all"])
+        if dataset.format == "scored_pairs":
+            found = measure_similarity(dataset, subjects, new_words)
+            measured.append(found)
+            problems += problems_of([found], ["all"])
     for benchmark in questions.benchmarks:
         measured += measure_benchmark(benchmark, subjects, new_words)
     return measured, problems
 
 
+def _measure_without_labels(
+    questions: Questions, subjects: dict[str, Subject], new_words: NewWords
+) -> tuple[Measurement | None, Measurement | None]:
+    """Fidelity, and tokens per text."""
+    everyone = list(subjects.values())
+    texts = held_out_texts(questions.datasets, questions.held_out_contexts)
+    test = [text for dataset in questions.datasets for text in dataset.texts("test")]
+    return (
+        measure_fidelity(subjects["base"], everyone, texts, new_words),
+        measure_tokens(everyone, test or questions.held_out_contexts, new_words),
+    )
+
+
+def _why_no_fidelity(measured: Measurement | None) -> str:
+    if measured is None:
+        return "fidelity: not measured, since no held-out text (of a test split or a held-out context) holds a new word"
+    return "fidelity: not measured, since the merged model's embeddings have another width than the base's"
+
+
+def _compared(entry: Measurement | None, subset: str, smoke_under: int, seed: int) -> dict[str, Any] | None:
+    """What the merged model gains over the base, with its interval, its test and its verdict."""
+    comparison = entry.compare("base", "merged", subset, seed) if entry else None
+    if entry is None or comparison is None:
+        return None
+    models = {model: entry.figure(model, subset) for model in ("base", "merged")}
+    return {**models, **verdict_json(entry, comparison, subset, smoke_under)}
+
+
 def _spearman(kept: Measurement, smoke_under: int, seed: int) -> dict[str, Any]:
     """What happened to the correlation on the retention pairs, by subset, where it is defined."""
-    return {
-        subset: {
-            **{model: kept.figure(model, subset) for model in ("base", "merged")},
-            **verdict_json(kept, comparison, subset, smoke_under),
-        }
-        for subset in SUBSETS
-        if (comparison := kept.compare("base", "merged", subset, seed)) is not None
-    }
+    found = {subset: _compared(kept, subset, smoke_under, seed) for subset in SUBSETS}
+    return {subset: entry for subset, entry in found.items() if entry}
 
 
 def _control(

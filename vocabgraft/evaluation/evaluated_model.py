@@ -18,10 +18,9 @@ Similarities = Callable[[Embeddings, Embeddings], "np.ndarray[Any, Any]"]
 
 
 class NewWords:
-    """Which texts hold a new token, by the extended tokenizer, and which hold a new word.
+    """Which texts hold a new word: those for which the extended tokenizer emits at least one new id.
 
-    A relation's token makes every question of a triple hold a new token; what subsets of questions tell apart is a new
-    word, which a special token is not.
+    A relation's token is a new token like any other, so a question that names a new relation holds a new word.
     """
 
     def __init__(self, extended: Any, tokens: Sequence[ExtendedToken]) -> None:
@@ -29,12 +28,8 @@ class NewWords:
         self.tokenizer, self.tokens = extended, tuple(tokens)
 
     def held(self, texts: Sequence[str]) -> BoolArray:
-        """For each text whether it holds a new token: (texts,)."""
+        """Whether each text holds a new word: (texts,)."""
         return holds_new_token(self.tokenizer, texts, [token.id for token in self.tokens])
-
-    def words_held(self, texts: Sequence[str]) -> BoolArray:
-        """For each text whether it holds a new token that is no special one: (texts,)."""
-        return holds_new_token(self.tokenizer, texts, [token.id for token in self.tokens if token.kind != "special"])
 
 
 class Subject:
@@ -100,12 +95,11 @@ class Subject:
         found: np.ndarray[Any, Any] = self.model.similarity_pairwise(left, right).cpu().numpy()
         return found
 
-    def tokens_per_text(self, texts: Sequence[str]) -> float:
-        """How many tokens a text has on average, without [CLS] and the like; 0 without a text."""
-        if not texts:
-            return 0.0
-        ids = self.model.tokenizer(self.read(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return round(sum(map(len, ids)) / len(ids), 4)
+    def token_counts(self, texts: Sequence[str]) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        """How many tokens each text has, without [CLS] and the like: (texts,)."""
+        read = self.read(texts)
+        ids = self.model.tokenizer(read, add_special_tokens=False, verbose=False)["input_ids"] if read else []
+        return np.array([len(found) for found in ids], dtype=np.float64)
 
     def _require_numbers(self, texts: Sequence[str], embeddings: Embeddings) -> None:
         broken = ~np.isfinite(embeddings).all(axis=1)

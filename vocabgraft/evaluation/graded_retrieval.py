@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from vocabgraft.config.benefits import BENCHMARK_METRICS
 from vocabgraft.data.beir import Benchmark
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.evaluation.evaluated_model import NewWords, Similarities, Subject
@@ -11,7 +12,6 @@ from vocabgraft.evaluation.metrics import Measurement
 from vocabgraft.evaluation.significance import Array
 from vocabgraft.models.encode import Embeddings
 
-METRICS = ("ndcg@10", "mrr@10", "recall@100")
 DEPTH = 100
 NUMBERS_AT_ONCE = 2**23
 
@@ -27,7 +27,7 @@ def measure_benchmark(benchmark: Benchmark, subjects: Sequence[Subject], new_wor
         )
         for subject in subjects
     }
-    held = new_words.words_held(benchmark.queries)
+    held = new_words.held(benchmark.queries)
     return [
         Measurement(
             dataset=benchmark.name,
@@ -36,9 +36,9 @@ def measure_benchmark(benchmark: Benchmark, subjects: Sequence[Subject], new_wor
             groups=[str(number) for number in range(len(benchmark.queries))],
             new_word=held,
             values={name: 100 * scores[metric] for name, scores in found.items()},
-            main=metric == METRICS[0],
+            main=metric == BENCHMARK_METRICS[0],
         )
-        for metric in METRICS
+        for metric in BENCHMARK_METRICS
     ]
 
 
@@ -52,7 +52,7 @@ def score_queries(
     Raises:
         VocabgraftError: for a similarity that is no number.
     """
-    scores: dict[str, list[float]] = {metric: [] for metric in METRICS}
+    scores: dict[str, list[float]] = {metric: [] for metric in BENCHMARK_METRICS}
     step = max(1, NUMBERS_AT_ONCE // max(1, len(documents)))
     for start in range(0, len(queries), step):
         block = similarities(queries[start : start + step], documents)
@@ -61,7 +61,7 @@ def score_queries(
                 f"benchmark {benchmark.name}: a similarity is no number; the model's weights are damaged"
             )
         for row, grades in zip(block, benchmark.relevance[start : start + step], strict=True):
-            for metric, value in zip(METRICS, _scores(_first(row, DEPTH), grades), strict=True):
+            for metric, value in zip(BENCHMARK_METRICS, _scores(_first(row, DEPTH), grades), strict=True):
                 scores[metric].append(value)
     return {metric: np.array(values) for metric, values in scores.items()}
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import spearmanr
 
+from vocabgraft.config.benefits import SUBSETS
 from vocabgraft.evaluation.significance import Array, Comparison, compare_correlations, compare_means, verdict_of
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
-SUBSETS = ("all", "new_word", "no_new_word")
 # Fewer have no order worth the name.
 LEAST_PAIRS = 3
 
@@ -25,13 +25,14 @@ class Measurement:
         items: texts that were asked.
         groups: of each item; those of one group are no independent witnesses.
         new_word: whether an item holds a new word.
-        values: (items,) by model. In percent, and the figure is their mean; or, where there are `scores`, similarities,
-            and the figure is Spearman's rho of them with these.
+        values: (items,) by model. The figure is their mean; or, where there are `scores`, they are similarities and the
+            figure is Spearman's rho of them with these, in percent.
         scores: (items,) or None.
         answers: the other text of each item, where there is one.
         counted: what an item is called.
-        main: whether its items are written down, one metric of a dataset.
-        compared: whether its gain is tested.
+        main: whether it is the one metric of its dataset by which the control is judged.
+        percent: whether the values are in percent.
+        lower_is_better: whether a gain is a fall of the figure.
     """
 
     dataset: str
@@ -42,9 +43,10 @@ class Measurement:
     values: Mapping[str, Array]
     scores: Array | None = None
     answers: Sequence[str] | None = None
-    counted: Literal["queries", "pairs"] = "queries"
+    counted: Literal["queries", "pairs", "texts"] = "queries"
     main: bool = False
-    compared: bool = True
+    percent: bool = True
+    lower_is_better: bool = False
 
     def rows(self, subset: str) -> BoolArray:
         """The items of a subset."""
@@ -65,7 +67,7 @@ class Measurement:
         return f"to {' and '.join(alike)} all {rows.sum()} {self.counted} are equally similar" if alike else None
 
     def figure(self, model: str, subset: str) -> float | None:
-        """The figure of a model in percent, to four places; None where it is not defined."""
+        """The figure of a model, to four places; None where it is not defined."""
         if self.undefined(subset, [model]):
             return None
         rows = self.rows(subset)
@@ -78,7 +80,7 @@ class Measurement:
         if self.undefined(subset, [before, after]):
             return None
         rows = self.rows(subset)
-        old, new = self.values[before][rows], self.values[after][rows]
+        old, new = (self.values[name][rows] for name in ((after, before) if self.lower_is_better else (before, after)))
         groups = [group for group, chosen in zip(self.groups, rows, strict=True) if chosen]
         if self.scores is None:
             return compare_means(old, new, groups, seed)
@@ -99,7 +101,7 @@ def figures_of(measurements: Sequence[Measurement]) -> dict[str, dict[str, dict[
 
 
 def compared_items(measurements: Sequence[Measurement], smoke_under: int, seed: int) -> list[dict[str, Any]]:
-    """Every defined gain of merged over base that is to be tested, with its interval, its test and its verdict."""
+    """Every defined gain of merged over base, with its interval, its test and its verdict."""
     return [
         {
             "dataset": entry.dataset,
@@ -110,7 +112,6 @@ def compared_items(measurements: Sequence[Measurement], smoke_under: int, seed: 
             **verdict_json(entry, comparison, subset, smoke_under),
         }
         for entry in measurements
-        if entry.compared
         for subset in SUBSETS
         if (comparison := entry.compare("base", "merged", subset, seed)) is not None
     ]

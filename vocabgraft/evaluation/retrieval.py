@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vocabgraft.config.benefits import LINK_HITS, LINK_METRICS, RETENTION, SPEARMAN
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.splits import SPLITS
 from vocabgraft.errors import VocabgraftError
@@ -16,9 +17,6 @@ from vocabgraft.models.encode import Embeddings
 from vocabgraft.tokens.new_token import relation_token
 
 Retention = tuple[list[str], list[str], list[float]]
-RETENTION = "retention"
-HITS = (1, 3, 10)
-LINK_METRICS = ("link_mrr", *(f"link_hits@{limit}" for limit in HITS))
 QUERIES_AT_ONCE = 64
 
 
@@ -127,7 +125,7 @@ def measure_retrieval(
         )
         for subject in subjects
     }
-    held = new_words.words_held(retrieval.queries)
+    held = new_words.held(retrieval.queries)
     common: dict[str, Any] = {
         "dataset": dataset.name,
         "items": retrieval.queries,
@@ -166,7 +164,7 @@ def measure_links(
     links = _links_of(dataset)
     rank = _translation_ranks if translation else _question_ranks
     found = {subject.name: _link_values(rank(subject, links)) for subject in subjects}
-    held = new_words.words_held(links.questions)
+    held = new_words.held(links.questions)
     return [
         Measurement(
             dataset=dataset.name,
@@ -175,7 +173,6 @@ def measure_links(
             groups=dataset.groups("test"),
             new_word=held,
             values={name: values[metric] for name, values in found.items()},
-            compared=metric == LINK_METRICS[0],
         )
         for metric in LINK_METRICS
     ]
@@ -185,19 +182,14 @@ def measure_similarity(dataset: AcceptedDataset, subjects: Sequence[Subject], ne
     """Spearman's rho of the similarity of the test split's scored pairs with their scores."""
     columns = dataset.columns("test")
     pairs = columns["sentence1"], columns["sentence2"], columns["score"]
-    held = new_words.words_held(pairs[0]) | new_words.words_held(pairs[1])
+    held = new_words.held(pairs[0]) | new_words.held(pairs[1])
     return _measure_pairs(dataset.name, pairs, subjects, held, dataset.groups("test"))
 
 
 def measure_retention(retention: Retention, subjects: Sequence[Subject], new_words: NewWords) -> Measurement:
-    """Spearman's rho of the similarity of the retention pairs with their scores; subsets by a new token of any kind."""
+    """Spearman's rho of the similarity of the retention pairs with their scores."""
     held = new_words.held(retention[0]) | new_words.held(retention[1])
     return _measure_pairs(RETENTION, retention, subjects, held, retention[0])
-
-
-def tokens_per_text(subject: Subject, datasets: Sequence[AcceptedDataset]) -> float:
-    """How many tokens a text of the test splits has on average."""
-    return subject.tokens_per_text([text for dataset in datasets for text in dataset.texts("test")])
 
 
 def _measure_pairs(
@@ -206,7 +198,7 @@ def _measure_pairs(
     first, second, scores = pairs
     return Measurement(
         dataset=name,
-        metric="spearman",
+        metric=SPEARMAN,
         items=first,
         groups=groups,
         new_word=held,
@@ -270,8 +262,8 @@ def _translation_ranks(subject: Subject, links: _Links) -> list[Array]:
 def _link_values(directions: Sequence[Array]) -> dict[str, Array]:
     """Each metric of each triple in percent, the mean over its directions."""
     ranked = np.stack(directions)
-    hits = {f"link_hits@{limit}": 100.0 * (ranked <= limit).mean(axis=0) for limit in HITS}
-    return {"link_mrr": 100 * (1 / ranked).mean(axis=0), **hits}
+    hits = [100.0 * (ranked <= limit).mean(axis=0) for limit in LINK_HITS]
+    return dict(zip(LINK_METRICS, [100 * (1 / ranked).mean(axis=0), *hits], strict=True))
 
 
 def _numbered(columns: dict[str, list[str]], entities: Sequence[str], relations: Sequence[str]) -> Ids:

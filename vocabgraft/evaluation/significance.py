@@ -4,8 +4,10 @@ Items of one group (paraphrases of one concept, triples of one head) are no inde
 and flipped as wholes.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -17,18 +19,29 @@ Verdict = Literal["better", "worse", "could be chance", "smoke figure"]
 # The ends of an interval then differ by a few hundredths of its width from seed to seed.
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+POWER = 0.8
+# A paired sign test over 5 groups has a p-value of 2 / 2^5 = 0.0625 at best; over 6 it can reach 0.031.
+LEAST_GROUPS = 6
 # 32 MB of numbers at once.
 NUMBERS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired gain with its 95 % interval and the probability of one as large if the two models were alike."""
+    """A paired gain with its 95 % interval.
+
+    Attributes:
+        gain: of the second model over the first.
+        low, high: the ends of the interval.
+        p_value: the probability of a gain as large, in either direction, if the two models were alike.
+        standard_error: of the gain, over the resamples of the bootstrap.
+    """
 
     gain: float
     low: float
     high: float
     p_value: float
+    standard_error: float
 
 
 def compare_means(before: Array, after: Array, groups: Sequence[str], seed: int) -> Comparison:
@@ -85,6 +98,45 @@ def verdict_of(comparison: Comparison, items: int, smoke_under: int) -> Verdict:
     if comparison.p_value > 1 - CONFIDENCE or comparison.low <= 0 <= comparison.high:
         return "could be chance"
     return "better" if comparison.gain > 0 else "worse"
+
+
+def is_shown_above(comparison: Comparison, groups: int, limit: float) -> bool:
+    """Whether the held-out items show that the gain is more than a limit.
+
+    The whole interval lies above the limit. A bootstrap of few items gives too narrow an interval (of one item it has
+    no width at all), so at least `LEAST_GROUPS` groups are asked for, and the permutation test has to agree. That test
+    is against a gain of 0, so it has no say where the limit is below 0.
+    """
+    agrees = limit < 0 or comparison.p_value <= 1 - CONFIDENCE
+    return groups >= LEAST_GROUPS and comparison.low > limit and agrees
+
+
+def items_needed(comparison: Comparison, items: int, groups: int, limit: float) -> int | None:
+    """How many items would show a gain of this size with a power of 80 %, in an interval of 95 %.
+
+    The sample size of a paired test of a mean,
+
+        n = (z(1 - 0.05 / 2) + z(0.8))^2 * variance / (gain - limit)^2
+
+    (Chow, Shao and Wang, Sample Size Calculations in Clinical Research, 2008, section 3.1.1). The variance is that of
+    the paired differences, which is items * standard_error^2; since the bootstrap draws whole groups, it holds for
+    items in groups as large as these.
+
+    Args:
+        comparison: the gain that was measured, taken for the true one.
+        items: it was measured on.
+        groups: they are in.
+        limit: the gain is to be more than this.
+
+    Returns:
+        None where the gain is not above the limit: no number of items would show it.
+    """
+    effect = comparison.gain - limit
+    if effect <= 0 or not groups:
+        return None
+    quantiles = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) + NormalDist().inv_cdf(POWER)
+    by_power = math.ceil(items * (quantiles * comparison.standard_error / effect) ** 2)
+    return max(by_power, math.ceil(LEAST_GROUPS * items / groups))
 
 
 class _Ranked:
@@ -160,7 +212,8 @@ def _comparison(gain: float, resampled: Array, flipped: Array) -> Comparison:
     low, high = np.nanquantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     # What is seen is one of the permutations; the tolerance is for sums in another order.
     as_large = int((np.abs(flipped) >= abs(gain) - 1e-9).sum())
-    return Comparison(round(gain, 4), round(float(low), 4), round(float(high), 4), _rounded(as_large))
+    error = float(np.nanstd(resampled))
+    return Comparison(round(gain, 4), round(float(low), 4), round(float(high), 4), _rounded(as_large), round(error, 6))
 
 
 def _rounded(as_large: int) -> float:

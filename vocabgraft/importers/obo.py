@@ -6,9 +6,10 @@ The format is described at owlcollab.github.io/oboformat/doc/GO.format.obo-1_4.h
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.importers.ontology import Concept, Link, Ontology
@@ -18,12 +19,31 @@ from vocabgraft.importers.streams import Report, no_report, open_source, shown, 
 SCOPES = ("EXACT", "BROAD", "NARROW", "RELATED")
 DEFAULT_SCOPES = frozenset({"EXACT", "RELATED"})
 
+# The scopes of the tags that OBO 1.0 and 1.2 had in place of `synonym`.
+OLD_TAGS = MappingProxyType(
+    {
+        "exact_synonym": "EXACT",
+        "broad_synonym": "BROAD",
+        "narrow_synonym": "NARROW",
+        "related_synonym": "RELATED",
+    }
+)
+
 TAG = re.compile(r"([A-Za-z_][\w.-]*)\s*:\s*(.*)")
 STANZA = re.compile(r"\[(\w+)\]")
-QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"(.*)')
-COMMENT = re.compile(r"\s!(?:\s.*)?$")
+# A text between quotation marks may hold more of them, all but the last unescaped: it ends at the first that what may
+# follow it does follow.
+QUOTED_PART = r'"(?:\\.|[^"\\])*"'
 # Names hold braces as well, so modifiers are known by their key="value".
-MODIFIERS = re.compile(r'\s*\{\s*[^\s{}=]+\s*=(?:"(?:\\.|[^"\\])*"|[^"{}])*\}\s*$')
+MODIFIERS = rf'\{{\s*[^\s{{}}=]+\s*=(?:{QUOTED_PART}|[^"{{}}])*\}}'
+END = rf"\s*(?:{MODIFIERS}\s*)?(?P<comment>(?:(?<=\s)|^)!(?:\s.*)?)?"
+PLAIN = re.compile(rf"(?P<value>(?:\\.|[^\\])*?){END}")
+TEXT = r'"(?P<text>(?:\\.|[^\\])*?)"(?P<words>(?:\s+[^\s"\[\]{}!]+)*)\s*'
+XREFS = rf'\[(?:\\.|{QUOTED_PART}|[^\]"\\])*\]'
+QUOTED = re.compile(rf"{TEXT}(?:{XREFS})?{END}")
+# Where the list of references is not as the format has it.
+LOOSELY_QUOTED = re.compile(rf"{TEXT}\[.*")
+SYNONYM_TYPE = re.compile(rf"(?P<type>\S+)\s+{QUOTED_PART}\s+(?P<scope>{'|'.join(SCOPES)})\b.*")
 WHITE_SPACE = {"n": " ", "t": " ", "W": " "}
 
 
@@ -58,7 +78,8 @@ def read_obo(path: Path, scopes: frozenset[str] = DEFAULT_SCOPES, report: Report
 
     Args:
         path: an `.obo` file, packed with gzip or not.
-        scopes: of the synonyms to take, out of `SCOPES`; a synonym without one is RELATED.
+        scopes: of the synonyms to take, out of `SCOPES`. A synonym without one has that of its declared type, and is
+            RELATED where that has none either.
         report: told of the bytes read.
 
     Raises:
@@ -130,46 +151,58 @@ def _checked(stanzas: Iterable[Stanza], path: Path) -> Iterator[Stanza]:
         )
 
 
+@dataclass
+class _Draft:
+    """What was read so far."""
+
+    concepts: list[Concept] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
+    withdrawn: set[str] = field(default_factory=set)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def add_term(self, stanza: Stanza, path: Path, scopes: frozenset[str]) -> None:
+        """Take a term that has a name and is not obsolete."""
+        if stanza.plain("is_obsolete") in ("true", "1"):
+            self.withdrawn.add(stanza.plain("id"))
+        elif stanza.plain("name"):
+            self.concepts.append(_concept(stanza, path, scopes, self.types, self.left_out))
+            self.links.extend(_links(stanza, path))
+        else:
+            self.left_out["a term without a name"] += 1
+
+
 def _ontology(stanzas: Iterable[Stanza], path: Path, scopes: frozenset[str]) -> Ontology:
-    concepts: list[Concept] = []
-    links: list[Link] = []
-    labels: dict[str, str] = {}
-    withdrawn: set[str] = set()
-    left_out: Counter[str] = Counter()
+    draft = _Draft()
     for stanza in stanzas:
-        if stanza.kind == "Typedef":
-            labels[stanza.plain("id")] = stanza.plain("name").replace("_", " ")
-        elif stanza.kind == "Term" and stanza.plain("is_obsolete") == "true":
-            withdrawn.add(stanza.plain("id"))
-        elif stanza.kind == "Term" and stanza.plain("name"):
-            concepts.append(_concept(stanza, path, scopes))
-            links.extend(_links(stanza, path))
+        if not stanza.kind:
+            draft.types = _scopes_of_types(stanza)
         elif stanza.kind == "Term":
-            left_out["a term without a name"] += 1
-    if not concepts and not withdrawn:
+            draft.add_term(stanza, path, scopes)
+        elif stanza.kind == "Typedef":
+            draft.labels[stanza.plain("id")] = stanza.plain("name").replace("_", " ")
+        else:
+            draft.left_out[f"a stanza [{stanza.kind}]"] += 1
+    if not draft.concepts and not draft.withdrawn:
         raise VocabgraftError(f"{path} has no [Term] with a name; it is cut short or no OBO ontology")
-    if withdrawn:
-        left_out["an obsolete term"] = len(withdrawn)
-    return _named(concepts, links, labels, withdrawn, left_out)
+    if draft.withdrawn:
+        draft.left_out["an obsolete term"] = len(draft.withdrawn)
+    return _named(draft)
 
 
-def _named(
-    concepts: Sequence[Concept],
-    links: Sequence[Link],
-    labels: dict[str, str],
-    withdrawn: set[str],
-    left_out: Counter[str],
-) -> Ontology:
+def _named(draft: _Draft) -> Ontology:
     """Name the relations; typedefs come last in a file, so this has to wait for its end."""
-    names = {relation: _relation(relation, labels) for relation in {link.relation for link in links}}
+    labels = draft.labels
+    names = {relation: _relation(relation, labels) for relation in {link.relation: None for link in draft.links}}
     described = {name: labels[relation] for relation, name in names.items() if labels.get(relation)}
     return Ontology(
-        concepts=tuple(concepts),
-        links=tuple(Link(link.head, names[link.relation], link.tail, link.tail_name) for link in links),
+        concepts=tuple(draft.concepts),
+        links=tuple(Link(link.head, names[link.relation], link.tail, link.tail_name) for link in draft.links),
         # Labels such as "part of" leave out the verb, which the table of well-known relations has.
         descriptions={name: text for name, text in described.items() if name not in DESCRIPTIONS},
-        withdrawn=frozenset(withdrawn),
-        left_out=dict(left_out),
+        withdrawn=frozenset(draft.withdrawn),
+        left_out=dict(draft.left_out),
     )
 
 
@@ -180,19 +213,32 @@ def _relation(identifier: str, labels: dict[str, str]) -> str:
     return relation_name(label) or relation_name(identifier) or "RelatedTo"
 
 
-def _concept(stanza: Stanza, path: Path, scopes: frozenset[str]) -> Concept:
-    synonyms = [_quoted(tag, path) for tag in stanza.values("synonym")]
-    return Concept(
-        id=stanza.plain("id"),
-        name=stanza.plain("name"),
-        synonyms=tuple(text for text, rest in synonyms if _scope(rest) in scopes),
-        definitions=tuple(_quoted(tag, path)[0] for tag in stanza.values("def")),
-    )
+def _scopes_of_types(header: Stanza) -> dict[str, str]:
+    """The scope of each synonym type that is declared with one: `synonymtypedef: LAY "layman term" BROAD`."""
+    found = (SYNONYM_TYPE.fullmatch(tag.value) for tag in header.values("synonymtypedef"))
+    return {match["type"]: match["scope"] for match in found if match}
 
 
-def _scope(rest: str) -> str:
-    first = rest.split("[", 1)[0].split()
-    return first[0] if first and first[0] in SCOPES else "RELATED"
+def _concept(
+    stanza: Stanza, path: Path, scopes: frozenset[str], types: Mapping[str, str], left_out: Counter[str]
+) -> Concept:
+    taken: list[str] = []
+    for tag in stanza.tags:
+        if tag.name == "synonym" or tag.name in OLD_TAGS:
+            text, words = _quoted(tag, path)
+            if _scope([OLD_TAGS[tag.name]] if tag.name in OLD_TAGS else words, types) in scopes:
+                taken.append(text)
+            else:
+                left_out["a synonym of another scope"] += 1
+    definitions = tuple(_quoted(tag, path)[0] for tag in stanza.values("def"))
+    return Concept(stanza.plain("id"), stanza.plain("name"), tuple(taken), definitions)
+
+
+def _scope(words: Sequence[str], types: Mapping[str, str]) -> str:
+    """The scope that follows a synonym's text, or else that of a type which follows it."""
+    if words and words[0] in SCOPES:
+        return words[0]
+    return next((types[word] for word in words if word in types), "RELATED")
 
 
 def _links(stanza: Stanza, path: Path) -> Iterator[Link]:
@@ -212,23 +258,30 @@ def _links(stanza: Stanza, path: Path) -> Iterator[Link]:
 
 def _reference(value: str) -> tuple[str, str]:
     """The id, and the name that the comment after it gives."""
-    identifier, _, rest = value.partition(" ")
-    _, _, comment = f" {rest}".partition(" ! ")
-    return identifier, plain(comment)
+    read, comment = _split(value)
+    return read.split(maxsplit=1)[0] if read else "", plain(comment.removeprefix("!"))
 
 
-def _quoted(tag: Tag, path: Path) -> tuple[str, str]:
-    if (found := QUOTED.fullmatch(tag.value)) is None:
+def _quoted(tag: Tag, path: Path) -> tuple[str, list[str]]:
+    """The text between quotation marks, and the words after it, before its references."""
+    found = QUOTED.fullmatch(tag.value) or LOOSELY_QUOTED.fullmatch(tag.value)
+    if found is None:
         raise VocabgraftError(
             f"{path}: line {tag.line}: {tag.name} is {shown(tag.value)}, not a text between quotation marks; the file "
             "is cut short or damaged, so fetch it again"
         )
-    return unescape(found[1]), found[2]
+    return unescape(found["text"]), found["words"].split()
 
 
 def plain(value: str) -> str:
     """A value that is not quoted, without its comment, its modifiers and its escapes."""
-    return unescape(MODIFIERS.sub("", COMMENT.sub("", value))).strip()
+    return unescape(_split(value)[0]).strip()
+
+
+def _split(value: str) -> tuple[str, str]:
+    """A value without its modifiers and its comment, and the comment, both with their escapes."""
+    found = PLAIN.fullmatch(value)
+    return (found["value"], found["comment"] or "") if found else (value, "")
 
 
 def unescape(text: str) -> str:

@@ -230,7 +230,7 @@ def params_section(rows: ImportedRows, inside_raw: Path, min_uses: int) -> Valid
     files = rows.tables()
     name_of = {name: (inside_raw / name).as_posix() for name in files}
     datasets = [
-        DatasetParams(name=name, format=kind, files=FileParams(train=name_of[file]), held_out=HELD_OUT)
+        DatasetParams(name=name, format=kind, files=FileParams(train=[name_of[file]]), held_out=HELD_OUT)
         for name, kind, file in DATASETS
         if file in files
     ]

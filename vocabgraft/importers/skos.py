@@ -1,4 +1,7 @@
-"""Thesauri in SKOS (w3.org/TR/skos-reference), written as RDF/XML, N-Triples or, with rdflib installed, Turtle."""
+"""Thesauri in SKOS (w3.org/TR/skos-reference), written as RDF/XML, N-Triples or, with rdflib installed, Turtle.
+
+Labels may be literals, or resources as SKOS-XL has them (w3.org/TR/skos-reference/skos-xl.html), and so may notes.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -8,18 +11,22 @@ from typing import BinaryIO
 
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.importers.ontology import Concept, Link, Ontology
-from vocabgraft.importers.rdf import RDF, Statement, read_n_triples, read_rdf_xml, read_turtle
+from vocabgraft.importers.rdf import RDF, TYPE, Statement, read_n_triples, read_rdf_xml, read_turtle
 from vocabgraft.importers.rows import fold, tidy
 from vocabgraft.importers.streams import Report, no_report, open_source
 
 SKOS = "http://www.w3.org/2004/02/skos/core#"
-TYPE = f"{RDF}type"
+SKOS_XL = "http://www.w3.org/2008/05/skos-xl#"
 DEPRECATED = "http://www.w3.org/2002/07/owl#deprecated"
 
 NAME = f"{SKOS}prefLabel"
 OTHER_NAMES = (f"{SKOS}altLabel", f"{SKOS}hiddenLabel")
 NOTES = (f"{SKOS}definition", f"{SKOS}scopeNote")
 LABELS = frozenset({NAME, *OTHER_NAMES, *NOTES})
+# Properties whose value has the text, each as the one whose value is the text.
+BY_RESOURCE = {f"{SKOS_XL}{label}": f"{SKOS}{label}" for label in ("prefLabel", "altLabel", "hiddenLabel")}
+BY_RESOURCE |= {note: note for note in NOTES}
+TEXTS_OF_RESOURCES = frozenset({f"{SKOS_XL}literalForm", f"{RDF}value", "http://www.w3.org/2000/01/rdf-schema#label"})
 # Name of the relation, and whether it reads from the object to the subject.
 LINKS = {
     f"{SKOS}broader": ("IsA", False),
@@ -29,16 +36,58 @@ LINKS = {
 # These have labels too, but are no concepts.
 CONTAINERS = frozenset(f"{SKOS}{name}" for name in ("ConceptScheme", "Collection", "OrderedCollection"))
 
+CONCEPT = f"{SKOS}Concept"
+
 Reader = Callable[[BinaryIO, Path], Iterator[Statement]]
+# The text and the tag of its language.
+Tagged = tuple[str, str]
 
 
 @dataclass
 class _Draft:
-    """What is known of a subject so far: texts by property with the rank of their language."""
+    """What is known of a subject so far: texts by property, and the resources that have others."""
 
-    texts: dict[str, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
+    texts: dict[str, list[Tagged]] = field(default_factory=lambda: defaultdict(list))
+    resources: list[tuple[str, str]] = field(default_factory=list)
     types: set[str] = field(default_factory=set)
     withdrawn: bool = False
+
+
+@dataclass
+class _Reading:
+    """What was read so far. Subjects stand in the order of the file, on which no result may depend otherwise."""
+
+    drafts: dict[str, _Draft] = field(default_factory=lambda: defaultdict(_Draft))
+    links: list[Link] = field(default_factory=list)
+    of_resources: dict[str, list[Tagged]] = field(default_factory=lambda: defaultdict(list))
+
+    def take(self, statement: Statement) -> None:
+        """Note a statement, if it says something of concepts."""
+        subject, predicate, value = statement.subject, statement.predicate, statement.value
+        if statement.literal:
+            if predicate in LABELS:
+                self.drafts[subject].texts[predicate].append((tidy(value), statement.language))
+            elif predicate in TEXTS_OF_RESOURCES:
+                self.of_resources[subject].append((tidy(value), statement.language))
+            elif predicate == DEPRECATED and value.strip() in ("true", "1"):
+                self.drafts[subject].withdrawn = True
+        elif predicate in LINKS:
+            name, inverse = LINKS[predicate]
+            self.links.append(Link(value, name, subject) if inverse else Link(subject, name, value))
+        elif predicate in BY_RESOURCE:
+            self.drafts[subject].resources.append((BY_RESOURCE[predicate], value))
+        elif predicate == TYPE:
+            self.drafts[subject].types.add(value)
+
+    def resolve(self) -> int:
+        """Give each concept the texts of its resources, now that all are read; return how many have none."""
+        missing = 0
+        for draft in self.drafts.values():
+            for label, resource in draft.resources:
+                texts = self.of_resources.get(resource, [])
+                draft.texts[label] += texts
+                missing += not texts
+        return missing
 
 
 def read_skos(path: Path, language: str = "en", report: Report = no_report) -> Ontology:
@@ -46,21 +95,27 @@ def read_skos(path: Path, language: str = "en", report: Report = no_report) -> O
 
     Args:
         path: RDF/XML (.rdf, .xml), N-Triples (.nt) or Turtle (.ttl), packed with gzip (.gz) or not.
-        language: a tag as in `xml:lang`; `en` takes `en-GB` and texts without a tag too, where there is no better.
+        language: a tag as in `xml:lang`; `en` takes `en-GB` too. Texts without a tag are taken where a concept has none
+            of the language.
         report: told of the bytes read.
 
     Raises:
         VocabgraftError: for a file that is damaged, cut short or of another kind, and when no concept is in it.
     """
-    reader = _reader(path)
-    drafts: dict[str, _Draft] = defaultdict(_Draft)
-    links: list[Link] = []
-    tags: set[str] = set()
+    ending = _ending(path)
+    reading = _Reading()
     with open_source(path, report) as stream:
-        for statement in reader(stream, path):
-            _note(statement, language, drafts, links, tags)
-    ontology = _ontology(drafts, links)
+        if ending == ".ttl":
+            read_turtle(stream, path, reading.take)
+        else:
+            for statement in READERS[ending](stream, path):
+                reading.take(statement)
+    missing = reading.resolve()
+    ontology = _ontology(reading, language, missing)
     if not ontology.concepts:
+        tags = {
+            tag or "(none)" for draft in reading.drafts.values() for texts in draft.texts.values() for _, tag in texts
+        }
         raise VocabgraftError(
             f"{path} has no concept with a skos:prefLabel in language {language!r} (--language); seen in labels: "
             f"{', '.join(sorted(tags)) or 'no label at all, so this is no SKOS file'}"
@@ -68,35 +123,18 @@ def read_skos(path: Path, language: str = "en", report: Report = no_report) -> O
     return ontology
 
 
-def _reader(path: Path) -> Reader:
-    readers: dict[str, Reader] = {
-        ".rdf": read_rdf_xml,
-        ".xml": read_rdf_xml,
-        ".nt": read_n_triples,
-        ".ttl": read_turtle,
-    }
-    ending = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if ending.lower() not in readers:
+READERS: dict[str, Reader] = {".rdf": read_rdf_xml, ".xml": read_rdf_xml, ".nt": read_n_triples}
+ENDINGS = (*READERS, ".ttl")
+
+
+def _ending(path: Path) -> str:
+    ending = (Path(path.stem).suffix if path.suffix == ".gz" else path.suffix).lower()
+    if ending not in ENDINGS:
         raise VocabgraftError(
-            f"{path} ends in '{ending}'; allowed: {', '.join(readers)}, also with .gz; convert it, or rename it if "
+            f"{path} ends in '{ending}'; allowed: {', '.join(ENDINGS)}, also with .gz; convert it, or rename it if "
             "it is one of these"
         )
-    return readers[ending.lower()]
-
-
-def _note(statement: Statement, language: str, drafts: dict[str, _Draft], links: list[Link], tags: set[str]) -> None:
-    if statement.predicate in LINKS and not statement.literal:
-        name, inverse = LINKS[statement.predicate]
-        head, tail = (statement.value, statement.subject) if inverse else (statement.subject, statement.value)
-        links.append(Link(head, name, tail))
-    elif statement.predicate in LABELS and statement.literal:
-        tags.add(statement.language or "(none)")
-        if (rank := _rank(statement.language, language)) is not None:
-            drafts[statement.subject].texts[statement.predicate].append((rank, tidy(statement.value)))
-    elif statement.predicate == TYPE:
-        drafts[statement.subject].types.add(statement.value)
-    elif statement.predicate == DEPRECATED and statement.value.strip() in ("true", "1"):
-        drafts[statement.subject].withdrawn = True
+    return ending
 
 
 def _rank(tag: str, language: str) -> int | None:
@@ -107,21 +145,48 @@ def _rank(tag: str, language: str) -> int | None:
     return 1 if tag.startswith(f"{language}-") else 2 if not tag else None
 
 
-def _ontology(drafts: dict[str, _Draft], links: Iterable[Link]) -> Ontology:
+def _ontology(reading: _Reading, language: str, missing: int) -> Ontology:
     concepts, withdrawn = [], set()
-    left_out: Counter[str] = Counter()
-    for subject, draft in drafts.items():
+    left_out = Counter({"a label or note whose text is not in the file": missing} if missing else {})
+    for subject, draft in reading.drafts.items():
         if draft.withdrawn:
             withdrawn.add(subject)
             left_out["a deprecated concept"] += 1
-        elif not draft.types & CONTAINERS and draft.texts[NAME]:
-            concepts.append(_concept(subject, draft))
-    return Ontology(tuple(concepts), tuple(links), {}, frozenset(withdrawn), dict(left_out))
+        elif draft.types & CONTAINERS:
+            left_out["a scheme or collection of concepts"] += 1
+        elif concept := _concept(subject, draft, language, left_out):
+            concepts.append(concept)
+        elif any(draft.texts.values()) or CONCEPT in draft.types:
+            left_out["a concept without a preferred label in the language"] += 1
+    return Ontology(tuple(concepts), tuple(reading.links), {}, frozenset(withdrawn), dict(left_out))
 
 
-def _concept(subject: str, draft: _Draft) -> Concept:
-    names = [text for _, text in sorted(draft.texts[NAME], key=lambda ranked: ranked[0])]
-    others = [text for label in OTHER_NAMES for _, text in draft.texts[label]]
-    notes = [text for label in NOTES for _, text in draft.texts[label]]
+def _concept(subject: str, draft: _Draft, language: str, left_out: Counter[str]) -> Concept | None:
+    labels = _of_language(draft, (NAME, *OTHER_NAMES), language)
+    notes = _of_language(draft, NOTES, language)
+    names = [text for _, text in sorted(labels.get(NAME, ()), key=lambda ranked: ranked[0])]
+    if not names:
+        return None
+    given = sum(map(len, draft.texts.values()))
+    if other := given - sum(len(taken) for found in (labels, notes) for taken in found.values()):
+        left_out["a text in another language, or in none beside those of the language"] += other
+    others = [text for label in OTHER_NAMES for _, text in labels.get(label, ())]
     synonyms = [text for text in (*names[1:], *others) if fold(text) != fold(names[0])]
-    return Concept(subject, names[0], tuple(dict.fromkeys(synonyms)), tuple(dict.fromkeys(notes)))
+    definitions = [text for label in NOTES for _, text in notes.get(label, ())]
+    return Concept(subject, names[0], tuple(dict.fromkeys(synonyms)), tuple(dict.fromkeys(definitions)))
+
+
+def _of_language(draft: _Draft, properties: Iterable[str], language: str) -> dict[str, list[tuple[int, str]]]:
+    """The texts of some properties that are in the language, each with its rank.
+
+    Where one has a tag that fits, those without a tag are taken for another language.
+    """
+    found = {
+        name: [(rank, text) for text, tag in draft.texts[name] if (rank := _rank(tag, language)) is not None]
+        for name in properties
+        if name in draft.texts
+    }
+    is_tagged = any(rank < 2 for ranked in found.values() for rank, _ in ranked)
+    return {
+        name: [(rank, text) for rank, text in ranked if rank < 2 or not is_tagged] for name, ranked in found.items()
+    }

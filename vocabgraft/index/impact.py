@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vocabgraft.tokens.new_token import NewToken, read_with_descriptions
-from vocabgraft.tokens.tokenizer import ExtendedToken
+from vocabgraft.tokens.tokenizer import ExtendedToken, new_ids_in
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -48,9 +48,10 @@ def measure_impact(
     texts = changed = before = after = 0
     for block in blocks:
         touched = []
-        for text, ids in zip(block, _encode(extended, block), strict=True):
+        encoded = _encode(extended, block)
+        for text, ids, present in zip(block, encoded, new_ids_in(encoded, names), strict=True):
             after += len(ids)
-            if present := names.keys() & ids:
+            if present:
                 touched.append(text)
                 for token_id in present:
                     uses[names[token_id]] += 1

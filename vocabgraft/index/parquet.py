@@ -62,7 +62,7 @@ class VectorFiles:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows: `vectors` has the shape (rows, width); `first` is the number of the first in its file, from 0."""
+    """Some rows, decoded: `vectors` of shape (rows, width); `first` is the number of the first in its file, from 0."""
 
     path: Path
     first: int
@@ -107,7 +107,9 @@ def read_rows(files: VectorFiles) -> Iterator[Rows]:
     for path in files.paths:
         first = 0
         for batch in _batches(path, files.columns.names):
-            for name, values in zip(batch.schema.names, batch.columns, strict=True):
+            texts, ids = (_plain(batch.column(name)) for name in (files.columns.text, files.columns.id))
+            for name in files.columns.names:
+                values = batch.column(name)
                 if values.null_count:
                     number = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
                     raise VocabgraftError(
@@ -117,8 +119,7 @@ def read_rows(files: VectorFiles) -> Iterator[Rows]:
             if not (finite := np.isfinite(vectors).all(axis=1)).all():
                 where = f"{path}: row {first + int(np.argmin(finite)) + 1}"
                 raise VocabgraftError(f"{where} has a vector that holds no finite numbers; it was stored damaged")
-            texts = batch.column(files.columns.text).to_pylist()
-            yield Rows(path, first, batch.column(files.columns.id), texts, vectors)
+            yield Rows(path, first, ids, texts.to_pylist(), vectors)
             first += batch.num_rows
 
 
@@ -126,7 +127,7 @@ def read_texts(files: VectorFiles) -> Iterator[list[str]]:
     """Stream the texts alone, in the order of `read_rows`."""
     for path in files.paths:
         for batch in _batches(path, [files.columns.text]):
-            yield batch.column(0).to_pylist()
+            yield _plain(batch.column(0)).to_pylist()
 
 
 def require_distinct_ids(files: VectorFiles, keys: Sequence["np.ndarray[Any, np.dtype[np.uint64]]"]) -> None:
@@ -144,8 +145,8 @@ def require_distinct_ids(files: VectorFiles, keys: Sequence["np.ndarray[Any, np.
     counts: Counter[Any] = Counter()
     for path in files.paths:
         for batch in _batches(path, [files.columns.id]):
-            chosen = np.isin(id_keys(batch.column(0)), repeated)
-            counts.update(batch.column(0).filter(pa.array(chosen)).to_pylist())
+            ids = _plain(batch.column(0))
+            counts.update(ids.filter(pa.array(np.isin(id_keys(ids), repeated))).to_pylist())
     if twice := [entry for entry, count in counts.items() if count > 1]:
         raise VocabgraftError(
             f"{files.root}: the {files.columns.id} {twice[0]!r} stands in {counts[twice[0]]} rows "
@@ -154,7 +155,7 @@ def require_distinct_ids(files: VectorFiles, keys: Sequence["np.ndarray[Any, np.
 
 
 def id_keys(ids: pa.Array) -> "np.ndarray[Any, np.dtype[np.uint64]]":
-    """A 64-bit key for each id, equal for equal ids."""
+    """A 64-bit key for each id of `Rows.ids`, equal for equal ids."""
     import pandas as pd
 
     keys: np.ndarray[Any, np.dtype[np.uint64]] = pd.util.hash_array(
@@ -214,8 +215,30 @@ def _opened(path: Path) -> Iterator[parquet.ParquetFile]:
 
 
 def _batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Batches of `ROWS_AT_A_TIME` rows but for the last, whichever columns are read.
+
+    The reader itself ends a batch where a dictionary ends, which is at another row for each choice of columns.
+    """
+    held: list[pa.RecordBatch] = []
+    missing = ROWS_AT_A_TIME
     with _opened(path) as file:
-        yield from file.iter_batches(ROWS_AT_A_TIME, columns=list(names))
+        for batch in file.iter_batches(ROWS_AT_A_TIME, columns=list(names)):
+            taken = 0
+            while taken < batch.num_rows:
+                part = batch.slice(taken, missing)
+                held.append(part)
+                taken, missing = taken + part.num_rows, missing - part.num_rows
+                if not missing:
+                    yield _joined(held)
+                    held, missing = [], ROWS_AT_A_TIME
+    if held:
+        yield _joined(held)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).unify_dictionaries().combine_chunks().to_batches()[0]
 
 
 def _checked_schema(path: Path, schema: pa.Schema, columns: Columns) -> pa.Field:
@@ -224,13 +247,36 @@ def _checked_schema(path: Path, schema: pa.Schema, columns: Columns) -> pa.Field
             f"{path}: column {', '.join(missing)} is missing; it has {', '.join(schema.names)}; "
             "name the columns with --id-column, --text-column and --vector-column"
         )
-    kinds = {name: schema.field(name).type for name in columns.names}
-    if not (pa.types.is_string(kinds[columns.text]) or pa.types.is_large_string(kinds[columns.text])):
-        raise VocabgraftError(f"{path}: column {columns.text} holds {kinds[columns.text]}; allowed: text (string)")
-    kind = kinds[columns.id]
-    if not any(is_kind(kind) for is_kind in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)):
-        raise VocabgraftError(f"{path}: column {columns.id} holds {kind}; allowed: integers and text (string)")
+    text, identifier = (_plain_type(schema.field(name).type) for name in (columns.text, columns.id))
+    if text != pa.large_string():
+        raise VocabgraftError(f"{path}: column {columns.text} holds {text}; allowed: text (string)")
+    if not (pa.types.is_integer(identifier) or identifier in (pa.large_string(), pa.large_binary())):
+        raise VocabgraftError(
+            f"{path}: column {columns.id} holds {identifier}; allowed: integers, text (string) and bytes (binary)"
+        )
     return schema.field(columns.vector)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of values without what is only a way to store them: a dictionary, a view, a fixed or a small size."""
+    types = pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain_type(kind.storage_type)
+    if types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return pa.large_string()
+    is_bytes = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return pa.large_binary() if is_bytes or types.is_fixed_size_binary(kind) else kind
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    """Values of a text or id column as `_plain_type` has them."""
+    if isinstance(values, pa.ExtensionArray):
+        return _plain(values.storage)
+    if isinstance(values, pa.DictionaryArray):
+        return _plain(values.dictionary_decode())
+    return values.cast(_plain_type(values.type))
 
 
 def _number_type(path: Path, field: pa.Field) -> pa.DataType:

@@ -71,6 +71,7 @@ VIEWS_KEPT = 64
 FOLDED_KEPT = 2
 CONTEXTS_PER_TOKEN = 4
 MAX_TOKEN_CHARACTERS = 64
+SHOWN_WORDS = 5
 
 
 class VocabularyBank:
@@ -115,6 +116,17 @@ class VocabularyBank:
         settle_tokenizer(self._transformer)
         # Fails here, and not at the first vocabulary, for a model that takes none.
         vocabulary_view(self._transformer, replace(_EMPTY, rows=self._embedding.weight[:0].detach()))
+
+    def __repr__(self) -> str:
+        """The model's name and its vocabularies, each with its number of words and whether it is active."""
+        name = Path(str(self._transformer.auto_model.name_or_path or "a model made in memory")).name
+        lines = [
+            f"  {key}: {len(pack.tokens)} words ({', '.join(pack.texts[:SHOWN_WORDS])}"
+            f"{', ...' if len(pack.texts) > SHOWN_WORDS else ''})"
+            f"{', with an adapter' if pack.adapter is not None else ''}{', active' if key in self._active else ''}"
+            for key, pack in self._packs.items()
+        ]
+        return "\n".join([f"VocabularyBank on {name}: {len(lines)} vocabularies", *lines])
 
     @property
     def active(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from vocabgraft.checks.context import Folders, gather_evidence
 from vocabgraft.checks.runner import Check, check_all
 from vocabgraft.config.stages import CheckConsistencyParams, PromptParams
+from vocabgraft.config.training import Method
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model, tokenizer_file
 from vocabgraft.models.resize import write_resized
@@ -33,15 +34,18 @@ class Chain:
 
     folders: Folders
     tokens: tuple[ExtendedToken, ...]
+    method: Method = "tokens"
 
 
-def write_chain(base: Path, pack: Pack, root: Path) -> Chain:
+def write_chain(base: Path, pack: Pack, root: Path, start: torch.Tensor | None = None) -> Chain:
     """Write what a run with `method: tokens` would have left: rows as they start, rows as the pack has them, the merge.
 
     Args:
         base: the base's folder.
         pack: of rows alone.
         root: an existing folder on the working folder's file system; the adapter names its base relative to the latter.
+
+        start: rows as they start, shape (tokens, width); None takes the means of the tokens' old pieces.
 
     Raises:
         VocabgraftError: for a pack with an adapter.
@@ -55,10 +59,11 @@ def write_chain(base: Path, pack: Pack, root: Path) -> Chain:
     plain = load_raw_tokenizer(tokenizer_file(base))
     longest = max((len(text) for text in pack.texts), default=1)
     tokens = extend_tokenizer(tokenizer, plain, [token.new_token for token in pack.tokens], longest)
-    weight = read_rows(base, range(len(tokenizer) - len(tokens)))
-    start = initial_rows(
-        "subword_mean", Start(weight, tuple(tokens), tokenizer.unk_token_id, 0, initialiser_deviation(base))
-    )
+    if start is None:
+        weight = read_rows(base, range(len(tokenizer) - len(tokens)))
+        start = initial_rows(
+            "subword_mean", Start(weight, tuple(tokens), tokenizer.unk_token_id, 0, initialiser_deviation(base))
+        )
     folders = Folders(base, *(root / name for name in ("tokenizer", "resized", "adapter", "merged")))
     with new_folder(folders.tokenizer) as work:
         save_tokenizer(tokenizer, work)
@@ -81,8 +86,8 @@ def check_chain(chain: Chain, texts: Sequence[str], params: CheckConsistencyPara
         texts: with new words; their like without one is made of them.
         params: the section `check_consistency`.
     """
-    without = [_without(text, [token.new_token for token in chain.tokens]) for text in texts]
-    evidence = gather_evidence(chain.folders, chain.tokens, "tokens", [*texts, *without], (), params)
+    without = [without_tokens(text, [token.new_token for token in chain.tokens]) for text in texts]
+    evidence = gather_evidence(chain.folders, chain.tokens, chain.method, [*texts, *without], texts, (), params)
     return check_all(evidence)
 
 
@@ -100,7 +105,8 @@ def _save_adapter(resized: Path, ids: Sequence[int], rows: torch.Tensor, folder:
     save_model(model, folder, adapter_base=Path(os.path.relpath(resized)).as_posix())
 
 
-def _without(text: str, tokens: Sequence[NewToken]) -> str:
+def without_tokens(text: str, tokens: Sequence[NewToken]) -> str:
+    """The text with each new token replaced by its description, or by a stand-in where it has none."""
     for token in sorted(tokens, key=lambda token: -len(token.text)):
         text = text.replace(token.text, token.description or STAND_IN)
     return text

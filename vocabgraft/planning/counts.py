@@ -3,8 +3,6 @@
 import multiprocessing
 import re
 import string
-import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.planning.corpus import Block, Part, read_blocks
+from vocabgraft.planning.word_forms import WordForms, deleted_characters, parts_of
+from vocabgraft.tokens.tokenizer import matches_inside
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -44,7 +44,10 @@ class WordCounts:
 
     "Mergeable Summaries" (PODS 2012): when there are more counters than `capacity`, the largest count that has to go
     is taken off every counter and what is left without a count is dropped. A count is therefore never too high, and
-    too low by at most `error`, which is at most `words` / (`capacity` / 2) and 0 while all distinct words fit.
+    too low by at most `error`, which is 0 while all distinct words fit, and at most the number of occurrences counted
+    divided by half of `capacity`.
+
+    Compounds such as `co-trimoxazole` are counted beside their words, of which `words` is the number.
     """
 
     capacity: int
@@ -69,6 +72,12 @@ class WordCounts:
                 mine[word] = mine.get(word, 0) + count
         self.words += sum(counts.values())
         self._prune()
+
+    def add_compounds(self, counts: Mapping[str, int]) -> None:
+        """Add occurrences of compounds, whose words are counted as well."""
+        words = self.words
+        self.add(counts)
+        self.words = words
 
     def skip(self, counts: Mapping[Skipped, int]) -> None:
         """Add occurrences of what is no word."""
@@ -108,12 +117,16 @@ class WordCounts:
 
 @dataclass(frozen=True)
 class CountingJob:
-    """What every process needs: the base's tokenizer, the columns, the bound, and one of how many texts is encoded."""
+    """What every process needs: the base's tokenizer, the columns, the bound, and one of how many texts is encoded.
+
+    `segment` says whether scripts without spaces are cut into words.
+    """
 
     tokenizer: "Tokenizer"
     columns: tuple[str, ...]
     capacity: int
     sample_step: int
+    segment: bool = False
 
 
 def count_words(
@@ -123,12 +136,14 @@ def count_words(
     processes: int,
     capacity: int,
     advance: Callable[[int], None],
+    segment: bool = False,
 ) -> WordCounts:
     """Count the words of a corpus as the base's normaliser leaves them.
 
     A word is what a whole-word token can match: letters, marks and digits with nothing of that kind on either side.
-    Names of files, URLs, e-mail addresses, identifiers and numbers are skipped. The result does not depend on the
-    number of processes, since the parts are merged in their order.
+    What the base takes out, such as a soft hyphen, parts no word. Words that are joined to a compound are counted, and
+    so is the compound. Names of files, URLs, e-mail addresses, identifiers and numbers are skipped. The result does not
+    depend on the number of processes, since the parts are merged in their order.
 
     Args:
         parts: of `vocabgraft.planning.corpus.split_files`.
@@ -137,12 +152,16 @@ def count_words(
         processes: 1 counts in this process; never more than there are parts.
         capacity: words counted at a time, in a part and in all.
         advance: called with bytes read, as they are.
+        segment: cut scripts that put no spaces between words by ICU's dictionaries.
 
     Raises:
-        VocabgraftError: for a part that cannot be read, a corpus without a text, or a process that was killed.
+        VocabgraftError: for a part that cannot be read, a corpus without a text, a process that was killed, or without
+            ICU where `segment` asks for it.
     """
     step = max(1, sum(part.size for part in parts) // SAMPLED_BYTES)
-    job = CountingJob(tokenizer, tuple(columns), capacity, step)
+    job = CountingJob(tokenizer, tuple(columns), capacity, step, segment)
+    # Without ICU told here, not by each process.
+    WordForms(segment)
     processes = min(processes, len(parts))
     counted = _in_processes(parts, job, processes, advance) if processes > 1 else _in_this_process(parts, job, advance)
     total = WordCounts(capacity)
@@ -175,41 +194,69 @@ def count_blocks(blocks: Iterable[Block], counter: "FormCounter", job: CountingJ
 class FormCounter:
     """Turns counts of what stands between spaces into counts of words, as a base's normaliser leaves them."""
 
-    def __init__(self, tokenizer: "Tokenizer") -> None:
-        self._word = re.compile(f"[\\w{_marks()}]+")
+    def __init__(self, tokenizer: "Tokenizer", segment: bool = False) -> None:
+        self._forms = WordForms(segment)
         normalizer = tokenizer.normalizer
         self._normalise = lru_cache(REMEMBERED_FORMS)(normalizer.normalize_str) if normalizer else str
         self._of_ascii = _ascii_normaliser(self._normalise)
         self._lower_stays = self._of_ascii in (str.lower, str)
+        self._deleted = deleted_characters(self._normalise)
 
     def add_forms(self, forms: Mapping[str, int], total: WordCounts) -> None:
-        """Add the words of the forms, each with its count, to `total`."""
-        words: dict[str, int] = {}
-        skipped: dict[Skipped, int] = {}
+        """Add the words and compounds of the forms, each with its count, to `total`."""
+        found = _Found()
         for form, count in forms.items():
             # Most forms are plain words: what follows is for the others, and several times as slow.
             if self._lower_stays and form.islower() and form.isalpha() and form.isascii():
-                words[form] = words.get(form, 0) + count
+                found.words[form] = found.words.get(form, 0) + count
             else:
-                self._add_form(form, count, words, skipped)
-        total.add(words)
-        total.skip(skipped)
+                self._add_form(form if form.isascii() else form.translate(self._deleted), count, found)
+        total.add(found.words)
+        total.add_compounds(found.compounds)
+        total.skip(found.skipped)
 
-    def _add_form(self, form: str, count: int, words: dict[str, int], skipped: dict[Skipped, int]) -> None:
+    def _add_form(self, form: str, count: int, found: "_Found") -> None:
         inner = form.lstrip(OPENING).rstrip(CLOSING)
-        if inner.isalpha():
+        if inner.isascii() and inner.isalpha():
             surfaces = [inner]
         elif _is_name(form, inner):
-            skipped["name"] = skipped.get("name", 0) + count
+            found.skipped["name"] = found.skipped.get("name", 0) + count
             return
         else:
-            surfaces = (ASCII_WORD if form.isascii() else self._word).findall(form)
+            surfaces = ASCII_WORD.findall(form) if form.isascii() else self._forms.words(form)
+            self._add_compounds(form, count, found)
         for surface in surfaces:
             if reason := reason_to_skip(surface):
-                skipped[reason] = skipped.get(reason, 0) + count
+                found.skipped[reason] = found.skipped.get(reason, 0) + count
             else:
-                word = self._of_ascii(surface) if surface.isascii() else self._normalise(surface).strip()
-                words[word] = words.get(word, 0) + count
+                word = self._normalised(surface)
+                found.words[word] = found.words.get(word, 0) + count
+
+    def _add_compounds(self, form: str, count: int, found: "_Found") -> None:
+        for compound in self._forms.compounds(form):
+            if not reason_to_skip(compound) and all(
+                reason_to_skip(part) != "identifier" for part in parts_of(compound)
+            ):
+                word = self._normalise(compound).strip()
+                # Of another number of parts, it is not read as it is written.
+                if " " not in word and len(parts_of(word)) == len(parts_of(compound)):
+                    found.compounds[word] = found.compounds.get(word, 0) + count
+
+    def _normalised(self, surface: str) -> str:
+        if surface.isascii():
+            return self._of_ascii(surface)
+        word = self._normalise(surface).strip()
+        # BERT's normaliser puts spaces around each Chinese character, also within a word.
+        return "".join(word.split()) if matches_inside(surface) else word
+
+
+@dataclass
+class _Found:
+    """Counts of some forms, before they are added to the bounded ones."""
+
+    words: dict[str, int] = field(default_factory=dict)
+    compounds: dict[str, int] = field(default_factory=dict)
+    skipped: dict[Skipped, int] = field(default_factory=dict)
 
 
 def _is_name(form: str, inner: str) -> bool:
@@ -236,12 +283,6 @@ def _ascii_normaliser(normalise: Callable[[str], str]) -> Callable[[str], str]:
     return str if after == letters else normalise
 
 
-@lru_cache(1)
-def _marks() -> str:
-    """The combining marks, which `re` does not count as part of a word and a tokenizer does."""
-    return "".join(chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M")
-
-
 def _take_sample(total: WordCounts, texts: Sequence[str], job: CountingJob) -> None:
     # Every step-th text of the part, counted on over its blocks.
     sample = list(texts[-total.texts % job.sample_step :: job.sample_step])
@@ -262,7 +303,7 @@ def _reported(blocks: Iterable[Block], advance: Callable[[int], None]) -> Iterat
 
 
 def _in_this_process(parts: Sequence[Part], job: CountingJob, advance: Callable[[int], None]) -> Iterator[WordCounts]:
-    counter = FormCounter(job.tokenizer)
+    counter = FormCounter(job.tokenizer, job.segment)
     for part in parts:
         yield _count_part(part, counter, job, advance)
 
@@ -333,7 +374,7 @@ def _started(job: CountingJob, processes: int) -> Iterator[dict[Connection, "Bas
 
 def _serve(connection: Connection, job: CountingJob) -> None:
     """A counting process: receives parts; sends bytes as they are read, and a part's counts or what was wrong."""
-    counter = FormCounter(job.tokenizer)
+    counter = FormCounter(job.tokenizer, job.segment)
     # The end of the connection is the end of the parent, which has nobody left to tell.
     with suppress(EOFError, BrokenPipeError):
         while True:

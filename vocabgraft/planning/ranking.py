@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.tokens.tokenizer import normalised
+from vocabgraft.planning.word_forms import is_compound, is_name, parts_of
+from vocabgraft.tokens.tokenizer import matches_inside, normalised
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -130,6 +131,7 @@ def plan_vocabulary(
     sieve.drop("another casing is more frequent", _other_casings(sieve.left))
     pieces = _drop_by_pieces(sieve, tokenizer, params.max_candidates)
     sieve.drop("typo of a frequent word", typos(sieve.left, counts, params.typo_ratio))
+    _settle_compounds(sieve, pieces, counts, params.min_count, special=background is not None)
     if not sieve.left:
         raise _nothing_left(counts, sieve.dropped)
     planned = [
@@ -156,7 +158,8 @@ def contrast(counts: Mapping[str, int], background: Mapping[str, int], words: It
     Raises:
         VocabgraftError: for a background without a word.
     """
-    totals = sum(counts.values()), sum(background.values())
+    # The words of compounds are counted already.
+    totals = tuple(sum(n for word, n in each.items() if not is_compound(word)) for each in (counts, background))
     if not all(totals):
         raise VocabgraftError("the background has no word to compare with; name one of running text")
     return {word: _contrast(counts[word], background.get(word, 0), *totals) for word in words}
@@ -249,7 +252,7 @@ def _drop_by_pieces(sieve: _Sieve, tokenizer: "Tokenizer", limit: int) -> dict[s
     for word, encoding in zip(order, _encoded(tokenizer, order), strict=False):
         if len(best) == limit and best[0] > _most_saved(word, sieve.left[word]):
             break
-        if reason := _reason_unfit(encoding, unknown):
+        if reason := _reason_unfit(word, encoding, unknown):
             unfit[reason].add(word)
         else:
             pieces[word] = len(encoding.ids)
@@ -262,14 +265,45 @@ def _drop_by_pieces(sieve: _Sieve, tokenizer: "Tokenizer", limit: int) -> dict[s
     return pieces
 
 
+def _settle_compounds(
+    sieve: _Sieve, pieces: Mapping[str, int], counts: Mapping[str, int], min_count: int, special: bool
+) -> None:
+    """Take a compound or its words, so that no use is counted for both: a token covers the whole of what it matches.
+
+    A compound is taken where one of the words that could be added in its place is used in it at least as often as
+    elsewhere; those words keep their other uses. One of words that the base has is taken as a name (O'Brien), or where
+    it is special to the corpus.
+    """
+    plain, elsewhere = set[str](), set[str]()
+    left, inside = sieve.left, dict[str, int]()
+    for word in sorted(filter(is_compound, left), key=lambda word: (-left[word], word)):
+        parts = parts_of(word)
+        # One piece a word and one for each sign between them: the base cuts none of the words.
+        is_cut = pieces[word] > 2 * len(parts) - 1
+        uses = [counts[part] - inside.get(part, 0) for part in parts if part in left]
+        if not (is_cut or special or is_name(word)):
+            plain.add(word)
+        elif uses and all(2 * left[word] < count for count in uses):
+            elsewhere.add(word)
+        else:
+            for part in parts_of(word):
+                inside[part] = inside.get(part, 0) + left[word]
+    sieve.drop("a compound of words that the base has", plain)
+    sieve.drop("a compound whose words are used more often elsewhere", elsewhere)
+    rest = {word: count - inside.get(word, 0) for word, count in sieve.left.items()}
+    sieve.drop("used in compounds that are taken", {word for word, count in rest.items() if count < min_count})
+    sieve.left = {word: rest[word] for word in sieve.left}
+
+
 def _most_saved(word: str, count: int) -> int:
     # A piece is a byte at least, and a base may add one for the space before the word.
     return len(word.encode()) * count
 
 
-def _reason_unfit(encoding: "Encoding", unknown: int | None) -> str | None:
-    if len(set(encoding.word_ids)) > 1:
-        # A whole-word token is read where the base reads one word, or it would change texts around it.
+def _reason_unfit(word: str, encoding: "Encoding", unknown: int | None) -> str | None:
+    if len(set(encoding.word_ids)) > 1 and not (is_compound(word) or matches_inside(word)):
+        # A whole-word token is read where the base reads one word, or it would change texts around it. A compound is
+        # read as several, but ends where a word does; and within a script without spaces there are no words to end.
         return "the base reads it as several words"
     if not encoding.ids or unknown in encoding.ids:
         # Its row would have nothing to start from but a description, which only a person can give.

@@ -15,6 +15,7 @@ from vocabgraft.token_embeddings.initialize import Start, initial_rows
 from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedTokenizerFast
 
 
@@ -49,16 +50,68 @@ def make_rows(
     Raises:
         VocabgraftError: for a token that the method cannot start, or when no text holds a new token.
     """
-    distilled = params.initialisation == "distillation"
     start = _start(base, tokens, seed, trust_remote_code)
     if not tokens:
         return start.weight[:0], {}
-    rows = initial_rows(params.distillation.start if distilled else params.initialisation, start)
-    if not distilled:
+    rows = initial_rows(_heuristic(params), start)
+    if params.initialisation != "distillation":
         return rows, {}
     teacher = load_model(base, trust_remote_code=trust_remote_code)
     teacher.prompts = prompts_of(teacher.prompts, prompts)
-    contexts = choose_contexts(texts, tokenizer, tokens, params.distillation.contexts_per_token, start.unknown_id)
+    return _distilled(teacher, tokenizer, tokens, texts, rows, params, seed)
+
+
+def rows_of_model(
+    base: "SentenceTransformer",
+    tokenizer: "PreTrainedTokenizerFast",
+    tokens: Sequence[ExtendedToken],
+    texts: Sequence[str],
+    params: ResizeBaseParams,
+    seed: int,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A row for each new token of a base in memory, as `make_rows` gives them for one in a folder.
+
+    Args:
+        base: the base, which is left as it is.
+        tokenizer: the extended tokenizer.
+        tokens: the tokens that were added, at least one.
+        texts: what distillation chooses contexts from.
+        params: how rows start.
+        seed: of what is drawn; the global generators are neither read nor changed.
+
+    Returns:
+        As `make_rows`.
+
+    Raises:
+        VocabgraftError: as `make_rows` does.
+    """
+    transformer = base[0].auto_model
+    weight = transformer.get_input_embeddings().weight.detach()
+    # Rows beyond the tokenizer's size are padding, which no mean and no neighbor may come from.
+    weight = weight[: len(base.tokenizer)].cpu()
+    deviation = float(getattr(transformer.config.get_text_config(), "initializer_range", 0.02))
+    start = Start(weight, tuple(tokens), base.tokenizer.unk_token_id, seed, deviation)
+    rows = initial_rows(_heuristic(params), start)
+    if params.initialisation != "distillation":
+        return rows, {}
+    return _distilled(base, tokenizer, tokens, texts, rows, params, seed)
+
+
+def _heuristic(params: ResizeBaseParams) -> str:
+    return params.distillation.start if params.initialisation == "distillation" else params.initialisation
+
+
+def _distilled(
+    teacher: "SentenceTransformer",
+    tokenizer: "PreTrainedTokenizerFast",
+    tokens: Sequence[ExtendedToken],
+    texts: Sequence[str],
+    rows: torch.Tensor,
+    params: ResizeBaseParams,
+    seed: int,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    unknown = teacher.tokenizer.unk_token_id
+    contexts = choose_contexts(texts, tokenizer, tokens, params.distillation.contexts_per_token, unknown)
     student = extended_copy(teacher, tokenizer, rows)
     report = distil(student, teacher, contexts, tokens, params.distillation, seed)
     weight = student[0].auto_model.get_input_embeddings().weight.detach()

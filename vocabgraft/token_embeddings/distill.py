@@ -17,9 +17,10 @@ from vocabgraft.config.stages import DistillationParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import Embeddings
 from vocabgraft.models.precision import autocast, resolve_precision
+from vocabgraft.token_embeddings.sinks import RowGuard
 from vocabgraft.token_embeddings.trainable import token_rows
 from vocabgraft.tokens.new_token import NewToken, read_with_descriptions
-from vocabgraft.tokens.tokenizer import ExtendedToken
+from vocabgraft.tokens.tokenizer import ExtendedToken, new_ids_in
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -91,13 +92,13 @@ def find_contexts(
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return []
-    new = {token.id for token in tokens}
     described = [_as_described(token, unknown_id) for token in tokens]
     encoded = tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
+    held = new_ids_in(encoded, [token.id for token in tokens])
     return [
-        Context(text, read_with_descriptions(text, described), held, len(ids))
-        for text, ids in zip(distinct, encoded, strict=True)
-        if (held := tuple(sorted(new.intersection(ids))))
+        Context(text, read_with_descriptions(text, described), tuple(sorted(found)), len(ids))
+        for text, ids, found in zip(distinct, encoded, held, strict=True)
+        if found
     ]
 
 
@@ -128,12 +129,14 @@ def distil(
     test = [context for context, held in zip(contexts, held_out, strict=True) if held]
     precision = resolve_precision(settings.precision, student.device)
     before = fidelity(student, teacher, test, settings.batch_size)
+    set_back: dict[str, int] = {}
     if train:
-        train_rows(student, teach(teacher, train, settings.batch_size), train, tokens, settings, seed)
+        set_back = train_rows(student, teach(teacher, train, settings.batch_size), train, tokens, settings, seed)
     after = fidelity(student, teacher, test, settings.batch_size)
     return {
         "contexts": {"trained_on": len(train), "held_out": len(test)},
         "precision": precision,
+        "set_back": set_back,
         "before": _summary(before, test, tokens),
         "after": _summary(after, test, tokens),
         **_by_token(after, test, tokens, settings.least_fidelity),
@@ -169,7 +172,7 @@ def train_rows(
     tokens: Sequence[ExtendedToken],
     settings: DistillationParams,
     seed: int,
-) -> None:
+) -> dict[str, int]:
     """Train the rows of the new tokens in `student` (changed in place) until it reads each context near its goal.
 
     Args:
@@ -179,6 +182,9 @@ def train_rows(
         tokens: the new tokens.
         settings: how long and how fast.
         seed: of the order of the batches; the global generators are neither read nor changed.
+
+    Returns:
+        The tokens whose row became an attention sink on the way and was set back, with how often.
     """
     precision = resolve_precision(settings.precision, student.device)
     # Evaluation mode: dropout would pull the rows towards a noisy student and draw from the global generators.
@@ -187,6 +193,7 @@ def train_rows(
     batches_per_epoch = -(-len(contexts) // settings.batch_size)
     epochs = max(settings.epochs, -(-settings.least_steps // batches_per_epoch))
     with token_rows(student, [token.id for token in tokens]) as rows:
+        guard = RowGuard(student, [token.id for token in tokens], [token.text for token in tokens], rows.rows)
         optimizer = torch.optim.Adam([rows.rows], lr=settings.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, batches_per_epoch * epochs)
         for epoch in range(epochs):
@@ -197,10 +204,13 @@ def train_rows(
                 loss = 1 - torch.nn.functional.cosine_similarity(embedded.float(), goals[batch]).mean()
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                with guard.step(optimizer):
+                    optimizer.step()
                 schedule.step()
                 progress.update()
             progress.close()
+        guard.finish(optimizer)
+    return guard.report()
 
 
 def _batches(contexts: Sequence[Context], size: int, generator: torch.Generator) -> Iterator[list[int]]:

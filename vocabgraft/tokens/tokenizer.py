@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -292,7 +292,9 @@ def extend_tokenizer(
         _require_same_matching(before, token)
     added = list(base.get_added_tokens_decoder().values())
     for token in new:
-        _require_addable(base, added, token, max_token_characters)
+        # The last guard: `validate_data` judges the same of every row at once.
+        if (reason := why_not_addable(base, added, token, max_token_characters)) is not None:
+            raise VocabgraftError(f"token {token.text!r} {reason}")
     tokenizer.add_tokens([added_token(token) for token in new])
     own = {token.text: (before[token.text][0],) for token in again}
     result = [ExtendedToken(t.text, t.kind, t.description, own[t.text][0], own[t.text], own[t.text]) for t in again]
@@ -333,10 +335,17 @@ def _require_same_matching(before: Mapping[str, tuple[int, "AddedToken"]], token
         )
 
 
-def _require_addable(
+def why_not_addable(
     base: "Tokenizer", added: Sequence["AddedToken"], token: NewToken, max_token_characters: int
-) -> None:
-    """The last guard: `validate_data` judges the same of every row at once."""
+) -> str | None:
+    """The reason why a token cannot be added to a base, with the remedy, as a clause after `token ...`; None if it can.
+
+    Args:
+        base: the base's tokenizer.
+        added: the tokens that were ever added to it.
+        token: one that the base does not have from an earlier extension.
+        max_token_characters: longest text of a new token.
+    """
     pieces = own_pieces(base, token)
     starts = readable(base, pieces_of(base, token.description))
     if len(token.text) > max_token_characters:
@@ -355,8 +364,8 @@ def _require_addable(
     elif not starts and (token.kind == "special" or not readable(base, pieces)):
         problem = f"has no piece to start from and the description {token.description!r}; describe it in words"
     else:
-        return
-    raise VocabgraftError(f"token {token.text!r} {problem}")
+        return None
+    return problem
 
 
 def _require_one_id_each(tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[ExtendedToken]) -> None:
@@ -370,15 +379,26 @@ def _require_one_id_each(tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[
             )
 
 
+def new_ids_in(encoded: Iterable[Sequence[int]], new_ids: Iterable[int]) -> Iterator[frozenset[int]]:
+    """The new ids among the ids of each text.
+
+    A text holds a new word where this is not empty: the extended tokenizer emits at least one new id for it. Words,
+    symbols and special tokens count alike. Every count and every subset "with a new word" comes from here.
+
+    Args:
+        encoded: the ids of each text, by the extended tokenizer.
+        new_ids: the ids of the tokens whose rows train.
+    """
+    new = frozenset(new_ids)
+    return (new.intersection(ids) for ids in encoded)
+
+
 def holds_new_token(
     tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], new_ids: Iterable[int]
 ) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """For each text, whether the extended tokenizer emits at least one new id: bool array of shape (texts,)."""
-    if not texts:
-        return np.zeros(0, dtype=bool)
-    new = np.fromiter(new_ids, dtype=np.int64)
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return np.array([np.isin(ids, new).any() for ids in encoded], dtype=bool)
+    """Whether each text holds a new word (`new_ids_in`): bool array of shape (texts,)."""
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    return np.array([bool(found) for found in new_ids_in(encoded, new_ids)], dtype=bool)
 
 
 def segmentation_report(
@@ -396,8 +416,8 @@ def segmentation_report(
     after = extended(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     uses = dict.fromkeys(ids.values(), 0)
     changed = 0
-    for encoded in after:
-        present = {ids[token_id] for token_id in encoded if token_id in ids}
+    for found in new_ids_in(after, ids):
+        present = {ids[token_id] for token_id in found}
         changed += not present <= retrained
         for text in present:
             uses[text] += 1

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -251,6 +251,51 @@ def merge_adapter(resized: "SentenceTransformer", adapter: Path) -> None:
         merged = wrapped.merge_and_unload()
     resized[0].auto_model = merged
     load_custom_modules(resized, adapter)
+
+
+def remove_adapter(model: "SentenceTransformer", merge: bool) -> None:
+    """Take the PEFT adapter off a model in memory (changed in place), which then needs no PEFT.
+
+    The layers are taken off as `merge_and_unload` and `unload` of peft do, which sentence-transformers has no way to
+    call. Every parameter can be trained afterwards.
+
+    Args:
+        model: with an adapter.
+        merge: fold the adapter into the weights; otherwise they are what they were before it.
+
+    Raises:
+        VocabgraftError: for a model without an adapter.
+    """
+    transformer = model[0].auto_model
+    if not getattr(transformer, "peft_config", None):
+        raise VocabgraftError("the model has no PEFT adapter, so there is nothing to merge or remove")
+    for name, layer in _adapter_layers(transformer):
+        parent, _, last = name.rpartition(".")
+        setattr(transformer.get_submodule(parent), last, _plain_layer(layer, merge))
+    del transformer.peft_config
+    transformer._hf_peft_config_loaded = False
+    model.requires_grad_(True)
+    model.eval()
+
+
+def _adapter_layers(transformer: torch.nn.Module) -> list[tuple[str, Any]]:
+    """The outermost layers that PEFT put in, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    found = {name: layer for name, layer in transformer.named_modules() if isinstance(layer, kinds)}
+    return [(name, layer) for name, layer in found.items() if not any(name.startswith(f"{other}.") for other in found)]
+
+
+def _plain_layer(layer: Any, merge: bool) -> torch.nn.Module:
+    if hasattr(layer, "unload_and_optionally_merge_module"):
+        plain = layer.unload_and_optionally_merge_module(merge=merge, safe_merge=False, adapter_names=None)
+    else:
+        if merge:
+            layer.merge()
+        plain = layer.get_base_layer()
+    return cast(torch.nn.Module, plain)
 
 
 def _require_modules(

@@ -16,7 +16,7 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import MANIFEST, digest_of, hash_files, new_folder, read_json, write_json
 from vocabgraft.training.adapters import trainable_parameters
 from vocabgraft.training.embedding_cache import ConstantTable
-from vocabgraft.training.losses import own_parameters
+from vocabgraft.training.losses import Losses, own_parameters
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 CURVE = "curve.json"
+SET_BACK = "set_back.json"
 # One that proves to be damaged leaves the one before.
 KEPT = 2
 STEP = re.compile(r"step-(\d{8})$")
@@ -126,7 +127,7 @@ def is_whole(folder: Path) -> bool:
     return bool(files == hash_files(folder))
 
 
-def save_weights(model: "SentenceTransformer", losses: Mapping[str, torch.nn.Module], path: Path) -> None:
+def save_weights(model: "SentenceTransformer", losses: Losses, path: Path) -> None:
     """Write all that a training may have changed: adapter, custom modules, buffers, and what the losses train."""
     from safetensors.torch import save_file
 
@@ -134,7 +135,7 @@ def save_weights(model: "SentenceTransformer", losses: Mapping[str, torch.nn.Mod
     save_file({name: tensor.detach().cpu().clone() for name, tensor in _changing(model, losses).items()}, path)
 
 
-def load_weights(model: "SentenceTransformer", losses: Mapping[str, torch.nn.Module], path: Path) -> None:
+def load_weights(model: "SentenceTransformer", losses: Losses, path: Path) -> None:
     """Put back what `save_weights` wrote.
 
     Raises:
@@ -156,7 +157,7 @@ def load_weights(model: "SentenceTransformer", losses: Mapping[str, torch.nn.Mod
             tensor.copy_(saved[name])
 
 
-def share_weights(model: "SentenceTransformer", losses: Mapping[str, torch.nn.Module]) -> None:
+def share_weights(model: "SentenceTransformer", losses: Losses) -> None:
     """Give every process that trains the weights that the first one has."""
     for tensor in _changing(model, losses).values():
         values = tensor.detach().contiguous()
@@ -166,12 +167,17 @@ def share_weights(model: "SentenceTransformer", losses: Mapping[str, torch.nn.Mo
 
 
 def save_done(
-    model: "SentenceTransformer", losses: Mapping[str, torch.nn.Module], curve: Sequence[Any], folder: Path
+    model: "SentenceTransformer",
+    losses: Losses,
+    curve: Sequence[Any],
+    set_back: Mapping[str, int],
+    folder: Path,
 ) -> None:
     """Write what a phase that ended gives to the next."""
     with new_folder(folder) as work:
         save_weights(model, losses, work / WEIGHTS)
         write_json(work / CURVE, list(curve))
+        write_json(work / SET_BACK, dict(set_back))
 
 
 def key_of(value: Any) -> str:
@@ -182,7 +188,7 @@ def key_of(value: Any) -> str:
     return digest_of([value, {name: version(name) for name in libraries}])
 
 
-def _changing(model: "SentenceTransformer", losses: Mapping[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
+def _changing(model: "SentenceTransformer", losses: Losses) -> dict[str, torch.Tensor]:
     state = model.state_dict(keep_vars=True)
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in state}
     of_model: dict[str, torch.Tensor] = trainable_parameters(model) | buffers

@@ -1,15 +1,15 @@
 """Accepted rows as the columns that a loss reads, memory-mapped from Arrow files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vocabgraft.config.datasets import MORE_NEGATIVES
-from vocabgraft.config.losses import LossEntry, Reads
-from vocabgraft.data.accepted import AcceptedDataset
+from vocabgraft.config.datasets import DEFAULT_TEMPLATE, MORE_NEGATIVES
+from vocabgraft.config.losses import Format, LossEntry, Reads
+from vocabgraft.data.accepted import AcceptedDataset, fill_template
 from vocabgraft.data.splits import Split
 from vocabgraft.tokens.new_token import relation_token
 
@@ -57,24 +57,45 @@ def load_rows(
     from datasets import Dataset
 
     rows = Dataset.from_parquet(str(dataset.path(split)), cache_dir=str(cache))
+    return rows_for_loss(rows, dataset.format, entry, dataset.template, seed, scores_each)
+
+
+def rows_for_loss(
+    rows: "Dataset",
+    dataset_format: Format,
+    entry: LossEntry,
+    template: str = DEFAULT_TEMPLATE,
+    seed: int = 0,
+    scores_each: bool = False,
+) -> "Dataset":
+    """Rows in the columns of their format (`vocabgraft.config.datasets.COLUMNS`), as the columns that a loss reads.
+
+    Args:
+        rows: at least one.
+        dataset_format: of the rows.
+        entry: of the loss.
+        template: what a triple asks for its tail, where its loss is one for pairs.
+        seed: of the words that noise takes out and of the texts that are paired.
+        scores_each: give a margin as a score for the positive and one for the negative.
+    """
     names = rows.column_names
     rows = rows.rename_columns({name: target for name, target in TARGETS.items() if name in names})
-    if dataset.format == "triples":
-        build = partial(_as_questions, dataset) if entry.reads == "pair" else _with_tokens
+    if dataset_format == "triples":
+        build = partial(_as_questions, template) if entry.reads == "pair" else _with_tokens
         rows = rows.map(build, batched=True, remove_columns=names)
     elif entry.reads == "noisy":
         rows = rows.map(partial(_with_noise, seed), batched=True, with_indices=True)
     elif entry.reads == "contrast":
         rows = _paired(rows, seed)
-    elif dataset.format == "triplets" and entry.negatives == 1:
+    elif dataset_format == "triplets" and entry.negatives == 1:
         rows = rows.map(_a_row_for_each_negative, batched=True, remove_columns=rows.column_names)
     if scores_each:
         rows = rows.map(_as_scores, batched=True, remove_columns=["label"])
     return rows.select_columns([name for name in COLUMNS_READ[entry.reads] if name in rows.column_names])
 
 
-def _as_questions(dataset: AcceptedDataset, batch: Batch) -> Batch:
-    asked = [dataset.question(head, name) for head, name in zip(batch["head"], batch["relation"], strict=True)]
+def _as_questions(template: str, batch: Batch) -> Batch:
+    asked = [fill_template(template, head, name) for head, name in zip(batch["head"], batch["relation"], strict=True)]
     return {"anchor": asked, "positive": batch["tail"]}
 
 
@@ -120,11 +141,15 @@ def _as_scores(batch: Batch) -> Batch:
 
 def ids_without_text(tokenizer: Any, datasets: Sequence[AcceptedDataset], ids: Sequence[int]) -> list[int]:
     """Those of `ids` that no text of a train split holds; training cannot move their rows."""
+    return ids_not_in(tokenizer, (block for dataset in datasets for block in dataset.text_blocks("train")), ids)
+
+
+def ids_not_in(tokenizer: Any, blocks: Iterable[Sequence[str]], ids: Sequence[int]) -> list[int]:
+    """Those of `ids` that no text of the blocks holds; the blocks are read until each id was seen."""
     lacking = set(ids)
-    for dataset in datasets:
-        for block in dataset.text_blocks("train"):
-            encoded = tokenizer(list(dict.fromkeys(block)), add_special_tokens=False, verbose=False)["input_ids"]
-            lacking.difference_update(token for text in encoded for token in text)
-            if not lacking:
-                return []
+    for block in blocks:
+        encoded = tokenizer(list(dict.fromkeys(block)), add_special_tokens=False, verbose=False)["input_ids"]
+        lacking.difference_update(token for text in encoded for token in text)
+        if not lacking:
+            return []
     return [token for token in ids if token in lacking]

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vocabgraft.config.datasets import DatasetParams, LossParams
-from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, works_with_constants
+from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, LossEntry, works_with_constants
 from vocabgraft.config.training import ROW_METHODS, PhaseParams, TrainAdapterParams
 from vocabgraft.config.training_arguments import library_values
 from vocabgraft.data.accepted import AcceptedDataset
@@ -21,14 +22,23 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.extra_modules import custom_parameters, has_heads
 from vocabgraft.models.precision import resolve_precision
 from vocabgraft.storage.artifacts import read_json
+from vocabgraft.token_embeddings.sinks import RowGuard
 from vocabgraft.token_embeddings.trainable import ROWS, ROWS_PATTERN, fast_peft_rows
 from vocabgraft.training import distributed
 from vocabgraft.training.adapters import add_adapter, train_only
-from vocabgraft.training.checkpoints import CURVE, WEIGHTS, PhaseCheckpoints, is_whole, load_weights, save_done
+from vocabgraft.training.checkpoints import (
+    CURVE,
+    SET_BACK,
+    WEIGHTS,
+    PhaseCheckpoints,
+    is_whole,
+    load_weights,
+    save_done,
+)
 from vocabgraft.training.columns import DOCUMENT_COLUMNS, OTHER_COLUMNS, QUERY_COLUMNS, load_rows
 from vocabgraft.training.embedding_cache import constant_texts
 from vocabgraft.training.evaluators import build_evaluator
-from vocabgraft.training.losses import build_loss, load_guides, own_parameters
+from vocabgraft.training.losses import WeightedLoss, build_loss, load_guides, own_parameters
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,28 +53,59 @@ POINTS_OF_CURVE = 60
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The curve as the trainer logged it, without timings, and what was trained."""
+    """The curve as the trainer logged it, without timings, and what was trained.
 
-    curve: list[dict[str, Any]]
+    Attributes:
+        set_back: tokens whose row became an attention sink and was set back, with how often.
+        untrained: new tokens that no training text holds, where the caller asked for that.
+    """
+
+    curve: list[dict[str, Any]] = field(repr=False)
     trainable_parameters: int
     examples: int
     precision: str
+    set_back: dict[str, int]
+    untrained: tuple[str, ...] = ()
+
+    @property
+    def final_loss(self) -> float:
+        """The last training loss that was logged."""
+        return float([entry["loss"] for entry in self.curve if "loss" in entry][-1])
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A dataset with what is learnt from it, and its rows as the loss reads them."""
+class TrainingSet:
+    """A dataset to train on, its loss, and its rows in the columns that the loss reads.
 
-    dataset: AcceptedDataset
-    loss: LossParams
-    weight: float
+    Attributes:
+        name: of the dataset; metrics are named after it.
+        train: the rows to train on.
+        loss: a loss by name with its arguments, or a loss that was made for the model.
+        validation: rows for the evaluation loss.
+        weight: of the loss.
+        accepted: the dataset's files, which the evaluators named in `TrainAdapterParams.evaluators` read.
+    """
+
+    name: str
     train: "Dataset"
-    validation: "Dataset | None"
+    loss: LossParams | torch.nn.Module
+    validation: "Dataset | None" = None
+    weight: float = 1.0
+    accepted: AcceptedDataset | None = None
 
     @property
-    def name(self) -> str:
-        """The dataset's name."""
-        return self.dataset.name
+    def entry(self) -> LossEntry | None:
+        """What is known of the loss; None for one that the user made."""
+        return LOSSES[self.loss.name] if isinstance(self.loss, LossParams) else None
+
+    @property
+    def works_with_constants(self) -> bool:
+        """Whether embeddings of texts without new tokens may be cached for this loss."""
+        if isinstance(self.loss, LossParams):
+            return works_with_constants(self.loss.name, [wrapper.name for wrapper in self.loss.wrappers])
+        loss_class = type(self.loss)
+        own = loss_class.__module__.startswith(("sentence_transformers.", "vocabgraft."))
+        return own and loss_class.__name__ in LOSSES and LOSSES[loss_class.__name__].constants
 
 
 @dataclass
@@ -72,15 +113,17 @@ class Session:
     """What stays the same, or is kept, over the phases of a training."""
 
     model: "SentenceTransformer"
-    lessons: Sequence[Lesson]
+    sets: Sequence[TrainingSet]
     new_ids: Sequence[int]
     params: TrainAdapterParams
     scratch: Path
     guides: Mapping[str, "SentenceTransformer"]
     checkpoints: Path | None = None
     listener: "Listener | None" = None
+    evaluators: Sequence[Any] = ()
     losses: dict[str, torch.nn.Module] = field(default_factory=dict)
     steps_before: int = 0
+    set_back: Counter[str] = field(default_factory=Counter)
 
     def of_phase(self, number: int) -> PhaseCheckpoints | None:
         """Where a phase keeps its checkpoints."""
@@ -121,15 +164,44 @@ def train_adapter(
         VocabgraftError: when the loss stops being a number, memory does not hold a batch, or the best weights of an
             evaluation are lost. The model then has the last weights that were good.
     """
+    with tempfile.TemporaryDirectory() as cache:
+        by_name = {entry.name: entry for entry in settings}
+        sets = [accepted_set(entry, by_name.get(entry.name), Path(cache), seed) for entry in datasets]
+        return fit(model, sets, new_ids, params, seed, checkpoints, listener)
+
+
+def fit(
+    model: "SentenceTransformer",
+    sets: Sequence[TrainingSet],
+    new_ids: Sequence[int],
+    params: TrainAdapterParams,
+    seed: int,
+    checkpoints: Path | None = None,
+    listener: "Listener | None" = None,
+    evaluators: Sequence[Any] = (),
+) -> TrainingResult:
+    """Put an adapter on the model (changed in place), or with `full` none, and train it on datasets in memory.
+
+    Args:
+        model: with a row for each new token; it has no adapter yet.
+        sets: what is trained on, each with its loss.
+        new_ids: ids whose rows are trained.
+        params: what is trained, and how.
+        seed: of the adapter's start and of the order of the examples.
+        checkpoints: as in `train_adapter`.
+        listener: as in `train_adapter`.
+        evaluators: of sentence-transformers, run with each evaluation, beside those that `params` names.
+
+    Raises:
+        VocabgraftError: as `train_adapter` does.
+    """
     from transformers import set_seed
 
     with tempfile.TemporaryDirectory() as scratch:
-        by_name = {entry.name: entry for entry in settings}
-        lessons = [_lesson(entry, by_name.get(entry.name), Path(scratch), seed) for entry in datasets]
-        guides = load_guides([lesson.loss for lesson in lessons], model)
+        guides = load_guides([entry.loss for entry in sets if isinstance(entry.loss, LossParams)], model)
         set_seed(seed)
         add_adapter(model, params.method, new_ids, params.lora, params.peft)
-        session = Session(model, lessons, new_ids, params, Path(scratch), guides, checkpoints, listener)
+        session = Session(model, sets, new_ids, params, Path(scratch), guides, checkpoints, listener, evaluators)
         curve: list[dict[str, Any]] = []
         trainable = 0
         for number, phase in enumerate(params.phases or [PhaseParams()], start=1):
@@ -137,11 +209,19 @@ def train_adapter(
             logged = _phase(session, phase, number, seed + number - 1)
             curve.extend({"phase": number, **entry} for entry in logged)
     model.eval()
-    examples = sum(len(lesson.train) for lesson in lessons)
-    return TrainingResult(curve, trainable, examples, _precision(model, params))
+    examples = sum(len(entry.train) for entry in sets)
+    return TrainingResult(curve, trainable, examples, _precision(model, params), dict(sorted(session.set_back.items())))
 
 
-def _lesson(dataset: AcceptedDataset, settings: DatasetParams | None, cache: Path, seed: int) -> Lesson:
+def accepted_set(dataset: AcceptedDataset, settings: DatasetParams | None, cache: Path, seed: int) -> TrainingSet:
+    """What `validate_data` accepted, as a training set with the loss of its settings.
+
+    Args:
+        dataset: with a train split that has rows.
+        settings: its loss and weight; None takes the default loss of its format.
+        cache: an existing folder, which must stay as long as the rows are read.
+        seed: of the words that noise takes out and of the texts that are paired.
+    """
     loss = settings.chosen_loss if settings else LossParams(name=DEFAULT_LOSS[dataset.format])
     entry = LOSSES[loss.name]
 
@@ -149,7 +229,8 @@ def _lesson(dataset: AcceptedDataset, settings: DatasetParams | None, cache: Pat
         return load_rows(dataset, split, entry, cache, seed, scores_each=loss.name == "DistillKLDivLoss")
 
     validation = rows("validation") if dataset.rows("validation") else None
-    return Lesson(dataset, loss, settings.weight if settings else 1.0, rows("train"), validation)
+    weight = settings.weight if settings else 1.0
+    return TrainingSet(dataset.name, rows("train"), loss, validation, weight, dataset)
 
 
 def _phase(session: Session, phase: PhaseParams, number: int, seed: int) -> list[dict[str, Any]]:
@@ -159,10 +240,12 @@ def _phase(session: Session, phase: PhaseParams, number: int, seed: int) -> list
     if checkpoints and is_whole(checkpoints.done):
         load_weights(session.model, losses, checkpoints.done / WEIGHTS)
         curve: list[dict[str, Any]] = read_json(checkpoints.done / CURVE)
+        set_back: dict[str, int] = read_json(checkpoints.done / SET_BACK)
     else:
-        curve = _train_phase(session, phase, seed, losses, checkpoints)
+        curve, set_back = _train_phase(session, phase, seed, losses, checkpoints)
         if checkpoints and distributed.rank() == 0:
-            save_done(session.model, losses, curve, checkpoints.done)
+            save_done(session.model, losses, curve, set_back, checkpoints.done)
+    session.set_back.update(set_back)
     session.steps_before += max(entry.get("step", 0) for entry in curve)
     return curve
 
@@ -173,36 +256,26 @@ def _train_phase(
     seed: int,
     losses: dict[str, torch.nn.Module],
     checkpoints: PhaseCheckpoints | None,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
     from datasets import DatasetDict
 
     from vocabgraft.training.trainer import AdapterTrainer
 
-    model, params, lessons = session.model, session.params, session.lessons
-    by_name = {lesson.name: lesson for lesson in lessons}
-    _require_datasets(params, by_name)
-    evaluators = [
-        build_evaluator(
-            entry,
-            by_name[entry.dataset].dataset,
-            by_name[entry.dataset].loss.name,
-            losses[entry.dataset],
-            params.batch_size,
-        )
-        for entry in params.evaluators
-    ]
-    held_out = DatasetDict({lesson.name: lesson.validation for lesson in lessons if lesson.validation is not None})
+    model, params, sets = session.model, session.params, session.sets
+    evaluators = [*_named_evaluators(session, losses), *session.evaluators]
+    held_out = DatasetDict({entry.name: entry.validation for entry in sets if entry.validation is not None})
     try:
         trainer = AdapterTrainer(
             model=model,
             args=_arguments(session, phase, seed, bool(held_out), checkpoints),
-            train_dataset=DatasetDict({lesson.name: lesson.train for lesson in lessons}),
+            train_dataset=DatasetDict({entry.name: entry.train for entry in sets}),
             eval_dataset=held_out or None,
             loss=losses,
             evaluator=evaluators or None,
             early_stopping=params.early_stopping,
             checkpoints=checkpoints,
             listener=_counted_on(session.listener, session.steps_before),
+            guard=_guard(session),
         )
     except (ValueError, TypeError) as error:
         raise VocabgraftError(f"the trainer refuses its settings: {error}; see train_adapter.arguments") from error
@@ -211,7 +284,20 @@ def _train_phase(
     trainer.require_best()
     _unwrap(losses, model)
     _leave_autocast(model)
-    return _without_timings(trainer.state.log_history)
+    return _without_timings(trainer.state.log_history), trainer.guard.report() if trainer.guard else {}
+
+
+def _guard(session: Session) -> RowGuard | None:
+    """For the rows of new tokens, where this phase trains them."""
+    found = [
+        parameter
+        for name, parameter in session.model.named_parameters()
+        if parameter.requires_grad and ROWS.search(name)
+    ]
+    if not found:
+        return None
+    texts = session.model.tokenizer.convert_ids_to_tokens(list(session.new_ids))
+    return RowGuard(session.model, session.new_ids, texts, found[0])
 
 
 def _counted_on(listener: "Listener | None", before: int) -> "Listener | None":
@@ -255,20 +341,10 @@ def _losses(session: Session, seed: int) -> dict[str, torch.nn.Module]:
 
     A loss that trains a copy of the model is made anew, since a copy knows nothing of what a phase freezes.
     """
-    for lesson in session.lessons:
-        if lesson.name in session.losses and not LOSSES[lesson.loss.name].copies_model:
+    for entry in session.sets:
+        if entry.name in session.losses and not (entry.entry and entry.entry.copies_model):
             continue
-        rows = [lesson.train] + ([lesson.validation] if lesson.validation is not None else [])
-        session.losses[lesson.name] = build_loss(
-            session.model,
-            lesson.dataset,
-            lesson.loss,
-            rows,
-            lesson.weight,
-            session.params.scale,
-            session.guides,
-            seed,
-        )
+        session.losses[entry.name] = _loss(session, entry, seed)
     for name in session.losses:
         # The trainer puts the losses into a Sequential by these names.
         if hasattr(torch.nn.Sequential, name):
@@ -276,22 +352,40 @@ def _losses(session: Session, seed: int) -> dict[str, torch.nn.Module]:
     return session.losses
 
 
-def _require_datasets(params: TrainAdapterParams, lessons: Mapping[str, Lesson]) -> None:
-    for entry in params.evaluators:
-        if entry.dataset not in lessons:
+def _loss(session: Session, entry: TrainingSet, seed: int) -> torch.nn.Module:
+    if not isinstance(entry.loss, LossParams):
+        return entry.loss if entry.weight == 1 else WeightedLoss(session.model, entry.loss, entry.weight)
+    rows = [entry.train] + ([entry.validation] if entry.validation is not None else [])
+    return build_loss(
+        session.model, entry.name, entry.loss, rows, entry.weight, session.params.scale, session.guides, seed
+    )
+
+
+def _named_evaluators(session: Session, losses: Mapping[str, torch.nn.Module]) -> list[Any]:
+    """The evaluators that the parameters name, over the files of their datasets."""
+    files = {
+        entry.name: (entry.accepted, entry.loss)
+        for entry in session.sets
+        if entry.accepted is not None and isinstance(entry.loss, LossParams)
+    }
+    built = []
+    for evaluator in session.params.evaluators:
+        if evaluator.dataset not in files:
             raise VocabgraftError(
-                f"train_adapter.evaluators names the dataset {entry.dataset}; allowed: {', '.join(lessons)}"
+                f"train_adapter.evaluators names the dataset {evaluator.dataset}; allowed: {', '.join(files) or 'none'}"
             )
+        accepted, loss = files[evaluator.dataset]
+        built.append(
+            build_evaluator(evaluator, accepted, loss.name, losses[evaluator.dataset], session.params.batch_size)
+        )
+    return built
 
 
 def _constants(session: Session, checkpoints: PhaseCheckpoints | None) -> AbstractContextManager[None]:
     """Where rows alone are trained, texts without one of them are embedded once, if no loss looks inside the model."""
     trained = [name for name, parameter in session.model.named_parameters() if parameter.requires_grad]
     rows_alone = all(ROWS.search(name) for name in trained)
-    seen_from_outside = all(
-        works_with_constants(lesson.loss.name, [wrapper.name for wrapper in lesson.loss.wrappers])
-        for lesson in session.lessons
-    )
+    seen_from_outside = all(entry.works_with_constants for entry in session.sets)
     if not (rows_alone and seen_from_outside):
         return nullcontext()
     return constant_texts(session.model, session.new_ids, checkpoints.table if checkpoints else None)
@@ -313,7 +407,7 @@ def _arguments(
     rows_rate = phase.rows_learning_rate or params.rows_learning_rate
     besides = any(not ROWS.search(name) for name in own_parameters(session.losses, model))
     only_rows = params.method == "tokens" and not custom_parameters(model) and not besides
-    examples = sum(len(lesson.train) for lesson in session.lessons)
+    examples = sum(len(entry.train) for entry in session.sets)
     steps = max(1, examples // params.batch_size) * epochs
     # Fewer steps than the trainer is asked to log after would leave a curve without a point.
     most = params.arguments.get("max_steps", -1)

@@ -10,7 +10,6 @@ from torch import nn
 
 from vocabgraft.config.datasets import LossParams
 from vocabgraft.config.losses import LOSSES
-from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model
 from vocabgraft.training.distributed import world_size
@@ -25,6 +24,8 @@ PAIRWISE = ("pairwise_cos_sim", "pairwise_dot_score", "pairwise_euclidean_sim", 
 PAIRWISE_LOSSES = ("CoSENTLoss", "MarginMSELoss", "DistillKLDivLoss")
 OF_TORCH = ("loss_fct", "cos_score_transformation")
 BASE = "base"
+# Of several datasets by name, or the one of a single dataset.
+Losses = Mapping[str, nn.Module] | nn.Module
 
 
 class WeightedLoss(nn.Module):
@@ -69,7 +70,7 @@ class Entities(Sequence[str]):
 
 def build_loss(
     model: "SentenceTransformer",
-    dataset: AcceptedDataset,
+    name: str,
     loss: LossParams,
     rows: Sequence["Dataset"],
     weight: float = 1.0,
@@ -81,7 +82,7 @@ def build_loss(
 
     Args:
         model: with its adapter, and with what is not trained frozen.
-        dataset: whose loss it is; it is named in errors.
+        name: of the dataset, for errors.
         loss: its class, arguments and wrappers, which fit (`vocabgraft.config.losses.check_loss`).
         rows: those that it will see, the training split first.
         weight: of the dataset.
@@ -93,8 +94,8 @@ def build_loss(
         VocabgraftError: for a value that the loss refuses.
     """
     entry = LOSSES[loss.name]
-    place = f"dataset {dataset.name}: {loss.name}"
-    arguments = {name: _value(loss.name, name, value, place) for name, value in loss.arguments.items()}
+    place = f"dataset {name}: {loss.name}"
+    arguments = {key: _value(loss.name, key, value, place) for key, value in loss.arguments.items()}
     if entry.in_batch_softmax:
         arguments.setdefault("scale", scale)
     loss_class = _class(loss.name, entry.own_module)
@@ -103,7 +104,7 @@ def build_loss(
         arguments.setdefault("gather_across_devices", True)
     if entry.guided:
         arguments["guide"] = (guides or {})[loss.arguments["guide"]]
-    arguments |= _from_the_data(model, dataset, loss, rows, seed, place)
+    arguments |= _from_the_data(model, loss, rows, seed, place)
     built = _make(loss_class, (model,), arguments, place)
     for wrapper in loss.wrappers:
         built = _make(_class(wrapper.name), (model, built), dict(wrapper.arguments), f"{place} in {wrapper.name}")
@@ -127,8 +128,9 @@ def load_guides(losses: Sequence[LossParams], base: "SentenceTransformer") -> di
     return guides
 
 
-def own_parameters(losses: Mapping[str, nn.Module], model: nn.Module) -> dict[str, nn.Parameter]:
-    """What losses train beside the model, such as a classifier, by name."""
+def own_parameters(losses: Losses, model: nn.Module) -> dict[str, nn.Parameter]:
+    """What a loss, or the losses of several datasets, train beside the model, such as a classifier, by name."""
+    losses = {"loss": losses} if isinstance(losses, nn.Module) else losses
     of_model = {id(parameter) for parameter in model.parameters()}
     return {
         f"{dataset}.{name}": parameter
@@ -147,7 +149,6 @@ def _guide_folder(name: Any) -> Path:
 
 def _from_the_data(
     model: "SentenceTransformer",
-    dataset: AcceptedDataset,
     loss: LossParams,
     rows: Sequence["Dataset"],
     seed: int,

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
 from transformers import TrainerCallback
 
 from vocabgraft.config.training import EarlyStoppingParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import read_json, write_json
+from vocabgraft.token_embeddings.sinks import RowGuard
 from vocabgraft.token_embeddings.trainable import ROWS
 from vocabgraft.training.checkpoints import WEIGHTS, PhaseCheckpoints, load_weights, save_weights, share_weights
 from vocabgraft.training.losses import own_parameters
 from vocabgraft.training.samplers import SharesOfBatches
 
 DIGEST = "trained.sha256"
+GUARD = "guard.safetensors"
 # In the last entry of a phase's log: the step whose weights were kept.
 KEPT_STEP = "kept_step"
 SHOWN_TEXTS = 3
@@ -43,6 +46,7 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         early_stopping: EarlyStoppingParams | None = None,
         checkpoints: PhaseCheckpoints | None = None,
         listener: Listener | None = None,
+        guard: RowGuard | None = None,
         **options: Any,
     ) -> None:
         """Take what SentenceTransformerTrainer takes."""
@@ -51,10 +55,13 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         self.evaluations_without_gain = 0
         self.checkpoints = checkpoints
         self.listener = listener
+        self.guard = guard
         self.epoch_has_ended = False
         self.checkpointed = 0
         self.resumed_from: Path | None = None
         self.add_callback(_Moments(self))
+        if guard:
+            self.add_callback(_Guarding(self, guard))
 
     def train_or_resume(self) -> None:
         """Train, from the newest whole checkpoint where there is one."""
@@ -63,6 +70,8 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
             # It was evaluated at its start already.
             self.args.eval_on_start = False
         self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
+        if self.guard:
+            self.guard.finish(self.optimizer)
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
         last = {"step": self.state.global_step, "epoch": self.state.epoch}
         self.state.log_history.append(last | {KEPT_STEP: best or self.state.global_step})
@@ -207,6 +216,8 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
                 save_weights(self.model, self.loss, folder / WEIGHTS)
                 self._save_optimizer_and_scheduler(str(folder))
                 self._save_scaler(str(folder))
+                if self.guard:
+                    save_file(self.guard.state(), folder / GUARD)
                 self.state.save_to_json(str(folder / "trainer_state.json"))
             self.accelerator.wait_for_everyone()
         self.accelerator.wait_for_everyone()
@@ -230,6 +241,8 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         """Go on with the figures of the checkpoint that the training was resumed from."""
         if self.resumed_from is None or self.checkpoints is None:
             return
+        if self.guard:
+            self.guard.load_state(load_file(self.resumed_from / GUARD))
         progress = read_json(self.resumed_from / f"progress_{self.args.process_index}.json")
         self._tr_loss.fill_(progress["loss"])
         self._total_loss_scalar = progress["total_loss"]
@@ -319,6 +332,26 @@ class _Moments(TrainerCallback):  # type: ignore[misc]
         if self.trainer.listener and state.is_world_process_zero:
             figures = {name: value for name, value in (logs or {}).items() if isinstance(value, (int, float))}
             self.trainer.listener(state.global_step, figures | (self.rates if "loss" in figures else {}))
+
+
+class _Guarding(TrainerCallback):  # type: ignore[misc]
+    """Looks for attention sinks every few steps, and before weights are evaluated or saved."""
+
+    def __init__(self, trainer: AdapterTrainer, guard: RowGuard) -> None:
+        self.trainer, self.guard = trainer, guard
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        self.guard.before_step()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        self.guard.after_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if state.global_step % self.guard.LOOK_EVERY == 0 or control.should_evaluate or control.should_save:
+            self.guard.look(self.trainer.optimizer)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        self.guard.look(self.trainer.optimizer)
 
 
 def digest_of_trained(model: torch.nn.Module) -> str:

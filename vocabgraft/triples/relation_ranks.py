@@ -1,7 +1,8 @@
-"""How well a relation's token is told from the others: its rank for held-out triples, between their head and tail."""
+"""How well a relation's token is told from the others: triples are scored with every relation in place of their own."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ from vocabgraft.config.datasets import DatasetParams
 from vocabgraft.config.losses import LOSSES
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.splits import SPLITS
+from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import Embeddings, encode
 from vocabgraft.models.unnormalized import encode_pooled
 from vocabgraft.tokens.new_token import relation_token
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Triple = tuple[str, str, str]
-# A mean over fewer ranks says nothing of a relation.
+# Of each relation, however many relations there are.
 LEAST_TRIPLES = 5
-# Questions that are encoded at most, heads times relations, as long as each relation has its fewest triples.
-QUESTIONS = 2000
+# Enough to find two relations that were swapped.
+MOST_TRIPLES = 20
+# Heads times relations that are encoded at most, as long as each relation has its fewest triples.
+QUESTIONS = 4000
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,18 @@ class HeldOutTriples:
 
 
 @dataclass(frozen=True)
-class RelationPlace:
-    """Where the right relation stands for one triple: from 0, before all others, to 1, after all."""
+class RelationScores:
+    """Scores of some triples with each relation in place of their own.
 
-    token: str
-    place: float
+    Attributes:
+        tokens: the relations' tokens, in the order of the columns.
+        right: (triples,) the column of each triple's own relation.
+        scores: (triples, relations), higher is better; NaN where another relation makes a known triple.
+    """
+
+    tokens: tuple[str, ...]
+    right: "np.ndarray[Any, np.dtype[np.intp]]"
+    scores: "np.ndarray[Any, np.dtype[np.float64]]"
 
 
 def held_out_triples(dataset: AcceptedDataset, settings: DatasetParams) -> HeldOutTriples:
@@ -86,37 +97,49 @@ def _similarity(settings: DatasetParams) -> Similarity | None:
     return given
 
 
-def chosen_triples(triples: HeldOutTriples) -> list[Triple]:
-    """The first triples of each relation, as many of each as the bound on questions lets through."""
-    relations = len(triples.relations)
-    most = max(LEAST_TRIPLES, QUESTIONS // max(1, relations) ** 2)
+def held_out_sample(triples: HeldOutTriples) -> list[Triple]:
+    """The first held-out triples of each relation, as many as the bound on questions allows."""
+    return _first_of_each(triples.held_out, triples)
+
+
+def known_sample(triples: HeldOutTriples) -> list[Triple]:
+    """Known triples of each relation, from all splits, in the order of a hash so that heads are mixed."""
+    ordered = sorted(triples.known, key=lambda triple: hashlib.sha256("\t".join(triple).encode()).digest())
+    return _first_of_each(ordered, triples)
+
+
+def relation_scores(
+    model: "SentenceTransformer", triples: HeldOutTriples, chosen: Sequence[Triple], batch_size: int
+) -> RelationScores:
+    """Score each chosen triple with every relation, masking those that make another known triple.
+
+    Raises:
+        VocabgraftError: when a score is NaN or infinite.
+    """
+    relations = triples.relations
+    scores = np.asarray(_scores(model, triples, chosen, batch_size), dtype=np.float64)
+    if not np.isfinite(scores).all():
+        raise VocabgraftError(f"dataset {triples.dataset}: scores of triples are NaN or infinite")
+    known = [
+        [other != relation and (head, other, tail) in triples.known for other in relations]
+        for head, relation, tail in chosen
+    ]
+    return RelationScores(
+        tokens=tuple(map(relation_token, relations)),
+        right=np.array([relations.index(relation) for _, relation, _ in chosen], dtype=np.intp),
+        scores=np.where(np.array(known, dtype=bool), np.nan, scores),
+    )
+
+
+def _first_of_each(triples: Iterable[Triple], of: HeldOutTriples) -> list[Triple]:
+    most = max(LEAST_TRIPLES, min(MOST_TRIPLES, QUESTIONS // max(1, len(of.relations)) ** 2))
     seen: dict[str, int] = {}
     chosen = []
-    for triple in triples.held_out:
+    for triple in triples:
         seen[triple[1]] = seen.get(triple[1], 0) + 1
         if seen[triple[1]] <= most:
             chosen.append(triple)
     return chosen
-
-
-def relation_places(model: "SentenceTransformer", triples: HeldOutTriples, batch_size: int) -> list[RelationPlace]:
-    """The place of the right relation of each chosen triple among all relations that do not make a known triple.
-
-    The place is (rank - 1) / (relations - 1), ties at their mean: 0 is best, 0.5 is chance. A triple without another
-    relation to compare with is left out.
-    """
-    chosen, relations = chosen_triples(triples), triples.relations
-    scores = _scores(model, triples, chosen, batch_size)
-    found = []
-    for (head, relation, tail), row in zip(chosen, scores, strict=True):
-        right = row[relations.index(relation)]
-        others = np.array([(head, other, tail) not in triples.known for other in relations])
-        if others.any():
-            better = (row[others] > right).sum() + 0.5 * (row[others] == right).sum()
-            # A score that is no number compares false, which would be the best place.
-            place = float(better / others.sum()) if np.isfinite(row).all() else float("nan")
-            found.append(RelationPlace(relation_token(relation), place))
-    return found
 
 
 def _scores(

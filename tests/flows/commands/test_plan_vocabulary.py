@@ -47,7 +47,7 @@ def test_the_vocabulary_is_read_as_the_pipeline_reads_one(arguments: list[str]) 
     from vocabgraft.tokens.new_token import NewToken
 
     main(arguments)
-    read = new_tokens(read_vocabulary(Path("plan/vocabulary.csv")))
+    read = new_tokens(read_vocabulary(Path("plan"), "vocabulary.csv").rows)
     assert read == [NewToken("hepatoma", "word", ""), NewToken("stenosis", "word", "")]
 
 

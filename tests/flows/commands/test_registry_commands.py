@@ -75,7 +75,7 @@ def test_the_list_has_every_version_with_its_aliases_figures_gates_and_age(liste
     assert rows[2]["decision"].startswith("promoted") and rows[3]["decision"].startswith(
         "not promoted: gain over the c"
     )
-    assert [gate["holds"] for gate in rows[3]["gates"]].count(False) == 1
+    assert [gate["kind"] for gate in rows[3]["gates"] if gate["verdict"] != "holds"] == ["champion"]
 
 
 def test_the_table_names_the_champion_and_the_decision(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,13 +88,13 @@ def test_the_table_names_the_champion_and_the_decision(project: Path, capsys: py
 def test_a_version_that_misses_a_gate_is_promoted_only_by_force_and_with_a_reason_that_is_kept(
     listed: Listed, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert promote.main(["--version", "3"]) == 1
+    assert promote.main(["3"]) == 1
     said = capsys.readouterr().err
-    assert "gain over the champion, version 2 is -2.0" in said and "--force" in said
-    assert promote.main(["--version", "3", "--force"]) == 1
+    assert "gain over the champion, version 2: -2.00 points" in said and "24 items" in said and "--force" in said
+    assert promote.main(["3", "--force"]) == 1
     assert "--reason" in capsys.readouterr().err
     assert aliases(listed())[CHAMPION] == 2
-    assert promote.main(["--version", "3", "--force", "--reason", "the clinic asked for it"]) == 0
+    assert promote.main(["3", "--force", "--reason", "the clinic asked for it"]) == 0
     rows = listed()
     assert (aliases(rows)[CHAMPION], aliases(rows)[PREVIOUS_CHAMPION]) == (3, 2)
     assert rows[3]["reason"] == "the clinic asked for it"
@@ -103,18 +103,18 @@ def test_a_version_that_misses_a_gate_is_promoted_only_by_force_and_with_a_reaso
 
 
 def test_a_version_is_judged_against_the_champion_of_now(listed: Listed, capsys: pytest.CaptureFixture[str]) -> None:
-    assert promote.main(["--version", "3", "--force", "--reason", "a trial"]) == 0
+    assert promote.main(["3", "--force", "--reason", "a trial"]) == 0
     # Version 2 was judged against version 1 when it was registered, and is better than 3.
-    assert promote.main(["--version", "2"]) == 0
-    assert "gain over the champion, version 3: holds" in capsys.readouterr().out
+    assert promote.main(["2"]) == 0
+    assert "gate holds: gain over the champion, version 3: +2.00 points" in capsys.readouterr().out
     assert aliases(listed())[CHAMPION] == 2
-    assert promote.main(["--version", "4"]) == 1
-    assert "gain over the champion, version 2 is -3.0" in capsys.readouterr().err
+    assert promote.main(["4"]) == 1
+    assert "gain over the champion, version 2: -3.00 points" in capsys.readouterr().err
 
 
 def test_promoting_the_champion_changes_nothing(listed: Listed) -> None:
     before = aliases(listed())
-    assert promote.main(["--version", "2"]) == 0
+    assert promote.main(["2"]) == 0
     assert aliases(listed()) == before
 
 
@@ -122,7 +122,7 @@ def test_promoting_the_champion_changes_nothing(listed: Listed) -> None:
 def test_an_unknown_version_is_named_with_those_that_there_are(
     project: Path, capsys: pytest.CaptureFixture[str], command: Any
 ) -> None:
-    assert command.main(["--version", "9"] if command is promote else ["1", "9", "--text", "a"]) == 1
+    assert command.main(["9"] if command is promote else ["1", "9", "--text", "a"]) == 1
     assert "no version 9; it has 1, 2, 3, 4" in capsys.readouterr().err
 
 

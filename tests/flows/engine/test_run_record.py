@@ -1,5 +1,6 @@
 """reports/run.json."""
 
+import os
 import shutil
 import subprocess
 from datetime import datetime
@@ -52,6 +53,13 @@ def test_a_record_has_times_states_and_versions(tmp_path: Path) -> None:
     assert {"python", "torch", "sentence-transformers", "peft", "mlflow"} <= set(record["versions"])
     assert record["params"]["train_adapter"]["epochs"] == 2
     assert sorted(record["outputs"]) == sorted(outputs())
+    assert record["checks"] == {
+        "passed": 4,
+        "failed": 0,
+        "waived": 1,
+        "too few to judge": 1,
+        "does not apply": 1,
+    }
 
 
 def test_a_record_of_a_failed_run_has_what_the_stage_said(tmp_path: Path) -> None:
@@ -59,6 +67,16 @@ def test_a_record_of_a_failed_run_has_what_the_stage_said(tmp_path: Path) -> Non
     assert record["failed"].splitlines()[0] == "merge_adapter: no such luck"
     assert record["params"] is None, "there is no params.yaml"
     assert "merge_adapter" not in record["inputs"]["stages"]
+
+
+@pytest.mark.parametrize(("failing", "counted"), [("check_consistency", True), ("train_adapter", False)])
+def test_checks_are_counted_where_this_run_wrote_them(tmp_path: Path, failing: str, counted: bool) -> None:
+    write_outputs(tmp_path, outputs())
+    run = flow_run(broken(failing, "no such luck"))
+    assert (write_run_record(run, tmp_path)["checks"] is not None) == counted
+    # What an earlier run left says nothing of this one.
+    os.utime(tmp_path / "made" / "check_consistency" / "checks.json", (1, 1))
+    assert write_run_record(run, tmp_path)["checks"] is None
 
 
 def test_the_digest_of_the_inputs_changes_with_data_and_parameters_alone(reproduced: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from flows.engine.dag import Stage
 from flows.engine.run_record import FlowRun
 from flows.engine.stage_run import Outcome, StageResult
+from tasks.registry.gate_results import GateResult
 from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, write_json
 
 UPSTREAM = {
@@ -29,12 +31,38 @@ HOSTILE = '<script>alert("x")</script>&amp;'
 WORDS = ("nephrolithiasis thrombocytopenia cholecystitis pyelonephritis hyperkalemia rhabdomyolysis").split()
 LONG = "pneumonoultramicroscopicsilicovolcanoconiosis" * 3
 TOKENS = [*WORDS, LONG, HOSTILE, "\u222e", "<|IsA|>", "<|TreatedBy|>"]
+GAIN = GateResult(
+    kind="benefit",
+    name="gain over the base",
+    verdict="holds",
+    limit="more than 0",
+    figure=6.5997,
+    low=2.5,
+    high=10.9,
+    items=119,
+    needed=57,
+    unit="points",
+    claim="be better",
+)
+RETENTION = GateResult("retention", "retention drop", "holds", "at most 0.01", 0.0, 0.0, 0.0, 155, unit="rho")
+CHAMPION = GateResult(
+    kind="champion",
+    name="gain over the champion, version 2",
+    verdict="not met",
+    limit="an interval not wholly below 0",
+    figure=-0.5,
+    low=-0.9,
+    high=-0.1,
+    items=119,
+    unit="points",
+    claim="be no worse than the champion, version 2",
+    note="recorded on the same items",
+)
 GATES = [
-    {"name": "consistency", "figure": None, "limit": "every check passes", "holds": True},
-    {"name": "gain over the base", "figure": 6.5997, "limit": "more than 0", "holds": True},
-    {"name": "retention drop", "figure": 0.0, "limit": "at most 0.01", "holds": True},
-    {"name": "gain over the champion, version 2", "figure": -0.5, "limit": "at least 0", "holds": False},
+    gate.as_json()
+    for gate in (GateResult("consistency", "consistency", "holds", "every check passes"), GAIN, RETENTION, CHAMPION)
 ]
+NOT_SHOWN = replace(GAIN, verdict="not shown", figure=0.01, low=-4.2, high=4.3, items=32, needed=5_800_000)
 
 
 def kind_of(token: str) -> str:
@@ -132,9 +160,10 @@ def checks() -> list[dict[str, Any]]:
     """A check of each verdict but failed."""
     return [
         check("old_rows_merged", "rows", 0.0, "at most 0"),
-        check("merged_as_adapter", "encodings", 3.1e-7, "at most 1e-05"),
+        check("merged_as_adapter", "encodings", 3.1e-7, "at most 1e-05", noise=2.4e-7),
         check("trained_differs", "silent identity", 0.3166, "at least 0.0001"),
-        check("description", "meaning", 0.41, "at least 0.3"),
+        check("description", "meaning", 0.41, "at least 0.3", warnings=[f"{HOSTILE}: 0.12"]),
+        check("relations", "meaning", None, "none", "too few to judge", "3 relations with 6 held-out triples"),
         check("onnx", "export", 0.0, "at most 0.0001", "waived", "the extra is not installed"),
         check("untouched_texts", "encodings", 0.0, "at most 0", "does not apply", "an adapter moves every text"),
     ]
@@ -143,11 +172,13 @@ def checks() -> list[dict[str, Any]]:
 def check(
     name: str,
     group: str,
-    figure: float,
+    figure: float | None,
     limit: str,
     verdict: str = "passed",
     reason: str = "",
     details: Sequence[str] = (),
+    noise: float | None = None,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """An entry of checks.json."""
     return {
@@ -159,6 +190,8 @@ def check(
         "verdict": verdict,
         "reason": reason,
         "details": list(details),
+        "noise": noise,
+        "warnings": list(warnings),
     }
 
 
@@ -300,7 +333,7 @@ def broken(stage: str, said: str) -> list[StageResult]:
 
 def registration(champion: bool) -> dict[str, Any]:
     """The version of a run, promoted or not."""
-    gates = [gate | {"holds": True} if champion else gate for gate in GATES]
+    gates = [gate | {"verdict": "holds"} if champion else gate for gate in GATES]
     return {"name": "sample", "version": 3, "champion": champion, "content_digest": "2" * 64, "gates": gates}
 
 

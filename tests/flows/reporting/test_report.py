@@ -17,12 +17,15 @@ from flows.engine.stage_run import Outcome, StageResult
 from flows.reporting.gather import gather, main, write_report
 from flows.reporting.page import as_markdown, render, verdict
 from flows.reporting.sections import curve, share_of_limit
+from tasks.registry.gate_results import NO_EVIDENCE_ASKED, GateResult, told
 from tests.conftest import ROOT
 from tests.flows.projects import Trivial, write_project
 from tests.flows.reporting.report_samples import (
     GATES,
     HOSTILE,
     LONG,
+    NOT_SHOWN,
+    RETENTION,
     STAGES,
     UPSTREAM,
     WORDS,
@@ -120,7 +123,12 @@ def test_a_full_page_has_every_section_with_its_figures(tmp_path: Path) -> None:
         assert judged in page.text("benefit")
     assert "32.0 % of the stored vectors stay valid" in page.text("retention")
     assert "93.58 93.58 93.58 0.00" in page.text("retention"), "base, resized, trained and the change"
-    assert "4 of 4 checks passed; 1 waived; 1 does not apply" in page.text("consistency")
+    counted = "4 of 7 checks passed; 1 waived, 1 too few to judge, 1 does not apply"
+    assert counted in page.text("consistency")
+    assert f"4/7 {counted.removeprefix('4 of 7 ')}" in page.text("")
+    assert "3 relations with 6 held-out triples" in page.text("consistency")
+    assert f"Warning: {HOSTILE}: 0.12" in page.text("consistency")
+    assert "base: 2.4e-07" in page.text("consistency")
     assert "the extra is not installed" in page.text("consistency"), "a check is waived with its reason"
     assert "11 new tokens (8 words, 1 symbol, 2 special tokens)" in page.text("vocabulary")
     assert "kidney 0.71" in page.text("vocabulary")
@@ -154,8 +162,15 @@ def test_lineage_tells_what_the_model_was_made_from(tmp_path: Path) -> None:
     page = made(tmp_path, run)
     record = json.loads((tmp_path / "reports" / "run.json").read_text(encoding="utf-8"))
     said = page.text("lineage")
-    for told in (record["git_commit"], record["inputs"]["digest"], "5" * 64, "2" * 64, "1234-abcd", "models:/sample/3"):
-        assert told in said
+    for shown in (
+        record["git_commit"],
+        record["inputs"]["digest"],
+        "5" * 64,
+        "2" * 64,
+        "1234-abcd",
+        "models:/sample/3",
+    ):
+        assert shown in said
     assert f"torch {record['versions']['torch']}" in said
     assert '"terms.new_word.mrr"' in said
     assert "remote code: off" in said
@@ -172,9 +187,61 @@ def test_a_model_that_was_not_promoted_is_told_with_the_gates_that_did_not_hold(
     page = made(tmp_path, flow_run(results(), registration=registration(champion=False)))
     said = page.text("verdict")
     assert "Registered, not promoted" in said
-    assert "Gain over the champion, version 2: \u22120.50 points; needed: at least 0." in said
+    assert "Gain over the champion, version 2: -0.50 points (95 % interval -0.90 to -0.10, 119 items)" in said
     assert "Retention drop" not in said, "a gate that holds is no reason"
-    assert "Retention drop needed: at most 0.01 0 in \u03c1" in page.text("")
+    for told_of in ("Retention drop", "needed: at most 0.01", "155 items", "0.0000 in Spearman's rho", "not met"):
+        assert told_of in page.text("")
+
+
+def of_gates(*gates: GateResult, champion: bool = False, **more: Any) -> dict[str, Any]:
+    """A registered version with these gates."""
+    return registration(champion) | {"gates": [gate.as_json() for gate in gates]} | more
+
+
+def test_a_benefit_that_is_not_shown_is_told_with_the_items_that_it_would_need(tmp_path: Path) -> None:
+    page = made(tmp_path, flow_run(results(), registration=of_gates(NOT_SHOWN, RETENTION)))
+    said = page.text("verdict")
+    assert "Registered, not shown to be better" in said
+    assert "Not shown to be better: 32 items, interval -4.20 to +4.30" in said and "5,800,000 items" in said
+    header = next(attributes for tag, attributes in page.elements if attributes.get("id") == "verdict")
+    assert header["class"] == "registered", "whose colour is that of what is open"
+    badges = [
+        attributes["class"] for tag, attributes in page.elements if (attributes.get("class") or "")[:5] == "badge"
+    ]
+    assert "badge open" in badges
+
+
+def test_a_champion_without_evidence_is_promoted_and_says_so(tmp_path: Path) -> None:
+    evidence = f"{NO_EVIDENCE_ASKED}; {told(NOT_SHOWN)}"
+    page = made(tmp_path, flow_run(results(), registration=of_gates(NOT_SHOWN, champion=True, evidence=evidence)))
+    said = page.text("verdict")
+    assert "Promoted" in said and "No evidence was asked for" in said and "32 items" in said
+
+
+@pytest.mark.parametrize(("benefit", "value"), [("fidelity", "0.947"), ("tokens_per_text", "2.09")])
+def test_the_first_tile_is_what_promotion_is_decided_by(tmp_path: Path, benefit: str, value: str) -> None:
+    left = outputs()
+    found = {"low": 0.9, "high": 2.5, "queries": 60}
+    left["evaluate_model"]["comparison.json"]["without_labels"] = {
+        "fidelity": found | {"gain": 0.94661},
+        "tokens_per_text": found | {"gain": 2.0923},
+    }
+    write_outputs(tmp_path, left)
+    params = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("terms.new_word.mrr", benefit)
+    (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
+    write_run_record(flow_run(results()), tmp_path)
+    page = Page(render(gather(STAGES, tmp_path), no_plot))
+    assert f"Benefit {value}" in page.text("") and "60 texts" in page.text("")
+
+
+def test_without_a_benefit_the_page_is_whole(tmp_path: Path) -> None:
+    left = outputs()
+    left["evaluate_model"]["metrics.json"]["merged"]["tokens_per_text"] = None
+    write_outputs(tmp_path, left)
+    params = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("terms.new_word.mrr", "null")
+    (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
+    write_run_record(flow_run(results(), registration=of_gates(RETENTION, champion=True)), tmp_path)
+    assert "Promoted" in Page(render(gather(STAGES, tmp_path), no_plot)).text("verdict")
 
 
 def test_the_champion_stands_beside_base_and_trained_model(tmp_path: Path) -> None:
@@ -224,7 +291,7 @@ def test_what_an_earlier_run_left_is_not_shown_as_this_runs(tmp_path: Path, fail
     section = "training" if failing == "train_adapter" else "consistency"
     assert f"{failing} failed before it wrote" in page.text(section)
     assert "ended at" not in page.text("training") or failing != "train_adapter"
-    assert "of 4 checks passed" not in page.text("consistency")
+    assert "of 7 checks passed" not in page.text("consistency")
     shown = "64.45" in page.text("benefit")
     assert shown is (failing == "check_consistency"), "evaluate_model reads what train_adapter makes, not the checks"
 
@@ -238,7 +305,7 @@ def test_a_failed_check_comes_first_with_its_figure_and_limit(tmp_path: Path) ->
     run = flow_run(broken("check_consistency", "1 of 7 checks failed"))
     page = made(tmp_path, run, without(left, "register_model"))
     said = page.text("consistency")
-    assert "4 of 5 checks passed" in said
+    assert "4 of 8 checks passed; 1 failed, 1 waived, 1 too few to judge, 1 does not apply" in said
     assert said.index("Failed") < said.index("segmentation") < said.index("Rows") < said.index("Meaning")
     assert "what segmentation is there for" in said and f"'{HOSTILE}' has other ids" in said
     assert "No model was registered." in page.text("verdict")
@@ -348,7 +415,7 @@ def test_a_damaged_file_is_told_in_its_section_and_nowhere_else(tmp_path: Path) 
 def test_files_of_the_simplest_kind_are_enough(tmp_path: Path) -> None:
     left = copy.deepcopy(outputs())
     for entry in left["check_consistency"]["checks.json"]["checks"]:
-        for name in ("group", "reason", "details"):
+        for name in ("group", "reason", "details", "noise", "warnings"):
             del entry[name]
     for name in ("comparison.json", "retention.json", "tokens.json"):
         del left["evaluate_model"][name]
@@ -356,7 +423,7 @@ def test_files_of_the_simplest_kind_are_enough(tmp_path: Path) -> None:
     page = made(tmp_path, flow_run(results()), left)
     assert "evaluate_model left no comparison.json." in page.text("benefit")
     assert "64.45" in page.text("benefit") and "Control" not in page.text("benefit")
-    assert "4 of 4 checks passed" in page.text("consistency")
+    assert "4 of 7 checks passed" in page.text("consistency")
     assert WORDS[0] in page.text("vocabulary")
 
 

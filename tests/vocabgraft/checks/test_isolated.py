@@ -18,17 +18,17 @@ LISTS = (("a nephrolith in the kidney", "dog <|IsA|> animal"), ("a dog", ""))
 
 def others_of(graft: Graft) -> list[Path]:
     """What a service does not have."""
-    return [graft.base, graft.tokenizer, graft.resized, graft.adapters["tokens"]]
+    return [graft.tokenizer, graft.resized, graft.adapters["tokens"]]
 
 
 def test_a_merged_folder_is_all_that_another_process_needs(graft: Graft, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(graft.root)
-    process = FreshProcess(graft.merged["tokens"].relative_to(graft.root), others_of(graft), LISTS, 64)
+    process = FreshProcess(graft.merged["tokens"].relative_to(graft.root), graft.base, others_of(graft), LISTS, 64)
     process.start()
     # The request holds absolute paths, so where this process goes meanwhile makes no difference.
     monkeypatch.chdir("/")
-    model = load(graft.merged["tokens"])
-    for place in get_args(Place):
+    models = {place: load(graft.base if place == "base" else graft.merged["tokens"]) for place in get_args(Place)}
+    for place, model in models.items():
         for texts, found in zip(LISTS, process.encodings(place), strict=True):
             assert np.abs(found - encode(model, texts, 64)).max() <= 1e-6
 
@@ -39,7 +39,7 @@ def test_a_folder_that_needs_its_base_is_caught_where_the_base_is_absent(graft: 
     shutil.copytree(graft.adapters["tokens"], folder)
     config = read_json(folder / "adapter_config.json")
     write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": str(graft.resized)})
-    process = FreshProcess(folder, others_of(graft), LISTS, 64)
+    process = FreshProcess(folder, graft.base, others_of(graft), LISTS, 64)
     expected = encode(load(graft.merged["tokens"]), LISTS[0], 64)
     for place in ("folder", "moved"):
         assert np.allclose(process.encodings(place)[0], expected, atol=1e-5)
@@ -53,7 +53,7 @@ def test_a_process_that_dies_is_told_with_its_last_words(
     script = tmp_path / "script.py"
     script.write_text("import sys\nsys.exit('out of memory, say')\n", encoding="utf-8")
     monkeypatch.setattr("vocabgraft.checks.isolated.isolated_worker.__file__", str(script))
-    process = FreshProcess(graft.merged["tokens"], (), LISTS, 64)
+    process = FreshProcess(graft.merged["tokens"], graft.base, (), LISTS, 64)
     with pytest.raises(VocabgraftError, match="ended with code 1: out of memory, say"):
         process.encodings("folder")
 
@@ -63,13 +63,13 @@ def test_a_process_that_hangs_is_ended(graft: Graft, tmp_path: Path, monkeypatch
     script.write_text("import time\ntime.sleep(600)\n", encoding="utf-8")
     monkeypatch.setattr("vocabgraft.checks.isolated.isolated_worker.__file__", str(script))
     monkeypatch.setattr("vocabgraft.checks.isolated.TIMEOUT_SECONDS", 0.2)
-    process = FreshProcess(graft.merged["tokens"], (), LISTS, 64)
+    process = FreshProcess(graft.merged["tokens"], graft.base, (), LISTS, 64)
     with pytest.raises(VocabgraftError, match=r"took longer than 0\.2 s and was ended"):
         process.encodings("folder")
 
 
 def test_nothing_to_encode_is_no_pass(graft: Graft) -> None:
-    process = FreshProcess(graft.merged["tokens"], (), (), 64)
+    process = FreshProcess(graft.merged["tokens"], graft.base, (), (), 64)
     process.start()
     with pytest.raises(VocabgraftError, match="no probe texts of both kinds"):
         process.encodings("folder")

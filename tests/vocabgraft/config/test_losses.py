@@ -123,7 +123,7 @@ def trains(model: Any, dataset: AcceptedDataset, loss: LossParams, folder: Path)
     """Two steps change the rows and the loss."""
     entry = LOSSES[loss.name]
     data = load_rows(dataset, "train", entry, folder, scores_each=loss.name == "DistillKLDivLoss")
-    built = build_loss(model, dataset, loss, [data], guides=load_guides([loss], model))
+    built = build_loss(model, dataset.name, loss, [data], guides=load_guides([loss], model))
     (trained,) = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = trained.detach().clone()
     first, second = step(model, built, data)
@@ -280,7 +280,7 @@ def test_a_dataset_of_some_weight_gets_a_loss_of_that_weight(
 ) -> None:
     dataset, loss = dataset_of(write_dataset, "pairs"), LossParams(name="MultipleNegativesRankingLoss")
     data = load_rows(dataset, "train", LOSSES[loss.name], tmp_path / "cache")
-    built = build_loss(model, dataset, loss, [data], weight=0.25)
+    built = build_loss(model, dataset.name, loss, [data], weight=0.25)
     assert isinstance(built, WeightedLoss)
     assert built.weight == 0.25
     first, second = step(model, built, data)
@@ -293,9 +293,10 @@ def test_a_classifier_of_a_loss_is_trained_beside_the_rows(
     dataset = dataset_of(write_dataset, "labelled_pairs")
     loss = LossParams(name="SoftmaxLoss")
     data = load_rows(dataset, "train", LOSSES[loss.name], tmp_path / "cache")
-    built = build_loss(model, dataset, loss, [data])
+    built = build_loss(model, dataset.name, loss, [data])
     assert set(own_parameters({"own": built}, model)) == {"own.classifier.weight", "own.classifier.bias"}
-    assert own_parameters({"own": build_loss(model, dataset, LossParams(name="ContrastiveLoss"), [data])}, model) == {}
+    contrastive = build_loss(model, dataset.name, LossParams(name="ContrastiveLoss"), [data])
+    assert own_parameters({"own": contrastive}, model) == {}
 
 
 def test_datasets_of_all_formats_are_trained_at_once_each_with_its_loss(

@@ -94,7 +94,9 @@ def test_an_unknown_key_of_a_phase_is_named_by_its_place() -> None:
         ("train_adapter.learning_rate", "5e-4", "'5e-4'", "valid number"),
         ("train_adapter.learning_rate", float("inf"), "inf", "finite number"),
         ("register_model.gates.min_gain", float("nan"), "nan", "finite number"),
-        ("register_model.gates.benefit", "terms.mrr", "'terms.mrr'", "all|new_word|no_new_word"),
+        ("register_model.gates.benefit", 3, "3", "valid string"),
+        ("register_model.gates.first_champion", "all", "'all'", "'evidence' or 'any'"),
+        ("register_model.gates.min_fidelity", 1.1, "1.1", "less than or equal to 1"),
         ("merge_adapter", None, "None", "dictionary"),
     ],
 )
@@ -127,7 +129,17 @@ def test_a_name_that_the_registry_would_refuse_is_refused_before_anything_runs(n
 @pytest.mark.parametrize("path", ["validate_data.vocabulary", "validate_data.datasets.0.files.train"])
 def test_a_raw_file_outside_the_raw_folder_is_refused(path: str, name: str) -> None:
     message = complaint(put(path, name))
-    assert f"{path}: {name!r} does not name a file inside data/raw/" in message
+    assert path in message
+    assert f"{name!r} does not name a file inside data/raw/" in message
+
+
+def test_a_split_is_a_name_or_several() -> None:
+    for given, names in (("a.csv", ["a.csv"]), (["a.csv", "b-*.csv"], ["a.csv", "b-*.csv"])):
+        files = parse_params(put("validate_data.datasets.0.files.train", given), "x").validate_data.datasets[0].files
+        assert files.train == names
+        assert files.model_dump(exclude_none=True) == {"train": given}
+    for given in (3, [], ["a.csv", 3], {"a": "b"}):
+        assert "validate_data.datasets.0.files.train" in complaint(put("validate_data.datasets.0.files.train", given))
 
 
 def test_all_mistakes_are_told_at_once() -> None:
@@ -145,6 +157,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("validate_data.datasets.1.name", "relations", "datasets share the name relations"),
         ("validate_data.datasets.0.name", "retention", "a dataset is named retention"),
         ("validate_data.datasets.0.name", "tokens_per_text", "a dataset is named tokens_per_text"),
+        ("validate_data.datasets.0.name", "fidelity", "a dataset is named fidelity"),
         ("train_adapter.phases", [{"train": "adapter"}], "phase 1 trains 'adapter', which method 'tokens' does not"),
         (
             "validate_data.datasets.1.loss",
@@ -171,7 +184,11 @@ def test_all_mistakes_are_told_at_once() -> None:
         ),
         ("train_adapter.peft", {"config": "LoHaConfig", "arguments": {"rank": 8}}, "LoHaConfig has no field rank"),
         ("train_adapter.early_stopping", {"patience": 2}, "early_stopping watches best_metric, which is not set"),
-        ("register_model.gates.benefit", "term.all.mrr", "the dataset 'term'; allowed: relations, terms"),
+        ("register_model.gates.benefit", "terms.mrr", "'terms.mrr' names no figure; allowed: null, fidelity,"),
+        ("register_model.gates.benefit", "terms.test.mrr", "SUBSET one of all, new_word, no_new_word"),
+        ("register_model.gates.benefit", "terms.all.mrr.", "'terms.all.mrr.' names no figure"),
+        ("register_model.gates.benefit", "fidelity.all.cosine", "'fidelity.all.cosine' names no figure"),
+        ("register_model.gates.benefit", "term.all.mrr", "terms.{all,new_word,no_new_word}.{mrr,recall@10}"),
     ],
 )
 def test_values_that_do_not_fit_each_other_are_told(path: str, value: Any, told: str) -> None:
@@ -189,13 +206,92 @@ def test_what_is_measured_on_a_validation_split_needs_one() -> None:
     assert "train_adapter.best_metric is measured on validation splits, and no dataset has one" in complaint(changed)
 
 
-def test_the_benefit_is_a_figure_of_a_dataset_that_is_measured_item_by_item() -> None:
-    changed = put("validate_data.datasets.1.format", "labelled_pairs")
-    assert "names the dataset 'terms'; allowed: relations" in complaint(changed)
+def with_benefit(benefit: Any, **changes: Any) -> dict[str, Any]:
+    """The project's parameters with this benefit, and with other values at other paths."""
+    changed = put("register_model.gates.benefit", benefit)
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = changed
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place[part]
+        place[last] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    "benefit",
+    [
+        None,
+        "fidelity",
+        "tokens_per_text",
+        "retention",
+        "retention.new_word.spearman",
+        "terms.new_word.mrr",
+        "terms.no_new_word.recall@10",
+        "relations.all.mrr",
+        "relations.all.link_mrr",
+        "relations.new_word.link_hits@1",
+        "relations.all.link_hits@10",
+    ],
+)
+def test_every_figure_that_is_measured_item_by_item_may_be_the_benefit(benefit: str | None) -> None:
+    assert parse_params(with_benefit(benefit), "params.yaml").register_model.gates.benefit == benefit
+
+
+@pytest.mark.parametrize(
+    ("benefit", "changes", "allowed", "absent"),
+    [
+        ("terms.all.recall@5", {}, "terms.{all,new_word,no_new_word}.{mrr,recall@10}", "recall@5}"),
+        ("terms.all.link_mrr", {}, "link_mrr,link_hits@1,link_hits@3,link_hits@10", None),
+        ("relations.all.link_hits@5", {}, "fidelity; tokens_per_text; retention", None),
+        ("retention.all.mrr", {}, "retention.{all,new_word,no_new_word}.{spearman}", None),
+        # Nobody scores rows of this format one by one.
+        ("terms.all.mrr", {"validate_data__datasets__1__format": "labelled_pairs"}, "relations.{", "terms.{"),
+        # Nothing of this dataset is held out.
+        ("terms.all.mrr", {"validate_data__datasets__1__held_out": {"validation": 0.1}}, "relations.{", "terms.{"),
+        # MTEB gives one score of all queries.
+        ("NFCorpus.all.main_score", {"evaluate_model__mteb_tasks": ["NFCorpus"]}, "terms.{", "NFCorpus.{"),
+    ],
+)
+def test_a_benefit_that_these_datasets_never_measure_is_refused_with_those_that_they_do(
+    benefit: str, changes: dict[str, Any], allowed: str, absent: str | None
+) -> None:
+    message = complaint(with_benefit(benefit, **changes))
+    assert benefit in message
+    listed = message.partition("allowed:")[2]
+    assert allowed in listed
+    assert absent is None or absent not in listed
+
+
+def test_a_benchmark_of_the_users_may_be_the_benefit() -> None:
+    benchmarks = [{"name": "cases", "folder": "cases", "format": "beir"}]
+    changed = with_benefit("cases.all.ndcg@10", evaluate_model__benchmarks=benchmarks)
+    assert parse_params(changed, "params.yaml").register_model.gates.benefit == "cases.all.ndcg@10"
+    changed["evaluate_model"]["benchmarks"] = []
+    assert "cases.all.ndcg@10" in complaint(changed)
+
+
+def test_scored_pairs_have_a_correlation_and_no_rank() -> None:
     scored = put("validate_data.datasets.1.format", "scored_pairs")
-    assert "names the metric 'mrr'; allowed: spearman" in complaint(scored)
+    assert "terms.{all,new_word,no_new_word}.{spearman}" in complaint(scored)
     scored["register_model"]["gates"]["benefit"] = "terms.all.spearman"
     assert parse_params(scored, "params.yaml").register_model.gates.benefit == "terms.all.spearman"
+
+
+@pytest.mark.parametrize("benefit", ["fidelity", "tokens_per_text"])
+def test_what_is_measured_on_held_out_texts_needs_some(benefit: str) -> None:
+    changed = with_benefit(benefit)
+    for dataset in changed["validate_data"]["datasets"]:
+        dataset["held_out"] = {}
+    assert parse_params(changed, "params.yaml"), "the contexts that distillation held out"
+    nothing = copy.deepcopy(changed)
+    nothing["resize_base"]["distillation"]["held_out"] = 0.0
+    assert benefit not in complaint(nothing).partition("allowed:")[2]
+    # Without distillation every context is held out.
+    nothing["resize_base"]["initialisation"] = "subword_mean"
+    assert parse_params(nothing, "params.yaml")
+    nothing["validate_data"]["contexts"] = []
+    assert benefit in complaint(nothing)
 
 
 def test_a_loss_is_given_by_name_or_with_its_arguments() -> None:
@@ -283,3 +379,20 @@ def test_a_key_that_is_no_text_is_refused() -> None:
 def test_what_was_parsed_can_be_parsed_again() -> None:
     params = parse_params(PROJECT, "params.yaml")
     assert Params.model_validate(params.model_dump()) == params
+
+
+def test_what_is_tracked_is_computed_in_float32_unless_the_user_says_otherwise() -> None:
+    # bfloat16 chosen by the CPU gave another model, and another verdict, on each kind of CPU.
+    bare = copy.deepcopy(PROJECT)
+    del bare["resize_base"]["distillation"]["precision"], bare["train_adapter"]["precision"]
+    for given in (bare, PROJECT):
+        params = parse_params(given, "params.yaml")
+        assert params.resize_base.distillation.precision == "float32"
+        assert params.train_adapter.precision == "float32"
+
+
+def test_float16_is_asked_for_with_precision_auto() -> None:
+    given = put("train_adapter.arguments", {"fp16": True})
+    assert "set precision: auto" in complaint(given)
+    given["train_adapter"]["precision"] = "auto"
+    assert parse_params(given, "params.yaml").train_adapter.arguments == {"fp16": True}

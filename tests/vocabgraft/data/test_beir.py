@@ -44,19 +44,16 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> Non
         ("corpus", [*CORPUS, "{"], "corpus.jsonl line 4: it is not JSON"),
         ("corpus", [*CORPUS, "[1]"], "corpus.jsonl line 4: it is '[1]', not an object with _id and text"),
         ("corpus", [*CORPUS, '{"text": "x"}'], "corpus.jsonl line 4: _id is None; allowed: a text"),
-        ("corpus", [*CORPUS, '{"_id": 7, "text": "x"}'], "corpus.jsonl line 4: _id is 7; allowed: a text"),
-        ("corpus", [*CORPUS, '{"_id": "d3", "text": null}'], "corpus.jsonl line 4: text is None; allowed: a text"),
-        ("corpus", [*CORPUS, '{"_id": "d3", "text": "x", "title": 3}'], "line 4: title is 3; allowed: a text, or none"),
-        ("corpus", [*CORPUS, '{"_id": "d3", "text": " "}'], "corpus.jsonl line 4: title and text are empty"),
-        ("corpus", [*CORPUS, CORPUS[0]], "corpus.jsonl line 4: the _id 'd1' is there already"),
+        ("corpus", [*CORPUS, '{"_id": "d3", "title": "x"}'], "corpus.jsonl line 4: text is missing"),
+        ("corpus", [*CORPUS, '{"_id": "d3", "text": ["x"]}'], "line 4: text is ['x']; allowed: a text, or null"),
+        ("corpus", [*CORPUS, '{"_id": "d3", "text": "x", "title": {"a": 1}}'], "line 4: title is {'a': '1'}; allowed"),
+        ("corpus", [*CORPUS, '{"_id": "d1", "text": "other"}'], "corpus.jsonl line 4: the _id 'd1' is there already"),
         ("corpus", [""], "corpus.jsonl: it is empty"),
-        ("queries", [*QUERIES, '{"_id": "q4", "text": ""}'], "queries.jsonl line 4: text are empty"),
         ("qrels", [*QRELS, "q1 d1 1"], "qrels/test.tsv line 5: it has 1 columns; allowed: query-id, corpus-id, score"),
         ("qrels", [*QRELS, "q1\t0\td1\t1"], "qrels/test.tsv line 5: it has 4 columns"),
-        ("qrels", [*QRELS, "q9\td1\t1"], "qrels/test.tsv line 5: the query 'q9' is not in queries.jsonl"),
-        ("qrels", [*QRELS, "q1\td9\t1"], "qrels/test.tsv line 5: the document 'd9' is not in corpus.jsonl"),
         ("qrels", [*QRELS, "q3\td1\thigh"], "qrels/test.tsv line 5: the score is 'high'; allowed: a whole number"),
-        ("qrels", [*QRELS, QRELS[1]], "qrels/test.tsv line 5: 'q2' and 'd2' are judged already; keep one line"),
+        ("qrels", [*QRELS, "q2\td2\t1"], "qrels/test.tsv line 5: 'q2' and 'd2' are judged already, with another score"),
+        ("qrels", [QRELS[0], "q1\td9\t1"], "1 lines left out: a judgement of a document that is not in corpus.jsonl"),
         ("qrels", [QRELS[0], "q1\td1\t0"], "no query has a relevant document"),
     ],
 )
@@ -67,11 +64,51 @@ def test_a_bad_line_is_named(file: str, lines: list[str], told: str, tmp_path: P
     assert "evaluate_model.benchmarks: problems of own" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "lines", "left_out"),
+    [
+        ("qrels", [*QRELS, "q1\td9\t1"], {"a judgement of a document that is not in corpus.jsonl": 1}),
+        ("qrels", [*QRELS, "q9\td1\t1"], {"a judgement of a query that is not in queries.jsonl": 1}),
+        ("qrels", [*QRELS, QRELS[1], QRELS[2]], {"a repeated line of qrels/test.tsv": 2}),
+        ("qrels", ["query_id\tdoc_id\trelevance", "q2\td2\t2.0", " q1\td1 \t1", "q1\td2\t-1"], {}),
+        ("corpus", [*CORPUS, CORPUS[0]], {"a repeated line of corpus.jsonl": 1}),
+        (
+            "corpus",
+            [line.replace("{", '{"title": null, ', 1) if "title" not in line and line else line for line in CORPUS],
+            {},
+        ),
+        ("queries", [*QUERIES, '{"_id": "q4", "text": ""}'], {}),
+    ],
+)
+def test_what_published_folders_have_is_accepted_and_counted(
+    file: str, lines: list[str], left_out: dict[str, int], tmp_path: Path
+) -> None:
+    found = read_beir(write(tmp_path, **{file: lines}), "own")
+    assert found == Benchmark("own", ["who sleeps", "who barks"], ["Dogs bark", "cats sleep"], [{1: 2}, {0: 1}])
+    assert found.left_out == left_out
+
+
+def test_empty_documents_keep_their_place_and_queries_without_a_text_ask_nothing(tmp_path: Path) -> None:
+    corpus = ['{"_id": "d0", "title": "", "text": ""}', '{"_id": "d3", "title": null, "text": null}', *CORPUS]
+    queries = [*QUERIES, '{"_id": "q4", "text": null}']
+    found = read_beir(write(tmp_path, corpus, queries, [*QRELS, "q3\td0\t1", "q4\td1\t1"]), "own")
+    assert found.documents == ["", "", "Dogs bark", "cats sleep"]
+    assert (found.queries, found.relevance) == (["who sleeps", "who barks", "who"], [{3: 2}, {2: 1}, {0: 1}])
+    assert found.left_out == {"a judgement of a query without a text": 1}
+
+
+def test_ids_are_the_text_that_stands_in_the_files(tmp_path: Path) -> None:
+    long = 900_000_000_000_207_008
+    corpus = [f'{{"_id": {long}, "text": "a"}}', f'{{"_id": {long + 1}, "text": "b"}}', '{"_id": "007", "text": "c"}']
+    found = read_beir(write(tmp_path, corpus, ['{"_id": 1, "text": "q"}'], [f"1\t{long + 1}\t1", "1\t007\t2"]), "own")
+    assert found.relevance == [{1: 1, 2: 2}]
+
+
 def test_the_first_ten_of_many_problems_are_shown(tmp_path: Path) -> None:
     with pytest.raises(VocabgraftError) as caught:
         read_beir(write(tmp_path, corpus=["{"] * 12), "own")
     told = str(caught.value)
-    assert "15 in all, the first 10" in told
+    assert "12 in all, the first 10" in told
     assert "line 10:" in told and "line 11:" not in told
 
 

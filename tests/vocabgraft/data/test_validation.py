@@ -9,6 +9,11 @@ from tests.conftest import write_lines
 from vocabgraft.config.datasets import DatasetParams
 from vocabgraft.data.validation import (
     annotate_vocabulary,
+    colliding_tokens,
+    compare_contexts,
+    compare_examples,
+    compare_retention,
+    compare_tokens,
     count_uses,
     inside_others,
     new_tokens,
@@ -31,16 +36,23 @@ def dataset(dataset_format: str, held_out: dict[str, float] | None = None, **fil
     )
 
 
+def examples(folder: Path, given: DatasetParams) -> pd.DataFrame:
+    """The rows of a dataset, compared."""
+    read = read_examples(folder, given)
+    assert read.faults == ()
+    return compare_examples(read.rows, given.format)
+
+
 def pairs(folder: Path, lines: list[str], header: str = "anchor,positive", **held_out: float) -> pd.DataFrame:
     """Pairs of one file."""
     write_lines(folder / "terms.csv", [header, *lines])
-    return read_examples(folder, dataset("pairs", held_out, train="terms.csv"))
+    return examples(folder, dataset("pairs", held_out, train="terms.csv"))
 
 
 def triples(folder: Path, lines: list[str]) -> pd.DataFrame:
     """Triples of one file."""
     write_lines(folder / "relations.csv", ["head,relation,tail", *lines])
-    return read_examples(folder, dataset("triples", train="relations.csv"))
+    return examples(folder, dataset("triples", train="relations.csv"))
 
 
 def told(frame: pd.DataFrame, column: str) -> list[Any]:
@@ -69,7 +81,7 @@ def test_rows_without_a_group_are_spread_by_their_anchor(tmp_path: Path) -> None
 
 def test_triples_are_split_by_their_head(tmp_path: Path) -> None:
     write_lines(tmp_path / "r.csv", ["head,relation,tail", *(f"h{number % 15},IsA,t{number}" for number in range(60))])
-    frame = read_examples(tmp_path, dataset("triples", {"test": 0.4}, train="r.csv"))
+    frame = examples(tmp_path, dataset("triples", {"test": 0.4}, train="r.csv"))
     assert set(frame["split"]) == {"train", "test"}
     assert (frame.groupby("head")["split"].nunique() == 1).all()
 
@@ -77,7 +89,7 @@ def test_triples_are_split_by_their_head(tmp_path: Path) -> None:
 def test_a_file_of_its_own_is_its_split_whatever_the_shares(tmp_path: Path) -> None:
     for name in ("train", "test"):
         write_lines(tmp_path / f"{name}.csv", ["anchor,positive", *(f"{name}{n},{name} x{n}" for n in range(9))])
-    frame = read_examples(tmp_path, dataset("pairs", {"validation": 0.5}, train="train.csv", test="test.csv"))
+    frame = examples(tmp_path, dataset("pairs", {"validation": 0.5}, train="train.csv", test="test.csv"))
     assert set(frame[frame["file"] == "test.csv"]["split"]) == {"test"}
     assert "test" not in set(frame[frame["file"] == "train.csv"]["split"])
 
@@ -107,7 +119,7 @@ def test_a_training_row_that_shares_a_text_with_a_held_out_row_is_told(tmp_path:
     write_lines(tmp_path / "valid.csv", ["anchor,positive", "bird,Liver", "cat,wood"])
     write_lines(tmp_path / "test.csv", ["anchor,positive", "STONE,rock", "wood,house"])
     files = {"train": "train.csv", "validation": "valid.csv", "test": "test.csv"}
-    frame = read_examples(tmp_path, dataset("pairs", None, **files))
+    frame = examples(tmp_path, dataset("pairs", None, **files))
     assert told(frame, "leaks_from") == [
         "test.csv row 2 (test)",
         "valid.csv row 2 (validation)",
@@ -122,7 +134,7 @@ def test_a_training_row_that_shares_a_text_with_a_held_out_row_is_told(tmp_path:
 def test_a_triple_leaks_only_as_a_whole(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.csv", ["head,relation,tail", "dog,IsA,animal", "dog,MadeOf,animal"])
     write_lines(tmp_path / "test.csv", ["head,relation,tail", "Dog,IsA,animal"])
-    frame = read_examples(tmp_path, dataset("triples", None, train="train.csv", test="test.csv"))
+    frame = examples(tmp_path, dataset("triples", None, train="train.csv", test="test.csv"))
     assert told(frame, "leaks_from") == ["test.csv row 2 (test)", None, None]
 
 
@@ -136,24 +148,27 @@ def test_texts_leave_out_rows_with_a_gap(tmp_path: Path) -> None:
 
 
 def test_contexts_of_several_files_know_each_other(tmp_path: Path) -> None:
-    paths = [write_lines(tmp_path / f"{n}.txt", lines) for n, lines in enumerate((["a dog", "x"], ["A  dog"]))]
-    assert told(read_contexts(paths), "duplicate_of") == [None, None, "0.txt row 1"]
-    assert list(read_contexts([]).columns) == list(read_contexts(paths).columns)
+    for number, lines in enumerate((["a dog", "x"], ["A  dog"])):
+        write_lines(tmp_path / f"{number}.txt", lines)
+    rows = read_contexts(tmp_path, ["*.txt"]).rows
+    assert told(compare_contexts(rows), "duplicate_of") == [None, None, "0.txt row 1"]
+    assert list(read_contexts(tmp_path, []).rows.columns) == list(rows.columns)
 
 
 def test_retention_tells_repetitions_from_contradictions(tmp_path: Path) -> None:
     lines = ["a,b,0.5", "B,a,0.50", "b,A,0.7", "c,d,much", "c,e,"]
-    frame = read_retention(write_lines(tmp_path / "r.csv", ["sentence1,sentence2,score", *lines]))
+    write_lines(tmp_path / "r.csv", ["sentence1,sentence2,score", *lines])
+    frame = compare_retention(read_retention(tmp_path, "r.csv").rows)
     assert told(frame, "number") == [0.5, 0.5, 0.7, None, None]
     assert told(frame, "score")[3:] == ["much", None]
     assert told(frame, "duplicate_of") == [None, "r.csv row 2", None, None, None]
     assert told(frame, "contradicts") == [None, None, "r.csv row 2", None, None]
 
 
-def vocabulary(folder: Path, base: "Tokenizer", lines: list[str], texts: list[str]) -> pd.DataFrame:
+def vocabulary(folder: Path, base: "Tokenizer", lines: list[str]) -> pd.DataFrame:
     """A raw vocabulary with what is known of its tokens."""
-    path = write_lines(folder / "vocabulary.csv", ["token,kind,description", *lines])
-    return annotate_vocabulary(read_vocabulary(path), base, texts)
+    write_lines(folder / "vocabulary.csv", ["token,kind,description", *lines])
+    return annotate_vocabulary(read_vocabulary(folder, "vocabulary.csv").rows, base)
 
 
 def test_what_the_base_makes_of_a_token_is_told(tmp_path: Path, base_tokenizer: "Tokenizer") -> None:
@@ -165,7 +180,7 @@ def test_what_the_base_makes_of_a_token_is_told(tmp_path: Path, base_tokenizer: 
         "<|IsA|>,special,\u4e2d",
         "\u0301,symbol,x",
     ]
-    frame = vocabulary(tmp_path, base_tokenizer, lines, [])
+    frame = vocabulary(tmp_path, base_tokenizer, lines)
     assert list(frame["one_token"]) == [1, 0, 0, 0, 0, 0]
     assert list(frame["needs_description"]) == [0, 0, 1, 1, 1, 1]
     assert list(frame["readable_description"]) == [0, 0, 6, 0, 0, 1]
@@ -180,13 +195,14 @@ def test_tokens_of_an_earlier_run_are_kept_and_keep_how_they_match(
     grown = extended[0].backend_tokenizer
     before = grown.to_str()
     lines = ["nephrolith,word,", "Thrombopenia,symbol,x", "<|IsA|>,special,is", "Nephrolith,word,", "hepatoma,word,"]
-    frame = vocabulary(tmp_path, grown, lines, ["a nephrolith", "nephroliths", "xthrombopenia", "a hepatoma <|IsA|> b"])
+    texts = ["a nephrolith", "nephroliths", "xthrombopenia", "a hepatoma <|IsA|> b"]
+    frame = vocabulary(tmp_path, grown, lines)
     assert list(frame["kept"]) == [1, 1, 1, 0, 0]
     assert told(frame, "kept_as") == [None, "word", None, None, None]
     assert list(frame["one_token"]) == [0, 0, 0, 1, 0]
     assert list(frame["needs_description"]) == [0] * 5
-    assert told(frame, "collides_with") == [None, None, None, "nephrolith", None]
-    assert list(frame["uses"]) == [1, 0, 1, 0, 1]
+    assert colliding_tokens(frame) == [None, None, None, "nephrolith", None]
+    assert count_uses(grown, new_tokens(frame), texts) == [1, 0, 1, 0, 1]
     assert grown.to_str() == before
 
 
@@ -207,14 +223,22 @@ def test_words_inside_others_are_told_with_the_first_of_those() -> None:
 
 
 def test_tokens_that_the_base_normalises_to_one_collide(tmp_path: Path, base_tokenizer: "Tokenizer") -> None:
-    frame = vocabulary(tmp_path, base_tokenizer, ["F\u00f6hn,word,", "fohn,word,", "fohns,word,"], [])
-    assert told(frame, "collides_with") == [None, "F\u00f6hn", None]
+    frame = vocabulary(tmp_path, base_tokenizer, ["F\u00f6hn,word,", "fohn,word,", "fohns,word,"])
+    assert colliding_tokens(frame) == [None, "F\u00f6hn", None]
+
+
+def test_a_row_of_the_vocabulary_repeats_another_where_it_says_the_same(tmp_path: Path) -> None:
+    lines = ["x,word,a", "x,word,b", "x,symbol,a", "x,word,a", "y,word,", "y,word,"]
+    write_lines(tmp_path / "v.csv", ["token,kind,description", *lines])
+    found = compare_tokens(read_vocabulary(tmp_path, "v.csv").rows)
+    assert told(found, "duplicate_of") == [None, None, None, "v.csv row 2", None, "v.csv row 6"]
 
 
 def test_uses_are_distinct_texts_that_hold_the_whole_word(tmp_path: Path, base_tokenizer: "Tokenizer") -> None:
     texts = ["a Nephrolith", "a Nephrolith", "nephrolith nephrolith!", "nephroliths", "x->y", "dog <|isa|> cat"]
     lines = ["nephrolith,word,", "->,symbol,", "<|IsA|>,special,is a", "rare,word,", "thing,noun,"]
-    assert list(vocabulary(tmp_path, base_tokenizer, lines, texts)["uses"]) == [2, 1, 0, 0, 0]
+    tokens = new_tokens(vocabulary(tmp_path, base_tokenizer, lines))
+    assert count_uses(base_tokenizer, tokens, texts) == [2, 1, 0, 0, 0]
 
 
 def test_counting_uses_leaves_the_base_alone(base_tokenizer: "Tokenizer") -> None:
@@ -224,5 +248,5 @@ def test_counting_uses_leaves_the_base_alone(base_tokenizer: "Tokenizer") -> Non
 
 
 def test_a_missing_description_is_the_empty_text(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "v.csv", ["token,kind,description", "x,word,"])
-    assert new_tokens(read_vocabulary(path)) == [NewToken("x", "word", "")]
+    write_lines(tmp_path / "v.csv", ["token,kind,description", "x,word,"])
+    assert new_tokens(read_vocabulary(tmp_path, "v.csv").rows) == [NewToken("x", "word", "")]

@@ -8,6 +8,7 @@ import torch
 
 from tests.conftest import ROOT, WORDS
 from tests.vocabgraft.conftest import Graft, WriteDataset, load, rows_of
+from vocabgraft.config.benefits import BENCHMARK_METRICS, LINK_METRICS, WITHOUT_LABELS, metrics_of
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import EvaluateModelParams
 from vocabgraft.data.accepted import AcceptedDataset
@@ -55,14 +56,35 @@ def test_every_model_has_every_figure_and_the_base_reads_descriptions(
     found = run(graft, Questions(datasets, RETENTION), merged=load(graft.merged["tokens"]))
     assert found.metrics.keys() == {"base", "resized", "merged"}
     for figures in found.metrics.values():
-        assert figures.keys() == {"relations", "terms", "retention", "tokens_per_text"}
+        assert figures.keys() == {"relations", "terms", "retention", "tokens_per_text", "fidelity"}
         assert figures["relations"]["all"].keys() >= {"mrr", "recall@2", "link_mrr", "link_hits@10", "queries"}
-        assert figures["relations"]["new_word"]["queries"] == 1
+        assert figures["relations"]["new_word"]["queries"] == 3
         assert figures["retention"]["no_new_word"].keys() == {"spearman", "pairs"}
     # "dog <|IsA|>" is two tokens, and "dog is a kind of" five.
     assert found.metrics["base"]["tokens_per_text"] > found.metrics["merged"]["tokens_per_text"]
     assert found.comparison["control"] == {"trained": False}
-    assert {item["metric"] for item in found.comparison["items"]} == {"mrr", "recall@2", "link_mrr"}
+    assert {item["metric"] for item in found.comparison["items"]} == {"mrr", "recall@2", *LINK_METRICS}
+
+
+def test_exactly_the_metrics_that_a_benefit_may_name_are_measured(
+    graft: Graft, datasets: list[AcceptedDataset], write_dataset: WriteDataset
+) -> None:
+    scored = [(f"the {word}", f"a {word} stone", place / 10) for place, word in enumerate(WORDS[:8])]
+    sts = write_dataset("scores", "scored_pairs", ("sentence1", "sentence2", "score"), test=scored)
+    own = Benchmark("cases", ["the nephrolith", "a dog"], ["a stone", "the nephrolith", "a dog"], [{1: 1}, {2: 1}])
+    questions = Questions([*datasets, sts], RETENTION, benchmarks=[own])
+    found = run(graft, questions, merged=load(graft.merged["tokens"]))
+    measured: dict[str, set[str]] = {}
+    for item in found.comparison["items"]:
+        measured.setdefault(item["dataset"], set()).add(item["metric"])
+    formats = {"relations": "triples", "terms": "pairs", "scores": "scored_pairs"}
+    assert measured.pop("cases") == set(BENCHMARK_METRICS)
+    assert measured == {name: set(metrics_of(kind, 2)) for name, kind in formats.items()}  # type: ignore[arg-type]
+    # A champion is compared by the items of any of them.
+    columns = item_columns(found.measurements)
+    kept = set(zip(columns["dataset"], columns["metric"], strict=True))
+    assert kept >= {(item["dataset"], item["metric"]) for item in found.comparison["items"]}
+    assert kept >= {(benefit.dataset, benefit.metric) for benefit in WITHOUT_LABELS.values()}
 
 
 def test_a_model_that_forgot_its_words_is_called_worse(
@@ -144,7 +166,8 @@ def test_every_item_is_written_with_a_number_for_each_model(graft: Graft, datase
     columns = item_columns(found.measurements)
     assert len({len(values) for values in columns.values()}) == 1
     assert columns.keys() >= {"dataset", "item", "answer", "group", "new_word", "score", "base", "resized", "merged"}
-    of_terms = [place for place, name in enumerate(columns["dataset"]) if name == "terms"]
+    named = list(zip(columns["dataset"], columns["metric"], strict=True))
+    of_terms = [place for place, name in enumerate(named) if name == ("terms", "mrr")]
     mean = np.mean([columns["merged"][place] for place in of_terms])
     assert round(100 * float(mean), 2) == round(found.metrics["merged"]["terms"]["all"]["mrr"], 2)
     scored = [place for place, score in enumerate(columns["score"]) if score is not None]
@@ -160,9 +183,10 @@ def test_two_runs_give_one_result(graft: Graft, datasets: list[AcceptedDataset])
     assert item_columns(first.measurements) == item_columns(second.measurements)
 
 
-def test_the_plot_has_a_row_for_each_gain() -> None:
+def test_the_plot_has_a_row_for_each_gain_but_the_hits_of_link_prediction() -> None:
     item = {"dataset": "terms", "subset": "all", "metric": "mrr", "gain": 2.0, "low": 1.0, "high": 3.0}
-    (row,) = gains_for_plots({"items": [item | {"verdict": "better", "base": 50.0}]})
+    item |= {"verdict": "better", "base": 50.0}
+    (row,) = gains_for_plots({"items": [item, item | {"metric": "link_hits@3"}]})
     assert row == {"figure": "terms, all: mrr", "gain": 2.0, "low": 1.0, "high": 3.0, "verdict": "better"}
 
 

@@ -50,18 +50,17 @@ def test_what_holds_no_new_token_is_embedded_bit_for_bit_as_by_the_base(graft: G
     assert (base[held] != merged[held]).any(axis=1).all()
 
 
-def test_a_relation_is_a_new_token_and_no_new_word(new_words: NewWords) -> None:
-    texts = ["dog <|IsA|>", "nephrolith <|IsA|>", "dog"]
-    assert new_words.held(texts).tolist() == [True, True, False]
-    assert new_words.words_held(texts).tolist() == [False, True, False]
+def test_a_text_holds_a_new_word_where_the_tokenizer_emits_a_new_id_of_any_kind(new_words: NewWords) -> None:
+    texts = ["dog <|IsA|>", "nephrolith <|IsA|>", "dog", "dog <|Unknown|>"]
+    assert new_words.held(texts).tolist() == [True, True, False, False]
 
 
 def test_a_special_token_is_read_as_its_description_where_it_is_not_known(graft: Graft, new_words: NewWords) -> None:
     described = [token.new_token for token in graft.tokens]
     subject = Subject("base", load(graft.base), new_words, 2, described)
     assert subject.read(["dog <|IsA|> animal"]) == ["dog is a kind of animal"]
-    assert subject.tokens_per_text(["dog <|IsA|> animal"]) == 6.0
-    assert subject.tokens_per_text([]) == 0.0
+    assert subject.token_counts(["dog <|IsA|> animal", "dog"]).tolist() == [6.0, 1.0]
+    assert subject.token_counts([]).tolist() == []
     assert np.abs(subject.encode(["dog <|IsA|> animal"]) - subject.encode(["dog is a kind of animal"])).max() <= 1e-6
 
 

@@ -64,7 +64,7 @@ def test_the_figures_are_those_of_the_evaluator_of_sentence_transformers(
 ) -> None:
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-    documents = [f"a {left} of {right}" for left in WORDS for right in WORDS[:8]]
+    documents = [*(f"a {left} of {right}" for left in WORDS for right in WORDS[:8]), "", ""]
     queries = [f"the {word} with nephrolith" for word in WORDS[:5]] + [f"the {word}" for word in WORDS[:7]]
     relevance = [{place: 1, (7 * place + 3) % len(documents): 1} for place in range(len(queries))]
     model = load(graft.merged["tokens"])

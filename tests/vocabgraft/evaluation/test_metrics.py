@@ -39,7 +39,7 @@ def test_an_empty_subset_has_its_count_alone_and_no_comparison() -> None:
 
 def test_an_item_of_the_comparison_has_every_model_and_says_who_is_missing() -> None:
     (item, *_) = compared_items([ranked()], 200, 17)
-    assert item | {"low": 0, "high": 0, "p_value": 0} == {
+    assert item | {"low": 0, "high": 0, "p_value": 0, "standard_error": 0} == {
         "dataset": "terms",
         "subset": "all",
         "metric": "mrr",
@@ -51,6 +51,7 @@ def test_an_item_of_the_comparison_has_every_model_and_says_who_is_missing() -> 
         "low": 0,
         "high": 0,
         "p_value": 0,
+        "standard_error": 0,
         "queries": 4,
         "groups": 2,
         "verdict": "smoke figure",
@@ -65,3 +66,11 @@ def test_what_to_one_model_is_all_alike_has_no_figure_for_that_model_alone() -> 
     assert (entry.figure("base", "all"), entry.figure("merged", "all")) == (100.0, None)
     assert entry.compare("base", "merged", "all", 17) is None
     assert problems_of([entry], ["all"]) == ["terms: no spearman, since to merged all 4 pairs are equally similar"]
+
+
+def test_of_a_figure_that_is_better_when_lower_a_fall_is_a_gain() -> None:
+    values = {"base": np.array([9.0, 8, 7, 6]), "merged": np.array([7.0, 7, 5, 5])}
+    entry = ranked(metric="tokens", values=values, percent=False, lower_is_better=True)
+    found = entry.compare("base", "merged", "all", 17)
+    assert found is not None and (found.gain, entry.figure("merged", "all")) == (1.5, 6.0)
+    assert found.low >= 1

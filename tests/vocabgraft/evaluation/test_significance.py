@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
 from vocabgraft.evaluation import significance
-from vocabgraft.evaluation.significance import Comparison, _Ranked, compare_correlations, compare_means, verdict_of
+from vocabgraft.evaluation.significance import (
+    Comparison,
+    _Ranked,
+    compare_correlations,
+    compare_means,
+    is_shown_above,
+    items_needed,
+    verdict_of,
+)
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 # The number of resamples is the same for every example.
@@ -68,7 +76,7 @@ def test_few_items_carry_no_claim_however_large_the_gain() -> None:
     assert verdict_of(compare_means(before, after, each(199), 17), 199, 199) == "better"
 
 
-@pytest.mark.parametrize("found", [Comparison(2.0, -0.1, 4.0, 0.01), Comparison(2.0, 0.1, 4.0, 0.2)])
+@pytest.mark.parametrize("found", [Comparison(2.0, -0.1, 4.0, 0.01, 1.0), Comparison(2.0, 0.1, 4.0, 0.2, 1.0)])
 def test_an_interval_and_a_test_that_disagree_make_no_claim(found: Comparison) -> None:
     assert verdict_of(found, 1000, 200) == "could be chance"
 
@@ -186,3 +194,54 @@ def test_a_seed_gives_one_result_whatever_is_drawn_elsewhere(monkeypatch: pytest
     # How much is held at once is no part of the result.
     monkeypatch.setattr(significance, "NUMBERS_AT_ONCE", 700)
     assert compare_means(before, after, each(50), 17) == first
+
+
+def test_one_item_shows_nothing_though_its_interval_has_no_width() -> None:
+    for count, shown in ((1, False), (5, False), (6, True)):
+        found = compare_means(np.zeros(count), np.full(count, 5.0), each(count), 17)
+        assert (found.low, found.high) == (5.0, 5.0)
+        assert is_shown_above(found, count, 0.0) is shown
+
+
+def test_the_standard_error_is_that_of_a_paired_mean() -> None:
+    before, after = planted(400, 3.0)
+    found = compare_means(before, after, each(400), 17)
+    assert found.standard_error == pytest.approx((after - before).std(ddof=1) / 20, rel=0.05)
+
+
+def test_the_items_that_are_needed_show_the_gain_in_four_of_five_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(3)
+    pilot = generator.normal(0, 20, 400)
+    pilot = 8.0 + 20 * (pilot - pilot.mean()) / pilot.std()
+    needed = items_needed(compare_means(np.zeros(400), pilot, each(400), 17), 400, 400, 0.0)
+    assert needed is not None
+    # 20 points of spread over 8 of gain: (2.8016 * 2.5)^2, by a bootstrap whose error is off by 1.6 % itself.
+    assert needed == pytest.approx(49, abs=5)
+    monkeypatch.setattr(significance, "RESAMPLES", 500)
+    shown = 0
+    for seed in range(200):
+        after = generator.normal(8.0, 20, needed)
+        shown += is_shown_above(compare_means(np.zeros(needed), after, each(needed), seed), needed, 0.0)
+    # 160 are expected, give or take 6.
+    assert 140 <= shown <= 180
+
+
+def test_items_in_large_groups_are_needed_in_larger_numbers() -> None:
+    shift = np.array([-12.0, -8, -4, 0, 2, 4, 6, 8, 10, 12, 14, 16])
+    before, after = np.zeros(360), np.repeat(shift, 30)
+    groups = [str(number // 30) for number in range(360)]
+    apart = items_needed(compare_means(before, after, each(360), 17), 360, 360, 0.0)
+    together = items_needed(compare_means(before, after, groups, 17), 360, 12, 0.0)
+    assert apart is not None and together is not None and together > 20 * apart
+
+
+@pytest.mark.parametrize(("gain", "limit", "needed"), [(0.0, 0.0, None), (-1.0, 0.0, None), (1.0, 1.0, None)])
+def test_no_number_of_items_shows_a_gain_that_is_not_above_its_limit(
+    gain: float, limit: float, needed: int | None
+) -> None:
+    assert items_needed(Comparison(gain, gain - 1, gain + 1, 0.5, 0.5), 100, 100, limit) is needed
+
+
+def test_a_gain_without_spread_still_needs_six_groups() -> None:
+    assert items_needed(Comparison(5.0, 5.0, 5.0, 1.0, 0.0), 30, 3, 0.0) == 60
+    assert items_needed(Comparison(5.0, 5.0, 5.0, 1.0, 0.0), 0, 0, 0.0) is None

@@ -94,10 +94,114 @@ def test_escaping_every_character_that_may_be_is_undone(text: str) -> None:
     assert plain(escaped) == text.strip()
 
 
+def term(folder: Path, *lines: str, header: str = OBO_HEADER, scopes: frozenset[str] | None = None) -> Concept:
+    """What is read of one term."""
+    return read(folder, header + "\n".join(["[Term]", "id: X:1", *lines, ""]), scopes).concepts[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ('name: widgetocyte {source="PMID:1", comment="seen ! once"} ! a comment', "widgetocyte"),
+        ('name: widgetocyte {comment="a } and a { and a \\" ! in it"}', "widgetocyte"),
+        ("name: widgetocyte{source=PMID:1}", "widgetocyte"),
+        ("name: widgetocyte ! seen {x=y} ! twice", "widgetocyte"),
+        ("name: wow! a cell {big, round}", "wow! a cell {big, round}"),
+        ("name: what \\! a cell \\{x=y\\}", "what ! a cell {x=y}"),
+        ('name: 5" disk !', '5" disk'),
+        ("name: a \\{b=c\\} {d=e} ! f", "a {b=c}"),
+    ],
+)
+def test_modifiers_and_comments_are_not_part_of_a_name(tmp_path: Path, line: str, name: str) -> None:
+    assert term(tmp_path, line).name == name
+
+
+@pytest.mark.parametrize(
+    ("line", "link"),
+    [
+        ('is_a: X:2 {comment="a ! b", source="c"} ! the other', Link("X:1", "IsA", "X:2", "the other")),
+        ("is_a: X:2", Link("X:1", "IsA", "X:2", "")),
+        ('relationship: part_of X:2 {all_only="true"} ! the other', Link("X:1", "PartOf", "X:2", "the other")),
+    ],
+)
+def test_a_link_is_named_by_its_comment_alone(tmp_path: Path, line: str, link: Link) -> None:
+    assert read(tmp_path, OBO_HEADER + f"[Term]\nid: X:1\nname: cell\n{line}\n").links == (link,)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ('synonym: "the "best" widgetocyte" EXACT []', 'the "best" widgetocyte'),
+        ('synonym: "a \\"best\\" widgetocyte" EXACT []', 'a "best" widgetocyte'),
+        ('synonym: "5" disk" EXACT OMO:0003000 [X:1 "a "book""]', '5" disk'),
+        ('synonym: "ends in a backslash \\\\" EXACT [X:1 "a \\"book\\""]', "ends in a backslash \\"),
+        ('synonym: "cell" EXACT [X:1, "unbalanced] {source="x"}', "cell"),
+        ('synonym: "cell" EXACT {source="a [b] ! c"} ! "cells" [x]', "cell"),
+        ('synonym: "cell [big]" EXACT [X:1 "see [2]"]', "cell [big]"),
+    ],
+)
+def test_a_quoted_text_ends_where_what_may_follow_it_does(tmp_path: Path, line: str, text: str) -> None:
+    assert term(tmp_path, "name: widgetocyte", line).synonyms == (text,)
+
+
+def test_a_definition_may_hold_quotation_marks(tmp_path: Path) -> None:
+    line = 'def: "A so-called "hot" cell of the "widget" line." [GOC:x, "a book"]'
+    assert term(tmp_path, "name: widgetocyte", line).definitions == ('A so-called "hot" cell of the "widget" line.',)
+
+
+TYPES = (
+    'synonymtypedef: LAY "layman \\"term\\"" BROAD\nsynonymtypedef: ABBR "short form" EXACT\nsynonymtypedef: ODD "x"\n'
+)
+TYPED = (
+    'synonym: "any small thing" LAY []',
+    'synonym: "WC" ABBR []',
+    'synonym: "thing" RELATED ABBR []',
+    'synonym: "odd" ODD []',
+    'synonym: "undeclared" NEW []',
+    'synonym: "cell" NARROW []',
+)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "taken"),
+    [
+        ({"EXACT"}, ("WC",)),
+        ({"BROAD"}, ("any small thing",)),
+        ({"NARROW"}, ("cell",)),
+        ({"RELATED"}, ("thing", "odd", "undeclared")),
+    ],
+)
+def test_a_synonym_without_a_scope_has_that_of_its_declared_type(
+    tmp_path: Path, scopes: set[str], taken: tuple[str, ...]
+) -> None:
+    found = term(
+        tmp_path, "name: widgetocyte", *TYPED, header=OBO_HEADER.strip() + "\n" + TYPES, scopes=frozenset(scopes)
+    )
+    assert found.synonyms == taken
+
+
+def test_old_tags_of_synonyms_are_read_as_the_scopes_that_they_name(tmp_path: Path) -> None:
+    old = [f'{scope.lower()}_synonym: "{scope} cell" []' for scope in SCOPES]
+    for scope in SCOPES:
+        found = term(tmp_path, "name: widgetocyte", *old, scopes=frozenset({scope}))
+        assert found.synonyms == (f"{scope} cell",)
+
+
+def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
+    text = obo_text() + "\n[Instance]\nid: X:9\nname: a stone\n"
+    assert read(tmp_path, text, frozenset({"EXACT"})).left_out == {
+        "a synonym of another scope": 4 + len(ROCKS),
+        "a term without a name": 1,
+        "an obsolete term": 1,
+        "a stanza [Instance]": 1,
+    }
+
+
 GOOD = OBO_HEADER + "[Term]\nid: X:1\nname: lava\n"
 FAULTS = {
     "cut within a text": (GOOD + 'def: "Molten rock th', ("cut short", "Molten rock th", "no line break")),
     "quotation mark not closed": (GOOD + 'def: "Molten rock th\n', ("line 13", "def", "quotation marks")),
+    "text not closed before its references": (GOOD + 'def: "Molten rock [X:1]\n', ("line 13", "def", "[X:1]")),
     "synonym not quoted": (GOOD + "synonym: magma EXACT []\n", ("line 13", "synonym", "quotation marks")),
     "cut within a tag": (GOOD + "is_\n", ("line 13", "'is_'", "tag: value")),
     "relation without a target": (GOOD + "relationship: part_of\n", ("line 13", "'part_of'")),

@@ -86,6 +86,67 @@ def test_texts_with_a_new_word_get_the_new_vector_and_all_else_stays(
     assert done.seconds_for_all is not None and left_over(tmp_path) == []
 
 
+def identifiers(kind: pa.DataType) -> pa.Array:
+    """A different id for each text."""
+    return pa.array([f"{place:016}".encode() for place in range(len(TEXTS))]).cast(kind)
+
+
+TEXT_TYPES = {
+    "dictionary": pa.dictionary(pa.int32(), pa.string()),
+    "small dictionary": pa.dictionary(pa.int8(), pa.string()),
+    "view": pa.string_view(),
+    "large": pa.large_string(),
+}
+ID_TYPES = {
+    "dictionary": identifiers(pa.string()).dictionary_encode(),
+    "dictionary of numbers": pa.array(range(len(TEXTS))).dictionary_encode(),
+    "view": identifiers(pa.string_view()),
+    "fixed size": identifiers(pa.binary(16)),
+    "bytes": identifiers(pa.binary()),
+    "UUID": pa.ExtensionArray.from_storage(pa.uuid(), identifiers(pa.binary(16))),
+}
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize(
+    ("text", "identifier"), [*((name, None) for name in TEXT_TYPES), *((None, name) for name in ID_TYPES)]
+)
+def test_texts_and_ids_of_every_storage_are_taken_and_keep_it(
+    text: str | None, identifier: str | None, models: Models, tmp_path: Path
+) -> None:
+    source = write_index(tmp_path / "index.parquet", models.vectors, kind=samples.LISTS)
+    table = parquet.read_table(source)
+    if text is not None:
+        values = table["text"].combine_chunks()
+        kind = TEXT_TYPES[text]
+        stored = values.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else values.cast(kind)
+        table = table.set_column(2, "text", stored)
+    if identifier is not None:
+        table = table.set_column(0, "id", ID_TYPES[identifier])
+    parquet.write_table(table, source, row_group_size=7)
+    assert run(models, job_of(tmp_path)).recomputed == len(STALE)
+    before, after = parquet.read_table(source), parquet.read_table(tmp_path / "new.parquet")
+    assert before.schema.field(2).type == table.schema.field(2).type
+    assert after.schema.equals(before.schema, check_metadata=True)
+    for name in ("id", "title", "text"):
+        assert after[name].to_pylist() == before[name].to_pylist()
+    assert np.abs(read_vectors(tmp_path / "new.parquet") - vectors_of(models.new)).max() < 1e-6
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("column", ["id", "title", "text"])
+def test_a_dictionary_that_changes_from_row_group_to_row_group_moves_no_row(
+    column: str, models: Models, tmp_path: Path
+) -> None:
+    source = write_index(tmp_path / "index.parquet", models.vectors, row_group_size=5)
+    table = parquet.read_table(source)
+    place = table.schema.get_field_index(column)
+    parquet.write_table(table.set_column(place, column, table[column].dictionary_encode()), source, row_group_size=5)
+    run(models, job_of(tmp_path))
+    assert parquet.read_table(tmp_path / "new.parquet")[column].to_pylist() == table[column].to_pylist()
+    assert np.abs(read_vectors(tmp_path / "new.parquet") - vectors_of(models.new)).max() < 1e-6
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_a_folder_keeps_its_files(models: Models, tmp_path: Path) -> None:
     half = len(TEXTS) // 2
@@ -288,8 +349,12 @@ BAD: list[tuple[Callable[[pa.Table], pa.Table], str]] = [
     (put("vector", 11, [0.0] * 31), "row 12 has a vector of 31 numbers, others of 32"),
     (put("vector", 0, [0.0] * 31), "vectors have 31 numbers, the model gives 32"),
     (put("id", 20, 3), "the id 3 stands in 2 rows (1 such in all)"),
-    (cast("id", pa.float64()), "column id holds double; allowed: integers and text"),
-    (cast("text", pa.binary()), "column text holds binary; allowed: text"),
+    (cast("id", pa.float64()), "column id holds double; allowed: integers, text (string) and bytes"),
+    (cast("text", pa.binary()), "column text holds large_binary; allowed: text"),
+    (
+        lambda table: table.set_column(0, "id", pa.array([b"0123"] * len(TEXTS), pa.binary(4))),
+        f"the id b'0123' stands in {len(TEXTS)} rows",
+    ),
     (cast("vector", pa.list_(pa.int32())), "column vector holds list<element: int32>; allowed: lists of 16-"),
     (
         lambda table: cast("vector", pa.list_(pa.float32()))(table).set_column(

@@ -234,11 +234,8 @@ def chain(graft: Graft, resized: Path, datasets: list[AcceptedDataset], **change
 def checks_of(graft: Graft, resized: Path, adapter: Path, merged: Path, method: Method) -> dict[str, Check]:
     with contextlib.chdir(resized.parent.parent):
         folders = Folders(graft.base, graft.tokenizer, resized, adapter, merged)
-        # Random weights say nothing of a description, and ONNX is not installed.
-        params = CheckConsistencyParams(
-            max_norm_ratio=2.0, min_description_cosine=-1.0, waived={"onnx_export": "not installed"}
-        )
-        evidence = gather_evidence(folders, graft.tokens, method, TEXTS, (), params)
+        params = CheckConsistencyParams(max_norm_ratio=2.0, waived={"onnx_export": "not installed"})
+        evidence = gather_evidence(folders, graft.tokens, method, TEXTS, (), (), params)
         return {check.name: check for check in check_all(stored(evidence))}
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.planning import counts as counting
 from vocabgraft.planning.corpus import Block, Part, split_files
 from vocabgraft.planning.counts import CountingJob, FormCounter, WordCounts, count_blocks, count_words, reason_to_skip
+from vocabgraft.planning.word_forms import is_compound
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,9 @@ def test_words_of_prose_are_those_that_the_base_reads(texts: list[str]) -> None:
     for text in texts:
         normal = tokenizer.normalizer.normalize_str(text)
         expected.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal) if word.isalpha())
-    assert count(texts, tokenizer).counts == expected
+    counted = count(texts, tokenizer)
+    assert {word: uses for word, uses in counted.counts.items() if not is_compound(word)} == expected
+    assert counted.words == expected.total()
 
 
 @pytest.mark.parametrize(
@@ -149,8 +153,77 @@ def test_words_as_authors_write_them_are_kept(word: str) -> None:
 
 def test_a_full_stop_a_quote_and_a_hyphen_do_not_hide_a_word(tokenizer: Any) -> None:
     assert count(['"Kidney." (kidney); kidney-stone, kidney\u2019s'], tokenizer).counts == {
-        "kidney": 4, "stone": 1, "s": 1,
+        "kidney": 4, "stone": 1, "s": 1, "kidney-stone": 1,
     }  # fmt: skip
+
+
+INVISIBLE = ["\u00ad", "\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u200e", "\ue000", "\ufffd"]
+
+
+@pytest.mark.parametrize("sign", INVISIBLE)
+def test_what_the_base_takes_out_parts_no_word(tokenizer: Any, sign: str) -> None:
+    assert tokenizer.normalizer.normalize_str(f"a{sign}b") == "ab"
+    counted = count([f"Thrombo{sign}cytopenia was seen{sign}.", f"{sign}thrombocyto{sign}penia"], tokenizer)
+    assert counted.counts == {"thrombocytopenia": 2, "was": 1, "seen": 1}
+    assert counted.words == 4
+
+
+def test_what_the_base_keeps_parts_words_as_its_tokenizer_does() -> None:
+    from tokenizers import Tokenizer, models
+
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    assert count(["thrombo\u00adcytopenia"], tokenizer).counts == {"thrombo": 1, "cytopenia": 1}
+    # To the library these are parts of a word.
+    assert count(["mi\u200ckha"], tokenizer).counts == {"mi\u200ckha": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "compounds"),
+    [
+        (
+            "SARS-CoV-2, (5-HT2A) TNF-alpha. co\u2011trimoxazole",
+            ["sars-cov-2", "5-ht2a", "tnf-alpha", "co\u2011trimoxazole"],
+        ),
+        ("O'Brien's Qur\u2019an's D'Amico, N'Djamena TNF-alpha's", ["tnf-alpha", "o'brien", "d'amico", "n'djamena"]),
+        ("it's don't l'eau d'Alembert the dogs' 'quoted'", []),
+        ("pre- and post-operative -x y- --long a--b end-stage- -end-stage x'a-b", ["post-operative"]),
+        ("2020-01-01 12-15 1-2-3", []),
+        ("getValue-x snake_case-y a3f5c9e1-b2", []),
+        ("co-tri\u00admoxazole", ["co-trimoxazole"]),
+        ("kidney-stone.txt", []),
+    ],
+)
+def test_compounds_are_counted_as_wholes(tokenizer: Any, text: str, compounds: list[str]) -> None:
+    counted = count([text], tokenizer)
+    assert sorted(word for word in counted.counts if is_compound(word)) == sorted(compounds)
+
+
+def test_the_words_of_a_compound_are_counted_too_and_no_word_twice(tokenizer: Any) -> None:
+    counted = count(["co-trimoxazole", "trimoxazole"], tokenizer)
+    assert counted.counts == {"co": 1, "trimoxazole": 2, "co-trimoxazole": 1}
+    assert counted.words == 3
+
+
+def test_scripts_without_spaces_are_cut_by_icu_where_that_is_asked_for(tokenizer: Any) -> None:
+    pytest.importorskip("icu")
+    texts = [
+        "\u8840\u6db2\u900f\u6790\u6cbb\u7597\u3002dialysis\u7684",
+        "\u0e1c\u0e39\u0e49\u0e1b\u0e48\u0e27\u0e22\u0e42\u0e23\u0e04\u0e44\u0e15",
+        "\U00020000\u8840\u6db2",
+    ]
+    job = CountingJob(tokenizer, (), 100, 1, segment=True)
+    counted = count_blocks([Block(texts, 0)], FormCounter(tokenizer, segment=True), job).counts
+    assert {"\u8840\u6db2": 2, "\u900f\u6790": 1, "\u6cbb\u7597": 1, "dialysis": 1}.items() <= counted.items()
+    assert counted["\u0e42\u0e23\u0e04"] == 1
+
+
+def test_without_icu_segmenting_is_refused_with_what_to_install(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "icu", None)
+    parts = split_files([write_lines(tmp_path / "corpus.txt", ["word"])], ())
+    with pytest.raises(VocabgraftError, match="pip install PyICU"):
+        count_words(parts, tokenizer, (), 1, 100, ignore, segment=True)
 
 
 def test_a_decomposed_accent_is_part_of_its_word(tokenizer: Any) -> None:

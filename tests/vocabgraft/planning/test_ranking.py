@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from tests.conftest import build_wordpiece
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.planning import ranking
+from vocabgraft.planning.corpus import Block
+from vocabgraft.planning.counts import CountingJob, FormCounter, count_blocks
 from vocabgraft.planning.ranking import (
     PlanParams,
     contrast,
@@ -54,6 +56,63 @@ def test_what_the_plan_says_is_saved_is_what_the_extension_saves(tokenizer: Any)
     assert before - after == plan.cumulative_saved[-1]
 
 
+COMPOUNDS = ("sars-cov-2", "5-ht2a", "tnf-alpha", "co-trimoxazole", "o'brien")
+
+
+def test_a_compound_is_taken_in_place_of_the_words_that_are_used_in_it_alone(tokenizer: Any) -> None:
+    counts = dict.fromkeys(COMPOUNDS, 20)
+    counts |= {"sars": 20, "cov": 22, "ht2a": 20, "tnf": 39, "alpha": 25, "co": 20, "trimoxazole": 20, "brien": 20}
+    plan = plan_vocabulary(tokenizer, counts, PlanParams())
+    found = {word.text: word.count for word in plan.words}
+    # What is left of the words is what they are used for elsewhere.
+    assert found == {**dict.fromkeys(COMPOUNDS, 20), "tnf": 19, "alpha": 5}
+    assert set(plan.dropped["used in compounds that are taken"].examples) == {
+        "sars",
+        "cov",
+        "ht2a",
+        "trimoxazole",
+        "brien",
+    }
+
+
+def test_a_compound_whose_words_are_used_elsewhere_is_left_to_them(tokenizer: Any) -> None:
+    counts = {"hepatoma": 100, "stent": 90, "hepatoma-stent": 10}
+    plan = plan_vocabulary(tokenizer, counts, PlanParams())
+    assert {word.text: word.count for word in plan.words} == {"hepatoma": 100, "stent": 90}
+    assert plan.dropped["a compound whose words are used more often elsewhere"].examples == ("hepatoma-stent",)
+
+
+def test_a_compound_of_words_that_the_base_has_must_be_special_or_a_name(tokenizer: Any) -> None:
+    counts = {"dog-house": 50, "heart": 500, "hepatoma": 20, "dog'house": 6}
+    assert planned(tokenizer, counts) == ["hepatoma", "dog'house"]
+    background = {"heart": 500, "water": 500}
+    plan = plan_vocabulary(tokenizer, counts, PlanParams(), background)
+    assert {"dog-house", "hepatoma"} <= {word.text for word in plan.words}
+
+
+def test_what_is_saved_by_compounds_is_what_the_extension_saves(tokenizer: Any) -> None:
+    from tokenizers import AddedToken, Tokenizer
+
+    texts = ["SARS-CoV-2 of the dog"] * 5 + ["a 5-HT2A, (TNF-alpha) TNF"] * 5 + ["O'Brien's co-trimoxazole."] * 5
+    counted = count_blocks([Block(texts, 0)], FormCounter(tokenizer), CountingJob(tokenizer, (), 1000, 1))
+    plan = plan_vocabulary(tokenizer, counted.counts, PlanParams(min_letters=1))
+    assert set(COMPOUNDS) <= {word.text for word in plan.words}
+    extended = Tokenizer.from_str(tokenizer.to_str())
+    extended.add_tokens([AddedToken(word.text, single_word=True, normalized=True) for word in plan.words])
+    before, after = (
+        sum(len(encoded.ids) for encoded in each.encode_batch(texts, add_special_tokens=False))
+        for each in (tokenizer, extended)
+    )
+    assert before - after == plan.cumulative_saved[-1]
+
+
+def test_a_soft_hyphen_makes_no_words_of_the_parts(tokenizer: Any) -> None:
+    texts = ["thrombo\u00adcytopenia was seen"] * 12
+    counted = count_blocks([Block(texts, 0)], FormCounter(tokenizer), CountingJob(tokenizer, (), 1000, 1))
+    plan = plan_vocabulary(tokenizer, counted.counts, PlanParams())
+    assert {word.text: word.count for word in plan.words} == {"thrombocytopenia": 12, "seen": 12, "was": 12}
+
+
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
@@ -61,7 +120,9 @@ def test_what_the_plan_says_is_saved_is_what_the_extension_saves(tokenizer: Any)
         ("ab", "too few letters"),
         ("x1y2", "too few letters"),
         ("a" * 65, "too long"),
-        ("中文字", "the base reads it as several words"),
+        ("中文字", "the base cannot read it"),
+        ("abc.def", "the base reads it as several words"),
+        ("dog-cat", "a compound of words that the base has"),
         ("straße", "the base cannot read it"),
         ("nephrolith", "in the vocabulary already"),
         ("hepatomaa", "typo of a frequent word"),

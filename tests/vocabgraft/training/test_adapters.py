@@ -14,6 +14,7 @@ from vocabgraft.training.adapters import (
     adapter_parameters,
     add_adapter,
     embedding_name,
+    remove_adapter,
     train_only,
     trainable_parameters,
 )
@@ -142,3 +143,26 @@ def test_a_merge_of_rows_leaves_every_other_weight(graft: Graft) -> None:
     resized, merged = load(graft.resized).state_dict(), load(graft.merged["tokens"]).state_dict()
     changed = [name for name in resized if not torch.equal(resized[name], merged[name])]
     assert [name.split(".")[-2] for name in changed] == ["word_embeddings"]
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_merging_in_memory_gives_the_weights_of_the_merged_folder(graft: Graft, method: Method) -> None:
+    with contextlib.chdir(graft.root):
+        model = load(graft.adapters[method])
+    remove_adapter(model, merge=True)
+    expected, found = load(graft.merged[method]).state_dict(), model.state_dict()
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_an_adapter_that_is_removed_leaves_the_resized_base(graft: Graft, method: Method) -> None:
+    with contextlib.chdir(graft.root):
+        model = load(graft.adapters[method])
+    remove_adapter(model, merge=False)
+    expected, found = load(graft.resized).state_dict(), model.state_dict()
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    with pytest.raises(VocabgraftError, match="no PEFT adapter"):
+        remove_adapter(model, merge=False)

@@ -1,8 +1,10 @@
 """Training on the tiny base: what moves, that it is repeatable, and that a lost loss is told."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from vocabgraft.config.datasets import DatasetParams
 from vocabgraft.config.losses import LOSSES
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.token_embeddings import sinks
 from vocabgraft.training import fit
 from vocabgraft.training.adapters import adapter_parameters
 from vocabgraft.training.columns import ids_without_text, load_rows
@@ -336,3 +339,39 @@ def test_tokens_that_no_training_text_holds_are_told_apart(graft: Graft, write_d
     lacking = ids_without_text(tokenizer, [dataset], graft.new_ids)
     assert [names[token] for token in lacking] == ["Thrombopenia", "<|IsA|>"]
     assert ids_without_text(tokenizer, [], graft.new_ids) == graft.new_ids
+
+
+@pytest.mark.parametrize("method", ["tokens", "lora_and_tokens", "lora"])
+def test_rows_that_become_attention_sinks_are_set_back_while_they_train(
+    graft: Graft, datasets: list[AcceptedDataset], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    # The tiny base's words reach its first token, so that no ratio tells a sink; here the first word counts as one.
+    monkeypatch.setattr(sinks, "sink_limits", lambda *_: sinks.SinkLimits(0.5, 0.75))
+    monkeypatch.setattr(sinks.SinkProbe, "ratios", lambda probe, _: np.arange(probe.tokens) == 0)
+    model, result = train(graft, datasets, method=method)
+    if method == "lora":
+        assert result.set_back == {}
+        return
+    assert list(result.set_back) == ["nephrolith"]
+    rows = next(tensor for name, tensor in parts(model).items() if "trainable_tokens_delta" in name)
+    start = rows_of(load(graft.resized))[graft.new_ids]
+    assert torch.equal(rows[0], start[0])
+    assert not torch.equal(rows[1], start[1])
+
+
+def test_weights_are_looked_at_before_they_are_evaluated_and_once_more_at_the_end(
+    graft: Graft, datasets: list[AcceptedDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[str]()
+    own = AdapterTrainer.evaluate
+    monkeypatch.setattr(sinks.RowGuard, "look", lambda *_: seen.append("look"))
+    monkeypatch.setattr(sinks.RowGuard, "finish", lambda *_: seen.append("finish"))
+    monkeypatch.setattr(
+        AdapterTrainer, "evaluate", lambda *given, **named: seen.append("evaluate") or own(*given, **named)
+    )
+    train(graft, datasets, best_metric="eval_loss")
+    # An evaluation of several datasets calls itself for each.
+    events = [event for event, _ in itertools.groupby(seen)]
+    assert "evaluate" in events
+    assert all(events[place - 1] == "look" for place, event in enumerate(events) if event == "evaluate")
+    assert seen[-1] == "finish"

@@ -1,0 +1,391 @@
+"""What a raw row must hold, as data: judged here with pandas, shown by Great Expectations in Data Docs."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pandas as pd
+
+from vocabgraft.config.datasets import COLUMNS, MORE_NEGATIVES, DatasetParams, text_columns
+from vocabgraft.config.losses import Format
+from vocabgraft.config.stages import ValidateDataParams
+from vocabgraft.tokens.new_token import KINDS
+
+BLANK = r"^\s*$"
+UNPRINTABLE = "[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffd]"
+
+
+class Check(Protocol):
+    """A condition on the values of a column; a gap passes every check but `Filled`."""
+
+    def passes(self, values: pd.Series) -> pd.Series:
+        """Whether each value passes."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """There is a value."""
+
+    def passes(self, values: pd.Series) -> pd.Series:
+        return values.notna()
+
+
+@dataclass(frozen=True)
+class Empty:
+    """There is no value."""
+
+    def passes(self, values: pd.Series) -> pd.Series:
+        return values.isna()
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The text holds the pattern, or does not hold it."""
+
+    pattern: str
+    wanted: bool
+
+    def passes(self, values: pd.Series) -> pd.Series:
+        # By `re`, since the engine of pandas' own text type knows the white space of ASCII alone.
+        search = re.compile(self.pattern).search
+        passed = [pd.isna(text) or (search(text) is not None) is self.wanted for text in values]
+        return pd.Series(passed, index=values.index, dtype=bool)
+
+
+@dataclass(frozen=True)
+class AtMostLong:
+    """The text has at most so many characters."""
+
+    longest: int
+
+    def passes(self, values: pd.Series) -> pd.Series:
+        passed = [pd.isna(text) or len(text) <= self.longest for text in values]
+        return pd.Series(passed, index=values.index, dtype=bool)
+
+
+@dataclass(frozen=True)
+class Between:
+    """The number is in a closed interval, None being no bound."""
+
+    least: float | None = None
+    most: float | None = None
+
+    def passes(self, values: pd.Series) -> pd.Series:
+        numbers = pd.to_numeric(values)
+        inside = pd.Series(True, index=values.index)
+        if self.least is not None:
+            inside &= numbers >= self.least
+        if self.most is not None:
+            inside &= numbers <= self.most
+        return inside | numbers.isna()
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The value is one of these."""
+
+    allowed: tuple[Any, ...]
+
+    def passes(self, values: pd.Series) -> pd.Series:
+        return values.isin(self.allowed) | values.isna()
+
+
+# In a condition: the column has a value, whichever.
+PRESENT = object()
+Condition = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the values of a column must be.
+
+    Attributes:
+        column: whose values are judged.
+        check: how.
+        reason: what is wrong with a row that fails and what to do; `{value}` stands for the value judged.
+        shown: the column that the user knows.
+        where: columns with the value that a row must have for the rule to be about it.
+    """
+
+    column: str
+    check: Check
+    reason: str
+    shown: str
+    where: Condition = ()
+
+    def failures(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows that fail."""
+        if self.column not in frame.columns or frame.empty:
+            return frame.iloc[:0]
+        return frame[~self.check.passes(frame[self.column]) & applies(frame, self.where)]
+
+
+@dataclass(frozen=True)
+class CountRule:
+    """How many rows there may be, or how many different values of `column`; `reason` is as of a rule."""
+
+    reason: str
+    column: str | None = None
+    least: int | None = None
+    most: int | None = None
+    where: Condition = ()
+
+    def failure(self, frame: pd.DataFrame) -> str | None:
+        """What is wrong, or None."""
+        counted = frame[applies(frame, self.where)]
+        seen = len(counted) if self.column is None else int(counted[self.column].nunique())
+        enough = self.least is None or seen >= self.least
+        return (
+            None if enough and (self.most is None or seen <= self.most) else self.reason.replace("{value}", str(seen))
+        )
+
+
+def applies(frame: pd.DataFrame, where: Condition) -> pd.Series:
+    """Which rows a condition holds for."""
+    holds = pd.Series(True, index=frame.index)
+    for column, value in where:
+        holds &= frame[column].notna() if value is PRESENT else frame[column] == value
+    return holds
+
+
+def vocabulary_rules(max_token_characters: int) -> list[Rule]:
+    """Rules of a word alone; one that the base has from an earlier run is not asked what a new one is."""
+    described = (("needs_description", 1),)
+    return [
+        *_text("token", max_token_characters, "extend_tokenizer.max_token_characters"),
+        _rule(
+            "token",
+            Matches(r"\S\s+\S|^\s+\S|\S\s+$", wanted=False),
+            "holds whitespace; a token is one word, so add its words apart",
+        ),
+        _rule("kind", Filled(), f"is empty; allowed: {', '.join(KINDS)}"),
+        _rule("kind", OneOf(KINDS), f"is no kind; allowed: {', '.join(KINDS)}"),
+        _rule("one_token", Between(most=0), "is one token in the base already; take it out", "token"),
+        _rule("kept_as", Empty(), "is not its kind in the base, which has it as {value}; make it that", "kind"),
+        _rule(
+            "normal",
+            Matches(BLANK, wanted=False),
+            "is nothing after the base's normalisation, so it would match everywhere; take it out",
+            "token",
+        ),
+        _rule(
+            "rewritten_as",
+            Empty(),
+            "is not what texts hold after normalisation, which makes it {value}; spell it with plain characters",
+            "token",
+        ),
+        _rule(
+            "hides",
+            Empty(),
+            "hides {value} of the base in texts that hold it in part; make it a symbol or take it out",
+            "token",
+        ),
+        _rule(
+            "description",
+            Filled(),
+            "is empty, which only a word whose pieces the base can read may have; describe it",
+            where=described,
+        ),
+        _rule(
+            "readable_description",
+            Between(least=1),
+            "has no piece that the base can read; describe it in words of the base's language",
+            "description",
+            (*described, ("description", PRESENT)),
+        ),
+    ]
+
+
+def collision_rules() -> list[Rule]:
+    """Rules of a word beside the others."""
+    return [
+        _rule("collides_with", Empty(), "repeats, in another casing or the same, {value}; keep one", "token"),
+    ]
+
+
+def uses_rule(params: ValidateDataParams) -> Rule:
+    """The rule of how often a new word must be used."""
+    return _rule(
+        "uses",
+        Between(least=params.min_uses),
+        f"is used in {{value}} texts of the training examples and contexts; needed: {params.min_uses} "
+        "(validate_data.min_uses); add examples or take it out",
+        "token",
+        (("kept", 0),),
+    )
+
+
+def vocabulary_counts(params: ValidateDataParams) -> list[CountRule]:
+    """How many new words there may be."""
+    return [
+        CountRule(
+            f"has {{value}} rows; allowed: 1 to {params.max_new_tokens} new tokens "
+            "(validate_data.max_new_tokens); take some out or raise it",
+            most=params.max_new_tokens,
+            where=(("kept", 0),),
+        )
+    ]
+
+
+def context_rules(params: ValidateDataParams) -> list[Rule]:
+    """Rules of a context sentence."""
+    return _text("text", params.max_text_characters)
+
+
+def retention_rules(params: ValidateDataParams) -> list[Rule]:
+    """Rules of a retention pair alone."""
+    return [
+        *_text("sentence1", params.max_text_characters),
+        *_text("sentence2", params.max_text_characters),
+        *_number("score", 0, 1),
+    ]
+
+
+def retention_counts() -> list[CountRule]:
+    """How many scores there must be."""
+    return [
+        CountRule(
+            "all scores are the same, so no correlation can be measured; allowed: two or more different scores; "
+            "add pairs",
+            "number",
+            least=2,
+        )
+    ]
+
+
+def example_rules(
+    dataset: DatasetParams, frame: pd.DataFrame, params: ValidateDataParams, known_tokens: Sequence[str] | None
+) -> list[Rule]:
+    """Rules of an example alone.
+
+    Args:
+        dataset: what the user set.
+        frame: its rows, of which most tell how wide a vector is and which labels there are.
+        params: of the stage.
+        known_tokens: those that a relation may have; None where the vocabulary could not be read.
+    """
+    more = [name for name in MORE_NEGATIVES if name in frame.columns]
+    texts = [
+        rule for column in (*text_columns(dataset.format), *more) for rule in _text(column, params.max_text_characters)
+    ]
+    own: dict[Format, Callable[[], list[Rule]]] = {
+        "triples": lambda: _of_triples(known_tokens),
+        "pairs": lambda: [_same_text()],
+        "triplets": lambda: [_same_text(), _same_negative()],
+        "scored_pairs": lambda: _of_scores(dataset),
+        "labelled_pairs": lambda: _of_labels(dataset, frame),
+        "labelled_texts": lambda: _of_labels(dataset, frame),
+        "texts": list,
+        "teacher_embeddings": lambda: _of_embeddings(frame),
+        "margins": lambda: [*_number("margin", None, None), _same_negative()],
+    }
+    return [*texts, *own[dataset.format]()]
+
+
+def comparison_rules(dataset: DatasetParams) -> list[Rule]:
+    """Rules of an example beside the others."""
+    first = COLUMNS[dataset.format][0]
+    leaks = _rule("leaks_from", Empty(), "leaks: a text of it is held out as well, in {value}", first)
+    contradictions: dict[Format, Rule] = {
+        "triples": _rule(
+            "contradicts", Empty(), "contradicts {value}, which relates the same two the other way", "relation"
+        ),
+        "scored_pairs": contradiction_rule("score"),
+        "labelled_pairs": contradiction_rule("label"),
+        "labelled_texts": contradiction_rule("label"),
+        "margins": contradiction_rule("margin"),
+        "teacher_embeddings": contradiction_rule("embedding", "text"),
+    }
+    return [*([contradictions[dataset.format]] if dataset.format in contradictions else []), leaks]
+
+
+def contradiction_rule(column: str, shown: str | None = None) -> Rule:
+    """The rule that the same texts have one value of `column`."""
+    reason = f"contradicts {{value}}, the same texts with another {column}; keep one"
+    return _rule("contradicts", Empty(), reason, shown or column)
+
+
+def _rule(column: str, check: Check, reason: str, shown: str | None = None, where: Condition = ()) -> Rule:
+    return Rule(column, check, reason, shown or column, where)
+
+
+def _text(column: str, longest: int, setting: str = "validate_data.max_text_characters") -> list[Rule]:
+    return [
+        _rule(column, Filled(), "is empty; fill it or take the row out"),
+        _rule(column, Matches(BLANK, wanted=False), "holds spaces only; fill it"),
+        _rule(
+            column,
+            Matches(UNPRINTABLE, wanted=False),
+            "holds a control or replacement character; check the file's encoding",
+        ),
+        _rule(column, AtMostLong(longest), f"is too long; allowed: {longest} characters ({setting})"),
+    ]
+
+
+def _of_triples(known_tokens: Sequence[str] | None) -> list[Rule]:
+    if known_tokens is None:
+        return []
+    # Without the gaps: a suite that holds a NaN differs from itself, which Great Expectations refuses.
+    known = OneOf(tuple(token for token in known_tokens if isinstance(token, str)))
+    reason = "has no token in the vocabulary; add `<|NAME|>` with kind special and a description"
+    return [_rule("token", known, reason, "relation")]
+
+
+def _of_scores(dataset: DatasetParams) -> list[Rule]:
+    # The others compare scores with each other, so that any numbers will do.
+    is_cosine = dataset.chosen_loss.name == "CosineSimilarityLoss"
+    return _number("score", *((-1, 1) if is_cosine else (None, None)))
+
+
+def _of_labels(dataset: DatasetParams, frame: pd.DataFrame) -> list[Rule]:
+    highest = _highest_label(dataset, frame)
+    allowed = "a whole number from 0" + ("" if highest is None else f" to {highest} ({dataset.chosen_loss.name})")
+    whole = _rule("label", Matches(r"^\s*[+-]?\d+(\.0*)?\s*$", wanted=True), f"is no label; allowed: {allowed}")
+    return [*_number("label", 0, highest, allowed), whole]
+
+
+def _highest_label(dataset: DatasetParams, frame: pd.DataFrame) -> int | None:
+    """Of a pair: 1, or with classes one less than there are; labels of texts have no limit."""
+    if dataset.format == "labelled_texts":
+        return None
+    if dataset.chosen_loss.name != "SoftmaxLoss":
+        return 1
+    # A gap in the numbers would be a class without an example.
+    return int(dataset.chosen_loss.arguments.get("num_labels", frame["number"].nunique())) - 1
+
+
+def _of_embeddings(frame: pd.DataFrame) -> list[Rule]:
+    widths = frame["width"].mode()
+    width = int(widths.iloc[0]) if len(widths) else 0
+    return [
+        _rule("width", Filled(), "has no embedding; fill it or take the row out", "text"),
+        _rule(
+            "width",
+            OneOf((width,)),
+            f"has an embedding of {{value}} numbers where most have {width}; make them alike",
+            "text",
+        ),
+        _rule("finite", OneOf((1,)), "has an embedding that holds a NaN or an infinity; embed it anew", "text"),
+    ]
+
+
+def _number(column: str, least: float | None, most: float | None, allowed: str | None = None) -> list[Rule]:
+    allowed = allowed or ("a number" if least is None else f"a number from {least} to {most}")
+    # The largest floats, since an infinity is no number either.
+    limits = Between(-sys.float_info.max if least is None else least, sys.float_info.max if most is None else most)
+    return [
+        _rule(column, Filled(), f"is empty; allowed: {allowed}"),
+        _rule("number", Filled(), f"is not a number; allowed: {allowed}", column, ((column, PRESENT),)),
+        _rule("number", limits, f"is out of range; allowed: {allowed}", column),
+    ]
+
+
+def _same_text() -> Rule:
+    return _rule("same_text", OneOf((False,)), "equals its positive, so it teaches nothing", "anchor")
+
+
+def _same_negative() -> Rule:
+    reason = "is a negative that equals the text that it should differ from; take it out"
+    return _rule("same_negative", OneOf((False,)), reason, "negative")

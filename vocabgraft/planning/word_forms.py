@@ -1,0 +1,111 @@
+"""What stands between spaces as a tokenizer takes it: invisible characters, compounds, scripts without spaces."""
+
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.tokens.tokenizer import WITHOUT_SPACES
+
+# Hyphen-minus, hyphen and non-breaking hyphen; an en dash joins numbers and names of different things.
+HYPHENS = "-\u2010\u2011"
+APOSTROPHES = "'\u2019"
+# A whole-word token may have these inside, and beside them a text goes on as another word.
+JOINERS = HYPHENS + APOSTROPHES
+# The library takes these for parts of a word, which `\w` does not.
+JOIN_CONTROLS = "\u200c\u200d"
+
+
+@lru_cache(1)
+def marks() -> str:
+    """The combining marks, which `re` does not count as part of a word and a tokenizer does."""
+    return "".join(chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M")
+
+
+def deleted_characters(normalise: Callable[[str], str]) -> dict[int, None]:
+    """The invisible characters that a base's normaliser takes out of a word, as a table for `str.translate`.
+
+    Soft hyphens and zero-width characters are no word characters, so that a word with one inside would be counted as
+    two, while a base that takes them out reads one.
+    """
+    plain = normalise("ab")
+    return {code: None for code in _invisible() if normalise(f"a{chr(code)}b") == plain}
+
+
+@lru_cache(1)
+def _invisible() -> tuple[int, ...]:
+    """Format and control characters, and those of private use, which conversions of PDF leave behind."""
+    signs = (chr(code) for code in range(0x10000))
+    found = (sign for sign in signs if unicodedata.category(sign) in ("Cf", "Cc", "Co") and not sign.isspace())
+    return (*map(ord, found), 0xFFFD)
+
+
+class WordForms:
+    """Finds words and compounds in what stands between spaces."""
+
+    def __init__(self, segment: bool = False) -> None:
+        letters, hyphens, joiners = rf"\w{marks()}{JOIN_CONTROLS}", re.escape(HYPHENS), re.escape(JOINERS)
+        alone, ended = f"(?<![{letters}{joiners}])", f"(?![{letters}{hyphens}])"
+        self._word = re.compile(f"[{letters}]+")
+        self._hyphenated = re.compile(f"{alone}[{letters}]+(?:[{hyphens}][{letters}]+)+{ended}")
+        self._name = re.compile(f"{alone}[{letters}]{{1,3}}[{APOSTROPHES}][{letters}]{{3,}}{ended}")
+        self._segments = _segmenter() if segment else None
+
+    def words(self, form: str) -> list[str]:
+        """The words of a form, those of a script without spaces cut by the segmenter, where there is one."""
+        found: list[str] = self._word.findall(form)
+        if self._segments is None or not WITHOUT_SPACES.search(form):
+            return found
+        return [part for word in found for part in self._segments(word) if self._word.fullmatch(part)]
+
+    def compounds(self, form: str) -> Iterator[str]:
+        """Words that hyphens join, such as SARS-CoV-2, and names such as O'Brien, but not `it's`, `l'eau` or `pre-`."""
+        if not any(sign in form for sign in JOINERS):
+            return
+        for match in self._hyphenated.finditer(form):
+            # Without a letter it is a number, a date or a range of them.
+            if any(map(str.isalpha, match[0])):
+                yield match[0]
+        for match in self._name.finditer(form):
+            before, after = re.split(f"[{APOSTROPHES}]", match[0])
+            if before[0].isupper() and after[0].isupper():
+                yield match[0]
+
+
+def is_compound(word: str) -> bool:
+    """Whether a word is joined of others by a hyphen or an apostrophe."""
+    return any(sign in word for sign in JOINERS)
+
+
+def is_name(word: str) -> bool:
+    """Whether a compound is a name such as O'Brien, joined by an apostrophe."""
+    return any(sign in word for sign in APOSTROPHES)
+
+
+def parts_of(compound: str) -> list[str]:
+    """The words of which a compound is joined."""
+    return re.split(f"[{re.escape(JOINERS)}]", compound)
+
+
+def _segmenter() -> Callable[[str], list[str]]:
+    """Words of Chinese, Japanese, Thai, Lao, Khmer and Burmese by the dictionaries of ICU."""
+    try:
+        import icu  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise VocabgraftError(
+            "--segment needs ICU, which is not installed; `pip install PyICU` (built with ICU's headers, such as "
+            "libicu-dev), or leave --segment out"
+        ) from error
+    breaks: Any = icu.BreakIterator.createWordInstance(icu.Locale.getRoot())
+
+    def segments(text: str) -> list[str]:
+        # ICU counts in UTF-16, where a character beyond the first plane has two places.
+        encoded = text.encode("utf-16-le")
+        breaks.setText(text)
+        ends = list(breaks)
+        return [encoded[2 * start : 2 * end].decode("utf-16-le") for start, end in zip([0, *ends], ends, strict=False)]
+
+    return segments
