@@ -16,7 +16,9 @@ from flows.engine.stage_run import DvcProcesses, Inspection, StageResult
 from flows.engine.workspace import check_lock_file, workspace
 from flows.reporting.publish import publish
 from flows.reporting.webhook import tell_failure
-from vocabgraft.config.params import PARAMS_FILE, load_params, parse_params_text, read_params_text
+from tasks.support.preflight import check_project
+from tasks.support.stage import arguments_in_dvc_yaml
+from vocabgraft.config.params import PARAMS_FILE, Params, load_params, parse_params_text, read_params_text
 from vocabgraft.config.stages import BaseParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import REGISTRY_PREFIX
@@ -138,7 +140,17 @@ def make_plan(options: RunOptions, say: Callable[[str], None]) -> tuple[list[Sta
     if options.settings:
         say(difference(text, planned, str(PARAMS_FILE)) or "params.yaml has these values already")
     params = parse_params_text(planned, str(PARAMS_FILE))
+    _check(options, params, say)
     return _planned(options, params.base, *inspect(ROOT, say, planned if planned != text else None))
+
+
+def _check(options: RunOptions, params: Params, say: Callable[[str], None]) -> None:
+    """What validate_data checks first of all in a run; of a DAG without that stage nothing."""
+    command = arguments_in_dvc_yaml(IDENTIFYING_STAGE)
+    if not command:
+        return
+    raw = Path(command[command.index("--raw") + 1])
+    check_project(params, raw if options.only in (None, IDENTIFYING_STAGE) else None, say)
 
 
 def _plan_beside(

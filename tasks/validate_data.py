@@ -13,9 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.support.models import resolve_base
+from tasks.support.preflight import check_settings
 from tasks.support.stage import ToldFirstError, run_stage
 from vocabgraft.config.datasets import COLUMNS, LABELS, NUMBERS, OPTIONAL_COLUMNS, DatasetParams
-from vocabgraft.config.stages import BaseParams, EvaluateModelParams, ExtendTokenizerParams, ValidateDataParams
+from vocabgraft.config.stages import (
+    BaseParams,
+    EvaluateModelParams,
+    ExtendTokenizerParams,
+    ResizeBaseParams,
+    ValidateDataParams,
+)
+from vocabgraft.config.training import TrainAdapterParams
 from vocabgraft.data.beir import Benchmark, read_beir, write_benchmarks
 from vocabgraft.data.judgement import JudgedTable, Judgement, Refusal, judge, read_raw, told_first
 from vocabgraft.data.mteb import require_mteb
@@ -52,6 +60,8 @@ def validate_data(
     base: BaseParams,
     extend_tokenizer: ExtendTokenizerParams,
     evaluate_model: EvaluateModelParams,
+    resize_base: ResizeBaseParams,
+    train_adapter: TrainAdapterParams,
 ) -> None:
     """Judge the raw files; write what is accepted, why the rest is not, and Data Docs of Great Expectations."""
     # What the evaluation will ask for is refused here, before anything is trained.
@@ -60,6 +70,7 @@ def validate_data(
     benchmarks, unusable = _read_benchmarks(raw, evaluate_model)
     folder, identity = resolve_base(base)
     check_code(folder, base.trust_remote_code)
+    check_settings(train_adapter, resize_base, params.datasets, folder)
     if identity.code is not None:
         logger.info("remote code: %s", describe_code(identity.code))
     tokenizer = load_raw_tokenizer(tokenizer_file(folder))

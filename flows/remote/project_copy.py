@@ -85,7 +85,7 @@ def require_remote(root: Path) -> None:
     if not _open(root).config["core"].get("remote"):
         raise VocabgraftError(
             "machines of a cluster share data through a DVC remote, and this project has none; "
-            '`dvc remote add -d store s3://bucket/path` (README, "Shared storage")'
+            '`dvc remote add -d store s3://bucket/path` (docs/operations.md, "Storage")'
         )
 
 

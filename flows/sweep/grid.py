@@ -79,7 +79,7 @@ def read_sweep(path: Path) -> SweepParams:
         loaded: Any = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
         sweep = SweepParams.model_validate(loaded)
     except FileNotFoundError as error:
-        raise VocabgraftError(f'{path} is missing; README, "Sweep", shows one') from error
+        raise VocabgraftError(f'{path} is missing; docs/operations.md, "Sweep", shows one') from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise VocabgraftError(f"{path} is not YAML: {error}") from error
     except ValidationError as error:

@@ -110,20 +110,22 @@ def _parse_paths(stage: Callable[..., None], arguments: list[str]) -> dict[str, 
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{stage.__name__}", description=inspect.getdoc(stage))
     for name in _path_names(stage):
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, required=True)
-    return vars(parser.parse_args(arguments or _arguments_in_dvc_yaml(stage.__name__)))
+    return vars(parser.parse_args(arguments or arguments_in_dvc_yaml(stage.__name__)))
 
 
 def _path_names(stage: Callable[..., None]) -> list[str]:
     return [name for name, parameter in inspect.signature(stage).parameters.items() if parameter.annotation is Path]
 
 
-def _arguments_in_dvc_yaml(name: str) -> list[str]:
+def arguments_in_dvc_yaml(name: str) -> list[str]:
+    """The options of a stage's command in dvc.yaml; none where the file has no `python -m tasks.NAME` for it."""
     import yaml
 
     if not DVC_FILE.is_file():
         return []
-    entry = yaml.safe_load(DVC_FILE.read_text(encoding="utf-8"))["stages"].get(name)
-    return shlex.split(entry["cmd"])[3:] if entry else []
+    entry = yaml.safe_load(DVC_FILE.read_text(encoding="utf-8"))["stages"].get(name, {})
+    command = shlex.split(str(entry.get("cmd", "")))
+    return command[3:] if command[:3] == ["python", "-m", f"tasks.{name}"] else []
 
 
 def _parameters(stage: Callable[..., None], params: Params) -> dict[str, Any]:

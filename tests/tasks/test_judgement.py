@@ -18,6 +18,7 @@ from tasks.validate_data import validate_data
 from vocabgraft.config.params import load_params
 from vocabgraft.data.judgement import JudgedTable, Judgement, judge, read_raw
 from vocabgraft.data.rules import AtMostLong, Between, Empty, Filled, Matches, OneOf, Rule
+from vocabgraft.data.splits import split_of
 from vocabgraft.models.base import tokenizer_file
 from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 
@@ -91,7 +92,8 @@ def test_a_rare_word_that_hides_a_good_one_is_refused_alone(tiny_project: Path) 
 
 def test_texts_of_refused_rows_are_not_counted(tiny_project: Path) -> None:
     append("vocabulary.csv", "cardiolith,word,a stone of the heart")()
-    append("terms.csv", "a cardiolith,bad \x07 sign,g", "the cardiolith,also \x07 bad,g")()
+    group = next(f"g{n}" for n in range(99) if split_of(f"g{n}", 0.15, 0.25) == "train")
+    append("terms.csv", f"a cardiolith,bad \x07 sign,{group}", f"the cardiolith,also \x07 bad,{group}")()
     assert ("vocabulary.csv", 8) in refused()
     append("contexts.txt", "a cardiolith of the dog", "a cardiolith of the cat")()
     assert uses()["cardiolith"] == 2
@@ -190,6 +192,17 @@ def test_lines_that_cannot_be_read_are_quarantined_as_rows_are(tiny_project: Pat
     assert run() == 0
     assert pd.read_csv(OUT / "rejected.csv")["row"].tolist() == [50, 51]
     assert {name: len(found.accepted) for name, found in judged().tables.items()} == before
+
+
+@pytest.mark.parametrize("name", ["vocabulary.csv", "contexts.txt", "retention.csv", "relations.csv", "terms.csv"])
+@pytest.mark.parametrize("content", [None, "", "\ufeff\n"])
+def test_a_file_that_cannot_be_used_makes_no_fault_of_another(
+    name: str, content: str | None, tiny_project: Path
+) -> None:
+    (RAW / name).unlink()
+    if content is not None:
+        (RAW / name).write_text(content, encoding="utf-8")
+    assert refused() == [(name, None)]
 
 
 def test_uses_are_not_judged_where_a_file_cannot_be_read(tiny_project: Path) -> None:

@@ -14,6 +14,7 @@ from vocabgraft.api.extend import refused, resolve_model
 from vocabgraft.api.report import TrainingRecord, VocabularyReport, ids_of, report_of
 from vocabgraft.api.words import as_new_tokens
 from vocabgraft.checks.runner import Check
+from vocabgraft.checks.verdicts import count_verdicts, describe_counts
 from vocabgraft.config.stages import CheckConsistencyParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME, save_model
@@ -57,6 +58,11 @@ class CheckReport:
         return self._of("passed")
 
     @property
+    def too_few_to_judge(self) -> tuple[Check, ...]:
+        """The checks for which there are too few tokens, texts or triples, each with its `reason`."""
+        return self._of("too few to judge")
+
+    @property
     def not_applied(self) -> tuple[Check, ...]:
         """The checks that were waived or do not apply to the model, each with its `reason`."""
         return (*self._of("waived"), *self._of("does not apply"))
@@ -68,7 +74,7 @@ class CheckReport:
 
     def __repr__(self) -> str:
         """The number of checks by verdict, and each failure with what was seen and what is allowed."""
-        head = f"{len(self.passed)} checks passed, {len(self.failed)} failed, {len(self.not_applied)} not applied"
+        head = describe_counts(count_verdicts(check.verdict for check in self.checks))
         return "\n".join([head, *(line for check in self.failed for line in _lines(check))])
 
     def _of(self, verdict: str) -> tuple[Check, ...]:

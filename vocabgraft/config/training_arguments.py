@@ -1,8 +1,15 @@
-"""Which arguments of SentenceTransformerTrainingArguments params.yaml may set; nothing heavy is imported."""
+"""Which arguments of SentenceTransformerTrainingArguments params.yaml may set, and to which values.
 
-from collections.abc import Mapping
+Importing this module imports nothing heavy; `library_values` imports the library.
+"""
+
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from enum import Enum
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from vocabgraft.errors import VocabgraftError
 
 # Each is a field of the library's class (tests/vocabgraft/config/test_training_arguments.py); these are handed to it as
 # given.
@@ -74,6 +81,14 @@ OWNED: dict[str, str] = {
     "local_rank": "the launcher of several processes sets it",
 }
 REPORTS = ("none", "mlflow")
+WORDS_OF_TYPES: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "a mapping",
+    type(None): "null",
+}
 
 
 def check_training_arguments(arguments: Mapping[str, Any]) -> None:
@@ -101,3 +116,65 @@ def _check_report(value: Any) -> None:
     targets = value if isinstance(value, list) else [value]
     if unknown := [target for target in targets if target not in REPORTS]:
         raise ValueError(f"report_to names {', '.join(map(str, unknown))}; allowed: {', '.join(REPORTS)}")
+
+
+def library_values(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments as the library takes them; its own fields say which types and values they may have.
+
+    A value of an enumeration may be written as the library's documentation writes it, such as `NO_DUPLICATES` or
+    `BatchSamplers.NO_DUPLICATES`.
+
+    Args:
+        arguments: by names that `check_training_arguments` lets pass.
+
+    Raises:
+        VocabgraftError: naming every argument whose value is not allowed, the value and what is allowed.
+    """
+    if not arguments:
+        return {}
+    from dataclasses import fields
+    from typing import get_type_hints
+
+    from sentence_transformers import SentenceTransformerTrainingArguments
+
+    types = get_type_hints(SentenceTransformerTrainingArguments)
+    known = fields(SentenceTransformerTrainingArguments)
+    choices = {field.name: field.metadata.get("choices") or () for field in known}
+    found, problems = dict[str, Any](), list[str]()
+    for name, value in arguments.items():
+        try:
+            found[name] = _library_value(name, value, types[name], tuple(choices[name]))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise VocabgraftError("train_adapter.arguments: " + "; ".join(problems))
+    return found
+
+
+def _library_value(name: str, value: Any, expected: Any, choices: Sequence[str]) -> Any:
+    parts = get_args(expected) if get_origin(expected) in (Union, UnionType) else (expected,)
+    kinds = [kind for kind in parts if isinstance(kind, type) and issubclass(kind, Enum)]
+    members = {member.name: str(member.value) for kind in kinds for member in kind}
+    allowed = [*members.values(), *choices]
+    if not (allowed and isinstance(value, str)):
+        _require_type(name, value, expected, parts, allowed)
+        return value
+    for kind in kinds:
+        value = value.removeprefix(f"{kind.__name__}.")
+    if (found := members.get(value, value)) in allowed:
+        return found
+    # `adamm` is nearer to the first part of adamw_torch than to any whole name.
+    names = {name.partition("_")[0]: name for name in reversed(allowed)} | {name: name for name in allowed}
+    near = get_close_matches(found.lower(), list(names), n=1)
+    hint = f" (do you mean {names[near[0]]}?)" if near else ""
+    raise ValueError(f"{name} is {value!r}{hint}; allowed: {', '.join(allowed)}")
+
+
+def _require_type(name: str, value: Any, expected: Any, parts: Sequence[Any], allowed: Sequence[str]) -> None:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
+    except ValidationError as error:
+        words = [WORDS_OF_TYPES.get(get_origin(part) or part, str(part)) for part in parts]
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed) or ' or '.join(words)}") from error

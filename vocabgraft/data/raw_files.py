@@ -8,16 +8,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vocabgraft.config.datasets import COLUMNS, VECTORS
+from vocabgraft.config.stages import ValidateDataParams
 from vocabgraft.data.raw_formats import (
     Fault,
     RawTable,
     Reading,
+    choose_columns,
     read_csv,
     read_json,
     read_json_lines,
     read_parquet,
     text_lines,
 )
+from vocabgraft.data.splits import SPLITS
 from vocabgraft.errors import VocabgraftError
 
 if TYPE_CHECKING:
@@ -34,6 +38,8 @@ TABLE_ENDINGS = tuple(READERS)
 TEXT_ENDINGS = (".txt",)
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 SHOWN_FAULTS = 10
+VOCABULARY_COLUMNS = ("token", "kind", "description")
+RETENTION_COLUMNS = ("sentence1", "sentence2", "score")
 
 
 def read_table(
@@ -72,6 +78,36 @@ def scan_table(
     except PermissionError:
         reading.refuse(f"{path} cannot be read: no permission")
     return reading.table()
+
+
+def check_raw_files(folder: Path, params: ValidateDataParams) -> list[str]:
+    """What is wrong with the raw files that can be told without their rows: files, kinds and columns, a line each.
+
+    Args:
+        folder: data/raw.
+        params: which files there are.
+    """
+    faults = column_faults(folder / params.vocabulary, VOCABULARY_COLUMNS)
+    faults += column_faults(folder / params.retention, RETENTION_COLUMNS)
+    for name in find_files(folder, params.contexts):
+        fault = _file_fault(folder / name, TEXT_ENDINGS)
+        faults += [fault] if fault else []
+    for dataset in params.datasets:
+        columns = COLUMNS[dataset.format]
+        vectors = [name for name in columns if name in VECTORS]
+        for split in SPLITS:
+            for name in find_files(folder, getattr(dataset.files, split) or ()):
+                faults += column_faults(folder / name, columns, vectors)
+    return list(dict.fromkeys(faults))
+
+
+def column_faults(path: Path, columns: Sequence[str], vectors: Sequence[str] = ()) -> list[str]:
+    """What is wrong with a table as a whole, by its kind and its columns; its rows are not read."""
+    if fault := _file_fault(path, TABLE_ENDINGS):
+        return [fault]
+    reading = Reading(path, columns, (), vectors)
+    choose_columns(reading)
+    return [str(fault) for fault in reading.faults if fault.row is None]
 
 
 def read_lines(path: Path) -> "pd.DataFrame":

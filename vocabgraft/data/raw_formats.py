@@ -5,6 +5,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,30 +139,80 @@ def _byte_fault(raw: bytes) -> str | None:
 
 def read_csv(reading: Reading) -> None:
     path = reading.path
+    with _csv_reader(reading) as reader:
+        header = _read_header(reading, reader)
+        if header is None:
+            return
+        places = [header.index(name) for name in reading.values]
+        _read_records(reading, reader, len(header), places)
+    if not reading.rows and not any(fault.row for fault in reading.faults):
+        reading.refuse(f"{path} has a header and no rows; add rows or take it out of params.yaml")
+
+
+@contextmanager
+def _csv_reader(reading: Reading) -> Iterator[Any]:
+    # Bytes that are not UTF-8 are carried through, so that the record they stand in can be told.
+    with reading.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        yield csv.reader(stream, delimiter=SEPARATORS[reading.path.suffix], strict=True)
+
+
+def _read_header(reading: Reading, reader: Any) -> list[str] | None:
+    """Choose the columns of a CSV file by its header; None where there is no row to read."""
+    path = reading.path
     if reading.vectors:
         reading.refuse(
             f"{path}: column {', '.join(reading.vectors)} holds lists of numbers, which {path.suffix} cannot; "
             "save it as .parquet or .jsonl"
         )
-        return
-    # Bytes that are not UTF-8 are carried through, so that the record they stand in can be told.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader = csv.reader(stream, delimiter=SEPARATORS[path.suffix], strict=True)
-        try:
-            header = next(reader, [])
-        except csv.Error as error:
-            reading.refuse(f"{path}: line 1 cannot be read: {error}; check its quotes")
-            return
-        if not header:
-            reading.refuse(f"{path}: line 1 is blank; it must name the columns")
-            return
-        if fault := _text_fault(header):
-            reading.refuse(fault, 1)
-        chosen = reading.choose(header)
-        places = [header.index(name) for name in chosen]
-        _read_records(reading, reader, len(header), places)
-    if not reading.rows and not any(fault.row for fault in reading.faults):
-        reading.refuse(f"{path} has a header and no rows; add rows or take it out of params.yaml")
+        return None
+    try:
+        header: list[str] = next(reader, [])
+    except csv.Error as error:
+        reading.refuse(f"{path}: line 1 cannot be read: {error}; check its quotes")
+        return None
+    if not header:
+        reading.refuse(f"{path}: line 1 is blank; it must name the columns")
+        return None
+    if fault := _text_fault(header):
+        reading.refuse(fault, 1)
+    reading.choose(header)
+    return header
+
+
+def choose_columns(reading: Reading) -> None:
+    """Choose the columns of a table without its rows; of JSON lines as many are read as it takes to find them all."""
+    if reading.path.suffix in SEPARATORS:
+        with _csv_reader(reading) as reader:
+            _read_header(reading, reader)
+    elif reading.path.suffix == ".parquet":
+        _choose_in_parquet(reading)
+    elif reading.path.suffix == ".json":
+        read_json(reading)
+    else:
+        seen: dict[str, None] = {}
+        for _, record in _json_lines(reading):
+            seen |= dict.fromkeys(record if isinstance(record, dict) else ())
+            if all(name in seen for name in reading.columns):
+                return
+        reading.choose(list(seen))
+
+
+def _choose_in_parquet(reading: Reading) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(reading.path) as file:
+            reading.choose(file.schema_arrow.names)
+    except (pa.ArrowException, OSError) as error:
+        _refuse_parquet(reading, error)
+
+
+def _refuse_parquet(reading: Reading, error: Exception) -> None:
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    shown = " ".join(str(error).split())
+    reading.refuse(f"{reading.path} cannot be read as parquet: {shown}; mend it or save it anew")
 
 
 def _read_records(reading: Reading, reader: Any, width: int, places: Sequence[int]) -> None:
@@ -349,9 +400,7 @@ def read_parquet(reading: Reading) -> None:
                 return
             table = file.read(columns=chosen)
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        reading.refuse(f"{path} cannot be read as parquet: {' '.join(str(error).split())}; mend it or save it anew")
+        _refuse_parquet(reading, error)
         return
     if not len(table):
         reading.refuse(f"{path} holds no rows; add rows or take it out of params.yaml")

@@ -17,7 +17,7 @@ from vocabgraft.config.datasets import (
     text_columns,
 )
 from vocabgraft.config.losses import Format
-from vocabgraft.data.raw_files import find_files, scan_lines, scan_table
+from vocabgraft.data.raw_files import RETENTION_COLUMNS, VOCABULARY_COLUMNS, find_files, scan_lines, scan_table
 from vocabgraft.data.raw_formats import RawTable
 from vocabgraft.data.splits import SPLITS, split_of
 from vocabgraft.tokens.new_token import KINDS, NewToken, relation_token
@@ -44,7 +44,7 @@ ALIKE = frozenset({"synonym", "isa", "similarto", "definedas", "formof", "instan
 
 def read_vocabulary(folder: Path, name: str) -> RawTable:
     """The raw vocabulary: token, kind, description, row, file."""
-    return _joined_tables([_named(scan_table(folder / name, ("token", "kind", "description")), name)])
+    return _joined_tables([_named(scan_table(folder / name, VOCABULARY_COLUMNS), name)])
 
 
 def read_contexts(folder: Path, names: Sequence[str]) -> RawTable:
@@ -55,7 +55,7 @@ def read_contexts(folder: Path, names: Sequence[str]) -> RawTable:
 
 def read_retention(folder: Path, name: str) -> RawTable:
     """The raw retention pairs: sentences, the score as text and as a number."""
-    table = _named(scan_table(folder / name, ("sentence1", "sentence2", "score")), name)
+    table = _named(scan_table(folder / name, RETENTION_COLUMNS), name)
     return RawTable(table.rows.assign(number=_numbers(table.rows["score"])), table.faults)
 
 

@@ -58,7 +58,9 @@ def locate_base(
         return _locate_in_package(model, setting)
     if model.startswith((".", "/", "~")) or Path(model).is_dir():
         return _checked_folder(Path(model).expanduser(), model, setting)
-    return _download(model, revision, trust_remote_code, setting)
+    found = _download(model, revision, trust_remote_code, setting)
+    assert found is not None, "what was downloaded is there"
+    return found
 
 
 def identify_base(folder: Path, params: BaseParams, resolved: str) -> BaseIdentity:
@@ -145,8 +147,8 @@ def import_own_module(name: str) -> type["Module"]:
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         seen = "nothing" if found is None else repr(found)
         raise VocabgraftError(f"{name!r} is {seen}, not a class of torch.nn.Module; {remedy}")
-    for method in ("save", "load"):
-        if not callable(getattr(found, method, None)):
+    for method in ("forward", "save", "load"):
+        if getattr(found, method, None) in (None, nn.Module.forward):
             raise VocabgraftError(
                 f"{name!r} has no method {method}; derive it from "
                 "sentence_transformers.sentence_transformer.modules.Module"
@@ -160,6 +162,17 @@ def prompts_of(stored: Mapping[str, str], prompts: PromptParams) -> dict[str, st
         name: text for name, text in (("query", prompts.query), ("document", prompts.document)) if text is not None
     }
     return {**stored, **given}
+
+
+def look_up_base(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Path | None:
+    """As `locate_base`, without asking the Hub; None for a Hub id that is not on this machine yet.
+
+    Raises:
+        VocabgraftError: for what is neither on this machine nor a Hub id.
+    """
+    if model.startswith((PACKAGE_PREFIX, ".", "/", "~")) or Path(model).is_dir():
+        return locate_base(model, revision, trust_remote_code)
+    return _download(model, revision, trust_remote_code, "base.model", only_cached=True)
 
 
 def _locate_in_package(model: str, setting: str) -> Path:
@@ -181,17 +194,22 @@ def _checked_folder(folder: Path, model: str, setting: str) -> Path:
     return folder
 
 
-def _download(model: str, revision: str | None, trust_remote_code: bool, setting: str) -> Path:
+def _download(
+    model: str, revision: str | None, trust_remote_code: bool, setting: str, only_cached: bool = False
+) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         # Weights in other formats are never read, so they are not fetched either.
         wanted = ["*.json", "*.safetensors", "*.txt", "*.model", *(["*.py"] if trust_remote_code else [])]
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
+        found = snapshot_download(model, revision=revision, allow_patterns=wanted, local_files_only=only_cached)
+        folder = Path(found)
     except HFValidationError as error:
         raise VocabgraftError(f"{setting} is {model!r}, which is neither a folder nor a Hub id: {error}") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if only_cached:
+            return None
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise VocabgraftError(
             f"{setting} is {model!r} at revision {revision or 'main'}: it is no local folder and the Hub did not "

@@ -8,13 +8,14 @@ import inspect
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vocabgraft.config.stages import LayerParams, ModuleParams, Place
-from vocabgraft.errors import VocabgraftError
+from vocabgraft.errors import VocabgraftError, problems_of
 from vocabgraft.models.base import import_own_module, load_model, own_module_classes
 from vocabgraft.storage.artifacts import read_json, write_json
 
@@ -101,6 +102,23 @@ def insert_modules(model: "SentenceTransformer", modules: Sequence[ModuleParams]
     _probe(model, labels)
     for name, label in labels.items():
         _require_round_trip(model.get_submodule(name), label)
+
+
+def check_modules(modules: Sequence[ModuleParams]) -> list[str]:
+    """What is wrong with modules that can be told without a model, a line each: classes, places and arguments."""
+    return problems_of(partial(_check_module, params, _label(number)) for number, params in enumerate(modules))
+
+
+def _check_module(params: ModuleParams, label: str) -> None:
+    from sentence_transformers.sentence_transformer.modules import Router
+
+    if params.type != "Router":
+        _checked_class(params, params.place, label)
+        return
+    _require_arguments(Router, params, label)
+    for route, layers in params.routes.items():
+        for number, layer in enumerate(layers):
+            _checked_class(layer, params.place, f"{label}.routes.{route}.{number}")
 
 
 def custom_modules(model: "SentenceTransformer") -> dict[str, torch.nn.Module]:
@@ -198,12 +216,7 @@ def _build_router(model: "SentenceTransformer", params: ModuleParams, width: int
 def _build_layer(
     model: "SentenceTransformer", params: LayerParams, place: Place, width: int, label: str
 ) -> torch.nn.Module:
-    module_class = _class_of(params.type, label)
-    if FIXED_PLACE.get(params.type, place) != place:
-        raise VocabgraftError(
-            f"{label}: {params.type} at {place} would change nothing there; allowed: {FIXED_PLACE[params.type]}"
-        )
-    _require_arguments(module_class, params, label)
+    module_class = _checked_class(params, place, label)
     arguments = {**_defaults(model, params, place, width), **params.arguments}
     if params.type in STOCK and arguments.get("module_input_name", FEATURE[place]) != FEATURE[place]:
         raise VocabgraftError(
@@ -218,6 +231,19 @@ def _build_layer(
         raise VocabgraftError(f"{label}: {params.type}({_shown(arguments)}) cannot be made: {error}") from error
     _start_as_identity(module, label)
     return module
+
+
+def _checked_class(params: LayerParams, place: Place, label: str) -> type[torch.nn.Module]:
+    """The class of a layer, which may stand at this place and takes these arguments."""
+    module_class = _class_of(params.type, label)
+    if FIXED_PLACE.get(params.type, place) != place:
+        raise VocabgraftError(
+            f"{label}: {params.type} at {place} would change nothing there; allowed: {FIXED_PLACE[params.type]}"
+        )
+    _require_arguments(module_class, params, label)
+    if "activation_function" in params.arguments:
+        _activation(params.arguments["activation_function"], label)
+    return module_class
 
 
 def _class_of(name: str, label: str) -> type[torch.nn.Module]:

@@ -9,7 +9,7 @@ from vocabgraft.tokens.tokenizer import ExtendedToken
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# For each token: with 8 texts, 99.5 % of swaps of two among 74 words are found (benchmarks/checks.py).
+# For each token: with 8 texts, 99.5 % of swaps of two among 74 words are found.
 MOST_USES = 8
 # For a token of a large vocabulary.
 FEWEST_USES = 3

@@ -15,6 +15,7 @@ import torch
 from vocabgraft.config.datasets import DatasetParams, LossParams
 from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, LossEntry, works_with_constants
 from vocabgraft.config.training import ROW_METHODS, PhaseParams, TrainAdapterParams
+from vocabgraft.config.training_arguments import library_values
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.splits import Split
 from vocabgraft.errors import VocabgraftError
@@ -443,7 +444,7 @@ def _arguments(
         "ddp_find_unused_parameters": False if distributed.world_size() > 1 else None,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    given = {name: value for name, value in params.arguments.items() if name != "report_to"}
+    given = library_values({name: value for name, value in params.arguments.items() if name != "report_to"})
     owned["learning_rate_mapping"] = given.pop("learning_rate_mapping", {}) | owned["learning_rate_mapping"]
     try:
         arguments = SentenceTransformerTrainingArguments(**(defaults | owned | given))

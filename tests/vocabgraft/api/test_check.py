@@ -1,5 +1,6 @@
 """Checks of a model in memory: a sound model passes, and a planted fault is named."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 # The tiny base's own rows lie so close together that any trained row leaves their range.
-LIMITS: dict[str, Any] = {"max_norm_ratio": 4.0, "min_description_cosine": -1.0, "waived": {"new_rows_apart": "tiny"}}
+LIMITS: dict[str, Any] = {"max_norm_ratio": 4.0, "max_meaning_rank": 1.0, "waived": {"new_rows_apart": "tiny"}}
 
 
 def trained(tiny_base: Path, method: Any) -> "SentenceTransformer":
@@ -57,11 +58,24 @@ def test_an_adapter_that_was_not_merged_is_refused(tiny_base: Path) -> None:
 
 
 def test_a_report_says_what_failed() -> None:
-    checks = (
-        Check("sizes_agree", "rows", "sizes agree", 0.0, "at most 0", "passed", "", ()),
-        Check("reload", "encodings", "a saved model is the same", 0.5, "at most 1e-06", "failed", "", ("a text",)),
-        Check("onnx_export", "export", "ONNX is the same", None, "none", "waived", "no export", ()),
+    passed = Check(
+        name="sizes_agree",
+        group="rows",
+        protects="sizes agree",
+        setting=None,
+        remedy="Resize again.",
+        figure=0.0,
+        noise=None,
+        limit="at most 0",
+        verdict="passed",
+        reason="",
+        details=(),
+        warnings=(),
     )
-    report = CheckReport(checks)
+    failed = replace(passed, name="reload", figure=0.5, limit="at most 1e-06", verdict="failed", details=("a text",))
+    waived = replace(passed, name="onnx_export", figure=None, verdict="waived", reason="no export")
+    few = replace(passed, name="swapped_tokens", figure=None, verdict="too few to judge", reason="1 token")
+    report = CheckReport((passed, failed, waived, few))
     assert names(report.failed) == {"reload"} and names(report.not_applied) == {"onnx_export"}
-    assert all(text in repr(report) for text in ("1 checks passed", "reload", "0.5", "at most 1e-06", "a text"))
+    assert names(report.too_few_to_judge) == {"swapped_tokens"}
+    assert all(text in repr(report) for text in ("1 of 4 checks passed", "reload", "0.5", "at most 1e-06", "a text"))

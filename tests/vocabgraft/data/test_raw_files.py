@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vocabgraft.data.raw_files import find_files, read_lines, read_table, scan_lines, scan_table
+from vocabgraft.data.raw_files import column_faults, find_files, read_lines, read_table, scan_lines, scan_table
 from vocabgraft.errors import VocabgraftError
 
 FIELD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6) | st.sampled_from(
@@ -343,3 +345,57 @@ def test_a_text_of_blank_lines_is_refused(tmp_path: Path) -> None:
 
 def test_a_string_of_json_keeps_its_line_breaks(tmp_path: Path) -> None:
     assert table(tmp_path / "t.jsonl", json.dumps({"a": "x\ny", "b": "z"}) + "\n")["a"] == ["x\ny"]
+
+
+# The same two columns, whole and with one of them misspelt.
+KINDS: dict[str, tuple[str, str]] = {
+    ".csv": ("a,b\n1,2\n", "a,c\n1,2\n"),
+    ".tsv": ("a\tb\n1\t2\n", "a\tc\n1\t2\n"),
+    ".json": ('[{"a": "1"}, {"b": "2"}]', '[{"a": "1", "c": "2"}]'),
+    ".jsonl": ('{"a": "1"}\n\n{"b": "2"}\n', '{"a": "1"}\n{"c": "2"}\n'),
+}
+
+
+@pytest.mark.parametrize("ending", [*KINDS, ".parquet"])
+def test_columns_are_found_and_missed_without_the_rows(ending: str, tmp_path: Path) -> None:
+    good, bad = tmp_path / f"good{ending}", tmp_path / f"bad{ending}"
+    if ending == ".parquet":
+        for path, names in ((good, ("a", "b")), (bad, ("a", "c"))):
+            pq.write_table(pa.table({name: ["1"] for name in names}), path)
+    else:
+        for path, text in zip((good, bad), KINDS[ending], strict=True):
+            path.write_text(text, encoding="utf-8")
+    assert column_faults(good, ("a", "b")) == []
+    (fault,) = column_faults(bad, ("a", "b"))
+    assert f"{bad}: column b is missing; it has a, c; needed: a, b" in fault
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("absent.csv", None, "is missing; put it there"),
+        ("empty.csv", b"", "is empty"),
+        ("words.xlsx", b"x", "allowed: .csv"),
+        ("twice.csv", b"a,b,a\n1,2,3\n", "more than once"),
+        ("broken.json", b"[", "cannot be read as json"),
+        ("broken.parquet", b"PAR1", "cannot be read as parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_the_table_is_refused_as_it_is_when_it_is_read(
+    name: str, content: bytes | None, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    (fault,) = column_faults(path, ("a", "b"))
+    assert str(path) in fault and said in fault
+    with pytest.raises(VocabgraftError) as caught:
+        read_table(path, ("a", "b"))
+    assert fault in str(caught.value)
+
+
+def test_vectors_in_a_table_of_text_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.csv"
+    path.write_text('text,embedding\na,"[1, 2]"\n', encoding="utf-8")
+    (fault,) = column_faults(path, ("text", "embedding"), ("embedding",))
+    assert "embedding holds lists of numbers" in fault

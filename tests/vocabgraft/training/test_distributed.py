@@ -96,7 +96,7 @@ def test_none_outlives_its_launcher(how: signal.Signals, tmp_path: Path) -> None
     _until(lambda: all(path.is_file() and path.read_text() for path in (tmp_path / "0", tmp_path / "1")))
     workers = [int((tmp_path / number).read_text()) for number in "01"]
     os.kill(launcher.pid, how)
-    assert launcher.wait(timeout=20) != 0
+    assert launcher.wait(timeout=120) != 0
     _until(lambda: not any(psutil.pid_exists(pid) and _runs(pid) for pid in workers))
 
 

@@ -1,0 +1,114 @@
+"""The names of the metrics that an evaluation will give, known before anything is trained."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vocabgraft.config.datasets import COLUMNS, LABELS, NUMBERS, VECTORS, DatasetParams
+from vocabgraft.config.training import EvaluatorParams
+from vocabgraft.data.accepted import AcceptedDataset
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.artifacts import new_folder
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+ROWS, DIMENSION = 4, 8
+
+
+def losses_of(datasets: Sequence[DatasetParams]) -> list[str]:
+    """The validation losses: of each dataset with a validation split, and their mean by rows."""
+    own = [f"eval_{dataset.name}_loss" for dataset in datasets if dataset.has_validation]
+    return ["eval_loss", *own] if own else []
+
+
+def metrics_of(
+    evaluators: Sequence[EvaluatorParams], datasets: Sequence[DatasetParams], similarity: str | None = None
+) -> list[str]:
+    """The metrics of evaluators, as the trainer names them.
+
+    Each evaluator runs once, over a few made-up rows and a model of ten words. So names follow from the classes and
+    their arguments, and arguments with values that a class refuses are found, too. A `*` in a name stands for any
+    relation of the data.
+
+    Args:
+        evaluators: as params.yaml has them.
+        datasets: those that they name.
+        similarity: the base's similarity function, which is part of most names; None for the library's default.
+
+    Raises:
+        VocabgraftError: for an evaluator that cannot be made or run with its arguments.
+    """
+    from torch import nn
+
+    from vocabgraft.training.evaluators import build_evaluator
+
+    by_name = {dataset.name: dataset for dataset in datasets}
+    found: dict[str, float] = {}
+    model = _tiny_model(similarity, evaluators)
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, entry in enumerate(evaluators):
+            dataset = by_name[entry.dataset]
+            rows = _made_up(dataset, Path(scratch) / str(number))
+            loss_name = dataset.chosen_loss.name
+            loss = _softmax_loss(model) if loss_name == "SoftmaxLoss" else nn.Identity()
+            evaluator = build_evaluator(entry, rows, loss_name, loss, ROWS)
+            try:
+                found |= evaluator(model)
+            except Exception as error:
+                raise VocabgraftError(
+                    f"train_adapter.evaluators.{number} cannot run: {type(error).__name__}: {error}; see its arguments"
+                ) from error
+    # The trainer puts several evaluators into one, which adds a score of its own.
+    return [name if name.startswith("eval_") else f"eval_{name}" for name in (*found, "sequential_score")]
+
+
+def _tiny_model(similarity: str | None, evaluators: Sequence[EvaluatorParams]) -> "SentenceTransformer":
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {word: number for number, word in enumerate(["[UNK]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    weights = np.random.default_rng(0).normal(size=(len(vocabulary), DIMENSION)).astype(np.float32)
+    # Those that the base has are not known here without loading it.
+    prompts = {
+        value: "" for entry in evaluators for name, value in entry.arguments.items() if name.endswith("prompt_name")
+    }
+    modules: Any = [StaticEmbedding(tokenizer, embedding_weights=weights)]
+    return SentenceTransformer(modules=modules, device="cpu", similarity_fn_name=similarity, prompts=prompts)
+
+
+def _softmax_loss(model: "SentenceTransformer") -> Any:
+    from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
+
+    return SoftmaxLoss(model, DIMENSION, 2)
+
+
+def _made_up(dataset: DatasetParams, folder: Path) -> AcceptedDataset:
+    """Rows of a dataset's format, in its train and its validation split."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {name: _values(name, place) for place, name in enumerate(COLUMNS[dataset.format])}
+    with new_folder(folder) as work:
+        for split in ("train", "validation"):
+            pq.write_table(pa.table(columns), work / f"{split}.parquet")
+    return AcceptedDataset(dataset.name, dataset.format, folder, dataset.template)
+
+
+def _values(column: str, place: int) -> list[Any]:
+    if column == "relation":
+        # Link prediction has metrics of each relation, whose names the data alone have.
+        return ["*"] * ROWS
+    if column in LABELS:
+        return [number % 2 for number in range(ROWS)]
+    if column in NUMBERS:
+        return [number / ROWS for number in range(ROWS)]
+    if column in VECTORS:
+        return [[float(number)] * DIMENSION for number in range(ROWS)]
+    return [WORDS[(number + 2 * place) % len(WORDS)] for number in range(ROWS)]
