@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.build_model import main
 from flows.engine.edit_params import edited
 from tasks.support.preflight import check_project
 from tasks.support.stage import run_stage
 from tasks.validate_data import validate_data
 from tests.conftest import write_lines
+from tests.flows.invoke import cli
 from vocabgraft.config.params import Params, parse_params_text
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import read_json, write_json
 
+main = cli("run")
 RAW = Path("data/raw")
 OWN_LAYERS = """
 from torch import nn
@@ -183,7 +184,7 @@ def test_a_plan_refuses_it_and_a_run_does_in_its_first_stage(
     (tiny_project / ".dvc").mkdir()
     (tiny_project / ".dvc" / "config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     assert main(["--plan"]) == 0
-    assert main(["--plan", "--set", "train_adapter.arguments={optim: adamm}"]) == 1
+    assert main(["--plan", "--set", "train_adapter.arguments={optim: adamm}"]) == 2
     assert "optim is 'adamm'" in capsys.readouterr().err
     path = Path("params.yaml")
     path.write_text(edited(path.read_text(encoding="utf-8"), ["train_adapter.arguments={optim: adamm}"], "p"), "utf-8")
