@@ -17,7 +17,7 @@ RAW = ROOT / "data" / "raw"
 @pytest.fixture(scope="module")
 def words() -> list[str]:
     """The new words, without the relations' tokens."""
-    vocabulary = read_table(RAW / "vocabulary.csv", ("token", "kind", "description"))
+    vocabulary = read_table(RAW / "vocabulary.csv", ("token", "kind", "description")).rows
     return vocabulary["token"][vocabulary["kind"] == "word"].tolist()
 
 
@@ -25,7 +25,7 @@ def words() -> list[str]:
 def terms() -> pd.DataFrame:
     """The pairs with their splits."""
     datasets = load_params(ROOT / "params.yaml").validate_data.datasets
-    return read_examples(RAW, next(dataset for dataset in datasets if dataset.name == "terms"))
+    return read_examples(RAW, next(dataset for dataset in datasets if dataset.name == "terms")).rows
 
 
 def held(text: str, words: list[str]) -> list[str]:
@@ -52,7 +52,7 @@ def test_no_text_stands_twice(terms: pd.DataFrame) -> None:
 
 
 def test_retention_pairs_are_many_and_their_scores_spread_evenly(words: list[str]) -> None:
-    pairs = read_table(RAW / "retention.csv", ("sentence1", "sentence2", "score"))
+    pairs = read_table(RAW / "retention.csv", ("sentence1", "sentence2", "score")).rows
     texts = zip(pairs["sentence1"], pairs["sentence2"], strict=True)
     general = pairs[[not held(f"{left} {right}", words) for left, right in texts]]
     assert len(general) >= 900

@@ -82,6 +82,7 @@ def test_the_stage_goes_on_where_it_was_killed_and_leaves_no_checkpoint(
 
 # What a tiny random model cannot be asked: it knows no meaning, and its rows have no size of their own.
 MEANT = {
+    "meaning_kept",
     "new_row_norms",
     "description_cosine",
     "descriptions_told_apart",
@@ -119,7 +120,8 @@ def test_a_method_goes_through_to_checks_that_pass(settings: dict[str, Any], ski
     run_stage(check_consistency, [])
     checks = json.loads(Path("data/check_consistency/checks.json").read_text(encoding="utf-8"))["checks"]
     judged = [check for check in checks if check["name"] not in MEANT]
-    assert {check["name"] for check in judged if check["verdict"] == "does not apply"} == skipped
+    # Random weights make no first token unlike the others.
+    assert {check["name"] for check in judged if check["verdict"] == "does not apply"} == skipped | {"attention_sinks"}
     assert [check for check in judged if check["verdict"] == "failed"] == []
     has_adapter = settings["method"] != "full"
     assert (OUT / "adapter_model.safetensors").is_file() == has_adapter

@@ -203,13 +203,17 @@ def _relations_matched(scores: Mapping[str, Floats], alpha: float) -> Finding | 
 
 
 def _judged(found: Matching, of: str, weak: Sequence[str]) -> Finding | TooFew:
-    """Better than chance passes. Anything else fails, if a plausible vocabulary of this size would have passed."""
+    """Better than chance passes; what rules out a plausible vocabulary, or is worse than chance, fails."""
     seen = f"mean rank {found.mean_rank:.3f} of {of}: p = {found.p_value:.2g}"
     is_better, is_worse = found.mean_rank <= found.low, found.mean_rank >= found.high
-    if is_better or is_worse or found.low >= PLAUSIBLE_RANK or math.isnan(found.mean_rank):
+    # As far above a plausible mean rank as significance lies below chance: there, a plausible vocabulary is ruled out.
+    implausible = found.mean_rank >= PLAUSIBLE_RANK + (CHANCE_RANK - found.low)
+    if is_better or is_worse or implausible or math.isnan(found.mean_rank):
         return at_most(found.mean_rank, found.low, [seen], weak)
     return TooFew(
-        f"{seen}; even a mean rank of {PLAUSIBLE_RANK} would not be significant", found.mean_rank, shown(weak)
+        f"{seen}; neither chance nor a plausible mean rank of {PLAUSIBLE_RANK} is ruled out",
+        found.mean_rank,
+        shown(weak),
     )
 
 
