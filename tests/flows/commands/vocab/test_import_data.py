@@ -62,7 +62,17 @@ def with_section(printed: str) -> Params:
 def validate(params: Params) -> None:
     """Run the stage on the project's raw files."""
     raw, out, site = Path("data/raw"), Path("data/validate_data"), Path("reports/docs")
-    validate_data(raw, out, site, params.validate_data, params.base, params.extend_tokenizer, params.evaluate_model)
+    validate_data(
+        raw,
+        out,
+        site,
+        params.validate_data,
+        params.base,
+        params.extend_tokenizer,
+        params.evaluate_model,
+        params.resize_base,
+        params.train_adapter,
+    )
 
 
 @pytest.mark.parametrize("kind", ["obo", "skos"])
