@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -83,3 +84,11 @@ def journal(root: Path) -> list[str]:
 def lock_bytes(root: Path) -> bytes:
     """dvc.lock as it is."""
     return (root / "dvc.lock").read_bytes()
+
+
+def newest_flow_run(client: Any) -> Any:
+    """The flow run that began last; runs that a schedule has planned for later do not count."""
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    runs = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200)
+    return next(run for run in runs if run.state is not None and not run.state.is_scheduled())

@@ -16,6 +16,7 @@ from flows.engine.edit_params import edit_params
 from flows.run import base_moved
 from tests.conftest import write_lines
 from tests.flows.invoke import cli
+from tests.flows.projects import newest_flow_run
 from vocabgraft.config.params import load_params
 from vocabgraft.storage.artifacts import read_json
 
@@ -62,10 +63,9 @@ def states_of_last_run() -> dict[str, str]:
     """The state's name of every task run of the newest flow run, by the task run's name."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-    from prefect.client.schemas.sorting import FlowRunSort
 
     with get_client(sync_client=True) as client:
-        newest = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)[0]
+        newest = newest_flow_run(client)
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=[newest.id]))
         # The server records the states of task runs from events, a little after they happen.
         for _ in range(100):
@@ -209,7 +209,6 @@ def test_a_signal_cancels_the_flow_and_the_task_runs_that_are_not_done(
     prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.sorting import FlowRunSort
 
     stages = {"done": Trivial(), "slow": Trivial(["done"], before="touch started; sleep 60"), "last": Trivial(["slow"])}
     root = write_project(tmp_path / "project", stages)
@@ -230,7 +229,7 @@ def test_a_signal_cancels_the_flow_and_the_task_runs_that_are_not_done(
     assert time.monotonic() - started < 60
     assert states_of_last_run() == {"done": "Completed", "slow": "Cancelled", "last": "Cancelled"}
     with get_client(sync_client=True) as client:
-        newest = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)[0]
+        newest = newest_flow_run(client)
     assert newest.state is not None and newest.state.name == "Cancelled"
     assert signal.getsignal(number) != signal.SIG_IGN
 

@@ -15,7 +15,7 @@ from flows.remote.work import why_failed
 from tasks.support.stage import FAILURES
 from tests.conftest import ROOT
 from tests.flows.invoke import cli
-from tests.flows.projects import Trivial, add_stage, write_definition, write_project
+from tests.flows.projects import Trivial, add_stage, newest_flow_run, write_definition, write_project
 from tests.flows.reporting.test_webhook import Hook, hook, set_hook
 from tests.flows.test_build_model import states_of_last_run
 from vocabgraft.storage.artifacts import read_json
@@ -94,12 +94,12 @@ def test_the_failed_checks_are_the_reason_everywhere_and_the_log_stands_apart(
 
 def test_the_state_in_prefect_has_the_same_reason(prefect_server: None, project: Path) -> None:
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
+    from prefect.client.schemas.sorting import TaskRunSort
 
     assert main([]) == 1
     assert states_of_last_run() == {"check_consistency": "Failed"}
     with get_client(sync_client=True) as client:
-        run = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)[0]
+        run = newest_flow_run(client)
         task = client.read_task_runs(sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=1)[0]
     reason = "\n".join(WANTED)
     assert task.state is not None and (task.state.message or "").startswith(reason)

@@ -15,6 +15,7 @@ from tasks.registry.register import REGISTRATION_KIND
 from tasks.registry.versions import list_versions, prune
 from tests.conftest import ROOT
 from tests.flows.invoke import cli
+from tests.flows.projects import newest_flow_run
 from tests.registered_models import build
 
 list_them, prune_them = cli("registry", "list"), cli("registry", "prune")
@@ -235,7 +236,6 @@ def test_a_file_of_texts_that_is_missing_is_told(project: Path, capsys: pytest.C
 
 def test_a_command_is_a_flow_run_where_a_server_records_it(prefect_server: None, project: Path) -> None:
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.sorting import FlowRunSort
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.engine.prefect_run import recorded
@@ -244,6 +244,6 @@ def test_a_command_is_a_flow_run_where_a_server_records_it(prefect_server: None,
         patch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
         assert recorded("rollback", lambda: rollback(None)).startswith("vocabgraft-minilm version 1")
     with temporary_settings(), get_client(sync_client=True) as client:
-        newest = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)[0]
+        newest = newest_flow_run(client)
         assert client.read_flow(newest.flow_id).name == "rollback"
         assert newest.state is not None and newest.state.is_completed()
