@@ -182,7 +182,7 @@ def test_a_second_flow_is_refused_with_who_is_at_work_or_waits(project: Path, un
     with in_the_middle(project) as (process, stage):
         report = project / "reports" / "run.json"
         code, said = run_flow(project)
-        assert code == 1 and f"process {process.pid}" in said and "--wait" in said
+        assert code == 2 and f"process {process.pid}" in said and "--wait" in said
         assert not report.exists(), "a run that was refused tells nothing in the report"
         waiting = flow(project, "--wait")
         (project / "slow").unlink()
@@ -295,7 +295,7 @@ def test_a_lock_file_with_conflict_marks_is_refused_with_its_line_and_what_to_do
     whole = lock_bytes(done).decode()
     (done / "dvc.lock").write_text(f"<<<<<<< HEAD\n{whole}=======\n>>>>>>> other\n", encoding="utf-8")
     code, said = run_flow(done)
-    assert code == 1 and "line 1: an unresolved merge" in " ".join(said.split()) and "Traceback" not in said
+    assert code == 2 and "line 1: an unresolved merge" in " ".join(said.split()) and "Traceback" not in said
     (done / "dvc.lock").write_text(whole, encoding="utf-8")
     assert run_flow(done)[0] == 0
     assert_as_undisturbed(done, undisturbed)
@@ -384,7 +384,7 @@ def test_a_fault_that_may_pass_is_tried_again_and_a_failed_check_never(tmp_path:
 def test_meta_that_is_no_number_is_refused(tmp_path: Path) -> None:
     root = one_stage(tmp_path / "project", "true", timeout_s="long")
     code, said = run_flow(root)
-    assert code == 1 and "stage one: meta.timeout_s is 'long'; it should be a number" in said
+    assert code == 2 and "stage one: meta.timeout_s is 'long'; it should be a number" in said
 
 
 def test_without_keep_going_a_failure_lets_nothing_start_any_more(tmp_path: Path) -> None:
@@ -404,4 +404,4 @@ def test_only_runs_the_one_stage_and_force_runs_it_though_nothing_changed(done: 
     assert (outcomes(done), journal(done)) == ({"middle": "Completed"}, [*ran, "middle"])
     assert_as_undisturbed(done, undisturbed)
     code, said = run_flow(done, "--only", "middle", "--until", "last")
-    assert code == 1 and "exclude each other" in said
+    assert code == 2 and "exclude each other" in said
