@@ -17,7 +17,7 @@ RAW = ROOT / "data" / "raw"
 @pytest.fixture(scope="module")
 def words() -> list[str]:
     """The new words, without the relations' tokens."""
-    vocabulary = read_table(RAW / "vocabulary.csv", ("token", "kind", "description")).rows
+    vocabulary = read_table(RAW / "vocabulary.csv", ("token", "kind", "description"))
     return vocabulary["token"][vocabulary["kind"] == "word"].tolist()
 
 
@@ -52,7 +52,7 @@ def test_no_text_stands_twice(terms: pd.DataFrame) -> None:
 
 
 def test_retention_pairs_are_many_and_their_scores_spread_evenly(words: list[str]) -> None:
-    pairs = read_table(RAW / "retention.csv", ("sentence1", "sentence2", "score")).rows
+    pairs = read_table(RAW / "retention.csv", ("sentence1", "sentence2", "score"))
     texts = zip(pairs["sentence1"], pairs["sentence2"], strict=True)
     general = pairs[[not held(f"{left} {right}", words) for left, right in texts]]
     assert len(general) >= 900

@@ -208,7 +208,7 @@ UNREADABLE = [
     Fault(
         "a base folder that is not there",
         setting("base.model", "./nowhere"),
-        ("base.model is './nowhere', but that folder is not there", "correct it in params.yaml"),
+        ("base.model is './nowhere', but that folder is not there", "correct the name"),
     ),
     Fault(
         "a base package that is not installed",
@@ -218,7 +218,7 @@ UNREADABLE = [
     Fault(
         "a package without the base folder",
         setting("base.model", "package:vocabgraft/model"),
-        ("base.model is 'package:vocabgraft/model', but that folder is not there", "correct it in params.yaml"),
+        ("base.model is 'package:vocabgraft/model', but that folder is not there", "correct the name"),
     ),
     Fault(
         "a Hub that cannot be reached",

@@ -246,7 +246,7 @@ def test_the_flow_registers_a_lost_version_again_but_leaves_one_whose_files_were
     model = client.get_model_version(made.name, "1").source.rpartition("/")[2]
     files = Path(client.get_logged_model(model).artifact_location)
     files.rename(files.with_name("moved"))
-    with pytest.raises(VocabgraftError, match="--relocate"):
+    with pytest.raises(VocabgraftError, match="registry relocate"):
         is_lost(stage, Path(), told.append)
     assert made.digest_at(CHAMPION) == made.digest
     client.delete_model_version(made.name, "1")
