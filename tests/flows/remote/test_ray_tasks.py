@@ -147,7 +147,7 @@ def test_without_ray_it_is_said_how_to_get_it(
 
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.chdir(write_cluster_project(tmp_path / "project"))
-    assert cli("run")(["--no-server", "--ray", "127.0.0.1:1"]) == 1
+    assert cli("run")(["--no-server", "--ray", "127.0.0.1:1"]) == 2
     assert 'pip install -e ".[cluster]"' in capsys.readouterr().err
 
 
