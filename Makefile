@@ -37,7 +37,7 @@ deps: $(VENV)/.installed ## write the code deps of dvc.yaml from the import grap
 	python -m flows.commands.code_deps
 
 docs: $(VENV)/.installed-test ## build the documentation site into build/site; no page asks another host
-	mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 test: $(VENV)/.installed-test ## run the tests (about 25 minutes on 2 cores)
 	python -m pytest -m "not slow" $(ARGS)
