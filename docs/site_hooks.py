@@ -15,7 +15,12 @@ ROOT = Path(__file__).parent.parent
 # Files of the root and their pages. Links between them and docs/ work on a Git host, and are rewritten for the site.
 ROOT_PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 # Other files that pages link: the page that shows the same, or None, where the link's text is enough.
-SHOWN_BY = {"docs/README.md": "index.md", "params.yaml": "params.md", "vocabgraft/__init__.py": "api.md", "LICENSE": None}
+SHOWN_BY = {
+    "docs/README.md": "index.md",
+    "params.yaml": "params.md",
+    "vocabgraft/__init__.py": "api.md",
+    "LICENSE": None,
+}
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 ROOMS_MARK = "<!-- rooms -->"
 
