@@ -64,7 +64,7 @@ def params_page() -> str:
 
     schema = Params.model_json_schema()
     known = schema["$defs"]
-    lines = ["# Every setting", "", "Made from the typed parameters (`vocabgraft/config/`). The file follows."]
+    lines = ["# Every setting", "", "Made from the typed parameters (`vocabgraft/config/`). The shipped file with its comments is at the end."]
     rest = [name for name in known if any(True for _ in known[name].get("properties", {}))]
     lines += ["", "## Top level", "", *_table(schema, known)]
     for name in rest:
@@ -134,7 +134,7 @@ def api_page() -> str:
     parts = ["# Python API", "", "All of these are names of `vocabgraft`. [Python](python.md) shows them at work.", ""]
     for name in sorted(vocabgraft._MODULES, key=lambda name: (name[0].isupper(), name)):
         module = f"vocabgraft.{vocabgraft._MODULES[name]}"
-        parts += [f"## {name}", "", f"::: {module}.{name}", ""]
+        parts += [f"::: {module}.{name}", ""]
     return "\n".join(parts)
 
 
