@@ -64,7 +64,11 @@ def params_page() -> str:
 
     schema = Params.model_json_schema()
     known = schema["$defs"]
-    lines = ["# Every setting", "", "Made from the typed parameters (`vocabgraft/config/`). The shipped file with its comments is at the end."]
+    lines = [
+        "# Every setting",
+        "",
+        "Made from the typed parameters (`vocabgraft/config/`). The shipped file with its comments is at the end.",
+    ]
     rest = [name for name in known if any(True for _ in known[name].get("properties", {}))]
     lines += ["", "## Top level", "", *_table(schema, known)]
     for name in rest:
