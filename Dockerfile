@@ -16,8 +16,8 @@ WORKDIR /project
 # several GB of CUDA; for a GPU leave --index-url out.
 COPY pyproject.toml constraints.txt ./
 RUN pip install --index-url https://download.pytorch.org/whl/cpu "torch==$(sed -n 's/^torch==//p' constraints.txt)" \
-    && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > /tmp/dependencies.txt \
+    && python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*project['dependencies'], *project['optional-dependencies']['pipeline'], sep='\n')" > /tmp/dependencies.txt \
     && pip install -c constraints.txt -r /tmp/dependencies.txt
 
 COPY vocabgraft ./vocabgraft

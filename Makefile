@@ -16,7 +16,7 @@ export DO_NOT_TRACK ?= true
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: run ui schedule sweep deps test test-slow lint bench bench-orchestration remote remote-s3 remote-ssh push pull lock clean help
+.PHONY: run ui schedule sweep deps docs test test-slow lint bench bench-orchestration remote remote-s3 remote-ssh push pull lock clean help
 
 help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,6 +35,9 @@ sweep: $(VENV)/.installed ## run the grid of sweep.yaml; ARGS="--jobs 4", ARGS="
 
 deps: $(VENV)/.installed ## write the code deps of dvc.yaml from the import graph
 	python -m flows.commands.code_deps
+
+docs: $(VENV)/.installed-test ## build the documentation site into build/site; no page asks another host
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 test: $(VENV)/.installed-test ## run the tests (about 25 minutes on 2 cores)
 	python -m pytest -m "not slow" $(ARGS)
@@ -74,8 +77,8 @@ lock: ## resolve the whole tree anew and write constraints.txt
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet -e ".[test]"
-	{ sed -n '/^#/p' constraints.txt; $(VENV)-lock/bin/pip freeze --exclude-editable \
-		| grep -v ' @ ' | sed -E 's/\+[A-Za-z0-9.]+$$//' | LC_ALL=C sort -f; } > constraints.new
+	{ sed -n '/^#/p' constraints.txt; $(VENV)-lock/bin/pip freeze --all --exclude-editable \
+		| grep -vE ' @ |^(pip|wheel)==' | sed -E 's/\+[A-Za-z0-9.]+$$//' | LC_ALL=C sort -f; } > constraints.new
 	mv constraints.new constraints.txt
 	rm -rf $(VENV)-lock
 
@@ -88,7 +91,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[pipeline]"
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
