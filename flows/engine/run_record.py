@@ -15,7 +15,7 @@ from tasks.registry import git
 from vocabgraft.checks.verdicts import Verdict, count_verdicts
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json, write_json
+from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json
 
 RUN_RECORD = Path("reports/run.json")
 CHECKED_BY, CHECKS = "check_consistency", "checks.json"
@@ -43,20 +43,6 @@ class FlowRun:
     failure: str | None = None
     registration: Mapping[str, Any] | None = None
     prefect_run: str | None = None
-
-
-def write_run_record(run: FlowRun, root: Path) -> dict[str, Any]:
-    """Write `reports/run.json` and return what is in it."""
-    record = run_record(run, root)
-    write_record(record, root)
-    return record
-
-
-def write_record(record: Mapping[str, Any], root: Path) -> None:
-    """Write a record to `reports/run.json`."""
-    path = root / RUN_RECORD
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
 
 
 def run_record(run: FlowRun, root: Path) -> dict[str, Any]:

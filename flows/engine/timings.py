@@ -1,7 +1,9 @@
-"""How long each stage took when it last ran here: what `--plan` foretells, and what an unchanged stage saved."""
+"""How long each stage took in its last run here: `--plan` shows it, and the table of a run says what was saved."""
 
 import json
 from pathlib import Path
+
+from vocabgraft.storage.artifacts import write_json
 
 HISTORY = Path(".dvc/tmp/build_model.seconds.json")
 
@@ -12,14 +14,10 @@ def last_seconds(root: Path) -> dict[str, float]:
         content = json.loads((root / HISTORY).read_text(encoding="utf-8"))
         return {str(name): float(seconds) for name, seconds in content.items()}
     except (FileNotFoundError, ValueError, AttributeError, TypeError):
-        # It is only a forecast: a damaged one, as a full disk leaves it, is begun again.
+        # It is only a forecast: a damaged one, as a full disk leaves it, is ignored.
         return {}
 
 
 def keep_seconds(root: Path, seconds: dict[str, float]) -> None:
     """Keep how long stages took, beside what is known of the others."""
-    path = root / HISTORY
-    unfinished = path.with_suffix(".partial")
-    merged = last_seconds(root) | {name: round(value, 2) for name, value in seconds.items()}
-    unfinished.write_text(json.dumps(merged, indent=1, sort_keys=True), encoding="utf-8")
-    unfinished.replace(path)
+    write_json(root / HISTORY, last_seconds(root) | {name: round(value, 2) for name, value in seconds.items()})
