@@ -12,7 +12,7 @@ from typing import Any
 from flows.engine.dag import Stage, recorded_inputs
 from flows.engine.stage_run import Outcome, StageResult
 from tasks.registry import git
-from vocabgraft.checks.verdicts import Verdict, count_verdicts
+from vocabgraft.checks.result import Verdict, count_verdicts
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json

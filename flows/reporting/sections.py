@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.reporting.numbers import capital, counted, figure, metric_name, number, signed
-from vocabgraft.checks.verdicts import count_verdicts, describe_counts
+from vocabgraft.checks.result import count_verdicts, describe_counts
 from vocabgraft.models.remote_code import describe_code
 from vocabgraft.training.curve import loss_lines
 

@@ -19,8 +19,8 @@ from tasks.resize_base import resize_base
 from tasks.support.stage import read_failure, run_stage
 from tasks.train_adapter import train_adapter
 from tasks.validate_data import validate_data
+from vocabgraft.checks.result import describe_counts
 from vocabgraft.checks.runner import CHECKS
-from vocabgraft.checks.verdicts import describe_counts
 from vocabgraft.models.base import load_model
 from vocabgraft.packs.bank import VocabularyBank
 

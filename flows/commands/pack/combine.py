@@ -10,8 +10,7 @@ from typer import Argument, Option
 
 from flows.commands.output import MODEL, Json, Output, Quiet
 from tasks.support.models import model_folder, pack_folder
-from vocabgraft.checks.result import explain_failures
-from vocabgraft.checks.verdicts import count_verdicts, describe_counts
+from vocabgraft.checks.result import count_verdicts, describe_counts, explain_failures
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.config.stages import CheckConsistencyParams
 from vocabgraft.errors import VocabgraftError
