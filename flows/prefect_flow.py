@@ -26,7 +26,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.engine.dag import Planned, Stage
 from flows.engine.run_record import failures
 from flows.engine.scheduler import Body, StageRuns
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.stage_outcome import Outcome, StageResult
 from flows.reporting.gather import REPORT
 from flows.reporting.publish import metrics_against_champion
 from flows.run import ROOT, Finished, Prepared, RunOptions, execute, prepared_run

@@ -12,7 +12,8 @@ from flows.engine.lock_file import repro_order, settle
 from flows.engine.registry_state import REGISTERING_STAGE, require_registry
 from flows.engine.run_record import FlowRun
 from flows.engine.scheduler import Elsewhere, StageRuns, default_jobs
-from flows.engine.stage_run import DvcProcesses, Inspection, StageResult
+from flows.engine.stage_outcome import StageResult
+from flows.engine.stage_run import DvcProcesses, Inspection
 from flows.engine.workspace import check_lock_file, workspace
 from flows.reporting.publish import publish
 from flows.reporting.webhook import tell_failure

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.engine.dag import Stage
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.stage_outcome import Outcome, StageResult
 from tasks.registry.gate_results import GateResult, Verdict, told
 from vocabgraft.storage.artifacts import read_json
 

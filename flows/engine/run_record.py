@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.engine.dag import Stage, recorded_inputs
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.stage_outcome import Outcome, StageResult
 from tasks.registry import git
 from vocabgraft.checks.result import Verdict, count_verdicts
 from vocabgraft.config.params import PARAMS_FILE, load_params

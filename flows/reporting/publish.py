@@ -12,7 +12,7 @@ from typing import Any
 from flows.engine.dag import Stage
 from flows.engine.registry_state import REGISTERING_STAGE, find_registered, registered_content
 from flows.engine.run_record import RUN_RECORD, FlowRun, run_record
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.stage_outcome import Outcome, StageResult
 from flows.reporting.gather import DATA_DOCS, REGISTRATION_RECORD, REPORT, gather, write_report
 from flows.reporting.page import as_markdown
 from flows.reporting.sections import Gathered

@@ -17,7 +17,8 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model
 from vocabgraft.packs.combine import Combined, Conflict, combine, overlaps
 from vocabgraft.packs.gate import check_chain, write_chain
-from vocabgraft.packs.pack import Pack, check_name, identify, read_pack, renamed, require_base, write_pack
+from vocabgraft.packs.pack import Pack, check_name, identify, renamed, require_base
+from vocabgraft.packs.pack_files import read_pack, write_pack
 from vocabgraft.storage.artifacts import work_folder
 
 SHOWN = 30

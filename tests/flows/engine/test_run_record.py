@@ -11,7 +11,7 @@ import pytest
 
 from flows.engine.dag import Stage
 from flows.engine.run_record import FlowRun
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.stage_outcome import Outcome, StageResult
 from tests.conftest import ROOT
 from tests.flows.projects import Trivial, run_dvc, write_project
 from tests.flows.reporting.report_samples import (

@@ -11,7 +11,7 @@ from typing import Any
 
 from flows.engine.dag import Stage
 from flows.engine.run_record import RUN_RECORD, FlowRun, run_record
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.stage_outcome import Outcome, StageResult
 from tasks.registry.gate_results import GateResult
 from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, write_json
 

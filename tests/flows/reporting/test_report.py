@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flows.engine.run_record import FlowRun
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.stage_outcome import Outcome, StageResult
 from flows.reporting.gather import gather, write_report
 from flows.reporting.page import as_markdown, render, verdict
 from flows.reporting.sections import share_of_limit
