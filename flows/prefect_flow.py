@@ -140,7 +140,7 @@ class _Unresolved:
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: Stage, wrapped: _Unresolved) -> Any:
-    """One stage as a task run, whose final state bears the name of what became of it."""
+    """One stage as a task run, whose final state has the name of its outcome."""
     result = wrapped.body(_TaskRunLog(stage.name, get_run_logger()))
     name, message = result.outcome.value, result.explanation() or None
     if result.outcome is Outcome.CANCELLED:

@@ -82,7 +82,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a run: its stages, whether it was told of, and the signal that stopped it."""
+    """A finished run: its stages, whether its report was written, and the signal that stopped it."""
 
     stages: Sequence[Stage]
     results: Sequence[StageResult]
@@ -180,7 +180,7 @@ def _planned(
 def execute(
     prepared: Prepared, run: Callable[[StageRuns], list[StageResult]], prefect_run: str | None = None
 ) -> Finished:
-    """Run the planned stages, leave dvc.lock as `dvc repro` would, and publish what became of them."""
+    """Run the planned stages, leave dvc.lock as `dvc repro` would, and publish the results."""
     keep_going, jobs = prepared.options.keep_going, prepared.jobs
     with repro_order(ROOT, prepared.stages), _cluster(prepared.options.ray) as elsewhere:
         runs = StageRuns(prepared.planned, ROOT, prepared.processes, jobs, keep_going, elsewhere)

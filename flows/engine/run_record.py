@@ -31,7 +31,7 @@ class FlowRun:
     Attributes:
         started: when, in UTC.
         stages: every stage of the DAG.
-        results: what became of the stages that were part of the run; none when it ended before the first.
+        results: of the stages that were part of the run; empty when it ended before the first.
         failure: why the run ended before its stages did; None where it did not.
         registration: the registered version of this run's model; None where the run registered none.
         prefect_run: the id of the Prefect run; None where there was none.

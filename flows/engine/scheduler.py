@@ -47,7 +47,7 @@ def default_jobs() -> int:
 
 
 class StageRuns:
-    """One run of a plan: what became of each stage so far, and whether it was told to stop."""
+    """One run of a plan: the result of each stage so far, and whether a signal stopped it."""
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ TEMPORARY_FAILURE = 75
 
 
 class Outcome(StrEnum):
-    """What became of a stage; the names are those of the Prefect states."""
+    """The outcome of a stage; the names are those of the Prefect states."""
 
     COMPLETED = "Completed"
     UNCHANGED = "Unchanged"

@@ -1,4 +1,4 @@
-"""Running one stage through DVC, and saying what became of it."""
+"""One stage run through DVC: its processes, and what they write."""
 
 import base64
 import json

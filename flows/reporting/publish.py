@@ -14,6 +14,7 @@ from flows.engine.registry_state import REGISTERING_STAGE, find_registered, regi
 from flows.engine.run_record import RUN_RECORD, FlowRun, run_record
 from flows.engine.stage_outcome import Outcome, StageResult
 from flows.reporting.gather import DATA_DOCS, REGISTRATION_RECORD, REPORT, gather, write_report
+from flows.reporting.numbers import markdown_table
 from flows.reporting.page import as_markdown
 from flows.reporting.sections import Gathered
 from vocabgraft.errors import VocabgraftError
@@ -116,14 +117,13 @@ def metrics_against_champion(stages: Sequence[Stage], results: Sequence[StageRes
     except VocabgraftError as error:
         print(f"no comparison with the champion: {error}", file=sys.stderr)
         return None
-    lines = [f"| figure | version {version.version} | champion, version {champion.version} | difference |"]
-    lines += ["|---|---|---|---|"]
-    lines += [
-        f"| {key.removeprefix('merged.')} | {own[key]:.2f} | {best[key]:.2f} | {own[key] - best[key]:+.2f} |"
+    rows = [
+        (key.removeprefix("merged."), f"{own[key]:.2f}", f"{best[key]:.2f}", f"{own[key] - best[key]:+.2f}")
         for key in sorted(own.keys() & best.keys())
         if key.startswith("merged.")
     ]
-    return "\n".join(lines)
+    headings = ("figure", f"version {version.version}", f"champion, version {champion.version}", "difference")
+    return markdown_table(headings, rows)
 
 
 def _give_to_mlflow(run: FlowRun, path: Path, gathered: Gathered, root: Path) -> None:

@@ -172,7 +172,7 @@ def _gains_plot(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def retention(gathered: Gathered) -> dict[str, Any]:
-    """What became of everything that was not trained for."""
+    """Whether texts without a new word kept their embeddings and their similarities."""
     metrics, moved = gathered.content("metrics"), gathered.content("retention") or {}
     if metrics is None:
         return {"absent": gathered.absences("metrics")}

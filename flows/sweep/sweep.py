@@ -36,7 +36,7 @@ REPORTS = Path("reports")
 
 @dataclass(frozen=True)
 class PointResult:
-    """What became of a point: its figure (None where it failed), its seconds, and why it failed."""
+    """The result of a point: its metric (None where it failed), its seconds, and why it failed."""
 
     point: Point
     figure: float | None
@@ -152,7 +152,7 @@ def _run(
 
 
 class Runner:
-    """Runs points in copies on this machine, and keeps what became of those that are done."""
+    """Runs points in copies on this machine, and keeps the results of those that are done."""
 
     def __init__(self, figure: FigureParams, measured: str, root: Path) -> None:
         self._figure = figure
@@ -179,7 +179,7 @@ class Runner:
                 yield result
 
     def keep(self, point: Point, done: Mapping[str, Any]) -> PointResult:
-        """Write down what became of a point; one that failed is tried again by the next sweep."""
+        """Write down the result of a point; one that failed is tried again by the next sweep."""
         result = self._judged(point, done)
         if result.figure is not None:
             content = {"values": dict(point.values), "params": point.params, "done": dict(done)}

@@ -207,7 +207,7 @@ def test_a_benefit_that_is_not_shown_is_told_with_the_items_that_it_would_need(t
     assert "Registered, not shown to be better" in said
     assert "Not shown to be better: 32 items, interval -4.20 to +4.30" in said and "5,800,000 items" in said
     header = next(attributes for tag, attributes in page.elements if attributes.get("id") == "verdict")
-    assert header["class"] == "registered", "whose colour is that of what is open"
+    assert header["class"] == "registered", "a challenger has the colour of an open verdict"
     badges = [
         attributes["class"] for tag, attributes in page.elements if (attributes.get("class") or "")[:5] == "badge"
     ]
