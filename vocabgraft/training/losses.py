@@ -1,6 +1,5 @@
 """Losses made from params.yaml: classes by name, their arguments, what the data say, wrappers and weights."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from torch import nn
 
 from vocabgraft.config.datasets import LossParams
 from vocabgraft.config.losses import LIBRARY, LOSSES
+from vocabgraft.config.signatures import arguments_of
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model
 from vocabgraft.training.distributed import world_size
@@ -99,8 +99,9 @@ def build_loss(
     if entry.in_batch_softmax:
         arguments.setdefault("scale", scale)
     loss_class = _class(loss.name, entry.module)
-    if world_size() > 1 and "gather_across_devices" in inspect.signature(loss_class).parameters:
-        # The candidates are then those of the whole batch, as in one process.
+    if world_size() > 1 and "gather_across_devices" in arguments_of(entry.module, loss.name):
+        # The candidates are then those of the whole batch, as in one process. Not asked by `inspect.signature`: a class
+        # marked as deprecated, such as MultipleNegativesSymmetricRankingLoss, has the signature of the marker.
         arguments.setdefault("gather_across_devices", True)
     if entry.guided:
         arguments["guide"] = (guides or {})[loss.arguments["guide"]]

@@ -285,6 +285,17 @@ def test_a_dataset_of_some_weight_gets_a_loss_of_that_weight(
     assert first != second
 
 
+@pytest.mark.parametrize("name", ("MultipleNegativesRankingLoss", "MultipleNegativesSymmetricRankingLoss"))
+def test_several_processes_share_their_candidates(
+    name: str, model: Any, write_dataset: WriteDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, loss = dataset_of(write_dataset, "pairs"), LossParams(name=name)
+    data = load_rows(dataset, "train", LOSSES[name], tmp_path / "cache")
+    assert build_loss(model, dataset.name, loss, [data]).gather_across_devices is False
+    monkeypatch.setattr("vocabgraft.training.losses.world_size", lambda: 2)
+    assert build_loss(model, dataset.name, loss, [data]).gather_across_devices is True
+
+
 def test_a_classifier_of_a_loss_is_trained_beside_the_rows(
     model: Any, write_dataset: WriteDataset, tmp_path: Path
 ) -> None:
