@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,13 +72,13 @@ def _small(rounds: int) -> list[Row]:
             bank.delete(f"pack{number}")
         size = sum(path.stat().st_size for path in folders[0].iterdir()) / TOKENS
         before = _memory()
-        loads = [_seconds(lambda folder=folder: bank.load(folder)) for folder in folders]
+        loads = [_seconds(partial(bank.load, folder)) for folder in folders]
         for name in bank.names:
             bank.activate(name)
             model.encode(["a text"], show_progress_bar=False)
         memory = _memory() - before
-    first = [_seconds(lambda pair=pair: bank.activate(list(pair))) for pair in zip(bank.names, bank.names[1:])]  # noqa: B905
-    again = [_seconds(lambda name=name: bank.activate(name)) for name in bank.names * rounds]
+    first = [_seconds(partial(bank.activate, list(pair))) for pair in zip(bank.names, bank.names[1:])]  # noqa: B905
+    again = [_seconds(partial(bank.activate, name)) for name in bank.names * rounds]
     bank.activate(None)
     return [
         ("a pack on disk, a token", f"{size / 1024:.1f} KiB", "a few KiB", ""),
@@ -120,12 +121,12 @@ def _with_lora(bank: VocabularyBank, rounds: int) -> list[Row]:
     loads = []
     for number, name in enumerate(names):
         pack = replace(bank.pack("pack0"), adapter=_lora(bank.model, number))
-        loads.append(_seconds(lambda pack=pack, name=name: bank.put(pack, name)))
+        loads.append(_seconds(partial(bank.put, pack, name)))
     known = {value.data_ptr() for value in bank.view(None).parameters()}
     first = [_seconds(lambda: bank.activate(names[0]))]
     folded = sum(value.nbytes for value in bank.model.parameters() if value.data_ptr() not in known)
-    first += [_seconds(lambda name=name: bank.activate(name)) for name in (names[1:] + names[:1]) * rounds]
-    again = [_seconds(lambda name=name: bank.activate(name)) for name in names[::2] * rounds]
+    first += [_seconds(partial(bank.activate, name)) for name in (names[1:] + names[:1]) * rounds]
+    again = [_seconds(partial(bank.activate, name)) for name in names[::2] * rounds]
     bank.activate(names[0])
     merged = bank.merge(names[0])
     texts = [f"text {number} of {_word(0, number % 97)} and more" for number in range(TEXTS)]

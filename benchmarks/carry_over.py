@@ -31,7 +31,8 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model, locate_base, tokenizer_file
 from vocabgraft.models.encode import Embeddings, encode
 from vocabgraft.packs.bank import VocabularyBank
-from vocabgraft.packs.pack import Pack, read_pack
+from vocabgraft.packs.pack import Pack
+from vocabgraft.packs.pack_files import read_pack
 from vocabgraft.packs.transfer import METHODS, Carried, Target, carry_over, prepare, with_rows
 from vocabgraft.token_embeddings.initialize import Start, initial_rows
 from vocabgraft.tokens.tokenizer import holds_new_token, load_raw_tokenizer

@@ -48,7 +48,7 @@ class Words:
     def of_many_pieces(self) -> "Words":
         """Those of `MANY` wordpieces and more."""
         chosen = np.flatnonzero(self.pieces >= MANY)
-        return Words(self.alone[chosen], [self.texts[word] for word in chosen], self.pieces[chosen])
+        return Words(self.alone[chosen], [self.texts[word] for word in chosen.tolist()], self.pieces[chosen])
 
 
 def main() -> None:

@@ -253,7 +253,7 @@ class Bench:
         if not moved:
             # Of cosine, which is what the base ranks texts by, the lengths are divided out.
             unmoved = np.stack([self.entities[text] for text in evaluator.texts])
-            evaluator.encode_entities = lambda _: unmoved  # type: ignore[method-assign]
+            evaluator.encode_entities = lambda _: unmoved  # type: ignore[method-assign, assignment]
         return evaluator
 
     def _closed_form(self) -> LinkPredictionEvaluator:

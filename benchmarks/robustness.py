@@ -154,8 +154,11 @@ def read_run(data: Path, seed: int, variant: str, seconds: float) -> Run:
         len(sinks["details"]) if sinks["verdict"] == "failed" else 0,
         len({*resized["distillation"]["set_back"], *trained["set_back"]}),
         resized["distillation"]["after"]["all"]["mean"],
-        *(round(gain[name], 2) for name in ("merged", "gain", "low", "high")),
-        round(seconds, 1),
+        mrr=round(gain["merged"], 2),
+        gain=round(gain["gain"], 2),
+        low=round(gain["low"], 2),
+        high=round(gain["high"], 2),
+        seconds=round(seconds, 1),
     )
 
 

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import chmo_training
-from benchmarks.chmo import DEFAULT_DATA, load_chmo, new_words
+from benchmarks.chmo import DEFAULT_DATA, load_chmo, load_sts, new_words
 from benchmarks.robustness import BENEFIT, STAGES, copy_project, set_params
 from vocabgraft.models.base import load_model, locate_base, tokenizer_file
 from vocabgraft.models.resize import extended_copy
@@ -92,7 +92,7 @@ class Penalty(NoBound):
         """Add the gradient of the mean excess of the ratio, squared."""
         super().before_step()
         count = len(self.often.batches)
-        batch, positions = (entries[self.steps % count] for entries in (self.often.batches, self.often.positions))
+        batch, positions = self.often.batches[self.steps % count], self.often.positions[self.steps % count]
         with torch.enable_grad():
             states = self.model[0].auto_model(**batch, output_hidden_states=True).hidden_states
             largest = torch.stack([state.float().abs().amax(dim=-1) for state in states]).amax(dim=0)
@@ -162,7 +162,7 @@ def on_chmo(args: argparse.Namespace, seed: int) -> Result:
     tokens = extend_tokenizer(tokenizer, raw, new_words(chmo, raw, least_pieces=2, least_uses=2), 64)
     ids, texts = [token.id for token in tokens], [token.text for token in tokens]
     queries, answers = chmo.queries(chmo.test if args.split == "test" else chmo.validation)
-    items = chmo_training.Items(queries, answers, chmo.names, chmo_training.load_sts(args.data))
+    items = chmo_training.Items(queries, answers, chmo.names, load_sts(args.data))
     started = time.perf_counter()
     rows, report = chmo_training.distilled(base, tokenizer, tokens, chmo, seed, args.precision)
     model = extended_copy(base, tokenizer, rows)

@@ -110,7 +110,7 @@ def _learn(model: "SentenceTransformer", texts: Sequence[str], goals: torch.Tens
     with tqdm(total=EPOCHS * batches, desc="the small base learns") as progress:
         for _ in range(EPOCHS):
             shuffled = torch.randperm(len(texts), generator=generator)
-            by_length = shuffled[lengths[shuffled].argsort(stable=True)].split(BATCH)
+            by_length = torch.split(shuffled[lengths[shuffled].argsort(stable=True)], BATCH)
             for number in torch.randperm(batches, generator=generator).tolist():
                 places = by_length[number]
                 features = model.preprocess([texts[place] for place in places.tolist()])

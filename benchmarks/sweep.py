@@ -9,7 +9,6 @@ python -m benchmarks.sweep
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -97,4 +96,4 @@ def _project(root: Path, seconds: float) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

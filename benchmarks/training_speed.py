@@ -118,7 +118,7 @@ def shipped_case(data: Path | None) -> Case:
 
 def chmo_case(data: Path, folder: Path) -> Case:
     """The Chemical Methods Ontology with its new words; synonyms of held-out concepts are asked."""
-    from benchmarks.chmo_training import _dataset
+    from benchmarks.chmo_training import dataset
 
     chmo, base_folder = load_chmo(data, SEED), locate_base(BASE)
     base, tokenizer = load_model(base_folder, "cpu"), load_tokenizer(base_folder)
@@ -128,10 +128,10 @@ def chmo_case(data: Path, folder: Path) -> Case:
     rows = initial_rows("subword_mean", Start(weight, tuple(tokens), base.tokenizer.unk_token_id, SEED))
     extended_copy(base, tokenizer, rows).save(str(folder / "resized"), create_model_card=False)
     (folder / "pairs").mkdir()
-    dataset = _dataset(folder / "pairs", chmo.train)
+    pairs = dataset(folder / "pairs", chmo.train)
     queries, answers = chmo.queries(chmo.test)
     asked = RetrievalSet("chmo", queries, chmo.names, [[answer] for answer in answers], [[] for _ in answers], queries)
-    return Case("CHMO", str(folder / "resized"), [token.id for token in tokens], [dataset], [asked])
+    return Case("CHMO", str(folder / "resized"), [token.id for token in tokens], [pairs], [asked])
 
 
 def in_turn(rounds: int) -> list[tuple[str, ...]]:

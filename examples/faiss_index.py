@@ -39,7 +39,8 @@ def update(
     changed = dict(updated_vectors(texts.items(), compare_models(previous, new), new))
     if changed:
         ids = np.array(list(changed))
-        index.remove_ids(ids)
+        # The stubs know the C++ signature; the Python one takes an array of ids.
+        index.remove_ids(ids)  # type: ignore[arg-type]
         index.add_with_ids(np.stack(list(changed.values())), ids)
     return list(changed)
 

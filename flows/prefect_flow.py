@@ -26,7 +26,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.engine.dag import Planned, Stage
 from flows.engine.run_record import failures
 from flows.engine.scheduler import Body, StageRuns
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.stage_outcome import Outcome, StageResult
 from flows.reporting.gather import REPORT
 from flows.reporting.publish import metrics_against_champion
 from flows.run import ROOT, Finished, Prepared, RunOptions, execute, prepared_run
@@ -140,7 +140,7 @@ class _Unresolved:
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: Stage, wrapped: _Unresolved) -> Any:
-    """One stage as a task run, whose final state bears the name of what became of it."""
+    """One stage as a task run, whose final state has the name of its outcome."""
     result = wrapped.body(_TaskRunLog(stage.name, get_run_logger()))
     name, message = result.outcome.value, result.explanation() or None
     if result.outcome is Outcome.CANCELLED:

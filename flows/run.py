@@ -12,7 +12,8 @@ from flows.engine.lock_file import repro_order, settle
 from flows.engine.registry_state import REGISTERING_STAGE, require_registry
 from flows.engine.run_record import FlowRun
 from flows.engine.scheduler import Elsewhere, StageRuns, default_jobs
-from flows.engine.stage_run import DvcProcesses, Inspection, StageResult
+from flows.engine.stage_outcome import StageResult
+from flows.engine.stage_run import DvcProcesses, Inspection
 from flows.engine.workspace import check_lock_file, workspace
 from flows.reporting.publish import publish
 from flows.reporting.webhook import tell_failure
@@ -81,7 +82,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a run: its stages, whether it was told of, and the signal that stopped it."""
+    """A finished run: its stages, whether its report was written, and the signal that stopped it."""
 
     stages: Sequence[Stage]
     results: Sequence[StageResult]
@@ -179,7 +180,7 @@ def _planned(
 def execute(
     prepared: Prepared, run: Callable[[StageRuns], list[StageResult]], prefect_run: str | None = None
 ) -> Finished:
-    """Run the planned stages, leave dvc.lock as `dvc repro` would, and publish what became of them."""
+    """Run the planned stages, leave dvc.lock as `dvc repro` would, and publish the results."""
     keep_going, jobs = prepared.options.keep_going, prepared.jobs
     with repro_order(ROOT, prepared.stages), _cluster(prepared.options.ray) as elsewhere:
         runs = StageRuns(prepared.planned, ROOT, prepared.processes, jobs, keep_going, elsewhere)

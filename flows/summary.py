@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.engine.dag import Stage
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.stage_outcome import Outcome, StageResult
+from flows.reporting.numbers import markdown_table
 from tasks.registry.gate_results import GateResult, Verdict, told
 from vocabgraft.storage.artifacts import read_json
 
@@ -20,7 +21,7 @@ HEADINGS = {"base": "base", "resized": "resized", "merged": "trained", "control"
 
 
 def stage_table(results: Sequence[StageResult]) -> Table:
-    """What became of each stage."""
+    """The outcome of each stage."""
     table = Table(title="stages", title_justify="left")
     for heading in HEADINGS_OF_STAGES:
         table.add_column(heading, justify="right" if heading in ("seconds", "saved") else "left", overflow="fold")
@@ -73,12 +74,8 @@ def model_summary(stages: Sequence[Stage], registration: Path) -> Group:
 
 def markdown(results: Sequence[StageResult]) -> str:
     """The stage table for a Prefect artifact."""
-    lines = [f"| {' | '.join(HEADINGS_OF_STAGES)} |", "|---|---|---|---|---|"]
-    for result in results:
-        reason = result.reason.replace("\n", "<br>").replace("|", "\\|")
-        cells = (result.name, result.outcome.value, f"{result.seconds:.1f}", _saved(result), reason)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [(r.name, r.outcome.value, f"{r.seconds:.1f}", _saved(r), r.reason) for r in results]
+    return markdown_table(HEADINGS_OF_STAGES, rows)
 
 
 def _saved(result: StageResult) -> str:
@@ -97,7 +94,7 @@ def _gain(item: dict[str, Any] | None) -> str:
 
 
 def _kept(retention: dict[str, Any]) -> list[str]:
-    """What became of the vectors of the reference corpus."""
+    """How many vectors of the reference corpus stay valid, and how far the others moved."""
     if retention["valid_share"] is None:
         return []
     neighbours = retention["neighbours_kept"]

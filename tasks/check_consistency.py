@@ -7,9 +7,8 @@ from pathlib import Path
 from tasks.support.models import find_base
 from tasks.support.stage import run_stage
 from vocabgraft.checks.context import Evidence, Folders, gather_evidence
-from vocabgraft.checks.result import explain_failures
+from vocabgraft.checks.result import count_verdicts, describe_counts, explain_failures
 from vocabgraft.checks.runner import CHECKS, Check, CheckEntry, run_check
-from vocabgraft.checks.verdicts import count_verdicts, describe_counts
 from vocabgraft.config.stages import BaseParams, CheckConsistencyParams, ValidateDataParams
 from vocabgraft.data.accepted import read_contexts, read_datasets, read_retention, training_texts
 from vocabgraft.errors import VocabgraftError

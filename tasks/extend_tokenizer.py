@@ -13,14 +13,8 @@ from vocabgraft.models.base import tokenizer_file
 from vocabgraft.models.remote_code import drop_auto_maps
 from vocabgraft.storage.artifacts import new_folder, write_json
 from vocabgraft.tokens.new_token import NewToken
-from vocabgraft.tokens.tokenizer import (
-    ExtendedToken,
-    SegmentationReport,
-    load_raw_tokenizer,
-    load_tokenizer,
-    segmentation_report,
-    tokens_added_before,
-)
+from vocabgraft.tokens.segmentation import SegmentationReport, segmentation_report
+from vocabgraft.tokens.tokenizer import ExtendedToken, load_raw_tokenizer, load_tokenizer, tokens_added_before
 from vocabgraft.tokens.tokenizer import extend_tokenizer as extend
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from vocabgraft.models.base import load_model
 from vocabgraft.models.remote_code import copy_code
 from vocabgraft.models.saving import PACK_FOLDER, save_model
 from vocabgraft.packs.from_run import pack_run, why_no_pack
-from vocabgraft.packs.pack import write_pack_inside
+from vocabgraft.packs.pack_files import write_pack_inside
 from vocabgraft.storage.artifacts import new_folder, read_json, require_artifact
 from vocabgraft.tokens.tokenizer import read_tokens
 from vocabgraft.training.adapters import merged_model

@@ -39,7 +39,7 @@ from tasks.registry.versions import (
 )
 from tasks.support.models import find_base
 from tasks.support.stage import run_stage
-from vocabgraft.checks.verdicts import count_verdicts
+from vocabgraft.checks.result import count_verdicts
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import BaseParams, RegisterModelParams
 from vocabgraft.errors import VocabgraftError

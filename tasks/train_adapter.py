@@ -1,6 +1,5 @@
 """Stage train_adapter: a PEFT adapter over the resized base, or the whole model (`method: full`)."""
 
-import re
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +20,7 @@ from vocabgraft.training import distributed
 from vocabgraft.training.adapters import require_reload
 from vocabgraft.training.checkpoints import key_of
 from vocabgraft.training.columns import ids_without_text
+from vocabgraft.training.curve import loss_lines
 from vocabgraft.training.fit import TrainingResult
 from vocabgraft.training.fit import train_adapter as train
 
@@ -131,23 +131,14 @@ def _report(result: TrainingResult, params: TrainAdapterParams, without_text: li
 
 
 def _draw(log: list[dict[str, Any]]) -> None:
-    """The losses over the steps of all phases; not tracked, since its bytes are those of a version of matplotlib."""
+    """The losses over the steps of all phases; not tracked, since its bytes depend on the version of matplotlib."""
     from matplotlib.figure import Figure
 
+    lines = loss_lines(log)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    before, lines = 0, dict[str, list[tuple[int, float]]]()
-    for phase in sorted({entry["phase"] for entry in log}):
-        entries = [entry for entry in log if entry["phase"] == phase]
-        for entry in entries:
-            for name in (name for name in entry if name == "loss" or re.fullmatch("eval_.*loss", name)):
-                lines.setdefault(name, []).append((before + entry["step"], entry[name]))
-        before += max(entry["step"] for entry in entries)
-    if len(lines) == 3:
-        # The mean over one dataset is that dataset's line.
-        lines.pop("eval_loss", None)
-    for name, points in sorted(lines.items()):
-        axes.plot(*zip(*points, strict=True), marker="." if name != "loss" else None, label=name)
+    for name, line in (lines["validation"] | {"loss": lines["train"]}).items():
+        axes.plot(line["steps"], line["losses"], marker="." if name != "loss" else None, label=name)
     axes.set(xlabel="step", ylabel="loss")
     axes.legend()
     CURVE_PLOT.parent.mkdir(parents=True, exist_ok=True)

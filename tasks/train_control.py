@@ -30,15 +30,15 @@ def train_control(
     from vocabgraft.models.base import load_model, prompts_of
     from vocabgraft.models.saving import save_model
     from vocabgraft.storage.artifacts import read_json
+    from vocabgraft.tokens.new_token import reading_descriptions
     from vocabgraft.tokens.tokenizer import added_tokens, read_tokens
-    from vocabgraft.training.control import control_params, reading_descriptions
     from vocabgraft.training.fit import train_adapter as train
 
     trusted = base.trust_remote_code
     model = load_model(find_base(base_identity, trusted), trust_remote_code=trusted)
     model.prompts = prompts_of(model.prompts, base.prompts)
     described = [token.new_token for token in added_tokens(read_tokens(tokens))]
-    params = control_params(train_adapter)
+    params = train_adapter.for_control()
     with reading_descriptions(model, described):
         result = train(model, read_datasets(datasets), [], params, seed, validate_data.datasets)
     with new_folder(out) as work:

@@ -13,8 +13,7 @@ from flows.commands.output import Json, Output, Quiet
 from flows.engine.dag import Planned
 from flows.engine.prefect_run import allow_temporary_server
 from flows.engine.registry_state import REGISTERING_STAGE
-from flows.engine.scheduler import default_jobs, run_in_threads
-from flows.engine.timings import last_seconds
+from flows.engine.scheduler import default_jobs, last_seconds, run_in_threads
 from flows.engine.workspace import MARK
 from flows.reporting.gather import REGISTRATION_RECORD, REPORT
 from flows.run import NO_REPORT, ROOT, SIGNALLED, Finished, Prepared, RunOptions, execute, make_plan, prepared_run

@@ -284,11 +284,16 @@ def plan(
 
 def _chosen(stages: Sequence[Stage], until: str | None, only: str | None) -> Sequence[Stage]:
     if only is not None:
-        return [_named(stages, only)]
+        return [stage_named(stages, only)]
     return stages if until is None else _with_upstream(stages, until)
 
 
-def _named(stages: Sequence[Stage], name: str) -> Stage:
+def stage_named(stages: Sequence[Stage], name: str) -> Stage:
+    """The stage of a name.
+
+    Raises:
+        VocabgraftError: with the names that there are.
+    """
     found = next((stage for stage in stages if stage.name == name), None)
     if found is None:
         raise VocabgraftError(f"there is no stage {name!r}; allowed: {', '.join(stage.name for stage in stages)}")
@@ -362,7 +367,7 @@ def _with_text(path: Path, text: str) -> Any:
 
 def _with_upstream(stages: Sequence[Stage], until: str) -> list[Stage]:
     by_name = {stage.name: stage for stage in stages}
-    _named(stages, until)
+    stage_named(stages, until)
     wanted, open_names = {until}, [until]
     while open_names:
         for name in by_name[open_names.pop()].upstream:

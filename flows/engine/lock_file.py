@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.engine.dag import Stage
+from vocabgraft.storage.artifacts import write_whole
 
 # The order that is due, kept while stages run, so that the run after a killed one still knows it.
 DUE = Path(".dvc/tmp/build_model.order.json")
@@ -87,10 +88,8 @@ def _replace(path: Path, text: str | None) -> None:
     """Write a file whole or not at all; None deletes it."""
     if text is None:
         path.unlink()
-        return
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    else:
+        write_whole(path, text)
 
 
 def _stages_of(lock_file: Path) -> dict[str, Any] | None:

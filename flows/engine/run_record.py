@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.engine.dag import Stage, recorded_inputs
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.stage_outcome import Outcome, StageResult
 from tasks.registry import git
-from vocabgraft.checks.verdicts import Verdict, count_verdicts
+from vocabgraft.checks.result import Verdict, count_verdicts
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json, write_json
+from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json
 
 RUN_RECORD = Path("reports/run.json")
 CHECKED_BY, CHECKS = "check_consistency", "checks.json"
@@ -31,7 +31,7 @@ class FlowRun:
     Attributes:
         started: when, in UTC.
         stages: every stage of the DAG.
-        results: what became of the stages that were part of the run; none when it ended before the first.
+        results: of the stages that were part of the run; empty when it ended before the first.
         failure: why the run ended before its stages did; None where it did not.
         registration: the registered version of this run's model; None where the run registered none.
         prefect_run: the id of the Prefect run; None where there was none.
@@ -43,20 +43,6 @@ class FlowRun:
     failure: str | None = None
     registration: Mapping[str, Any] | None = None
     prefect_run: str | None = None
-
-
-def write_run_record(run: FlowRun, root: Path) -> dict[str, Any]:
-    """Write `reports/run.json` and return what is in it."""
-    record = run_record(run, root)
-    write_record(record, root)
-    return record
-
-
-def write_record(record: Mapping[str, Any], root: Path) -> None:
-    """Write a record to `reports/run.json`."""
-    path = root / RUN_RECORD
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
 
 
 def run_record(run: FlowRun, root: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The stages of a plan, each started when those before it have ended; under Prefect or without it."""
 
+import json
 import os
 import threading
 import time
@@ -15,10 +16,13 @@ from typing import Protocol
 from flows.engine.dag import Planned, Stage, cached_since
 from flows.engine.registry_state import REGISTERING_STAGE, is_lost
 from flows.engine.signals import stopped_by_signals
-from flows.engine.stage_run import Attempt, DvcProcesses, Ending, Outcome, StageLog, StageResult, reproduce
-from flows.engine.timings import keep_seconds, last_seconds
+from flows.engine.stage_outcome import Attempt, Ending, Outcome, StageResult
+from flows.engine.stage_run import DvcProcesses, StageLog, reproduce
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.artifacts import write_json
 
+# How long each stage took in its last run here: `--plan` shows it, and the table of a run says what was saved.
+HISTORY = Path(".dvc/tmp/build_model.seconds.json")
 # Stages that wait (for a service, a disk, a lock) are worth starting beyond the number of cores; a graph is rarely this
 # wide, and --jobs says otherwise where its stages are heavy.
 LEAST_JOBS = 8
@@ -43,7 +47,7 @@ def default_jobs() -> int:
 
 
 class StageRuns:
-    """One run of a plan: what became of each stage so far, and whether it was told to stop."""
+    """One run of a plan: the result of each stage so far, and whether a signal stopped it."""
 
     def __init__(
         self,
@@ -229,3 +233,18 @@ def _ended(future: "Future[StageResult]", done: Callable[[], None]) -> None:
 
 def _ignore(_: str) -> None:
     """Say nothing."""
+
+
+def last_seconds(root: Path) -> dict[str, float]:
+    """The seconds of each stage's last completed run in this workspace; what never ran here is left out."""
+    try:
+        content = json.loads((root / HISTORY).read_text(encoding="utf-8"))
+        return {str(name): float(seconds) for name, seconds in content.items()}
+    except (FileNotFoundError, ValueError, AttributeError, TypeError):
+        # It is only a forecast: a damaged one, as a full disk leaves it, is ignored.
+        return {}
+
+
+def keep_seconds(root: Path, seconds: dict[str, float]) -> None:
+    """Keep how long stages took, beside what is known of the others."""
+    write_json(root / HISTORY, last_seconds(root) | {name: round(value, 2) for name, value in seconds.items()})

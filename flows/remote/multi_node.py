@@ -12,7 +12,8 @@ from typing import Any
 
 from flows.engine.dag import Stage
 from flows.engine.run_record import RUN_RECORD
-from flows.engine.stage_run import Attempt, Ending, StageLog
+from flows.engine.stage_outcome import Attempt, Ending
+from flows.engine.stage_run import StageLog
 from flows.remote.work import Work, carry_out_anywhere, free_address, why_failed
 from vocabgraft.training.distributed import NODE, NODES, RENDEZVOUS
 

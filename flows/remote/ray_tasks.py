@@ -19,7 +19,8 @@ from flows.engine.dag import Stage
 from flows.engine.prefect_run import allow_temporary_server
 from flows.engine.run_record import RUN_RECORD
 from flows.engine.scheduler import Elsewhere
-from flows.engine.stage_run import Attempt, Ending, StageLog
+from flows.engine.stage_outcome import Attempt, Ending
+from flows.engine.stage_run import StageLog
 from flows.remote import work as experiment
 from flows.remote.multi_node import SECONDS_BETWEEN_LOOKS, made_together, told
 from flows.remote.project_copy import LOCAL_CONFIG, carried_files, committed_code, local_config, require_remote

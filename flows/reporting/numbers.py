@@ -1,7 +1,7 @@
 """Figures, names and times as a reader of the report expects them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 METRICS = {"mrr": "MRR", "ndcg": "nDCG", "map": "MAP", "spearman": "Spearman's \N{GREEK SMALL LETTER RHO}"}
@@ -53,6 +53,13 @@ def counted(number: int, name: str) -> str:
 def capital(text: str) -> str:
     """The text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; a cell may hold line breaks and bars."""
+    cells = [[cell.strip().replace("\n", "<br>").replace("|", "\\|") for cell in row] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([f"| {' | '.join(headings)} |", "|---" * len(headings) + "|", *lines])
 
 
 def listed(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vocabgraft.storage.artifacts import digest_of, file_sha256
+from vocabgraft.storage.artifacts import digest_of, file_sha256, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,11 +68,7 @@ class PlotFolder:
         path = self.folder / f"{name}-{digest_of([name, data, made_by])[:16]}.svg"
         self.used.add(path.name)
         if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # In its place when complete, so that a run that is killed leaves no half plot to be found.
-            unfinished = path.with_suffix(".partial")
-            unfinished.write_text(draw(name, data), encoding="utf-8")
-            unfinished.replace(path)
+            write_whole(path, draw(name, data))
         return path.read_text(encoding="utf-8")
 
     def forget_others(self) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 from flows.engine.dag import Stage
 from flows.engine.registry_state import REGISTERING_STAGE, find_registered, registered_content
-from flows.engine.run_record import RUN_RECORD, FlowRun, run_record, write_record
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.run_record import RUN_RECORD, FlowRun, run_record
+from flows.engine.stage_outcome import Outcome, StageResult
 from flows.reporting.gather import DATA_DOCS, REGISTRATION_RECORD, REPORT, gather, write_report
+from flows.reporting.numbers import markdown_table
 from flows.reporting.page import as_markdown
 from flows.reporting.sections import Gathered
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.storage.artifacts import read_json
+from vocabgraft.storage.artifacts import read_json, write_json
 
 
 def publish(run: FlowRun, root: Path) -> bool:
@@ -34,7 +35,7 @@ def publish(run: FlowRun, root: Path) -> bool:
         record = run_record(run, root)
         if _is_told_already(run, record, root):
             return True
-        write_record(record, root)
+        write_json(root / RUN_RECORD, record)
         gathered = gather(run.stages, root)
         path = write_report(gathered, root)
     except Exception as error:  # noqa: BLE001  a page that meets a file it cannot show must not undo a good run
@@ -53,8 +54,8 @@ def publish(run: FlowRun, root: Path) -> bool:
     return True
 
 
-# Of two runs that came to the same these differ.
-OF_THE_RUN = ("started", "finished", "stages", "prefect_run")
+# Keys that differ even between two runs with identical results.
+OWN_TO_A_RUN = ("started", "finished", "stages", "prefect_run")
 
 
 def _is_told_already(run: FlowRun, record: dict[str, Any], root: Path) -> bool:
@@ -68,7 +69,7 @@ def _is_told_already(run: FlowRun, record: dict[str, Any], root: Path) -> bool:
     # As the file would give it back, where a tuple is a list.
     now = json.loads(json.dumps(record))
     same_stages = [stage["name"] for stage in before["stages"]] == [stage["name"] for stage in now["stages"]]
-    return same_stages and all(before.get(key) == value for key, value in now.items() if key not in OF_THE_RUN)
+    return same_stages and all(before.get(key) == value for key, value in now.items() if key not in OWN_TO_A_RUN)
 
 
 def _registration(run: FlowRun, root: Path) -> dict[str, Any] | None:
@@ -116,14 +117,13 @@ def metrics_against_champion(stages: Sequence[Stage], results: Sequence[StageRes
     except VocabgraftError as error:
         print(f"no comparison with the champion: {error}", file=sys.stderr)
         return None
-    lines = [f"| figure | version {version.version} | champion, version {champion.version} | difference |"]
-    lines += ["|---|---|---|---|"]
-    lines += [
-        f"| {key.removeprefix('merged.')} | {own[key]:.2f} | {best[key]:.2f} | {own[key] - best[key]:+.2f} |"
+    rows = [
+        (key.removeprefix("merged."), f"{own[key]:.2f}", f"{best[key]:.2f}", f"{own[key] - best[key]:+.2f}")
         for key in sorted(own.keys() & best.keys())
         if key.startswith("merged.")
     ]
-    return "\n".join(lines)
+    headings = ("figure", f"version {version.version}", f"champion, version {champion.version}", "difference")
+    return markdown_table(headings, rows)
 
 
 def _give_to_mlflow(run: FlowRun, path: Path, gathered: Gathered, root: Path) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.reporting.numbers import capital, counted, figure, metric_name, number, signed
-from vocabgraft.checks.verdicts import count_verdicts, describe_counts
+from vocabgraft.checks.result import count_verdicts, describe_counts
 from vocabgraft.models.remote_code import describe_code
+from vocabgraft.training.curve import loss_lines
 
 SUBSETS = {"new_word": "with a new word", "no_new_word": "without a new word", "all": "all"}
 KINDS = {"word": "word", "symbol": "symbol", "special": "special token"}
@@ -171,7 +172,7 @@ def _gains_plot(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def retention(gathered: Gathered) -> dict[str, Any]:
-    """What became of everything that was not trained for."""
+    """Whether texts without a new word kept their embeddings and their similarities."""
     metrics, moved = gathered.content("metrics"), gathered.content("retention") or {}
     if metrics is None:
         return {"absent": gathered.absences("metrics")}
@@ -310,7 +311,7 @@ def training(gathered: Gathered) -> dict[str, Any]:
     report = gathered.content("training")
     if report is None:
         return {"absent": gathered.absences("training")}
-    lines = curve(report["log"])
+    lines = loss_lines(report["log"])
     losses, steps = lines["train"]["losses"], lines["train"]["steps"]
     last = {name: line["losses"][-1] for name, line in lines["validation"].items()}
     view = {
@@ -335,26 +336,6 @@ def validated(name: str) -> str:
     """A validation loss as it is called in a sentence: `eval_terms_loss` is that of the dataset terms."""
     dataset = name.removeprefix("eval_").removesuffix("loss").strip("_")
     return f"validation loss of {dataset}" if dataset else "mean validation loss"
-
-
-def curve(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The losses of all phases, their steps counted on from phase to phase."""
-    train: dict[str, list[float]] = {"steps": [], "losses": []}
-    validation: dict[str, dict[str, list[float]]] = {}
-    before, phases = 0, []
-    for phase in sorted({entry.get("phase", 1) for entry in log}):
-        entries = [entry for entry in log if entry.get("phase", 1) == phase]
-        phases.append([phase, before])
-        for entry in entries:
-            for name in (name for name in entry if name == "loss" or re.fullmatch("eval_.*loss", name)):
-                line = train if name == "loss" else validation.setdefault(name, {"steps": [], "losses": []})
-                line["steps"].append(before + entry["step"])
-                line["losses"].append(entry[name])
-        before += max(entry["step"] for entry in entries)
-    if len(validation) == 2:
-        # The mean over one dataset is that dataset's line.
-        validation.pop("eval_loss", None)
-    return {"train": train, "validation": dict(sorted(validation.items())), "phases": phases}
 
 
 def data(gathered: Gathered) -> dict[str, Any]:

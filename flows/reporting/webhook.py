@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flows.engine.run_record import FlowRun
-from flows.engine.stage_run import Outcome
+from flows.engine.stage_outcome import Outcome
 from vocabgraft.config.params import PARAMS_FILE
 from vocabgraft.config.stages import FROM_ENVIRONMENT, FailureHookParams
 from vocabgraft.errors import VocabgraftError

@@ -1,11 +1,6 @@
 """The flow by the clock: a process that stays, runs it when its time has come, and puts in order what was left."""
 
-import fcntl
 import os
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +8,14 @@ from typing import Any
 
 from flows.reporting.webhook import post
 from flows.run import ROOT
+from flows.service.servers import answers, prefect_server, started
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.locks import only_one
 
 FLOW = "build_model"
 LOCK = Path(".dvc/tmp/schedule.lock")
 SERVER_LOG = Path(".dvc/tmp/prefect_server.log")
 DEFAULT_CRON, DEFAULT_PORT = "0 3 * * *", 4200
-# A server starts in 6 to 10 s on an idle machine; one that boots has other things to do too.
-SECONDS_FOR_THE_SERVER = 120.0
-SECONDS_TO_END = 10.0
 # What Prefect puts into the environment of a flow run's process.
 RUN_ID = "PREFECT__FLOW_RUN_ID"
 
@@ -193,18 +187,7 @@ def _only_one(root: Path) -> Iterator[None]:
     """Hold this folder's schedule: two would each take the other's runs for crashed."""
     if not (root / ".dvc").is_dir():
         raise VocabgraftError(f"{root.resolve()} is no DVC project; run from the project's root")
-    (root / LOCK).parent.mkdir(parents=True, exist_ok=True)
-    with (root / LOCK).open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.seek(0)
-            raise VocabgraftError(
-                f"a schedule serves this folder already (process {stream.read() or 'unknown'}); end it first"
-            ) from error
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
+    with only_one(root / LOCK, "a schedule serves this folder already"):
         yield
 
 
@@ -215,26 +198,17 @@ def _server(root: Path, port: int) -> Iterator[None]:
 
     named = PREFECT_API_URL.value()
     address = named or f"http://127.0.0.1:{port}/api"
-    if _answers(address):
+    if answers(f"{address}/health"):
         _say(f"using the Prefect server at {address}")
         with _as_the_api(address):
             yield
         return
     if named is not None and named != f"http://127.0.0.1:{port}/api":
         raise VocabgraftError(f"no Prefect server answers at {named} (PREFECT_API_URL); start it or unset this")
-    process = _start_server(root, port)
-    try:
-        _wait_for(process, address, root)
-        _say(f"started a Prefect server at {address}; its log is {root / SERVER_LOG}")
-        with _as_the_api(address):
-            yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    server = prefect_server(port, root / SERVER_LOG)
+    with started([server]), _as_the_api(address):
+        _say(f"started a Prefect server at {address}; its log is {server.log}")
+        yield
 
 
 @contextmanager
@@ -245,34 +219,6 @@ def _as_the_api(address: str) -> Iterator[None]:
     os.environ["PREFECT_API_URL"] = address
     with temporary_settings({PREFECT_API_URL: address}):
         yield
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5) as response:
-            return bool(response.read().strip() == b"true")
-    except (OSError, ValueError):
-        return False
-
-
-def _start_server(root: Path, port: int) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (root / SERVER_LOG).open("wb") as log:
-        # A session of its own: Ctrl-C ends the runs first, which tell the server what became of them.
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-
-
-def _wait_for(process: "subprocess.Popen[bytes]", address: str, root: Path) -> None:
-    deadline = time.monotonic() + SECONDS_FOR_THE_SERVER
-    while not _answers(address):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise VocabgraftError(
-                f"the Prefect server at {address} did not start within {SECONDS_FOR_THE_SERVER:.0f} s; "
-                f"{root / SERVER_LOG} says why; where another program has its port, give one with --port"
-            )
-        time.sleep(0.5)
 
 
 def _say(text: str) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flows.reporting.numbers import markdown_table
 from flows.sweep.grid import SweepParams
 from vocabgraft.storage.artifacts import digest_of
 
@@ -77,13 +78,9 @@ def show_in_prefect(rows: Sequence[Row]) -> None:
 def as_markdown(rows: Sequence[Row]) -> str:
     """The table, the best point in bold."""
     headings = [key for key in rows[0] if key not in ("best", "digest")]
-    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
-    for row in rows:
-        cells = [_cell(row[key]) for key in headings]
-        lines.append(f"| {' | '.join(f'**{cell}**' if row['best'] and cell else cell for cell in cells)} |")
-    return "\n".join(lines)
+    return markdown_table(headings, [[_cell(row[key], row["best"]) for key in headings] for row in rows])
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, best: bool) -> str:
     text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return text.strip().replace("\n", "<br>").replace("|", "\\|")
+    return f"**{text.strip()}**" if best and text.strip() else text

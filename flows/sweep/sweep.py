@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
-from flows.engine.dag import Stage, read_dag
+from flows.engine.dag import read_dag, stage_named
 from flows.engine.prefect_run import PREFECT_SERVER
 from flows.engine.run_record import RUN_RECORD
 from flows.engine.signals import stopped_by_signals
@@ -36,7 +36,7 @@ REPORTS = Path("reports")
 
 @dataclass(frozen=True)
 class PointResult:
-    """What became of a point: its figure (None where it failed), its seconds, and why it failed."""
+    """The result of a point: its metric (None where it failed), its seconds, and why it failed."""
 
     point: Point
     figure: float | None
@@ -123,17 +123,10 @@ def _planned(sweep: SweepParams, file: Path, remote: bool) -> tuple[list[Point],
 
 def _measured_file(sweep: SweepParams) -> str:
     stages = read_dag(ROOT)
-    _named(stages, sweep.last_stage)
-    stage = _named(stages, sweep.figure.stage)
+    stage_named(stages, sweep.last_stage)
+    stage = stage_named(stages, sweep.figure.stage)
     out = stage.outs[0]
     return out.as_posix() if out.name == sweep.figure.file else (out / sweep.figure.file).as_posix()
-
-
-def _named(stages: Sequence[Stage], name: str) -> Stage:
-    found = next((stage for stage in stages if stage.name == name), None)
-    if found is None:
-        raise VocabgraftError(f"there is no stage {name!r}; allowed: {', '.join(stage.name for stage in stages)}")
-    return found
 
 
 def _run(
@@ -159,7 +152,7 @@ def _run(
 
 
 class Runner:
-    """Runs points in copies on this machine, and keeps what became of those that are done."""
+    """Runs points in copies on this machine, and keeps the results of those that are done."""
 
     def __init__(self, figure: FigureParams, measured: str, root: Path) -> None:
         self._figure = figure
@@ -186,14 +179,11 @@ class Runner:
                 yield result
 
     def keep(self, point: Point, done: Mapping[str, Any]) -> PointResult:
-        """Write down what became of a point; one that failed is tried again by the next sweep."""
+        """Write down the result of a point; one that failed is tried again by the next sweep."""
         result = self._judged(point, done)
         if result.figure is not None:
-            path = self._record(point)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".partial")
-            write_json(unfinished, {"values": dict(point.values), "params": point.params, "done": dict(done)})
-            unfinished.replace(path)
+            content = {"values": dict(point.values), "params": point.params, "done": dict(done)}
+            write_json(self._record(point), content)
         return result
 
     def _point(self, point: Point, work: Work) -> PointResult:
@@ -296,7 +286,6 @@ def _rows(results: Sequence[PointResult], sweep: SweepParams, best: PointResult 
 
 def _write_reports(rows: Sequence[Mapping[str, Any]], name: str) -> None:
     """reports/NAME.json and .csv."""
-    REPORTS.mkdir(exist_ok=True)
     write_json(REPORTS / f"{name}.json", list(rows))
     with (REPORTS / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.registry.lineage import CODE_TAG
-from vocabgraft.checks.verdicts import Verdict, describe_counts
+from vocabgraft.checks.result import Verdict, describe_counts
 from vocabgraft.tokens.tokenizer import ExtendedToken
 
 WORDS_NAMED = 40

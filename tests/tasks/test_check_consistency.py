@@ -19,8 +19,8 @@ from tasks.resize_base import resize_base
 from tasks.support.stage import read_failure, run_stage
 from tasks.train_adapter import train_adapter
 from tasks.validate_data import validate_data
+from vocabgraft.checks.result import describe_counts
 from vocabgraft.checks.runner import CHECKS
-from vocabgraft.checks.verdicts import describe_counts
 from vocabgraft.models.base import load_model
 from vocabgraft.packs.bank import VocabularyBank
 
@@ -71,7 +71,7 @@ def test_a_trained_model_passes_with_a_line_for_each_check(
     assert written["passed"]
     assert [check["name"] for check in written["checks"]] == [entry.name for entry in CHECKS]
     verdicts = {check["name"]: check["verdict"] for check in written["checks"] if check["verdict"] != "passed"}
-    # A handful of tokens and relations is too few for what is told of a whole vocabulary.
+    # A handful of tokens and relations is too few for checks that need a whole vocabulary.
     few = dict.fromkeys(("descriptions_told_apart", "relations_told_apart"), "too few to judge")
     # Random weights tell no meanings apart, and make no first token unlike the others.
     untold = {"attention_sinks": "does not apply", "meaning_kept": "too few to judge"}

@@ -1,4 +1,4 @@
-"""Refused rows take part in nothing, repeated rows are dropped and counted, and faults are told before Data Docs."""
+"""Refused rows take part in nothing, repeats are dropped and counted, faults are reported before the Data Docs."""
 
 import json
 import subprocess

@@ -26,7 +26,7 @@ from vocabgraft.data.beir import Benchmark, write_benchmarks
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import identify_base
 from vocabgraft.packs.bank import VocabularyBank
-from vocabgraft.packs.pack import write_pack_inside
+from vocabgraft.packs.pack_files import write_pack_inside
 from vocabgraft.storage.artifacts import new_folder, read_json, write_json, write_manifest
 
 list_them, promote = cli("registry", "list"), cli("registry", "promote")

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vocabgraft.packs.pack import Pack, PackToken, identify, write_pack
+from vocabgraft.packs.pack import Pack, PackToken, identify
+from vocabgraft.packs.pack_files import write_pack
 from vocabgraft.storage.artifacts import read_json, write_json
 from vocabgraft.tokens.new_token import NewToken
 

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from vocabgraft.api.extend import refused, resolve_model
 from vocabgraft.api.report import TrainingRecord, VocabularyReport, ids_of, report_of
 from vocabgraft.api.words import as_new_tokens
+from vocabgraft.checks.result import count_verdicts, describe_counts
 from vocabgraft.checks.runner import Check
-from vocabgraft.checks.verdicts import count_verdicts, describe_counts
 from vocabgraft.config.stages import CheckConsistencyParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME, save_model

@@ -16,7 +16,8 @@ from vocabgraft.models.base import REGISTRY_PREFIX, load_model, locate_base
 from vocabgraft.models.resize import extended_copy
 from vocabgraft.token_embeddings.build import rows_of_model
 from vocabgraft.token_embeddings.distill import choose_contexts, distil
-from vocabgraft.tokens.tokenizer import extend_tokenizer, raw_tokenizer, segmentation_report
+from vocabgraft.tokens.segmentation import segmentation_report
+from vocabgraft.tokens.tokenizer import extend_tokenizer, raw_tokenizer
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -8,7 +8,8 @@ import torch
 
 from vocabgraft.config.training import Method
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.tokens.tokenizer import ExtendedToken, SegmentationReport, tokens_added_before
+from vocabgraft.tokens.segmentation import SegmentationReport
+from vocabgraft.tokens.tokenizer import ExtendedToken, tokens_added_before
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

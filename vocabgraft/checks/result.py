@@ -1,10 +1,12 @@
-"""What a check found: a figure, its limit, and what broke it."""
+"""What a check found: a figure, its limit, and what broke it; verdicts, and how many there are of each."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
+Verdict = Literal["passed", "failed", "waived", "too few to judge", "does not apply"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 SHOWN = 10
 SHOWN_CHARACTERS = 100
 # The merged model rounds as the base does, in the same layers and the same number type. On the shipped example its
@@ -96,3 +98,20 @@ def _explained(check: Mapping[str, Any]) -> list[str]:
     lines = [f"{check['name']}: {value} ({check['protects']})", *(f"  {detail}" for detail in check["details"])]
     lines += [f"  setting: {check['setting']}"] if check["setting"] else []
     return [*lines, f"  remedy: {check['remedy']}"]
+
+
+def count_verdicts(verdicts: Iterable[str]) -> dict[Verdict, int]:
+    """How many checks have each verdict, those that none has included."""
+    found = list(verdicts)
+    return {verdict: found.count(verdict) for verdict in VERDICTS}
+
+
+def describe_counts(counts: Mapping[Verdict, int]) -> str:
+    """The counts in words: `31 of 34 checks passed; 1 waived, 2 do not apply`."""
+    others = [f"{counts[verdict]} {_plural(verdict, counts[verdict])}" for verdict in VERDICTS[1:] if counts[verdict]]
+    counted = f"{counts['passed']} of {sum(counts.values())} checks passed"
+    return f"{counted}; {', '.join(others)}" if others else counted
+
+
+def _plural(verdict: Verdict, count: int) -> str:
+    return "do not apply" if verdict == "does not apply" and count != 1 else verdict

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from vocabgraft.checks import conditions as when
-from vocabgraft.checks import encodings, export, meaning, rows, segmentation, silent_identity
+from vocabgraft.checks import encodings, meaning, rows, segmentation, silent_identity
 from vocabgraft.checks.context import Evidence
-from vocabgraft.checks.result import Finding, TooFew
-from vocabgraft.checks.verdicts import Verdict
+from vocabgraft.checks.result import Finding, TooFew, Verdict
 from vocabgraft.errors import VocabgraftError
 
 Group = Literal["rows", "segmentation", "encodings", "silent identity", "meaning", "export"]
@@ -328,7 +327,7 @@ CHECKS: tuple[CheckEntry, ...] = (
         remedy="Check that tokens.json and the rows have one order; add triples that tell the two relations apart.",
     ),
     CheckEntry(
-        export.onnx_export,
+        encodings.onnx_export,
         "export",
         "the model exported to ONNX gives the same embeddings",
         setting="check_consistency.onnx_tolerance",

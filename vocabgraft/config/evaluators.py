@@ -6,71 +6,47 @@ from typing import Any
 
 from vocabgraft.config.losses import FORMATS, Format, check_arguments
 
+LIBRARY = "sentence_transformers.sentence_transformer.evaluation"
+
 
 @dataclass(frozen=True)
 class EvaluatorEntry:
-    """One evaluator: the formats that it fits, and the arguments that params.yaml may give."""
+    """One evaluator.
+
+    Attributes:
+        formats: that it fits.
+        filled_in: arguments of its class that params.yaml may not give: the data, and what replaces other arguments.
+        module: where its class is.
+    """
 
     formats: tuple[Format, ...]
-    arguments: tuple[str, ...]
-    own_module: str | None = None
+    filled_in: tuple[str, ...]
+    module: str = LIBRARY
 
-
-_COMMON = ("name", "batch_size", "show_progress_bar", "write_csv")
-_SIMILARITY = ("similarity_fn_names",)
-_TRUNCATED = (*_COMMON, "truncate_dim")
 
 EVALUATORS: dict[str, EvaluatorEntry] = {
     "InformationRetrievalEvaluator": EvaluatorEntry(
-        ("triples", "pairs", "triplets"),
-        (
-            *_TRUNCATED,
-            "corpus_chunk_size",
-            "mrr_at_k",
-            "ndcg_at_k",
-            "accuracy_at_k",
-            "precision_recall_at_k",
-            "map_at_k",
-            "main_score_function",
-            "query_prompt",
-            "query_prompt_name",
-            "corpus_prompt",
-            "corpus_prompt_name",
-            "write_predictions",
-        ),
+        ("triples", "pairs", "triplets"), ("queries", "corpus", "relevant_docs", "score_functions")
     ),
     "LinkPredictionEvaluator": EvaluatorEntry(
         ("triples",),
-        (
-            "name",
-            "batch_size",
-            "write_csv",
-            "scoring",
-            "template",
-            "inverse_template",
-            "similarity",
-            "leave_out_query",
-            "scores_at_once",
-        ),
-        own_module="vocabgraft.triples.link_prediction",
+        ("heads", "relations", "tails", "known", "entities", "relation_vectors"),
+        module="vocabgraft.triples.link_prediction",
     ),
-    "TranslationEvaluator": EvaluatorEntry(("triples", "pairs"), (*_TRUNCATED, "print_wrong_matches")),
+    "TranslationEvaluator": EvaluatorEntry(("triples", "pairs"), ("source_sentences", "target_sentences")),
     "TripletEvaluator": EvaluatorEntry(
-        ("triplets", "margins"), (*_TRUNCATED, *_SIMILARITY, "margin", "main_similarity_function")
+        ("triplets", "margins"), ("anchors", "positives", "negatives", "main_distance_function")
     ),
-    "RerankingEvaluator": EvaluatorEntry(
-        ("triplets", "margins"), (*_TRUNCATED, "at_k", "similarity_fct", "use_batched_encoding")
-    ),
-    "EmbeddingSimilarityEvaluator": EvaluatorEntry(
-        ("scored_pairs",), (*_TRUNCATED, *_SIMILARITY, "main_similarity", "precision")
-    ),
-    "BinaryClassificationEvaluator": EvaluatorEntry(("labelled_pairs",), (*_TRUNCATED, *_SIMILARITY)),
-    "LabelAccuracyEvaluator": EvaluatorEntry(("labelled_pairs",), ("name", "batch_size", "write_csv")),
+    "RerankingEvaluator": EvaluatorEntry(("triplets", "margins"), ("samples", "mrr_at_k")),
+    "EmbeddingSimilarityEvaluator": EvaluatorEntry(("scored_pairs",), ("sentences1", "sentences2", "scores")),
+    "BinaryClassificationEvaluator": EvaluatorEntry(("labelled_pairs",), ("sentences1", "sentences2", "labels")),
+    "LabelAccuracyEvaluator": EvaluatorEntry(("labelled_pairs",), ("dataloader", "softmax_model")),
     "ParaphraseMiningEvaluator": EvaluatorEntry(
-        ("pairs", "labelled_texts"),
-        (*_TRUNCATED, "add_transitive_closure", "query_chunk_size", "corpus_chunk_size", "max_pairs", "top_k"),
+        ("pairs", "labelled_texts"), ("sentences_map", "duplicates_list", "duplicates_dict")
     ),
-    "MSEEvaluator": EvaluatorEntry(("teacher_embeddings",), (*_COMMON,)),
+    "MSEEvaluator": EvaluatorEntry(
+        ("teacher_embeddings",), ("source_sentences", "target_sentences", "teacher_model", "truncate_dim")
+    ),
 }
 
 
@@ -110,4 +86,6 @@ def check_evaluator(dataset_format: Format, loss: str, name: str | None, argumen
         )
     if chosen == "LabelAccuracyEvaluator" and loss != "SoftmaxLoss":
         raise ValueError(f"LabelAccuracyEvaluator asks the classifier of SoftmaxLoss, and the dataset's loss is {loss}")
-    check_arguments(chosen, arguments, EVALUATORS[chosen].arguments)
+    # Every evaluator takes a batch size: LabelAccuracyEvaluator by its loader, the others as an argument.
+    given = {key: value for key, value in arguments.items() if key != "batch_size"}
+    check_arguments(chosen, given, EVALUATORS[chosen].module, EVALUATORS[chosen].filled_in)

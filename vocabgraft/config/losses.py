@@ -1,9 +1,11 @@
 """Which loss fits which format, in one table; nothing heavy is imported, so that params.yaml is judged by it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
+
+from vocabgraft.config.signatures import arguments_of
+from vocabgraft.errors import did_you_mean
 
 Format = Literal[
     "triples",
@@ -46,6 +48,7 @@ READS: dict[Reads, tuple[Format, ...]] = {
     "margin": ("margins",),
 }
 WRAPPERS_OF_ALL = ("MatryoshkaLoss", "AdaptiveLayerLoss", "Matryoshka2dLoss")
+LIBRARY = "sentence_transformers.sentence_transformer.losses"
 # Methods that train every weight, so that weights may be shared with a decoder and saved.
 WHOLE_MODEL_METHODS = frozenset({"full"})
 
@@ -56,8 +59,6 @@ class LossEntry:
 
     Attributes:
         reads: what it reads of a row, which says the formats that it fits.
-        arguments: those that params.yaml may give; the model and what the data say are filled in.
-        required: arguments without a default.
         negatives: how many negatives of triplets it takes; 0: triplets do not fit, None: any number.
         wrappers: losses that may be put around it.
         constants: whether it reads `sentence_embedding` alone, of one model. Otherwise the table of constant
@@ -65,19 +66,17 @@ class LossEntry:
         copies_model: it trains a copy of the model beside it, made when the loss is.
         in_batch_softmax: `train_adapter.scale` is its scale where none is given.
         guided: it needs a guide model: `base` (the resized base, frozen) or a folder.
-        own_module: where it lies when not in sentence-transformers.
+        module: where its class is.
     """
 
     reads: Reads
-    arguments: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()
     negatives: int | None = 0
     wrappers: tuple[str, ...] = WRAPPERS_OF_ALL
     constants: bool = True
     copies_model: bool = False
     in_batch_softmax: bool = False
     guided: bool = False
-    own_module: str | None = None
+    module: str = LIBRARY
 
     @property
     def formats(self) -> tuple[Format, ...]:
@@ -86,121 +85,64 @@ class LossEntry:
         return tuple(name for name in FORMATS if name in fitting)
 
 
-_CACHED = ("mini_batch_size", "mini_batch_num_tokens", "show_progress_bar")
-_DIRECTIONS = ("directions", "partition_mode", "hardness_mode", "hardness_strength")
-_GUIDED = ("guide", "temperature", "margin_strategy", "margin", "contrast_anchors", "contrast_positives")
-_SCORED = ("scale", "similarity_fct")
-_GATHER = ("gather_across_devices",)
-# A loss that embeds anew while it goes backward is decorated by dimensions alone.
+# A loss that embeds again in its backward pass can be wrapped by dimensions only.
 _BY_DIMENSION = ("MatryoshkaLoss",)
 # The classifier is made for one width.
 _BY_LAYER = ("AdaptiveLayerLoss",)
+_TRIPLES = "vocabgraft.triples.losses"
 
 LOSSES: dict[str, LossEntry] = {
-    "MultipleNegativesRankingLoss": LossEntry(
-        "pair", (*_SCORED, *_GATHER, *_DIRECTIONS), negatives=None, in_batch_softmax=True
-    ),
+    "MultipleNegativesRankingLoss": LossEntry("pair", negatives=None, in_batch_softmax=True),
     "CachedMultipleNegativesRankingLoss": LossEntry(
-        "pair",
-        (*_SCORED, *_GATHER, *_DIRECTIONS, *_CACHED),
-        negatives=None,
-        wrappers=_BY_DIMENSION,
-        in_batch_softmax=True,
+        "pair", negatives=None, wrappers=_BY_DIMENSION, in_batch_softmax=True
     ),
-    "MultipleNegativesSymmetricRankingLoss": LossEntry("pair", (*_SCORED, *_GATHER), in_batch_softmax=True),
-    "CachedMultipleNegativesSymmetricRankingLoss": LossEntry(
-        "pair", (*_SCORED, *_GATHER, *_CACHED), wrappers=_BY_DIMENSION, in_batch_softmax=True
-    ),
-    "GISTEmbedLoss": LossEntry("pair", (*_GUIDED, *_GATHER), ("guide",), negatives=1, guided=True),
-    "CachedGISTEmbedLoss": LossEntry(
-        "pair", (*_GUIDED, *_GATHER, *_CACHED), ("guide",), negatives=None, wrappers=_BY_DIMENSION, guided=True
-    ),
-    "MegaBatchMarginLoss": LossEntry(
-        "pair", ("positive_margin", "negative_margin", "use_mini_batched_version", *_CACHED), wrappers=_BY_DIMENSION
-    ),
-    "GlobalOrthogonalRegularizationLoss": LossEntry(
-        "pair",
-        ("similarity_fct", "mean_weight", "second_moment_weight", "aggregation"),
-        negatives=None,
-        # It gives two terms by name, which a wrapper cannot add up.
-        wrappers=(),
-    ),
-    "TripletLoss": LossEntry("triplet", ("distance_metric", "triplet_margin"), negatives=1),
-    "TranslationLoss": LossEntry(
-        "triple",
-        ("p", "squared", "margin", "negatives"),
-        wrappers=(),
-        constants=False,
-        own_module="vocabgraft.triples.losses",
-    ),
-    "TranslationRankingLoss": LossEntry(
-        "triple",
-        ("similarity", "scale", "directions", "negatives"),
-        wrappers=(),
-        constants=False,
-        own_module="vocabgraft.triples.losses",
-    ),
-    "CoSENTLoss": LossEntry("scored", ("scale", "similarity_fct")),
-    "AnglELoss": LossEntry("scored", ("scale",)),
-    "CosineSimilarityLoss": LossEntry("scored", ("loss_fct", "cos_score_transformation")),
-    "ContrastiveLoss": LossEntry("labelled_pair", ("distance_metric", "margin", "size_average")),
-    "OnlineContrastiveLoss": LossEntry("labelled_pair", ("distance_metric", "margin")),
-    "SoftmaxLoss": LossEntry(
-        "labelled_pair",
-        (
-            "num_labels",
-            "concatenation_sent_rep",
-            "concatenation_sent_difference",
-            "concatenation_sent_multiplication",
-            "loss_fct",
-        ),
-        wrappers=_BY_LAYER,
-    ),
-    "BatchAllTripletLoss": LossEntry("labelled_text", ("distance_metric", "margin")),
-    "BatchHardTripletLoss": LossEntry("labelled_text", ("distance_metric", "margin")),
-    "BatchHardSoftMarginTripletLoss": LossEntry("labelled_text", ("distance_metric",)),
-    "BatchSemiHardTripletLoss": LossEntry("labelled_text", ("distance_metric", "margin")),
-    "DenoisingAutoEncoderLoss": LossEntry(
-        "noisy", ("decoder_name_or_path", "tie_encoder_decoder"), wrappers=(), constants=False
-    ),
+    "MultipleNegativesSymmetricRankingLoss": LossEntry("pair", in_batch_softmax=True),
+    "CachedMultipleNegativesSymmetricRankingLoss": LossEntry("pair", wrappers=_BY_DIMENSION, in_batch_softmax=True),
+    "GISTEmbedLoss": LossEntry("pair", negatives=1, guided=True),
+    "CachedGISTEmbedLoss": LossEntry("pair", negatives=None, wrappers=_BY_DIMENSION, guided=True),
+    "MegaBatchMarginLoss": LossEntry("pair", wrappers=_BY_DIMENSION),
+    # It gives two terms by name, which a wrapper cannot add up.
+    "GlobalOrthogonalRegularizationLoss": LossEntry("pair", negatives=None, wrappers=()),
+    "TripletLoss": LossEntry("triplet", negatives=1),
+    "TranslationLoss": LossEntry("triple", wrappers=(), constants=False, module=_TRIPLES),
+    "TranslationRankingLoss": LossEntry("triple", wrappers=(), constants=False, module=_TRIPLES),
+    "CoSENTLoss": LossEntry("scored"),
+    "AnglELoss": LossEntry("scored"),
+    "CosineSimilarityLoss": LossEntry("scored"),
+    "ContrastiveLoss": LossEntry("labelled_pair"),
+    "OnlineContrastiveLoss": LossEntry("labelled_pair"),
+    "SoftmaxLoss": LossEntry("labelled_pair", wrappers=_BY_LAYER),
+    "BatchAllTripletLoss": LossEntry("labelled_text"),
+    "BatchHardTripletLoss": LossEntry("labelled_text"),
+    "BatchHardSoftMarginTripletLoss": LossEntry("labelled_text"),
+    "BatchSemiHardTripletLoss": LossEntry("labelled_text"),
+    "DenoisingAutoEncoderLoss": LossEntry("noisy", wrappers=(), constants=False),
     "ContrastiveTensionLoss": LossEntry("contrast", wrappers=(), constants=False, copies_model=True),
-    "ContrastiveTensionLossInBatchNegatives": LossEntry(
-        "single", ("scale", "similarity_fct"), wrappers=(), constants=False, copies_model=True
-    ),
-    "MSELoss": LossEntry("teacher", ("projection_dim",)),
-    "EmbedDistillLoss": LossEntry("teacher", ("distance_metric", "projection_dim")),
-    "MarginMSELoss": LossEntry("margin", ("similarity_fct",)),
-    "DistillKLDivLoss": LossEntry(
-        "margin", ("similarity_fct", "temperature", "student_temperature", "teacher_temperature")
-    ),
+    "ContrastiveTensionLossInBatchNegatives": LossEntry("single", wrappers=(), constants=False, copies_model=True),
+    "MSELoss": LossEntry("teacher"),
+    "EmbedDistillLoss": LossEntry("teacher"),
+    "MarginMSELoss": LossEntry("margin"),
+    "DistillKLDivLoss": LossEntry("margin"),
 }
 
 
 @dataclass(frozen=True)
 class WrapperEntry:
-    """A loss around another; `constants` as of `LossEntry`."""
+    """A loss around another: the arguments that it needs; `constants` as of `LossEntry`."""
 
-    arguments: tuple[str, ...]
     required: tuple[str, ...] = ()
     constants: bool = True
 
 
-_DIMENSIONS = ("matryoshka_dims", "matryoshka_weights", "n_dims_per_step")
-_LAYERS = (
-    "n_layers_per_step",
-    "last_layer_weight",
-    "prior_layers_weight",
-    "kl_div_weight",
-    "kl_temperature",
-    "layer_weighting",
-)
 WRAPPERS: dict[str, WrapperEntry] = {
-    "MatryoshkaLoss": WrapperEntry(_DIMENSIONS, ("matryoshka_dims",)),
-    "AdaptiveLayerLoss": WrapperEntry(_LAYERS, constants=False),
-    "Matryoshka2dLoss": WrapperEntry((*_DIMENSIONS, *_LAYERS), ("matryoshka_dims",), constants=False),
+    "MatryoshkaLoss": WrapperEntry(("matryoshka_dims",)),
+    "AdaptiveLayerLoss": WrapperEntry(constants=False),
+    "Matryoshka2dLoss": WrapperEntry(("matryoshka_dims",), constants=False),
 }
 # Around each other, innermost first; what is not listed does not work together.
 WRAPPER_ORDERS = (*((name,) for name in WRAPPERS), ("MatryoshkaLoss", "AdaptiveLayerLoss"))
+# Arguments that the pipeline gives.
+FILLED_IN = frozenset({"model", "loss", "embedding_dimension", "known", "candidates", "prompts", "seed"})
 
 DEFAULT_LOSS: dict[Format, str] = {
     "triples": "MultipleNegativesRankingLoss",
@@ -236,22 +178,26 @@ def check_loss(
     """
     fitting = losses_for(dataset_format)
     if name not in LOSSES:
-        raise ValueError(f"there is no loss {name}{_near(name, LOSSES)}; for {dataset_format}: {', '.join(fitting)}")
+        raise ValueError(
+            f"there is no loss {name}{did_you_mean(name, LOSSES)}; for {dataset_format}: {', '.join(fitting)}"
+        )
     entry = LOSSES[name]
     if dataset_format not in entry.formats:
         raise ValueError(
             f"{name} does not fit the format {dataset_format} (it reads {' or '.join(entry.formats)}); "
             f"losses that do: {', '.join(fitting)}"
         )
-    check_arguments(name, arguments, entry.arguments, entry.required)
+    check_arguments(name, arguments, entry.module, FILLED_IN, ("guide",) if entry.guided else ())
     order = []
     for wrapper, given in wrappers:
         if wrapper not in WRAPPERS:
-            raise ValueError(f"there is no wrapper {wrapper}{_near(wrapper, WRAPPERS)}; allowed: {', '.join(WRAPPERS)}")
+            raise ValueError(
+                f"there is no wrapper {wrapper}{did_you_mean(wrapper, WRAPPERS)}; allowed: {', '.join(WRAPPERS)}"
+            )
         if wrapper not in entry.wrappers:
             allowed = ", ".join(entry.wrappers) or "none"
             raise ValueError(f"{wrapper} does not fit around {name}; wrappers that do: {allowed}")
-        check_arguments(wrapper, given, WRAPPERS[wrapper].arguments, WRAPPERS[wrapper].required)
+        check_arguments(wrapper, given, LIBRARY, FILLED_IN, WRAPPERS[wrapper].required)
         order.append(wrapper)
     if order and tuple(order) not in WRAPPER_ORDERS:
         allowed = "; ".join(", ".join(names) for names in WRAPPER_ORDERS)
@@ -260,17 +206,26 @@ def check_loss(
         )
 
 
-def check_arguments(owner: str, given: Mapping[str, Any], allowed: Iterable[str], required: Iterable[str] = ()) -> None:
+def check_arguments(
+    owner: str, given: Mapping[str, Any], module: str, filled_in: Collection[str], required: Iterable[str] = ()
+) -> None:
     """Refuse an argument that is unknown or missing.
+
+    Args:
+        owner: the class.
+        given: its arguments by name.
+        module: of the class.
+        filled_in: arguments of the class that the pipeline gives.
+        required: what has to be given.
 
     Raises:
         ValueError: with the arguments allowed.
     """
-    names = list(allowed)
+    names = [name for name in arguments_of(module, owner) if name not in filled_in] if given else []
     for name in given:
         if name not in names:
             shown = ", ".join(names) or "none"
-            raise ValueError(f"{owner} has no argument {name}{_near(name, names)}; allowed: {shown}")
+            raise ValueError(f"{owner} has no argument {name}{did_you_mean(name, names)}; allowed: {shown}")
     if missing := [name for name in required if name not in given]:
         raise ValueError(f"{owner} needs the argument {', '.join(missing)}; give it under arguments")
 
@@ -293,8 +248,3 @@ def check_method(name: str, arguments: Mapping[str, Any], method: str) -> None:
 def works_with_constants(name: str, wrappers: Iterable[str] = ()) -> bool:
     """Whether a loss may read a text's embedding from a table (`vocabgraft/training/embedding_cache.py`)."""
     return LOSSES[name].constants and all(WRAPPERS[wrapper].constants for wrapper in wrappers)
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    found = get_close_matches(name, list(names), n=1)
-    return f" (do you mean {found[0]}?)" if found else ""

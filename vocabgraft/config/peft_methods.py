@@ -1,65 +1,24 @@
-"""Which methods of PEFT params.yaml may name, with their fields; nothing heavy is imported.
+"""Which methods of PEFT params.yaml may name, and which of their fields; nothing heavy is imported.
 
 A method is allowed when stock sentence-transformers adds, saves and loads its adapter, merging it gives the same
 encodings, and its training needs nothing but gradients. tests/vocabgraft/config/test_peft_methods.py does this with
-each of METHODS, and compares all tables with the installed library.
+each of METHODS, and checks that every method of the installed library is allowed or refused.
 """
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any
 
-_PLACE = "target_modules exclude_modules layers_to_transform layers_pattern modules_to_save "
+from vocabgraft.config.signatures import arguments_of
+from vocabgraft.errors import did_you_mean
 
-# The fields of a configuration class that may be set.
-METHODS: dict[str, tuple[str, ...]] = {
-    name: tuple(fields.split())
-    for name, fields in {
-        "AdamssConfig": "target_modules layers_to_transform layers_pattern modules_to_save r num_subspaces "
-        "subspace_rank init_weights use_dynamic_rank svd_threshold random_seed",
-        "BOFTConfig": _PLACE
-        + "boft_block_size boft_block_num boft_n_butterfly_factor boft_dropout fan_in_fan_out bias "
-        "init_weights",
-        "BeftConfig": "target_modules modules_to_save init_weights",
-        "C3AConfig": "target_modules layers_to_transform layers_pattern modules_to_save block_size block_size_pattern "
-        "bias init_weights",
-        "DeftConfig": _PLACE + "r decomposition_method init_scale alpha para fan_in_fan_out deft_dropout init_weights "
-        "bias",
-        "DeloraConfig": _PLACE + "r delora_lambda module_dropout bias init_weights rank_pattern lambda_pattern",
-        "FourierFTConfig": _PLACE + "n_frequency scaling random_loc_seed fan_in_fan_out bias n_frequency_pattern "
-        "init_weights",
-        "GloraConfig": "target_modules modules_to_save r bias config_A_B config_C config_D_E init_weights",
-        "GraloraConfig": "target_modules layers_to_transform layers_pattern modules_to_save r hybrid_r alpha "
-        "gralora_dropout gralora_k fan_in_fan_out bias init_weights",
-        "HRAConfig": _PLACE + "r init_weights bias",
-        "HiraConfig": _PLACE + "r hira_dropout fan_in_fan_out init_weights rank_pattern",
-        "IA3Config": "target_modules exclude_modules modules_to_save feedforward_modules fan_in_fan_out "
-        "init_ia3_weights",
-        "LNTuningConfig": "target_modules exclude_modules modules_to_save",
-        "LoHaConfig": _PLACE + "r alpha rank_pattern alpha_pattern rank_dropout module_dropout use_effective_conv2d "
-        "init_weights",
-        "LoKrConfig": _PLACE + "r alpha rank_pattern alpha_pattern rank_dropout module_dropout use_effective_conv2d "
-        "decompose_both decompose_factor rank_dropout_scale init_weights",
-        "LoraConfig": _PLACE + "r lora_alpha lora_dropout fan_in_fan_out bias use_rslora use_dora init_lora_weights "
-        "rank_pattern alpha_pattern lora_bias use_bdlora velora_config ensure_weight_tying",
-        "MissConfig": _PLACE + "r miss_dropout mini_r init_weights bias",
-        "OFTConfig": _PLACE + "r oft_block_size module_dropout fan_in_fan_out bias init_weights coft eps block_share "
-        "use_cayley_neumann num_cayley_neumann_terms",
-        "OSFConfig": "target_modules effective_rank rank_pattern init_weights",
-        "PeanutConfig": _PLACE + "r depth act_fn scaling init_weights",
-        "PsoftConfig": _PLACE + "r psoft_alpha psoft_dropout fan_in_fan_out ab_svd_init psoft_svd "
-        "psoft_svd_lowrank_niter random_seed psoft_orth psoft_mag_b psoft_mag_a use_cayley_neumann "
-        "num_cayley_neumann_terms cayley_neumann_eps init_weights",
-        "RandLoraConfig": "target_modules layers_to_transform layers_pattern modules_to_save r projection_prng_key "
-        "sparse very_sparse randlora_dropout fan_in_fan_out randlora_alpha bias init_weights",
-        "RoadConfig": "target_modules modules_to_save variant group_size init_weights",
-        "ShiraConfig": "target_modules modules_to_save r mask_type random_seed fan_in_fan_out init_weights",
-        "SupertuningConfig": "target_modules modules_to_save sparsity select_top r lora_alpha lora_dropout "
-        "init_weights save_precomputed_indices",
-        "WaveFTConfig": _PLACE + "n_frequency scaling wavelet_family use_idwt random_loc_seed fan_in_fan_out bias "
-        "n_frequency_pattern proportional_parameters init_weights",
-    }.items()
-}
+# Classes that may be named. Their fields are those of peft, without OWNED, FIXED and REFUSED_FIELDS.
+METHODS = tuple(
+    """
+    AdamssConfig BOFTConfig BeftConfig C3AConfig DeftConfig DeloraConfig FourierFTConfig GloraConfig GraloraConfig
+    HRAConfig HiraConfig IA3Config LNTuningConfig LoHaConfig LoKrConfig LoraConfig MissConfig OFTConfig OSFConfig
+    PeanutConfig PsoftConfig RandLoraConfig RoadConfig ShiraConfig SupertuningConfig WaveFTConfig
+    """.split()
+)
 # The one class of METHODS with `trainable_token_indices`: rows of new tokens train beside it.
 ROW_CLASSES = ("LoraConfig",)
 
@@ -160,6 +119,12 @@ _REFUSED_STARTS = {
 }
 
 
+def fields_of(config: str) -> tuple[str, ...]:
+    """The fields of a class of `METHODS` that params.yaml may set."""
+    taken = {*OWNED, *REFUSED_FIELDS.get(config, {}), *FIXED.get(config, {})}
+    return tuple(name for name in arguments_of("peft", config) if name not in taken)
+
+
 def check_peft(config: str, arguments: Mapping[str, Any]) -> None:
     """Refuse a class or a field that does not work, whatever the model.
 
@@ -170,15 +135,17 @@ def check_peft(config: str, arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"{config} does not work here: {REFUSED[config]}; allowed: {', '.join(METHODS)}")
     if config not in METHODS:
         raise ValueError(
-            f"peft has no method with the class {config}{_near(config, METHODS)}; allowed: {', '.join(METHODS)}"
+            f"peft has no method with the class {config}{did_you_mean(config, METHODS)}; allowed: {', '.join(METHODS)}"
         )
-    allowed = METHODS[config]
     reasons = OWNED | REFUSED_FIELDS.get(config, {}) | dict.fromkeys(FIXED.get(config, {}), "the pipeline sets it")
+    allowed = fields_of(config) if arguments else ()
     for name, value in arguments.items():
         if name in reasons:
             raise ValueError(f"{config}: {name} cannot be set: {reasons[name]}; allowed: {', '.join(allowed)}")
         if name not in allowed:
-            raise ValueError(f"{config} has no field {name}{_near(name, allowed)}; allowed: {', '.join(allowed)}")
+            raise ValueError(
+                f"{config} has no field {name}{did_you_mean(name, allowed)}; allowed: {', '.join(allowed)}"
+            )
         if name == "init_lora_weights":
             _check_start(value)
 
@@ -194,9 +161,3 @@ def _check_start(value: Any) -> None:
         f"LoraConfig: init_lora_weights is {value!r}{f', which does not work here: {reason}' if reason else ''}; "
         f"allowed: {shown}"
     )
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    by_lower = {known.lower(): known for known in names}
-    found = get_close_matches(name.lower(), list(by_lower), n=1)
-    return f" (do you mean {by_lower[found[0]]}?)" if found else ""

@@ -139,6 +139,14 @@ class TrainAdapterParams(Section):
             raise ValueError("auto_find_batch_size works in one process alone; take it or launcher out of the section")
         return self
 
+    def for_control(self) -> Self:
+        """These settings for the control, LoRA over the base as it is: one phase with the epochs of all phases.
+
+        Batch size, losses, LoRA and its learning rate stay. It trains in one process, with batches of the same size.
+        """
+        epochs = sum(phase.epochs or self.epochs for phase in self.phases) or self.epochs
+        return self.model_copy(update={"method": "lora", "phases": [], "epochs": epochs, "launcher": None})
+
     @property
     def processes(self) -> int:
         """How many processes train together."""

@@ -9,27 +9,10 @@ from enum import Enum
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from vocabgraft.errors import VocabgraftError
+from vocabgraft.config.signatures import arguments_of
+from vocabgraft.errors import VocabgraftError, did_you_mean
 
-# Each is a field of the library's class (tests/vocabgraft/config/test_training_arguments.py); these are handed to it as
-# given.
-ALLOWED: tuple[str, ...] = tuple(
-    """
-    max_steps lr_scheduler_type lr_scheduler_kwargs optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon
-    optim_target_modules gradient_accumulation_steps average_tokens_across_devices max_grad_norm label_smoothing_factor
-    fp16 bf16_full_eval fp16_full_eval tf32 activation_checkpointing activation_checkpointing_kwargs
-    gradient_checkpointing gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode
-    use_liger_kernel liger_kernel_config use_cache neftune_noise_alpha torch_empty_cache_steps auto_find_batch_size
-    logging_strategy logging_steps logging_first_step log_on_each_node include_num_input_tokens_seen log_level
-    log_level_replica disable_tqdm report_to run_name eval_strategy eval_steps eval_delay per_device_eval_batch_size
-    eval_on_start eval_do_concat_batches eval_use_gather_object eval_accumulation_steps include_for_metrics
-    batch_eval_metrics greater_is_better full_determinism data_seed use_cpu accelerator_config parallelism_config
-    dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
-    dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order train_sampling_strategy
-    length_column_name ddp_find_unused_parameters ddp_bucket_cap_mb ddp_backend ddp_timeout ddp_static_graph fsdp
-    fsdp_config deepspeed debug skip_memory_metrics batch_sampler multi_dataset_batch_sampler learning_rate_mapping
-    """.split()
-)
+CLASS = "SentenceTransformerTrainingArguments"
 # The setting of params.yaml that says it.
 SETTINGS: dict[str, str] = {
     "num_train_epochs": "train_adapter.epochs",
@@ -102,12 +85,10 @@ def check_training_arguments(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} repeats the setting {SETTINGS[name]}; set it there")
         if name in OWNED:
             raise ValueError(f"{name} is not yours to set: {OWNED[name]}; take it out")
-        if name not in ALLOWED:
-            near = get_close_matches(name, [*ALLOWED, *SETTINGS], n=1)
-            hint = f" (do you mean {near[0]}?)" if near else ""
-            raise ValueError(
-                f"{name} is no argument of SentenceTransformerTrainingArguments{hint}; allowed: {', '.join(ALLOWED)}"
-            )
+        if name not in (known := arguments_of("sentence_transformers", CLASS)):
+            allowed = [argument for argument in known if argument not in OWNED and argument not in SETTINGS]
+            hint = did_you_mean(name, [*allowed, *SETTINGS])
+            raise ValueError(f"{name} is no argument of {CLASS}{hint}; allowed: {', '.join(allowed)}")
         if name == "report_to":
             _check_report(value)
 

@@ -8,7 +8,7 @@ from vocabgraft.config.benefits import BENCHMARK_METRICS
 from vocabgraft.data.beir import Benchmark
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.evaluation.evaluated_model import NewWords, Similarities, Subject
-from vocabgraft.evaluation.metrics import Measurement
+from vocabgraft.evaluation.metrics import Measurement, highest
 from vocabgraft.evaluation.significance import Array
 from vocabgraft.models.encode import Embeddings
 
@@ -61,7 +61,7 @@ def score_queries(
                 f"benchmark {benchmark.name}: a similarity is no number; the model's weights are damaged"
             )
         for row, grades in zip(block, benchmark.relevance[start : start + step], strict=True):
-            for metric, value in zip(BENCHMARK_METRICS, _scores(_first(row, DEPTH), grades), strict=True):
+            for metric, value in zip(BENCHMARK_METRICS, _scores(highest(row, DEPTH), grades), strict=True):
                 scores[metric].append(value)
     return {metric: np.array(values) for metric, values in scores.items()}
 
@@ -77,11 +77,3 @@ def _scores(ranking: Sequence[int], grades: Mapping[int, int]) -> tuple[float, f
 
 def _discounted(gains: Sequence[int]) -> float:
     return sum(gain / float(np.log2(rank + 1)) for rank, gain in enumerate(gains, start=1))
-
-
-def _first(row: "np.ndarray[tuple[int], np.dtype[np.float32]]", depth: int) -> list[int]:
-    depth = min(depth, len(row))
-    least = -np.partition(-row, depth - 1)[depth - 1]
-    places = np.flatnonzero(row >= least)
-    ranking: list[int] = places[np.argsort(-row[places], kind="stable")][:depth].tolist()
-    return ranking

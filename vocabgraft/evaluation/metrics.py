@@ -138,3 +138,17 @@ def problems_of(measurements: Sequence[Measurement], subsets: Sequence[str] = SU
         for subset in subsets
         if (reason := entry.undefined(subset)) is not None
     ]
+
+
+def highest(scores: "np.ndarray[Any, Any]", count: int) -> list[int]:
+    """The places of the `count` highest scores, best first; of equal scores the first in order comes first.
+
+    Only those are sorted: sorting a whole vocabulary for each of many rows would take minutes.
+    """
+    count = min(count, len(scores))
+    if not count:
+        return []
+    least = -np.partition(-scores, count - 1)[count - 1]
+    places = np.flatnonzero(scores >= least)
+    best: list[int] = places[np.argsort(-scores[places], kind="stable")][:count].tolist()
+    return best

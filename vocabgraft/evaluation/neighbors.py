@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vocabgraft.evaluation.metrics import highest
 from vocabgraft.tokens.tokenizer import ExtendedToken
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def nearest_rows(rows: Matrix, others: Matrix, count: int, themselves: bool = Fa
         if themselves:
             own = np.arange(len(cosines))
             cosines[own, start + own] = -np.inf
-        found += [_highest(row, count) for row in cosines]
+        found += [[(place, float(row[place])) for place in highest(row, count)] for row in cosines]
     return found
 
 
@@ -86,16 +87,6 @@ def principal_axes(rows: Matrix, axes: int = 2) -> tuple[Matrix, Matrix, list[fl
     variance = singular**2
     shares = variance[:axes] / max(float(variance.sum()), 1e-30)
     return centre, (chosen * signs[:, None]).astype(np.float32), [round(float(share), 4) for share in shares]
-
-
-def _highest(cosines: "np.ndarray[Any, Any]", count: int) -> list[tuple[int, float]]:
-    if not count:
-        return []
-    # A sort of a whole vocabulary for each new token would take minutes.
-    least = -np.partition(-cosines, count - 1)[count - 1]
-    places = np.flatnonzero(cosines >= least)
-    best = places[np.argsort(-cosines[places], kind="stable")][:count]
-    return [(place, float(cosines[place])) for place in best.tolist()]
 
 
 def _map(new: Matrix, old: Matrix, tokens: Sequence[ExtendedToken], seed: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What became of texts that nobody trained for: how far their vectors moved, and whether an index stays valid."""
+"""Retention: how far the vectors of texts that were not trained on moved, and whether an index stays valid."""
 
 import hashlib
 from collections.abc import Sequence

@@ -236,7 +236,7 @@ def _links_of(dataset: AcceptedDataset) -> _Links:
 
 
 def _question_ranks(subject: Subject, links: _Links) -> list[Array]:
-    from vocabgraft.triples.link_prediction import rank_triples
+    from vocabgraft.triples.ranking import rank_triples
 
     queries, candidates = subject.encode(links.questions, "query"), subject.encode(links.entities, "document")
     similarity: Any = subject.model.similarity_fn_name
@@ -245,7 +245,7 @@ def _question_ranks(subject: Subject, links: _Links) -> list[Array]:
 
 def _translation_ranks(subject: Subject, links: _Links) -> list[Array]:
     from vocabgraft.models.unnormalized import encode_pooled
-    from vocabgraft.triples.link_prediction import rank_triples
+    from vocabgraft.triples.ranking import rank_triples
 
     places, vectors = (
         encode_pooled(subject.model, subject.read(texts), subject.batch_size)

@@ -100,9 +100,7 @@ def _different_elsewhere(previous: "SentenceTransformer", new: "SentenceTransfor
     kinds = [[type(module).__name__ for module in model] for model in (previous, new)]
     if kinds[0] != kinds[1]:
         return f"the modules are {', '.join(kinds[1])} and were {', '.join(kinds[0])}"
-    if not all(
-        getattr(model.tokenizer, "is_fast", False) and hasattr(model[0], "auto_model") for model in (previous, new)
-    ):
+    if not (_can_be_compared(previous) and _can_be_compared(new)):
         return f"a {kinds[0][0]} without a transformer and a fast tokenizer cannot be compared"
     for at, modules in enumerate(zip(previous, new, strict=True)):
         if _config_of(modules[0]) != _config_of(modules[1]):

@@ -39,11 +39,10 @@ from vocabgraft.packs.pack import (
     check_name,
     choose_contexts,
     identify,
-    read_pack,
     renamed,
     require_base,
-    write_pack,
 )
+from vocabgraft.packs.pack_files import read_pack, write_pack
 from vocabgraft.packs.shared_modules import sharing_tokenizer, with_children
 from vocabgraft.packs.views import Names, TaggedText, mixed_view, settle_tokenizer, vocabulary_view
 from vocabgraft.token_embeddings.distill import choose_contexts as choose_training_contexts

@@ -13,8 +13,8 @@ from vocabgraft.config.stages import CheckConsistencyParams, PromptParams
 from vocabgraft.config.training import Method
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model, tokenizer_file
+from vocabgraft.models.embedding_tensor import initialiser_deviation, read_rows
 from vocabgraft.models.resize import write_resized
-from vocabgraft.models.resize_files import initialiser_deviation, read_rows
 from vocabgraft.models.saving import save_model, save_tokenizer
 from vocabgraft.packs.pack import Pack
 from vocabgraft.storage.artifacts import new_folder, write_json

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from vocabgraft.config.stages import DistillationParams
-from vocabgraft.packs.pack import Pack, read_pack, write_pack
+from vocabgraft.packs.pack import Pack
+from vocabgraft.packs.pack_files import read_pack, write_pack
 from vocabgraft.packs.transfer import Carried, Method, carry_over
 
 if TYPE_CHECKING:

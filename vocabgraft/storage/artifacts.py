@@ -38,8 +38,16 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
-    """Write readable JSON with sorted keys, the same bytes for the same value."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write readable JSON with sorted keys, whole or not at all; the same bytes for the same value."""
+    write_whole(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text beside its place and then move it there: a full disk or a kill leaves the old file as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def read_json(path: Path) -> Any:
@@ -74,21 +82,27 @@ def require_artifact(path: Path) -> Path:
 def new_folder(destination: Path, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """Yield an empty folder that becomes `destination`, with its manifest, only if the block succeeds.
 
-    The work happens beside the destination, on the same file system, so that the move is a rename.
-
     Args:
         destination: replaced where it is there.
         about: what the manifest says beside the hashes.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(destination)
-    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
-    try:
+    with work_folder(destination) as work:
         yield work
         _finish(work, about or {})
         if destination.exists():
             shutil.rmtree(destination)
         work.rename(destination)
+
+
+@contextmanager
+def work_folder(destination: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `destination`, from which a move is a rename; it is gone afterwards."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in destination.parent.glob(f".{destination.name}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
+    try:
+        yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -107,11 +121,6 @@ def _finish(work: Path, about: Mapping[str, Any]) -> None:
     work.chmod(0o777 & ~mask)
     for path in work.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-def _remove_leftovers(destination: Path) -> None:
-    for leftover in destination.parent.glob(f".{destination.name}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _missing(path: Path) -> VocabgraftError:

@@ -8,8 +8,8 @@ import torch
 
 from vocabgraft.config.stages import PromptParams, ResizeBaseParams
 from vocabgraft.models.base import load_model, prompts_of
+from vocabgraft.models.embedding_tensor import find_embedding, initialiser_deviation, read_rows
 from vocabgraft.models.resize import extended_copy
-from vocabgraft.models.resize_files import find_embedding, initialiser_deviation, read_rows
 from vocabgraft.token_embeddings.distill import choose_contexts, distil
 from vocabgraft.token_embeddings.initialize import Start, initial_rows
 from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer

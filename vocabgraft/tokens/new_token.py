@@ -1,8 +1,12 @@
 """What a new token is, before it has an id."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 Kind = Literal["word", "symbol", "special"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -31,3 +35,21 @@ def read_with_descriptions(text: str, tokens: Iterable[NewToken]) -> str:
         if token.kind == "special" and token.text in text:
             text = text.replace(token.text, token.description)
     return text
+
+
+@contextmanager
+def reading_descriptions(model: "SentenceTransformer", tokens: Sequence[NewToken]) -> Iterator[None]:
+    """Within the block the model's tokenizer reads special tokens that it does not have as their descriptions.
+
+    It does what `read_with_descriptions` does, for every loss and every text that a relation is put into.
+    """
+    from tokenizers import normalizers
+
+    backend = model.tokenizer.backend_tokenizer
+    own = backend.normalizer
+    replacing = [normalizers.Replace(token.text, token.description) for token in tokens if token.kind == "special"]
+    backend.normalizer = normalizers.Sequence([*replacing, *([own] if own is not None else [])])
+    try:
+        yield
+    finally:
+        backend.normalizer = own

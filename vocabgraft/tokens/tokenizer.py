@@ -11,7 +11,7 @@ import numpy as np
 
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import read_json, require_artifact
-from vocabgraft.tokens.new_token import Kind, NewToken, read_with_descriptions
+from vocabgraft.tokens.new_token import Kind, NewToken
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -62,17 +62,6 @@ class ExtendedToken:
     def retrained(self) -> bool:
         """Whether an earlier run added it, so that the base reads it as this one id already."""
         return self.pieces == (self.id,)
-
-
-@dataclass(frozen=True)
-class SegmentationReport:
-    """What an extension does to a set of texts; `uses` are texts by token."""
-
-    texts: int
-    texts_changed: int
-    tokens_per_text_before: float
-    tokens_per_text_after: float
-    uses: dict[str, int]
 
 
 def load_raw_tokenizer(path: Path) -> "Tokenizer":
@@ -399,39 +388,6 @@ def holds_new_token(
     """Whether each text holds a new word (`new_ids_in`): bool array of shape (texts,)."""
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     return np.array([bool(found) for found in new_ids_in(encoded, new_ids)], dtype=bool)
-
-
-def segmentation_report(
-    base: "Tokenizer", extended: "PreTrainedTokenizerFast", tokens: Sequence[ExtendedToken], texts: Sequence[str]
-) -> SegmentationReport:
-    """Tokens per text before and after, and how many texts use each new token.
-
-    Before the extension a new special token is read as its description, since the base cannot read it otherwise. A
-    text is changed when it holds a token that the base does not have.
-    """
-    ids = {token.id: token.text for token in tokens}
-    retrained = {token.text for token in tokens if token.retrained}
-    specials = [token.new_token for token in tokens if not token.retrained]
-    before = base.encode_batch([read_with_descriptions(text, specials) for text in texts], add_special_tokens=False)
-    after = extended(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-    uses = dict.fromkeys(ids.values(), 0)
-    changed = 0
-    for found in new_ids_in(after, ids):
-        present = {ids[token_id] for token_id in found}
-        changed += not present <= retrained
-        for text in present:
-            uses[text] += 1
-    return SegmentationReport(
-        texts=len(texts),
-        texts_changed=changed,
-        tokens_per_text_before=_mean([len(encoding.ids) for encoding in before]),
-        tokens_per_text_after=_mean([len(encoded) for encoded in after]),
-        uses=uses,
-    )
-
-
-def _mean(lengths: Sequence[int]) -> float:
-    return round(sum(lengths) / len(lengths), 4) if lengths else 0.0
 
 
 def read_tokens(path: Path) -> list[ExtendedToken]:

@@ -2,22 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from vocabgraft.config.datasets import MORE_NEGATIVES
-from vocabgraft.config.evaluators import EVALUATORS, default_evaluator
+from vocabgraft.config.evaluators import EVALUATORS, LIBRARY, default_evaluator
 from vocabgraft.config.losses import LOSSES
 from vocabgraft.config.training import EvaluatorParams
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.splits import SPLITS
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.tokens.new_token import relation_token
-
-if TYPE_CHECKING:
-    pass
 
 Arguments = dict[str, Any]
 
@@ -56,7 +53,7 @@ def build_evaluator(
 
 
 def _class(name: str) -> Any:
-    if EVALUATORS[name].own_module:
+    if EVALUATORS[name].module != LIBRARY:
         # Named here, so that dvc.yaml's deps of code can be told from the imports.
         from vocabgraft.triples import link_prediction
 

@@ -1,6 +1,5 @@
 """Losses made from params.yaml: classes by name, their arguments, what the data say, wrappers and weights."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,8 @@ import torch
 from torch import nn
 
 from vocabgraft.config.datasets import LossParams
-from vocabgraft.config.losses import LOSSES
+from vocabgraft.config.losses import LIBRARY, LOSSES
+from vocabgraft.config.signatures import arguments_of
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model
 from vocabgraft.training.distributed import world_size
@@ -98,9 +98,10 @@ def build_loss(
     arguments = {key: _value(loss.name, key, value, place) for key, value in loss.arguments.items()}
     if entry.in_batch_softmax:
         arguments.setdefault("scale", scale)
-    loss_class = _class(loss.name, entry.own_module)
-    if world_size() > 1 and "gather_across_devices" in inspect.signature(loss_class).parameters:
-        # The candidates are then those of the whole batch, as in one process.
+    loss_class = _class(loss.name, entry.module)
+    if world_size() > 1 and "gather_across_devices" in arguments_of(entry.module, loss.name):
+        # The candidates are then those of the whole batch, as in one process. Not asked by `inspect.signature`: a class
+        # marked as deprecated, such as MultipleNegativesSymmetricRankingLoss, has the signature of the marker.
         arguments.setdefault("gather_across_devices", True)
     if entry.guided:
         arguments["guide"] = (guides or {})[loss.arguments["guide"]]
@@ -187,8 +188,8 @@ def _require_width(model: "SentenceTransformer", loss: LossParams, rows: "Datase
         )
 
 
-def _class(name: str, own_module: str | None = None) -> Any:
-    if own_module:
+def _class(name: str, module: str = LIBRARY) -> Any:
+    if module != LIBRARY:
         # Named here, so that dvc.yaml's deps of code can be told from the imports.
         from vocabgraft.triples import losses as objectives
 

@@ -1,7 +1,5 @@
 """Several vocabulary packs for one base as one pack, and where they contradict each other."""
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,15 +10,16 @@ from typer import Argument, Option
 
 from flows.commands.output import MODEL, Json, Output, Quiet
 from tasks.support.models import model_folder, pack_folder
-from vocabgraft.checks.result import explain_failures
-from vocabgraft.checks.verdicts import count_verdicts, describe_counts
+from vocabgraft.checks.result import count_verdicts, describe_counts, explain_failures
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.config.stages import CheckConsistencyParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model
 from vocabgraft.packs.combine import Combined, Conflict, combine, overlaps
 from vocabgraft.packs.gate import check_chain, write_chain
-from vocabgraft.packs.pack import Pack, check_name, identify, read_pack, renamed, require_base, write_pack
+from vocabgraft.packs.pack import Pack, check_name, identify, renamed, require_base
+from vocabgraft.packs.pack_files import read_pack, write_pack
+from vocabgraft.storage.artifacts import work_folder
 
 SHOWN = 30
 
@@ -86,7 +85,7 @@ def _row(pack: Pack, left_out: int) -> dict[str, Any]:
 
 
 def _with_names_of_their_own(packs: Sequence[Pack]) -> list[Pack]:
-    """Packs of one name, as two runs of one project have, are told apart by a number."""
+    """Number packs that share a name: two runs of one project give their packs the same one."""
     named: list[Pack] = []
     for pack in packs:
         taken = sum(pack.name == other.name for other in packs[: len(named)])
@@ -108,9 +107,7 @@ def _write_model(base: Path, pack: Pack, folder: Path) -> str:
     if folder.exists():
         raise VocabgraftError(f"--model {folder} is there already; name a new folder")
     params = load_params().check_consistency if PARAMS_FILE.is_file() else CheckConsistencyParams()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
+    with work_folder(folder) as work:
         chain = write_chain(base, pack, work)
         checks = check_chain(chain, pack.contexts, params)
         counts = describe_counts(count_verdicts(check.verdict for check in checks))
@@ -120,8 +117,6 @@ def _write_model(base: Path, pack: Pack, folder: Path) -> str:
                 f"{counts}, so nothing is written:\n" + explain_failures([check.as_json() for check in failed])
             )
         chain.folders.merged.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return f"{counts}; written: {folder}"
 
 

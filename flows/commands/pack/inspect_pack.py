@@ -8,7 +8,8 @@ from typer import Argument
 
 from flows.commands.output import MODEL, Json, Output
 from tasks.support.models import pack_folder
-from vocabgraft.packs.pack import Pack, read_pack
+from vocabgraft.packs.pack import Pack
+from vocabgraft.packs.pack_files import read_pack
 
 SHOWN = 30
 

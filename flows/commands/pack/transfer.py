@@ -39,7 +39,7 @@ def transfer_pack(
     rows learned there.
     """
     from vocabgraft.config.stages import DistillationParams
-    from vocabgraft.packs.pack import read_pack, write_pack
+    from vocabgraft.packs.pack_files import read_pack, write_pack
     from vocabgraft.packs.transfer import METHODS, carry_over, require_method
 
     if out.exists():

@@ -83,7 +83,7 @@ def _prune(name: str | None, keep: int) -> "Pruned":
 
 
 def row_of(client: "Client", version: "Registered", now: float) -> dict[str, Any]:
-    """What is told of a version: its aliases, age, figures, gates, decision and origin."""
+    """A version in the table: its aliases, age, metrics, gates, decision and origin."""
     from tasks.registry.versions import DECISION_TAG, EVIDENCE_TAG, REASON_TAG, figures_on, gates_on
 
     return {

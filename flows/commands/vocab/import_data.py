@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,13 +63,9 @@ def import_conceptnet(
     quiet: Quiet = False,
 ) -> None:
     """Import assertions of ConceptNet 5 (gzip CSV) as triples."""
-    selection = Selection(language, min_weight, _names(relations))
-
-    def read() -> ImportedRows:
-        with _progress(file) as report:
-            return read_conceptnet(file, selection, Limits(min_uses=min_uses), report)
-
-    _import(file, read, TRIPLE_FILES, out, overwrite, min_uses, Output(as_json, quiet))
+    selection, limits = Selection(language, min_weight, _names(relations)), Limits(min_uses=min_uses)
+    read = partial(read_conceptnet, file, selection, limits)
+    _import(file, read, TRIPLE_FILES, out, overwrite, limits, Output(as_json, quiet))
 
 
 def import_obo(
@@ -88,8 +85,8 @@ def import_obo(
     """Import an ontology in OBO 1.2 or 1.4 as words, pairs, triples and contexts."""
     chosen = frozenset(name.upper() for name in _names(scopes))
     limits = Limits(min_pieces, min_uses, max_tokens)
-    read = _ontology(file, lambda report: read_obo(file, chosen, report), base, limits)
-    _import(file, read, ONTOLOGY_FILES, out, overwrite, min_uses, Output(as_json, quiet))
+    read = partial(_ontology, partial(read_obo, file, chosen), file, base, limits)
+    _import(file, read, ONTOLOGY_FILES, out, overwrite, limits, Output(as_json, quiet))
 
 
 def import_skos(
@@ -106,8 +103,8 @@ def import_skos(
 ) -> None:
     """Import a SKOS thesaurus (.rdf, .xml, .nt, .ttl) as words, pairs, triples and contexts."""
     limits = Limits(min_pieces, min_uses, max_tokens)
-    read = _ontology(file, lambda report: read_skos(file, language, report), base, limits)
-    _import(file, read, ONTOLOGY_FILES, out, overwrite, min_uses, Output(as_json, quiet))
+    read = partial(_ontology, partial(read_skos, file, language), file, base, limits)
+    _import(file, read, ONTOLOGY_FILES, out, overwrite, limits, Output(as_json, quiet))
 
 
 def import_triples(
@@ -133,49 +130,43 @@ def import_triples(
     """Import a plain file of triples (.tsv, .txt, .csv) as triples and relation tokens."""
     names = tuple(name.strip() for name in columns.split(",")) if columns else ()
     selection = TripleSelection(names, _names(relations), -math.inf if min_weight is None else min_weight)
-
-    def read() -> ImportedRows:
-        with _progress(file) as report:
-            return read_triples(file, selection, Limits(min_uses=min_uses), report)
-
-    _import(file, read, TRIPLE_FILES, out, overwrite, min_uses, Output(as_json, quiet))
+    limits = Limits(min_uses=min_uses)
+    read = partial(read_triples, file, selection, limits)
+    _import(file, read, TRIPLE_FILES, out, overwrite, limits, Output(as_json, quiet))
 
 
 def _import(
     file: Path,
-    read: Callable[[], ImportedRows],
+    read: Callable[[Report], ImportedRows],
     files: tuple[str, ...],
     out: Path,
     overwrite: bool,
-    min_uses: int,
+    limits: Limits,
     output: Output,
 ) -> None:
     # Before the reading, which may take minutes.
     check_source(file)
     check_absent(out, files, overwrite)
-    rows = read()
+    with _progress(file) as report:
+        rows = read(report)
     written = write_raw(rows, out, overwrite)
     output.show(_table(written, out))
     for reason, count in sorted(rows.left_out.items(), key=lambda item: -item[1]):
         output.line(f"left out: {count:,} for {reason}")
-    advice = _advice(rows, out, min_uses)
+    advice = _advice(rows, out, limits.min_uses)
     output.line(advice)
     output.document({"folder": str(out), "rows": written, "left_out": dict(rows.left_out), "params": advice})
 
 
 def _ontology(
-    file: Path, parse: Callable[[Report], Ontology], base: str | None, limits: Limits
-) -> Callable[[], ImportedRows]:
-    def read() -> ImportedRows:
-        tokenizer = _base_tokenizer(base)
-        with _progress(file) as report:
-            ontology = parse(report)
-        try:
-            return ontology_rows(ontology, tokenizer, limits)
-        except VocabgraftError as error:
-            raise VocabgraftError(f"{file}: {error}") from error
-
-    return read
+    parse: Callable[[Report], Ontology], file: Path, base: str | None, limits: Limits, report: Report
+) -> ImportedRows:
+    tokenizer = _base_tokenizer(base)
+    ontology = parse(report)
+    try:
+        return ontology_rows(ontology, tokenizer, limits)
+    except VocabgraftError as error:
+        raise VocabgraftError(f"{file}: {error}") from error
 
 
 def _base_tokenizer(model: str | None) -> "Tokenizer":

@@ -10,11 +10,19 @@ from typing import Any
 import pytest
 
 from flows.engine.dag import Stage
-from flows.engine.run_record import FlowRun, write_run_record
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.run_record import FlowRun
+from flows.engine.stage_outcome import Outcome, StageResult
 from tests.conftest import ROOT
 from tests.flows.projects import Trivial, run_dvc, write_project
-from tests.flows.reporting.report_samples import STARTED, broken, flow_run, outputs, results, write_outputs
+from tests.flows.reporting.report_samples import (
+    STARTED,
+    broken,
+    flow_run,
+    outputs,
+    results,
+    write_outputs,
+    write_run_record,
+)
 from vocabgraft.storage.artifacts import read_json
 
 CHAIN = {"first": Trivial(), "second": Trivial(["first"], ["train_adapter.epochs"])}

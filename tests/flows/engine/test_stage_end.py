@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from flows.engine.run_record import RUN_RECORD
-from flows.engine.stage_run import Attempt, Ending, judge, reproduce
+from flows.engine.stage_outcome import Attempt, Ending, judge
+from flows.engine.stage_run import reproduce
 from flows.remote.multi_node import told
 from flows.remote.work import why_failed
 from tasks.support.stage import FAILURES

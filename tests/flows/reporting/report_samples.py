@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.engine.dag import Stage
-from flows.engine.run_record import FlowRun
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.run_record import RUN_RECORD, FlowRun, run_record
+from flows.engine.stage_outcome import Outcome, StageResult
 from tasks.registry.gate_results import GateResult
 from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, write_json
 
@@ -302,6 +302,13 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_run_record(run: FlowRun, root: Path) -> dict[str, Any]:
+    """Write `reports/run.json`, as publishing a run does, and return what is in it."""
+    record = run_record(run, root)
+    write_json(root / RUN_RECORD, record)
+    return record
 
 
 def write_beside(root: Path) -> None:

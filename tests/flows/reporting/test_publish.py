@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flows.engine.run_record import FlowRun
-from flows.engine.stage_run import Outcome
+from flows.engine.stage_outcome import Outcome
 from flows.reporting import publish as publishing
 from flows.reporting.publish import publish
 from tasks.registry.lookup import Registered

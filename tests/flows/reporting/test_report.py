@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from flows.engine.run_record import FlowRun, write_run_record
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.run_record import FlowRun
+from flows.engine.stage_outcome import Outcome, StageResult
 from flows.reporting.gather import gather, write_report
 from flows.reporting.page import as_markdown, render, verdict
-from flows.reporting.sections import curve, share_of_limit
+from flows.reporting.sections import share_of_limit
 from tasks.registry.gate_results import NO_EVIDENCE_ASKED, GateResult, told
 from tests.conftest import ROOT
 from tests.flows.invoke import cli
@@ -40,8 +40,10 @@ from tests.flows.reporting.report_samples import (
     write_beside,
     write_csv,
     write_outputs,
+    write_run_record,
 )
 from vocabgraft.storage.artifacts import write_json
+from vocabgraft.training.curve import loss_lines
 
 SECTIONS = ["benefit", "retention", "consistency", "vocabulary", "training", "data", "lineage"]
 MAKERS = {
@@ -205,7 +207,7 @@ def test_a_benefit_that_is_not_shown_is_told_with_the_items_that_it_would_need(t
     assert "Registered, not shown to be better" in said
     assert "Not shown to be better: 32 items, interval -4.20 to +4.30" in said and "5,800,000 items" in said
     header = next(attributes for tag, attributes in page.elements if attributes.get("id") == "verdict")
-    assert header["class"] == "registered", "whose colour is that of what is open"
+    assert header["class"] == "registered", "a challenger has the colour of an open verdict"
     badges = [
         attributes["class"] for tag, attributes in page.elements if (attributes.get("class") or "")[:5] == "badge"
     ]
@@ -604,7 +606,7 @@ def test_the_steps_of_a_second_phase_go_on_from_the_first() -> None:
         {"phase": 1, "step": 2, "eval_terms_loss": 2.5, "eval_runtime": 1.0},
         {"phase": 2, "step": 1, "loss": 1.0},
     ]
-    lines = curve(log)
+    lines = loss_lines(log)
     assert lines["train"] == {"steps": [1, 2, 3], "losses": [3.0, 2.0, 1.0]}
     assert lines["validation"] == {"eval_terms_loss": {"steps": [2], "losses": [2.5]}}
     assert lines["phases"] == [[1, 0], [2, 2]]

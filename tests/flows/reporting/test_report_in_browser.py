@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from flows.engine.run_record import write_run_record
 from flows.reporting.gather import gather, write_report
 from tests.conftest import ROOT
 from tests.flows.reporting.browser import CHROMIUM, Browser, chromium
@@ -20,6 +19,7 @@ from tests.flows.reporting.report_samples import (
     results,
     write_beside,
     write_outputs,
+    write_run_record,
 )
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, e.g. Debian's package chromium")

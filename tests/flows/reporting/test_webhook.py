@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flows.engine.run_record import FlowRun
-from flows.engine.stage_run import Outcome, StageResult
+from flows.engine.stage_outcome import Outcome, StageResult
 from flows.reporting.webhook import REASON_LENGTH, post, tell_failure
 from tests.flows.invoke import cli
 from tests.flows.projects import Trivial, write_project

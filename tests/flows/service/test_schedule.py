@@ -1,6 +1,5 @@
 """The schedule: what it serves, what it puts in order at its start, and what a run that has nothing to do imports."""
 
-import fcntl
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from tests.conftest import ROOT
 from tests.flows.invoke import cli
 from tests.flows.projects import Trivial, journal, run_dvc, write_project
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.locks import acquire
 
 HEAVY = ("torch", "sentence_transformers", "peft", "great_expectations")
 STAGES = {"validate_data": Trivial(), "last": Trivial(["validate_data"], before="(test ! -e slow || sleep 60)")}
@@ -123,12 +123,10 @@ def test_a_cron_line_means_the_local_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_second_schedule_of_a_folder_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / LOCK).parent.mkdir(parents=True)
-    with (project / LOCK).open("w") as stream:
-        stream.write("4711")
-        stream.flush()
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with (project / LOCK).open("a+") as stream:
+        assert acquire(stream)
         assert cli("schedule")([]) == 2
-    assert "process 4711" in capsys.readouterr().err
+    assert f"process {os.getpid()}" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_project_is_refused(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

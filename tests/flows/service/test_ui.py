@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.service import ui
+from flows.service import servers, ui
 from tests.conftest import ROOT
 from tests.flows.invoke import cli
 from vocabgraft.errors import VocabgraftError
@@ -23,17 +23,20 @@ http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bi
 """
 
 
+LOG = Path("reports/servers/prefect.log")
+
+
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
 
 
-def stand_in(name: str) -> ui.Server:
+def stand_in(name: str) -> servers.Server:
     """A server that starts in no time and has a child, as MLflow's has."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    return ui.Server(name, [sys.executable, "-c", STAND_IN, str(port)], address, address)
+    return servers.Server(name, [sys.executable, "-c", STAND_IN, str(port)], address, address, LOG.with_name(name))
 
 
 def group_members(group: int) -> list[int]:
@@ -44,9 +47,9 @@ def group_members(group: int) -> list[int]:
 
 
 def test_both_servers_answer_and_end_with_all_their_children(in_folder: Path) -> None:
-    servers = [stand_in("MLflow"), stand_in("Prefect")]
-    with ui.started(servers) as processes:
-        for server in servers:
+    both = [stand_in("MLflow"), stand_in("Prefect")]
+    with servers.started(both) as processes:
+        for server in both:
             with urllib.request.urlopen(server.address, timeout=10) as response:
                 assert response.status == 200
         groups = [process.pid for process in processes]
@@ -56,12 +59,12 @@ def test_both_servers_answer_and_end_with_all_their_children(in_folder: Path) ->
 
 def test_a_server_that_ends_is_told_with_its_log_and_ends_the_other(in_folder: Path) -> None:
     ending = [sys.executable, "-c", "print('no such table'); raise SystemExit(3)"]
-    broken, good = ui.Server("Prefect", ending, "-", "http://127.0.0.1:9"), stand_in("MLflow")
+    broken, good = servers.Server("Prefect", ending, "-", "http://127.0.0.1:9", LOG), stand_in("MLflow")
     told = r"Prefect ended with code 3; .*prefect\.log says why"
-    with pytest.raises(VocabgraftError, match=told), ui.started([good, broken]):
+    with pytest.raises(VocabgraftError, match=told), servers.started([good, broken]):
         pass
-    assert "no such table" in Path("reports/servers/prefect.log").read_text(encoding="utf-8")
-    assert not ui._answers(good.address)
+    assert "no such table" in LOG.read_text(encoding="utf-8")
+    assert not servers.answers(good.address)
 
 
 def test_a_port_that_is_taken_is_told(
@@ -126,4 +129,4 @@ def test_ctrl_c_stops_mlflow_and_prefect(in_folder: Path) -> None:
     finally:
         process.kill()
     time.sleep(1)
-    assert not any(ui._answers(f"http://127.0.0.1:{port}/") for port in ports)
+    assert not any(servers.answers(f"http://127.0.0.1:{port}/") for port in ports)

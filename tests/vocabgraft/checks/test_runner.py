@@ -23,7 +23,7 @@ from tests.vocabgraft.conftest import (
     save_random_adapter,
 )
 from tests.vocabgraft.stored_encodings import StoredEncodings, stored
-from vocabgraft.checks import export
+from vocabgraft.checks import encodings
 from vocabgraft.checks.context import Artifact, Evidence, Folders, gather_evidence
 from vocabgraft.checks.encodings import MOST_ROUNDINGS
 from vocabgraft.checks.isolated import Place
@@ -886,7 +886,7 @@ def test_an_export_that_differs_does_not_pass(
         rows_of(model)[:] += shift * torch.randn(rows_of(model).shape, generator=torch.Generator().manual_seed(0))
         return model
 
-    monkeypatch.setattr(export, "load_onnx", exported)
+    monkeypatch.setattr(encodings, "load_onnx", exported)
     found = result("onnx_export", sound["tokens"])
     assert found.verdict == verdict
     assert found.figure is not None

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 
 from vocabgraft.config.training_arguments import (
-    ALLOWED,
     OWNED,
     SETTINGS,
     check_training_arguments,
@@ -14,11 +13,15 @@ from vocabgraft.config.training_arguments import (
 from vocabgraft.errors import VocabgraftError
 
 
-def test_every_argument_of_the_library_is_in_one_list() -> None:
+def fields() -> set[str]:
     from sentence_transformers import SentenceTransformerTrainingArguments
 
-    fields = [field.name for field in dataclasses.fields(SentenceTransformerTrainingArguments)]
-    assert sorted([*ALLOWED, *OWNED, *SETTINGS]) == sorted(fields)
+    return {field.name for field in dataclasses.fields(SentenceTransformerTrainingArguments)}
+
+
+def test_what_is_not_to_be_set_are_arguments_of_the_library() -> None:
+    assert {*OWNED, *SETTINGS} < fields()
+    assert not set(OWNED) & set(SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,7 @@ def test_every_argument_of_the_library_is_in_one_list() -> None:
         ("output_dir", "x", "output_dir is not yours to set: the stage writes"),
         ("push_to_hub", True, "nothing leaves the machine"),
         ("resume_from_checkpoint", "x", "checkpoints are the pipeline's"),
-        ("max_grad_nrm", 1.0, "do you mean max_grad_norm?); allowed: max_steps"),
+        ("max_grad_nrm", 1.0, "do you mean max_grad_norm?); allowed: "),
         ("report_to", ["wandb"], "report_to names wandb; allowed: none, mlflow"),
     ],
 )
@@ -90,7 +93,7 @@ def test_every_wrong_value_is_named_at_once() -> None:
 
 
 def test_the_type_of_every_argument_that_may_be_set_can_be_asked() -> None:
-    for name in ALLOWED:
+    for name in fields() - {*OWNED, *SETTINGS}:
         with pytest.raises(VocabgraftError, match=name):
             library_values({name: object()})
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.conftest import build_wordpiece
 from vocabgraft.index.impact import IndexImpact, measure_impact, without_new_tokens
 from vocabgraft.tokens.new_token import NewToken
-from vocabgraft.tokens.tokenizer import ExtendedToken, extend_tokenizer, segmentation_report
+from vocabgraft.tokens.segmentation import segmentation_report
+from vocabgraft.tokens.tokenizer import ExtendedToken, extend_tokenizer
 
 NEW = [NewToken("hepatoma", "word", ""), NewToken("stent", "word", ""), NewToken("<|IsA|>", "special", "is a kind of")]
 PIECES = st.sampled_from(["dog", "hepatoma", "Stent", "stents", "<|IsA|>", "<|isa|>", "xyz", "hepatoma,", "-"])

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.resize_files import find_embedding, read_rows, resize_folder
+from vocabgraft.models.embedding_tensor import find_embedding, read_rows
+from vocabgraft.models.resize_files import resize_folder
 from vocabgraft.models.safetensors_files import LongerTensor, as_bytes, read_header, write_lengthened
 from vocabgraft.storage.artifacts import file_sha256, read_json, write_json
 

@@ -12,7 +12,8 @@ from vocabgraft.config.training import Method
 from vocabgraft.models.extra_modules import insert_modules
 from vocabgraft.packs.bank import VocabularyBank
 from vocabgraft.packs.from_run import pack_run, why_no_pack
-from vocabgraft.packs.pack import Pack, read_pack, write_pack
+from vocabgraft.packs.pack import Pack
+from vocabgraft.packs.pack_files import read_pack, write_pack
 from vocabgraft.storage.artifacts import write_json
 
 TEXTS = ["a nephrolith in the kidney", "dog <|IsA|> animal", "wood -> house", "a dog and a cat"]

@@ -14,17 +14,8 @@ import torch
 from tests.vocabgraft.conftest import NEW_TOKENS, load
 from tests.vocabgraft.pack_samples import KIDNEY, make_pack
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.packs.pack import (
-    LONGEST_CONTEXT,
-    Pack,
-    PackAdapter,
-    PackToken,
-    choose_contexts,
-    identify,
-    read_pack,
-    require_base,
-    write_pack,
-)
+from vocabgraft.packs.pack import LONGEST_CONTEXT, Pack, PackAdapter, PackToken, choose_contexts, identify, require_base
+from vocabgraft.packs.pack_files import read_pack, write_pack
 from vocabgraft.storage.artifacts import hash_files, read_json, write_json
 from vocabgraft.tokens.tokenizer import added_token
 

@@ -17,6 +17,7 @@ from vocabgraft.models.resize import write_resized
 from vocabgraft.storage.artifacts import new_folder, write_json
 from vocabgraft.token_embeddings.build import make_rows
 from vocabgraft.tokens.new_token import NewToken
+from vocabgraft.tokens.segmentation import segmentation_report
 from vocabgraft.tokens.tokenizer import (
     ExtendedToken,
     added_token,
@@ -30,7 +31,6 @@ from vocabgraft.tokens.tokenizer import (
     pieces_of,
     read_tokens,
     rewritten,
-    segmentation_report,
 )
 
 if TYPE_CHECKING:

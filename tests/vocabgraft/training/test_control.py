@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.vocabgraft.conftest import Graft, WriteDataset, load, train_params
-from vocabgraft.tokens.new_token import NewToken, read_with_descriptions
+from vocabgraft.tokens.new_token import NewToken, read_with_descriptions, reading_descriptions
 from vocabgraft.tokens.tokenizer import load_tokenizer
-from vocabgraft.training.control import control_params, reading_descriptions
 from vocabgraft.training.fit import train_adapter
 
 TOKENS = [NewToken("<|IsA|>", "special", "is a kind of"), NewToken("nephrolith", "word", "stone in the kidney")]
@@ -18,9 +17,9 @@ TOKENS = [NewToken("<|IsA|>", "special", "is a kind of"), NewToken("nephrolith",
 
 def test_the_control_has_the_epochs_of_all_phases_and_no_rows() -> None:
     phases = [{"train": "rows", "epochs": 3}, {"train": "all"}]
-    found = control_params(train_params(method="lora_and_tokens", phases=phases, epochs=2, batch_size=16))
+    found = train_params(method="lora_and_tokens", phases=phases, epochs=2, batch_size=16).for_control()
     assert (found.method, found.phases, found.epochs, found.batch_size) == ("lora", [], 5, 16)
-    assert control_params(train_params(epochs=2)).epochs == 2
+    assert train_params(epochs=2).for_control().epochs == 2
 
 
 def test_a_relation_is_read_as_its_description_within_the_block_alone(graft: Graft) -> None:
@@ -56,7 +55,7 @@ def test_a_control_trains_on_triples_without_their_tokens(graft: Graft, write_da
     model = load(graft.base)
     size = len(model.tokenizer)
     with reading_descriptions(model, TOKENS):
-        result = train_adapter(model, [dataset], [], control_params(train_params()), 17)
+        result = train_adapter(model, [dataset], [], train_params().for_control(), 17)
     assert result.examples == len(rows)
     assert len(model.tokenizer) == size == model[0].auto_model.get_input_embeddings().weight.shape[0]
     trained = [name for name, parameter in model.named_parameters() if "lora_B" in name and parameter.any()]

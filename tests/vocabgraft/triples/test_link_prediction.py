@@ -15,8 +15,9 @@ from tests.conftest import ROOT
 from tests.vocabgraft.conftest import Graft, load
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.unnormalized import encode_pooled
-from vocabgraft.triples.link_prediction import LinkPredictionEvaluator, rank_figures, rank_triples
+from vocabgraft.triples.link_prediction import LinkPredictionEvaluator
 from vocabgraft.triples.losses import closed_form
+from vocabgraft.triples.ranking import rank_figures, rank_triples
 
 RELATION = "<|IsA|>"
 HEADS, RELATIONS, TAILS = ["a dog", "cat", "a dog"], [RELATION, RELATION, "->"], ["animal", "animal", "wood"]

@@ -13,7 +13,7 @@ from tests.vocabgraft.conftest import load
 from tests.vocabgraft.pack_samples import BAD_PACKS, KIDNEY, LIVER, make_pack, write_bad_packs
 from vocabgraft.config.stages import CheckConsistencyParams
 from vocabgraft.packs.bank import VocabularyBank
-from vocabgraft.packs.pack import read_pack, write_pack
+from vocabgraft.packs.pack_files import read_pack, write_pack
 from vocabgraft.storage.artifacts import hash_files
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from tests.flows.invoke import cli
 from tests.vocabgraft.carrying_samples import build_small_base, pack_of
 from tests.vocabgraft.conftest import load
 from tests.vocabgraft.pack_samples import BAD_PACKS, write_bad_packs
-from vocabgraft.packs.pack import identify, read_pack, write_pack
+from vocabgraft.packs.pack import identify
+from vocabgraft.packs.pack_files import read_pack, write_pack
 from vocabgraft.storage.artifacts import hash_files
 
 main = cli("pack", "transfer")

@@ -1,6 +1,6 @@
 """One function counts verdicts for everything that shows a count."""
 
-from vocabgraft.checks.verdicts import VERDICTS, count_verdicts, describe_counts
+from vocabgraft.checks.result import VERDICTS, count_verdicts, describe_counts
 
 
 def test_every_check_is_counted_once() -> None:

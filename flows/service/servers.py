@@ -1,0 +1,125 @@
+"""Servers started for a while: each in a process group of its own, with a log, and ended with its children."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vocabgraft.errors import VocabgraftError
+
+HOST = "127.0.0.1"
+# Each imports for 5 to 10 s and creates its tables at its first start; a busy machine takes a multiple of that.
+SECONDS_TO_START = 180
+SECONDS_BETWEEN_LOOKS = 0.5
+# Of each server, before it is killed.
+SECONDS_TO_END = 10.0
+Process = subprocess.Popen[str]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server to start.
+
+    Attributes:
+        name: for messages.
+        command: its command line.
+        address: of its pages.
+        health: the address that answers once it is there.
+        log: the file for its output.
+        variables: of its environment, beside those of this process.
+    """
+
+    name: str
+    command: Sequence[str]
+    address: str
+    health: str
+    log: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def started(servers: Sequence[Server]) -> Iterator[list[Process]]:
+    """The servers running; at the end of the block they and their children are ended.
+
+    Raises:
+        VocabgraftError: when one ends or does not answer in time.
+    """
+    processes: list[Process] = []
+    try:
+        for server in servers:
+            server.log.parent.mkdir(parents=True, exist_ok=True)
+            with server.log.open("w", encoding="utf-8") as log:
+                processes.append(
+                    subprocess.Popen(
+                        server.command,
+                        env=os.environ | server.variables,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        text=True,
+                        # Ctrl-C ends what uses them first.
+                        start_new_session=True,
+                    )
+                )
+        deadline = time.monotonic() + SECONDS_TO_START
+        for server, process in zip(servers, processes, strict=True):
+            _wait_for(server, process, deadline)
+        yield processes
+    finally:
+        for process in processes:
+            _end_group(process)
+
+
+def require_running(servers: Sequence[Server], processes: Sequence[Process]) -> None:
+    """Raise when a server has ended."""
+    for server, process in zip(servers, processes, strict=True):
+        if process.poll() is not None:
+            raise VocabgraftError(
+                f"{server.name} ended with code {process.returncode}; {server.log} says why; "
+                "if its port is taken, choose another"
+            )
+
+
+def answers(address: str) -> bool:
+    """Whether something answers there with success."""
+    try:
+        with urllib.request.urlopen(address, timeout=5) as response:
+            return bool(response.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def prefect_server(port: int, log: Path) -> Server:
+    """A server of Prefect on this machine alone."""
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    address = f"http://{HOST}:{port}"
+    return Server("Prefect", command, address, f"{address}/api/health", log)
+
+
+def _wait_for(server: Server, process: Process, deadline: float) -> None:
+    while not answers(server.health):
+        require_running([server], [process])
+        if time.monotonic() > deadline:
+            raise VocabgraftError(
+                f"{server.name} does not answer at {server.address} after {SECONDS_TO_START} s; {server.log} says why"
+            )
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _end_group(process: Process) -> None:
+    """End a server and its children: asked first, then killed."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, how)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(timeout=SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            continue

@@ -1,0 +1,239 @@
+"""The input embeddings of a saved model, found and read without loading its weights."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.safetensors_files import (
+    FLOATS,
+    Checkpoint,
+    StoredTensor,
+    as_bytes,
+    read_checkpoint,
+    read_entries,
+)
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+PICKLED_WEIGHTS = "pytorch_model.bin"
+
+
+@dataclass(frozen=True)
+class EmbeddingTensor:
+    """The input embeddings as they are stored, and the other tensors with an entry for each token.
+
+    Attributes:
+        name: the tensor's name in its file.
+        file: the safetensors file that holds it.
+        shape: (rows, width); there may be more rows than the tokenizer has tokens.
+        dtype: the type that it is stored in.
+        tied: names of stored tensors with the same values, such as a tied output matrix; they get the same new rows.
+        sized_alike: names of other stored tensors with an entry for each row, such as the bias of an output matrix;
+            they are lengthened with zeros.
+    """
+
+    name: str
+    file: Path
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    tied: tuple[str, ...]
+    sized_alike: tuple[str, ...]
+
+
+def find_embedding(folder: Path, trust_remote_code: bool = False) -> EmbeddingTensor:
+    """Find the stored input embeddings of a sentence-transformers or transformers folder, from the headers alone.
+
+    Args:
+        folder: a model folder.
+        trust_remote_code: run its own code, which says where they are.
+
+    Raises:
+        VocabgraftError: when there are no complete safetensors weights, or the input embeddings are not among them.
+    """
+    transformer = transformer_folder(folder)
+    return embedding_of(read_checkpoint(transformer), load_config(transformer, trust_remote_code), trust_remote_code)
+
+
+def read_rows(folder: Path, ids: Sequence[int], trust_remote_code: bool = False) -> torch.Tensor:
+    """Read some rows of the input embeddings, without the others.
+
+    Args:
+        folder: a model folder.
+        ids: rows to read, in any order, repeated ones too.
+        trust_remote_code: as of `find_embedding`.
+
+    Returns:
+        Shape (ids, width), of the stored type.
+
+    Raises:
+        VocabgraftError: as `find_embedding`, and for an id without a row.
+    """
+    transformer = transformer_folder(folder)
+    checkpoint = read_checkpoint(transformer)
+    embedding = embedding_of(checkpoint, load_config(transformer, trust_remote_code), trust_remote_code)
+    rows, width = embedding.shape
+    if wrong := [i for i in ids if not 0 <= i < rows]:
+        raise VocabgraftError(
+            f"row {wrong[0]} was asked of {embedding.name} in {embedding.file}; allowed: 0 to {rows - 1}; "
+            "is this the tokenizer of the model?"
+        )
+    read = torch.empty(len(ids), width, dtype=embedding.dtype)
+    as_bytes(read)[:] = read_entries(checkpoint.tensors[embedding.name], ids)
+    return read
+
+
+def initialiser_deviation(folder: Path, trust_remote_code: bool = False) -> float:
+    """The standard deviation that a model's configuration starts weights with; 0.02 where it names none."""
+    config = load_config(transformer_folder(folder), trust_remote_code)
+    return float(getattr(config.get_text_config(), "initializer_range", 0.02))
+
+
+def transformer_folder(folder: Path) -> Path:
+    """The folder of the transformer in a model folder: the model's own, or that of its first module.
+
+    Raises:
+        VocabgraftError: when there is no configuration in it.
+    """
+    modules = module_folders(folder)
+    found = folder / modules[0] if modules else folder
+    if not (found / "config.json").is_file():
+        raise VocabgraftError(
+            f"{found} has no config.json; name a model folder whose first module is a Transformer, "
+            "the only kind that is resized as files"
+        )
+    return found
+
+
+def module_folders(folder: Path) -> list[str]:
+    """The folders that `modules.json` names, relative to `folder`; none for a plain transformers model."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    try:
+        modules = [str(entry["path"]) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise VocabgraftError(f"{path} is not a list of modules with a path each ({error}); restore it") from error
+    for module in modules:
+        if Path(module).is_absolute() or ".." in Path(module).parts:
+            raise VocabgraftError(f"{path} names {module!r}, which is outside of the model's folder; restore it")
+    return modules
+
+
+def load_config(folder: Path, trust_remote_code: bool) -> "PretrainedConfig":
+    """The configuration of the transformer in a folder."""
+    from transformers import AutoConfig
+
+    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    # Code of a model's own may fail in any way.
+    told: tuple[type[Exception], ...] = (Exception,) if trust_remote_code else (OSError, ValueError, KeyError)
+    try:
+        return AutoConfig.from_pretrained(str(folder), **options)
+    except told as error:
+        raise VocabgraftError(
+            f"{folder}/config.json is not a configuration that transformers knows: {error}; "
+            "a model with its own code needs base.trust_remote_code, and all of that code in its folder"
+        ) from error
+
+
+def embedding_of(checkpoint: Checkpoint, config: "PretrainedConfig", trust_remote_code: bool) -> EmbeddingTensor:
+    """The input embeddings of a checkpoint."""
+    model, weight = _model_without_memory(config, checkpoint.folder, trust_remote_code)
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+    aliases = {name for name, tensor in named if tensor is weight}
+    in_code = _names_in_code(checkpoint.tensors, model)
+    found = [name for name, code in in_code.items() if code in aliases]
+    if not found:
+        raise _no_embeddings(checkpoint, aliases)
+    stored = checkpoint.tensors[found[0]]
+    _check_embedding(found[0], stored, tuple(weight.shape))
+    rows, width = stored.shape
+    # The base model has no other tensor with an entry for each token, whatever its shape; what it does not know at
+    # all belongs to a head, and there the shape decides.
+    known = {name for name, _ in named}
+    alike = [
+        name
+        for name, tensor in checkpoint.tensors.items()
+        if in_code[name] not in known and token_axis(tensor.shape, rows) is not None
+    ]
+    tied = [*found[1:], *(name for name in alike if holds_same_values(checkpoint.tensors[name], stored))]
+    alike = [name for name in alike if name not in tied]
+    dtype = FLOATS[stored.dtype]
+    return EmbeddingTensor(found[0], stored.file, (rows, width), dtype, tuple(sorted(tied)), tuple(sorted(alike)))
+
+
+def _model_without_memory(
+    config: "PretrainedConfig", folder: Path, trust_remote_code: bool
+) -> "tuple[PreTrainedModel, torch.Tensor]":
+    """The base model and its input embeddings, on the meta device: nothing is allocated, no random number drawn."""
+    from transformers import AutoModel
+
+    told: tuple[type[Exception], ...] = (
+        (Exception,) if trust_remote_code else (ValueError, ImportError, NotImplementedError, AttributeError)
+    )
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+        return model, model.get_input_embeddings().weight
+    except told as error:
+        raise VocabgraftError(
+            f"transformers cannot say where the {config.model_type!r} model in {folder} has its input embeddings "
+            f"({error}); choose a base with a text encoder that sentence-transformers loads"
+        ) from error
+
+
+def _names_in_code(stored: Iterable[str], model: "PreTrainedModel") -> dict[str, str]:
+    """For each name in a checkpoint, sorted, the name that transformers looks for in the model when it loads it."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    names, code, prefix = sorted(stored), model.state_dict(), model.base_model_prefix
+    plain = {name: rename_source_key(name, [], [], prefix, code)[0] for name in names}
+    if code.keys() <= set(plain.values()):
+        # Nothing is missing, so nothing has another name; the rules for such names take most of a second to build.
+        return plain
+    mapping = get_model_conversion_mapping(model)
+    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+    converters = [each for each in mapping if isinstance(each, WeightConverter)]
+    return {name: rename_source_key(name, renamings, converters, prefix, code)[0] for name in names}
+
+
+def _no_embeddings(checkpoint: Checkpoint, aliases: Iterable[str]) -> VocabgraftError:
+    names = sorted(checkpoint.tensors)
+    return VocabgraftError(
+        f"{checkpoint.folder} holds no input embeddings: {' or '.join(sorted(aliases))} is not among its "
+        f"{len(names)} tensors ({', '.join(names[:3])}, ...); restore the model"
+    )
+
+
+def token_axis(shape: Sequence[int], rows: int) -> int | None:
+    """The axis with an entry for each token; only axes of length 1 come before it, so the tensor grows at its end."""
+    axis = next((axis for axis, length in enumerate(shape) if length != 1), None)
+    return axis if axis is not None and shape[axis] == rows else None
+
+
+def _check_embedding(name: str, stored: StoredTensor, shape: tuple[int, ...]) -> None:
+    if stored.shape != shape:
+        raise VocabgraftError(
+            f"{name} in {stored.file} has shape {list(stored.shape)}, by config.json it is {list(shape)}; "
+            "restore the model"
+        )
+    if stored.dtype not in FLOATS:
+        raise VocabgraftError(
+            f"{name} in {stored.file} is {stored.dtype}; allowed: {', '.join(FLOATS)}; "
+            "choose a base that is not quantised"
+        )
+
+
+def holds_same_values(tensor: StoredTensor, embedding: StoredTensor) -> bool:
+    """Whether two stored tensors are one matrix; a sample of rows tells, without reading gigabytes."""
+    if (tensor.shape, tensor.dtype) != (embedding.shape, embedding.dtype):
+        return False
+    sample = np.unique(np.linspace(0, embedding.shape[0] - 1, 64).astype(int)).tolist()
+    return np.array_equal(read_entries(tensor, sample), read_entries(embedding, sample))
