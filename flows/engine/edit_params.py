@@ -8,6 +8,7 @@ from typing import Any
 
 from vocabgraft.config.params import parse_params_text, read_params_text
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.atomic import replace_text
 
 
 def edit_params(path: Path, assignments: Sequence[str]) -> str:
@@ -20,10 +21,7 @@ def edit_params(path: Path, assignments: Sequence[str]) -> str:
     after = edited(before, assignments, str(path))
     if after == before:
         return ""
-    # Beside it and then in its place, so that a full disk leaves the old file whole.
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(after, encoding="utf-8")
-    unfinished.replace(path)
+    replace_text(path, after)
     return difference(before, after, str(path))
 
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from vocabgraft.storage.atomic import replace_text
+
 HISTORY = Path(".dvc/tmp/build_model.seconds.json")
 
 
@@ -19,7 +21,5 @@ def last_seconds(root: Path) -> dict[str, float]:
 def keep_seconds(root: Path, seconds: dict[str, float]) -> None:
     """Keep how long stages took, beside what is known of the others."""
     path = root / HISTORY
-    unfinished = path.with_suffix(".partial")
     merged = last_seconds(root) | {name: round(value, 2) for name, value in seconds.items()}
-    unfinished.write_text(json.dumps(merged, indent=1, sort_keys=True), encoding="utf-8")
-    unfinished.replace(path)
+    replace_text(path, json.dumps(merged, indent=1, sort_keys=True))

@@ -15,6 +15,7 @@ from flows.reporting.sections import Found, Gathered
 from vocabgraft.config.params import PARAMS_FILE
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import read_json
+from vocabgraft.storage.atomic import replace_text
 
 REPORT = Path("reports/report.html")
 PLOTS = Path("reports/plots")
@@ -46,12 +47,10 @@ def write_report(gathered: Gathered, root: Path, out: Path = REPORT) -> Path:
     """
     plots = PlotFolder(root / PLOTS)
     path = root / out
-    unfinished = path.with_name(f".{path.name}.partial")
     try:
         page = render(gathered, plots)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
+        replace_text(path, page)
     except OSError as error:
         raise VocabgraftError(f"{path} cannot be written: {error}") from error
     plots.forget_others()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vocabgraft.storage.artifacts import digest_of, file_sha256
+from vocabgraft.storage.atomic import replace_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,10 +70,7 @@ class PlotFolder:
         self.used.add(path.name)
         if not path.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            # In its place when complete, so that a run that is killed leaves no half plot to be found.
-            unfinished = path.with_suffix(".partial")
-            unfinished.write_text(draw(name, data), encoding="utf-8")
-            unfinished.replace(path)
+            replace_text(path, draw(name, data))
         return path.read_text(encoding="utf-8")
 
     def forget_others(self) -> None:

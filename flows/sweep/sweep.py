@@ -191,9 +191,7 @@ class Runner:
         if result.figure is not None:
             path = self._record(point)
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".partial")
-            write_json(unfinished, {"values": dict(point.values), "params": point.params, "done": dict(done)})
-            unfinished.replace(path)
+            write_json(path, {"values": dict(point.values), "params": point.params, "done": dict(done)})
         return result
 
     def _point(self, point: Point, work: Work) -> PointResult:

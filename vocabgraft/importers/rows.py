@@ -2,11 +2,8 @@
 
 import csv
 import re
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from vocabgraft.config.stages import ValidateDataParams
 from vocabgraft.data.splits import split_of
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.importers.relation_texts import SYMMETRIC, describe_relation
+from vocabgraft.storage.atomic import work_beside
 from vocabgraft.tokens.new_token import NewToken, relation_token
 
 VOCABULARY, TRIPLES, PAIRS, CONTEXTS = "vocabulary.csv", "relations.csv", "terms.csv", "contexts.txt"
@@ -195,7 +193,7 @@ def write_raw(rows: ImportedRows, folder: Path, overwrite: bool = False) -> dict
     tables = rows.tables()
     check_absent(folder, tables, overwrite)
     try:
-        with _beside(folder) as work:
+        with work_beside(folder) as work:
             for name, table in tables.items():
                 _write(work / name, HEADERS.get(name), table)
             folder.mkdir(exist_ok=True)
@@ -204,17 +202,6 @@ def write_raw(rows: ImportedRows, folder: Path, overwrite: bool = False) -> dict
     except OSError as error:
         raise VocabgraftError(f"{folder} cannot be written ({error.strerror}); give another --out") from error
     return {name: len(table) for name, table in tables.items()}
-
-
-@contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """A folder on the same file system, so that a move is a rename."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _write(path: Path, header: tuple[str, ...] | None, rows: Sequence[tuple[str, ...]]) -> None:

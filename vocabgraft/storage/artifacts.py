@@ -3,14 +3,13 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.atomic import put_in_place, replace_text, work_beside
 
 MANIFEST = "manifest.json"
 
@@ -38,8 +37,8 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
-    """Write readable JSON with sorted keys, the same bytes for the same value."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write readable JSON with sorted keys, the same bytes for the same value; whole or not at all."""
+    replace_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -80,17 +79,10 @@ def new_folder(destination: Path, about: Mapping[str, Any] | None = None) -> Ite
         destination: replaced where it is there.
         about: what the manifest says beside the hashes.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(destination)
-    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
-    try:
+    with work_beside(destination) as work:
         yield work
         _finish(work, about or {})
-        if destination.exists():
-            shutil.rmtree(destination)
-        work.rename(destination)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        put_in_place(work, destination)
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
@@ -107,11 +99,6 @@ def _finish(work: Path, about: Mapping[str, Any]) -> None:
     work.chmod(0o777 & ~mask)
     for path in work.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-def _remove_leftovers(destination: Path) -> None:
-    for leftover in destination.parent.glob(f".{destination.name}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _missing(path: Path) -> VocabgraftError:

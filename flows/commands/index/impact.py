@@ -1,6 +1,5 @@
 """`vocabgraft index impact`: the share of an index's vectors that stay valid with the extended tokenizer."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,10 +90,7 @@ def _write(path: Path, report: dict[str, Any]) -> None:
     if path.is_dir():
         raise VocabgraftError(f"--out {path} is a folder; name a file, such as {path / 'index_impact.json'}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        # Whole or not at all.
-        write_json(Path(folder) / path.name, report)
-        (Path(folder) / path.name).replace(path)
+    write_json(path, report)
 
 
 def _figures(impact: IndexImpact) -> Table:

@@ -1,7 +1,5 @@
 """Several vocabulary packs for one base as one pack, and where they contradict each other."""
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +19,7 @@ from vocabgraft.models.base import load_model
 from vocabgraft.packs.combine import Combined, Conflict, combine, overlaps
 from vocabgraft.packs.gate import check_chain, write_chain
 from vocabgraft.packs.pack import Pack, check_name, identify, read_pack, renamed, require_base, write_pack
+from vocabgraft.storage.atomic import work_beside
 
 SHOWN = 30
 
@@ -108,9 +107,7 @@ def _write_model(base: Path, pack: Pack, folder: Path) -> str:
     if folder.exists():
         raise VocabgraftError(f"--model {folder} is there already; name a new folder")
     params = load_params().check_consistency if PARAMS_FILE.is_file() else CheckConsistencyParams()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
+    with work_beside(folder) as work:
         chain = write_chain(base, pack, work)
         checks = check_chain(chain, pack.contexts, params)
         counts = describe_counts(count_verdicts(check.verdict for check in checks))
@@ -120,8 +117,6 @@ def _write_model(base: Path, pack: Pack, folder: Path) -> str:
                 f"{counts}, so nothing is written:\n" + explain_failures([check.as_json() for check in failed])
             )
         chain.folders.merged.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return f"{counts}; written: {folder}"
 
 
