@@ -162,7 +162,7 @@ def roll_back(client: MlflowClient, name: str, tags: Mapping[str, str]) -> tuple
     with alias_change(client, name):
         champion, previous = (find_by_alias(client, name, alias) for alias in (CHAMPION, PREVIOUS_CHAMPION))
         if previous is None or champion is None or previous.version == champion.version:
-            missing = "champion" if champion is None else "other previous_champion"
+            missing = CHAMPION if champion is None else f"{PREVIOUS_CHAMPION} other than its champion"
             raise VocabgraftError(
                 f"{name} has no {missing}, so there is nothing to roll back to; "
                 "vocabgraft registry promote N chooses a version"

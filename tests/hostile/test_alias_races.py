@@ -101,7 +101,7 @@ def test_a_killed_promotion_is_finished_before_the_next_change(
 
 def test_a_roll_back_to_the_champion_itself_is_refused(client: Client) -> None:
     set_alias(client, NAME, PREVIOUS_CHAMPION, 2)
-    with pytest.raises(VocabgraftError, match="no other previous_champion"):
+    with pytest.raises(VocabgraftError, match="no previous_champion other"):
         roll_back(client, NAME, {})
 
 
