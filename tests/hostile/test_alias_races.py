@@ -5,6 +5,7 @@ import random
 import signal
 import sqlite3
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -154,6 +155,9 @@ def in_a_process(files: Path, seed: int) -> int:
     try:
         change_at_random(files, seed)
         code = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:
         os._exit(code)
 
