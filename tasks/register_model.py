@@ -32,8 +32,10 @@ from tasks.registry.versions import (
     DECISION_TAG,
     EVIDENCE_TAG,
     REASON_TAG,
+    ChampionMovedError,
     make_champion,
     replace_card,
+    require_champion,
     set_alias,
     tag_version,
 )
@@ -232,17 +234,28 @@ def _decide(
         gates = gates_of(measured, True, speed, rival, params.gates) + own_module_gates(made.merged, params.gates)
         decision = _decision(gates, _asks_evidence(params, champion), rival, registered if is_champion else None)
         tag_version(client, params.name, registered.version, decision.tags)
-        now = find_by_alias(client, params.name, CHAMPION)
-        if (now and now.version) != (champion and champion.version):
-            logger.info("the alias %s moved meanwhile: the gates are asked again", CHAMPION)
-            continue
-        if decision.champion and not is_champion:
-            make_champion(client, registered, {})
-        return decision
+        try:
+            _settle(client, registered, champion, decision)
+        except ChampionMovedError as error:
+            logger.info("%s: the gates are asked again", error)
+        else:
+            return decision
     raise VocabgraftError(
         f"the alias {CHAMPION} of {params.name} moved {TRIES} times while version {registered.version} was judged "
         "against it; run again when nobody moves it"
     )
+
+
+def _settle(client: Client, registered: Registered, champion: Registered | None, decision: Decision) -> None:
+    """Make the version champion where that was decided.
+
+    Raises:
+        ChampionMovedError: when it was judged against a version that is champion no more.
+    """
+    if decision.champion:
+        make_champion(client, registered, {}, champion)
+        return
+    require_champion(client, registered, champion)
 
 
 def _decision(

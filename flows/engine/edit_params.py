@@ -8,7 +8,7 @@ from typing import Any
 
 from vocabgraft.config.params import parse_params_text, read_params_text
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.storage.artifacts import write_whole
+from vocabgraft.storage.atomic import replace_text
 
 
 def edit_params(path: Path, assignments: Sequence[str]) -> str:
@@ -21,7 +21,7 @@ def edit_params(path: Path, assignments: Sequence[str]) -> str:
     after = edited(before, assignments, str(path))
     if after == before:
         return ""
-    write_whole(path, after)
+    replace_text(path, after)
     return difference(before, after, str(path))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.engine.dag import Stage
-from vocabgraft.storage.artifacts import write_whole
+from vocabgraft.storage.atomic import replace_text
 
 # The order that is due, kept while stages run, so that the run after a killed one still knows it.
 DUE = Path(".dvc/tmp/build_model.order.json")
@@ -28,7 +28,7 @@ def repro_order(root: Path, stages: Sequence[Stage]) -> Iterator[None]:
             "order": present + [s.key for s in stages if s.lock_file == lock_file and s.key not in present],
             "text": text,
         }
-    (root / DUE).write_text(json.dumps(due), encoding="utf-8")
+    replace_text(root / DUE, json.dumps(due))
     try:
         yield
     finally:
@@ -89,7 +89,7 @@ def _replace(path: Path, text: str | None) -> None:
     if text is None:
         path.unlink()
     else:
-        write_whole(path, text)
+        replace_text(path, text)
 
 
 def _stages_of(lock_file: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.atomic import replace_text
 from vocabgraft.storage.locks import acquire, holder_of
 
 LOCK = Path(".dvc/tmp/build_model.lock")
@@ -138,7 +139,7 @@ def heal_rwlock(root: Path, say: Say) -> None:
             path.unlink()
             return
         if kept != content:
-            path.write_text(json.dumps(kept), encoding="utf-8")
+            replace_text(path, json.dumps(kept))
 
 
 def _living(content: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from flows.reporting.plots import PlotFolder
 from flows.reporting.sections import Found, Gathered
 from vocabgraft.config.params import PARAMS_FILE
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.storage.artifacts import read_json, write_whole
+from vocabgraft.storage.artifacts import read_json
+from vocabgraft.storage.atomic import replace_text
 
 REPORT = Path("reports/report.html")
 PLOTS = Path("reports/plots")
@@ -47,7 +48,7 @@ def write_report(gathered: Gathered, root: Path, out: Path = REPORT) -> Path:
     plots = PlotFolder(root / PLOTS)
     path = root / out
     try:
-        write_whole(path, render(gathered, plots))
+        replace_text(path, render(gathered, plots))
     except OSError as error:
         raise VocabgraftError(f"{path} cannot be written: {error}") from error
     plots.forget_others()

@@ -10,7 +10,8 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vocabgraft.storage.artifacts import digest_of, file_sha256, write_whole
+from vocabgraft.storage.artifacts import digest_of, file_sha256
+from vocabgraft.storage.atomic import replace_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,7 +69,7 @@ class PlotFolder:
         path = self.folder / f"{name}-{digest_of([name, data, made_by])[:16]}.svg"
         self.used.add(path.name)
         if not path.is_file():
-            write_whole(path, draw(name, data))
+            replace_text(path, draw(name, data))
         return path.read_text(encoding="utf-8")
 
     def forget_others(self) -> None:

@@ -27,6 +27,8 @@ from vocabgraft.models.saving import PACK_FOLDER
 
 EXPERIMENT = "vocabgraft"
 CHALLENGER, CHAMPION, PREVIOUS_CHAMPION = "challenger", "champion", "previous_champion"
+# Of the new champion while both other aliases are being set.
+NEXT_CHAMPION = "next_champion"
 DIGEST_TAG = "content_digest"
 # Where MLflow's flavor puts the plain sentence-transformers folder inside a logged model.
 MODEL_SUBFOLDER = "model.sentence_transformer"

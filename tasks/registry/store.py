@@ -82,6 +82,19 @@ def sqlite_made_by_one(uri: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def one_writer(uri: str) -> Iterator[None]:
+    """Let one process at a time change the aliases of a SQLite store; the kernel frees the lock of a killed one."""
+    path = _sqlite_file(uri)
+    if path is None:
+        yield
+        return
+    from filelock import FileLock
+
+    with FileLock(f"{path}.aliases.lock"):
+        yield
+
+
 def patient(uri: str) -> str:
     """A SQLite address with a longer wait for other writers, any other as it is."""
     if _sqlite_file(uri) is None or "timeout" in make_url(uri).query:

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tasks.registry.gate_results import GateResult
 from tasks.registry.lookup import (
     CHAMPION,
     EXPERIMENT,
+    NEXT_CHAMPION,
     PREVIOUS_CHAMPION,
     Registered,
     all_pages,
@@ -25,7 +27,7 @@ from tasks.registry.lookup import (
     store_errors,
 )
 from tasks.registry.register import KIND_TAG, NAME_TAG, REGISTRATION_KIND, describe, remove_run, remove_version
-from tasks.registry.store import HTTP, store_uri
+from tasks.registry.store import HTTP, one_writer, store_uri
 from vocabgraft.errors import VocabgraftError
 
 # Why a version was promoted or not, what is known of its benefit, and the reason that a person gave.
@@ -40,6 +42,10 @@ LOCATIONS: Sequence[tuple[Any, str]] = (
     (SqlModelVersion, "storage_location"),
     (SqlModelVersion, "source"),
 )
+
+
+class ChampionMovedError(VocabgraftError):
+    """The alias of the champion moved after a version was judged against it."""
 
 
 @dataclass(frozen=True)
@@ -103,26 +109,45 @@ def find_version(client: MlflowClient, name: str, number: int) -> Registered:
     )
 
 
-def make_champion(client: MlflowClient, new: Registered, tags: Mapping[str, str]) -> Registered | None:
+def make_champion(
+    client: MlflowClient, new: Registered, tags: Mapping[str, str], champion: Registered | None
+) -> Registered | None:
     """Make a version champion, the present champion becoming the previous one.
 
     Args:
         client: of the registry.
         new: the version.
         tags: put on it first: why it was promoted.
+        champion: which one the version was judged against.
 
     Returns:
         The champion before; None where there was none, or it is the same.
+
+    Raises:
+        ChampionMovedError: when another version is champion by now.
+        VocabgraftError: when the version has been deleted.
     """
-    tag_version(client, new.name, new.version, tags)
-    before = find_by_alias(client, new.name, CHAMPION)
-    if before is not None and before.version == new.version:
-        return None
-    if before is not None:
-        # First, so that a process that is ended between the two leaves a champion in any case.
-        set_alias(client, new.name, PREVIOUS_CHAMPION, before.version)
-    set_alias(client, new.name, CHAMPION, new.version)
-    return before
+    with alias_change(client, new.name):
+        before = require_champion(client, new, champion)
+        find_version(client, new.name, new.version)
+        tag_version(client, new.name, new.version, tags)
+        _change_champion(client, before, new)
+    return None if before and before.version == new.version else before
+
+
+def require_champion(client: MlflowClient, judged: Registered, champion: Registered | None) -> Registered | None:
+    """The champion now, which must be the one that a version was judged against.
+
+    Raises:
+        ChampionMovedError: when it is another.
+    """
+    now = find_by_alias(client, judged.name, CHAMPION)
+    if (now and now.version) != (champion and champion.version):
+        raise ChampionMovedError(
+            f"the champion of {judged.name} is {_number(now)} by now, and version {judged.version} was judged "
+            f"against {_number(champion)}; run again"
+        )
+    return now
 
 
 def roll_back(client: MlflowClient, name: str, tags: Mapping[str, str]) -> tuple[Registered, Registered]:
@@ -134,15 +159,51 @@ def roll_back(client: MlflowClient, name: str, tags: Mapping[str, str]) -> tuple
     Raises:
         VocabgraftError: when there is no previous champion.
     """
-    champion, previous = (find_by_alias(client, name, alias) for alias in (CHAMPION, PREVIOUS_CHAMPION))
-    if previous is None or champion is None:
-        missing = CHAMPION if champion is None else PREVIOUS_CHAMPION
-        raise VocabgraftError(
-            f"{name} has no {missing}, so there is nothing to roll back to; "
-            "vocabgraft registry promote N chooses a version"
-        )
-    make_champion(client, previous, tags)
+    with alias_change(client, name):
+        champion, previous = (find_by_alias(client, name, alias) for alias in (CHAMPION, PREVIOUS_CHAMPION))
+        if previous is None or champion is None or previous.version == champion.version:
+            missing = CHAMPION if champion is None else f"{PREVIOUS_CHAMPION} other than its champion"
+            raise VocabgraftError(
+                f"{name} has no {missing}, so there is nothing to roll back to; "
+                "vocabgraft registry promote N chooses a version"
+            )
+        tag_version(client, name, previous.version, tags)
+        _change_champion(client, champion, previous)
     return previous, champion
+
+
+@contextmanager
+def alias_change(client: MlflowClient, name: str) -> Iterator[None]:
+    """Hold the lock of a SQLite store's aliases, and first finish the change of champion that a killed process began.
+
+    A store behind a server has no such lock; there each writer still reads the aliases right before it writes.
+    """
+    with one_writer(store_uri()):
+        finish_change(client, name)
+        yield
+
+
+def finish_change(client: MlflowClient, name: str) -> None:
+    """Finish a change of champion that a killed process began."""
+    begun = find_by_alias(client, name, NEXT_CHAMPION)
+    if begun is not None:
+        _change_champion(client, find_by_alias(client, name, CHAMPION), begun)
+
+
+def _change_champion(client: MlflowClient, before: Registered | None, new: Registered) -> None:
+    """Set both aliases. NEXT_CHAMPION names the new champion meanwhile, so that the change can be finished later."""
+    if before is None or before.version != new.version:
+        set_alias(client, new.name, NEXT_CHAMPION, new.version)
+        if before is not None:
+            # First, so that there is a champion at every moment.
+            set_alias(client, new.name, PREVIOUS_CHAMPION, before.version)
+        set_alias(client, new.name, CHAMPION, new.version)
+    with store_errors(f"the alias {NEXT_CHAMPION} of {new.name} cannot be deleted"):
+        client.delete_registered_model_alias(new.name, NEXT_CHAMPION)
+
+
+def _number(version: Registered | None) -> str:
+    return "no version" if version is None else f"version {version.version}"
 
 
 def prune(client: MlflowClient, name: str, keep: int, now: float | None = None) -> Pruned:
@@ -155,9 +216,7 @@ def prune(client: MlflowClient, name: str, keep: int, now: float | None = None) 
         now: in seconds since 1970.
     """
     versions = list_versions(client, name)
-    doomed = [entry for entry in versions[keep:] if not entry.aliases]
-    for entry in doomed:
-        remove_version(client, entry)
+    deleted = [entry.version for entry in versions[keep:] if not entry.aliases and _remove_unused(client, entry)]
     kept = {entry.run_id for entry in versions}
     before = ((time.time() if now is None else now) - SECONDS_UNTIL_ABANDONED) * 1000
     with store_errors(f"the runs of {EXPERIMENT} cannot be searched"):
@@ -165,7 +224,17 @@ def prune(client: MlflowClient, name: str, keep: int, now: float | None = None) 
         lost = [run.info.run_id for run in abandoned if run.info.run_id not in kept]
         for run_id in lost:
             remove_run(client, run_id)
-    return Pruned([entry.version for entry in doomed], len(lost))
+    return Pruned(deleted, len(lost))
+
+
+def _remove_unused(client: MlflowClient, entry: Registered) -> bool:
+    """Delete a version unless it got an alias, or was deleted, since it was listed."""
+    with alias_change(client, entry.name):
+        there = {found.version: found.aliases for found in list_versions(client, entry.name)}
+        if there.get(entry.version, ("deleted",)):
+            return False
+        remove_version(client, entry)
+    return True
 
 
 def relocate(old: Path | None, new: Path) -> tuple[str, int]:

@@ -518,7 +518,7 @@ def forbidden(*_: object, **__: object) -> None:
             "the disk is full while writing data/somewhere; free some",
         ),
         (
-            "vocabgraft.storage.artifacts.tempfile.mkdtemp",
+            "vocabgraft.storage.atomic.tempfile.mkdtemp",
             forbidden,
             "no permission to read or write data/somewhere; give it",
         ),

@@ -13,7 +13,7 @@ from vocabgraft.config.stages import ValidateDataParams
 from vocabgraft.data.splits import split_of
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.importers.relation_texts import SYMMETRIC, describe_relation
-from vocabgraft.storage.artifacts import work_folder
+from vocabgraft.storage.atomic import work_beside
 from vocabgraft.tokens.new_token import NewToken, relation_token
 
 VOCABULARY, TRIPLES, PAIRS, CONTEXTS = "vocabulary.csv", "relations.csv", "terms.csv", "contexts.txt"
@@ -193,7 +193,7 @@ def write_raw(rows: ImportedRows, folder: Path, overwrite: bool = False) -> dict
     tables = rows.tables()
     check_absent(folder, tables, overwrite)
     try:
-        with work_folder(folder) as work:
+        with work_beside(folder) as work:
             for name, table in tables.items():
                 _write(work / name, HEADERS.get(name), table)
             folder.mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """An index kept valid: after a model's successor, only texts that it embeds differently are computed again."""
 
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -251,8 +252,9 @@ def _work_folder(job: ReembeddingJob, files: VectorFiles) -> Path:
     contents = {str(path.relative_to(job.source)): file_sha256(path) for path in files.paths}
     digest = digest_of([contents, job.models, job.columns.names, str(job.settings), TEXTS_AT_A_TIME])
     work = job.destination.parent / f".{job.destination.name}.{digest[:16]}.partial"
-    for left in job.destination.parent.glob(f".{job.destination.name}.*.partial"):
-        if left != work:
+    parts = re.compile(rf"\.{re.escape(job.destination.name)}\.[0-9a-f]{{16}}\.partial")
+    for left in job.destination.parent.iterdir():
+        if left != work and parts.fullmatch(left.name):
             shutil.rmtree(left)
     return work
 

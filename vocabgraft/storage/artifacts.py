@@ -3,14 +3,13 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.atomic import put_in_place, replace_text, work_beside
 
 MANIFEST = "manifest.json"
 
@@ -38,16 +37,8 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
-    """Write readable JSON with sorted keys, whole or not at all; the same bytes for the same value."""
-    write_whole(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text beside its place and then move it there: a full disk or a kill leaves the old file as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    """Write readable JSON with sorted keys, the same bytes for the same value; whole or not at all."""
+    replace_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -86,25 +77,10 @@ def new_folder(destination: Path, about: Mapping[str, Any] | None = None) -> Ite
         destination: replaced where it is there.
         about: what the manifest says beside the hashes.
     """
-    with work_folder(destination) as work:
+    with work_beside(destination) as work:
         yield work
         _finish(work, about or {})
-        if destination.exists():
-            shutil.rmtree(destination)
-        work.rename(destination)
-
-
-@contextmanager
-def work_folder(destination: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `destination`, from which a move is a rename; it is gone afterwards."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in destination.parent.glob(f".{destination.name}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        put_in_place(work, destination)
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from vocabgraft.packs.combine import Combined, Conflict, combine, overlaps
 from vocabgraft.packs.gate import check_chain, write_chain
 from vocabgraft.packs.pack import Pack, check_name, identify, renamed, require_base
 from vocabgraft.packs.pack_files import read_pack, write_pack
-from vocabgraft.storage.artifacts import work_folder
+from vocabgraft.storage.atomic import work_beside
 
 SHOWN = 30
 
@@ -107,7 +107,7 @@ def _write_model(base: Path, pack: Pack, folder: Path) -> str:
     if folder.exists():
         raise VocabgraftError(f"--model {folder} is there already; name a new folder")
     params = load_params().check_consistency if PARAMS_FILE.is_file() else CheckConsistencyParams()
-    with work_folder(folder) as work:
+    with work_beside(folder) as work:
         chain = write_chain(base, pack, work)
         checks = check_chain(chain, pack.contexts, params)
         counts = describe_counts(count_verdicts(check.verdict for check in checks))

@@ -66,7 +66,7 @@ def promote(name: str | None, number: int, force: bool = False, reason: str | No
         EVIDENCE_TAG: evidence_of(gates, evidence_asked),
         REASON_TAG: reason or "",
     }
-    before = make_champion(client, version, tags)
+    before = make_champion(client, version, tags, champion)
     was = f"; version {before.version} is the previous champion" if before else ""
     lines = [f"gate {told_with_verdict(gate)}" for gate in gates]
     return [*lines, f"{name} version {number} is the champion{was}"]

@@ -69,9 +69,12 @@ def relocate_store(
 
 def _rows(name: str | None) -> tuple[str, list[dict[str, Any]]]:
     from tasks.registry.lookup import connect
-    from tasks.registry.versions import list_versions
+    from tasks.registry.versions import alias_change, list_versions
 
     model, client = name or load_params().register_model.name, connect()
+    with alias_change(client, model):
+        # Entering it finishes what a killed process began.
+        pass
     return model, [row_of(client, version, time.time()) for version in list_versions(client, model)]
 
 

@@ -107,11 +107,11 @@ def test_a_new_folder_replaces_the_old_one_and_all_its_files(tmp_path: Path) -> 
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
-    fill(tmp_path / ".made.abc.partial", {"half": b""})
-    fill(tmp_path / ".other.abc.partial", {"half": b""})
+    fill(tmp_path / ".made.abcdefgh.partial", {"half": b""})
+    fill(tmp_path / ".other.abcdefgh.partial", {"half": b""})
     with new_folder(tmp_path / "made"):
         pass
-    assert partials(tmp_path) == [".other.abc.partial"]
+    assert partials(tmp_path) == [".other.abcdefgh.partial"]
 
 
 def test_modes_follow_the_umask_and_not_that_of_temporary_folders(tmp_path: Path) -> None:
