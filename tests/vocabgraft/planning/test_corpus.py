@@ -145,7 +145,7 @@ def refused(name: str, content: bytes, folder: Path, columns: tuple[str, ...] = 
         ("corpus.txt", b"a\n" * 40_000 + b"\xe9t\xe9\n", "line 40001 is not UTF-8 (byte 0xe9)"),
         ("corpus.txt", b"a\n" * 40_000 + b"\0\n", "line 40001 holds a NUL"),
         ("corpus.txt.gz", b"no gzip", "is no whole gzip file"),
-        ("corpus.txt.gz", gzip.compress(b"word\n" * 99)[:-9], "is no whole gzip file"),
+        ("corpus.txt.gz", gzip.compress(b"word\n" * 99, mtime=0)[:-9], "is no whole gzip file"),
         ("corpus.csv", b"title,body\na,b\n", "column text is missing; it has title, body"),
         ("corpus.csv", b"id,text\n1,a\n2,b,c\n", "line 3 ends a row of 3 fields; the header has 2"),
         ("corpus.csv", b"text\n" + b"a\n" * 40_000 + b"\xff\n", "line 40002 is not UTF-8 (byte 0xff)"),
