@@ -51,6 +51,8 @@ LARGE_VOCABULARY = 0.03
 COMMON_SHARE = 0.02
 LEAST_COMMON_USES = 5
 SHOWN_WORDS = 5
+# Below this many texts a row's fidelity falls off (the table of resize_base's report shows it for each run).
+RARE_USES = 8
 
 
 def validate_data(
@@ -239,6 +241,7 @@ def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
 def _doubts(vocabulary: pd.DataFrame, retention: pd.DataFrame, base: "Tokenizer") -> list[str]:
     found = [
         _too_many(vocabulary, base.get_vocab_size()),
+        _rare(vocabulary),
         _inside_another(vocabulary),
         _common(vocabulary, [*retention["sentence1"], *retention["sentence2"]], base),
     ]
@@ -250,6 +253,24 @@ def _too_many(vocabulary: pd.DataFrame, base_size: int) -> str | None:
     if share <= LARGE_VOCABULARY:
         return None
     return f"{len(vocabulary)} new tokens are {share:.1%} of the base's vocabulary; expect to need much more text"
+
+
+def _rare(vocabulary: pd.DataFrame) -> str | None:
+    rare = _rare_words(vocabulary)
+    if not rare:
+        return None
+    shown = _shown([f"{word} in {count}" for word, count in rare.items()])
+    return (
+        f"{len(rare)} new tokens are in fewer than {RARE_USES} training texts ({shown}); their rows start from "
+        "templates and descriptions too, and are the less exact; all are in report.json"
+    )
+
+
+def _rare_words(vocabulary: pd.DataFrame) -> dict[str, int]:
+    """The new tokens in few texts, the rarest first, with their number of texts."""
+    rows = vocabulary[vocabulary["uses"] < RARE_USES]
+    found = ((str(token), int(uses)) for token, uses in zip(rows["token"], rows["uses"], strict=True))
+    return dict(sorted(found, key=lambda entry: (entry[1], entry[0])))
 
 
 def _inside_another(vocabulary: pd.DataFrame) -> str | None:
@@ -333,6 +354,7 @@ def _report(
     }
     return {
         "new_tokens": {kind: int(kinds[kind]) for kind in sorted(kinds.index)},
+        "rare_tokens": _rare_words(new),
         "kept_tokens": len(accepted["vocabulary"]) - len(new),
         "contexts": len(accepted["contexts"]),
         "retention": len(accepted["retention"]),

@@ -274,6 +274,7 @@ def vocabulary(gathered: Gathered) -> dict[str, Any]:
             if name != "all"
         ],
         "under_limit": distilled.get("under_limit", []),
+        "by_texts": distilled.get("by_texts", []),
         "neighbours": bool(near),
     }
     points = placed.get("map") or {}

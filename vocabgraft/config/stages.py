@@ -41,7 +41,12 @@ class BaseParams(Section):
 
 
 class ValidateDataParams(Section):
-    """Which files to read and what to accept."""
+    """Which files to read and what to accept.
+
+    Attributes:
+        min_uses: texts of the training examples and contexts that a new word must be in. Words in few texts are
+            listed in a warning; they are refused only where this is above 1.
+    """
 
     vocabulary: RawFile
     contexts: list[RawFile] = []
@@ -50,7 +55,7 @@ class ValidateDataParams(Section):
     on_invalid: Literal["fail", "quarantine"] = "fail"
     max_rejected_fraction: Fraction = 0.05
     max_new_tokens: Count = 3000
-    min_uses: Annotated[int, Field(ge=0)] = 8
+    min_uses: Annotated[int, Field(ge=0)] = 1
     max_text_characters: Count = 2000
 
     @model_validator(mode="after")

@@ -206,10 +206,10 @@ def collision_rules() -> list[Rule]:
 
 
 def uses_rule(params: ValidateDataParams) -> Rule:
-    """The rule of how often a new word must be used."""
+    """The rule of how often a new word must be used; at the default nothing is asked."""
     return _rule(
         "uses",
-        Between(least=params.min_uses),
+        Between(least=params.min_uses if params.min_uses > 1 else 0),
         f"is used in {{value}} texts of the training examples and contexts; needed: {params.min_uses} "
         "(validate_data.min_uses); add examples or take it out",
         "token",

@@ -68,7 +68,7 @@ def import_conceptnet(
         with _progress(file) as report:
             return read_conceptnet(file, selection, Limits(min_uses=min_uses), report)
 
-    _import(file, read, TRIPLE_FILES, out, overwrite, min_uses, Output(as_json, quiet))
+    _import(file, read, TRIPLE_FILES, out, overwrite, Output(as_json, quiet))
 
 
 def import_obo(
@@ -89,7 +89,7 @@ def import_obo(
     chosen = frozenset(name.upper() for name in _names(scopes))
     limits = Limits(min_pieces, min_uses, max_tokens)
     read = _ontology(file, lambda report: read_obo(file, chosen, report), base, limits)
-    _import(file, read, ONTOLOGY_FILES, out, overwrite, min_uses, Output(as_json, quiet))
+    _import(file, read, ONTOLOGY_FILES, out, overwrite, Output(as_json, quiet))
 
 
 def import_skos(
@@ -107,7 +107,7 @@ def import_skos(
     """Import a SKOS thesaurus (.rdf, .xml, .nt, .ttl) as words, pairs, triples and contexts."""
     limits = Limits(min_pieces, min_uses, max_tokens)
     read = _ontology(file, lambda report: read_skos(file, language, report), base, limits)
-    _import(file, read, ONTOLOGY_FILES, out, overwrite, min_uses, Output(as_json, quiet))
+    _import(file, read, ONTOLOGY_FILES, out, overwrite, Output(as_json, quiet))
 
 
 def import_triples(
@@ -138,7 +138,7 @@ def import_triples(
         with _progress(file) as report:
             return read_triples(file, selection, Limits(min_uses=min_uses), report)
 
-    _import(file, read, TRIPLE_FILES, out, overwrite, min_uses, Output(as_json, quiet))
+    _import(file, read, TRIPLE_FILES, out, overwrite, Output(as_json, quiet))
 
 
 def _import(
@@ -147,7 +147,6 @@ def _import(
     files: tuple[str, ...],
     out: Path,
     overwrite: bool,
-    min_uses: int,
     output: Output,
 ) -> None:
     # Before the reading, which may take minutes.
@@ -158,7 +157,7 @@ def _import(
     output.show(_table(written, out))
     for reason, count in sorted(rows.left_out.items(), key=lambda item: -item[1]):
         output.line(f"left out: {count:,} for {reason}")
-    advice = _advice(rows, out, min_uses)
+    advice = _advice(rows, out)
     output.line(advice)
     output.document({"folder": str(out), "rows": written, "left_out": dict(rows.left_out), "params": advice})
 
@@ -208,12 +207,12 @@ def _table(written: dict[str, int], folder: Path) -> Table:
     return table
 
 
-def _advice(rows: ImportedRows, folder: Path, min_uses: int) -> str:
+def _advice(rows: ImportedRows, folder: Path) -> str:
     """What to put into params.yaml, as YAML with comments."""
     import yaml
 
     inside = _inside_raw(folder)
-    section = params_section(rows, inside or Path(folder.name), min_uses).model_dump(exclude_none=True)
+    section = params_section(rows, inside or Path(folder.name)).model_dump(exclude_none=True)
     lines = ["# put this into params.yaml in place of its section validate_data:"]
     if inside is None:
         lines.append(f"# (move {folder} into {RAW} first: stages read files in there only)")
