@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 from benchmarks.chmo import DEFAULT_DATA, Chmo, Concept, load_chmo, load_sts, new_words, paired_interval, ranks_of
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import DistillationParams
-from vocabgraft.config.training import TrainAdapterParams
+from vocabgraft.config.training import Precision, TrainAdapterParams
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.splits import SPLITS
 from vocabgraft.errors import VocabgraftError
@@ -113,8 +113,8 @@ def _measure(args: argparse.Namespace, seed: int, settings: dict[str, Any]) -> A
     queries, answers = chmo.queries(chmo.test if args.split == "test" else chmo.validation)
     items = Items(queries, answers, chmo.names, load_sts(args.data))
     held = {name: holds_new_token(tokenizer, texts, [token.id for token in tokens]) for name, texts in _texts(items)}
-    yield "base", _score(base, items, held["queries"], 1.0, 0.0)
-    rows = _distilled(base, tokenizer, tokens, chmo, seed)
+    yield "base", score(base, items, held["queries"], 1.0, 0.0)
+    rows, _ = distilled(base, tokenizer, tokens, chmo, seed)
     keeps = {"tokens": float(1 - held["documents"].mean())}
     with tempfile.TemporaryDirectory() as scratch:
         pairs = dataset(Path(scratch), chmo.train, args.definitions)
@@ -124,30 +124,36 @@ def _measure(args: argparse.Namespace, seed: int, settings: dict[str, Any]) -> A
             if method != "control":
                 model = extended_copy(model, tokenizer, rows)
             started = time.perf_counter()
-            train_adapter(model, [pairs], [token.id for token in tokens], _params(method, settings), seed)
+            train_adapter(model, [pairs], [token.id for token in tokens], params(method, settings), seed)
             seconds = time.perf_counter() - started
-            yield method, _score(model, items, held["queries"], keeps.get(method, 0.0), seconds)
+            yield method, score(model, items, held["queries"], keeps.get(method, 0.0), seconds)
 
 
-def _params(method: str, settings: dict[str, Any]) -> TrainAdapterParams:
+def params(method: str, settings: dict[str, Any]) -> TrainAdapterParams:
     shipped = load_params(ROOT / "params.yaml").train_adapter.model_dump()
     own = {"method": "lora" if method == "control" else method}
     return TrainAdapterParams.model_validate(shipped | BUDGET | RECIPES.get(method, {}) | settings | own)
 
 
-def _distilled(
-    base: "SentenceTransformer", tokenizer: Any, tokens: Sequence[ExtendedToken], chmo: Chmo, seed: int
-) -> Any:
+def distilled(
+    base: "SentenceTransformer",
+    tokenizer: Any,
+    tokens: Sequence[ExtendedToken],
+    chmo: Chmo,
+    seed: int,
+    precision: Precision = "float32",
+) -> tuple[Any, dict[str, Any]]:
+    """Distilled rows, (tokens, width), and the report of the distillation."""
     settings, weight = (
-        DistillationParams(contexts_per_token=16),
+        DistillationParams(contexts_per_token=CONTEXTS, precision=precision),
         base[0].auto_model.get_input_embeddings().weight.detach(),
     )
     unknown_id = base.tokenizer.unk_token_id
     rows = initial_rows(settings.start, Start(weight, tuple(tokens), unknown_id, seed))
     student = extended_copy(base, tokenizer, rows)
     contexts = choose_contexts(chmo.training_texts, tokenizer, tokens, settings.contexts_per_token, unknown_id)
-    distil(student, base, contexts, tokens, settings, seed)
-    return student[0].auto_model.get_input_embeddings().weight.detach()[[token.id for token in tokens]]
+    report = distil(student, base, contexts, tokens, settings, seed)
+    return student[0].auto_model.get_input_embeddings().weight.detach()[[token.id for token in tokens]], report
 
 
 def dataset(folder: Path, concepts: Sequence[Concept], definitions: bool = False) -> AcceptedDataset:
@@ -169,7 +175,7 @@ def _texts(items: Items) -> list[tuple[str, list[str]]]:
     return [("queries", items.queries), ("documents", items.documents)]
 
 
-def _score(
+def score(
     model: "SentenceTransformer", items: Items, new_word: "np.ndarray[Any, Any]", valid: float, seconds: float
 ) -> Figures:
     queries, documents, first, second = (
@@ -181,7 +187,7 @@ def _score(
     return Figures(ranks, new_word, rho, float(np.mean([len(ids) for ids in encoded])), valid, seconds)
 
 
-def _mrr(figures: Figures, new_word: bool) -> float:
+def mrr(figures: Figures, new_word: bool) -> float:
     return 100 * float((1 / figures.ranks[figures.new_word if new_word else slice(None)]).mean())
 
 
@@ -191,7 +197,7 @@ def _recall(figures: Figures, new_word: bool) -> float:
 
 def _told(figures: Figures) -> str:
     return (
-        f"MRR {_mrr(figures, False):.2f}, with a new word {_mrr(figures, True):.2f} "
+        f"MRR {mrr(figures, False):.2f}, with a new word {mrr(figures, True):.2f} "
         f"(Recall@10 {_recall(figures, True):.2f}), STS-B {figures.spearman:.2f}, {figures.seconds:.0f} s"
     )
 
@@ -209,8 +215,8 @@ def _table(seen: dict[str, list[Figures]]) -> Table:
         ]
         low, high = paired_interval(np.concatenate(gains))
         cells = (
-            [_mrr(run, False) for run in runs],
-            [_mrr(run, True) for run in runs],
+            [mrr(run, False) for run in runs],
+            [mrr(run, True) for run in runs],
             [_recall(run, True) for run in runs],
             [float(gain.mean()) for gain in gains],
             None,

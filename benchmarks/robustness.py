@@ -113,8 +113,8 @@ def run(seed: int, variant: Variant) -> Run:
     """Run the chain in a copy of the project."""
     with tempfile.TemporaryDirectory() as scratch:
         project = Path(scratch) / "project"
-        _copy(project)
-        _set(project / "params.yaml", seed, variant.precision)
+        copy_project(project)
+        set_params(project / "params.yaml", seed, variant.precision)
         commands = yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         environment = {**os.environ, **variant.environment, "PATH": path, "PYTHONPATH": str(project)}
@@ -213,7 +213,7 @@ def _told(found: Run) -> Run:
     return found
 
 
-def _copy(project: Path) -> None:
+def copy_project(project: Path) -> None:
     """The tracked files, as they are in the working tree."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
@@ -222,7 +222,8 @@ def _copy(project: Path) -> None:
             shutil.copy2(ROOT / name, project / name)
 
 
-def _set(path: Path, seed: int, precision: str) -> None:
+def set_params(path: Path, seed: int, precision: str) -> None:
+    """Write the seed and the precision of both trainings into a copy of params.yaml."""
     from ruamel.yaml import YAML
 
     loader = YAML()
