@@ -200,11 +200,12 @@ def _write_accepted(work: Path, accepted: dict[str, pd.DataFrame], params: Valid
     retention = accepted["retention"].assign(score=accepted["retention"]["number"])
     _write_parquet(retention[["sentence1", "sentence2", "score"]], work / "retention.parquet")
     index = []
+    (work / "datasets").mkdir()
     for dataset in params.datasets:
         frame = _with_numbers(accepted[dataset.name], dataset)
         kept = set(COLUMNS[dataset.format]) | set(OPTIONAL_COLUMNS[dataset.format])
         columns = [column for column in frame.columns if column in kept]
-        (work / "datasets" / dataset.name).mkdir(parents=True)
+        (work / "datasets" / dataset.name).mkdir()
         for split in SPLITS:
             _write_parquet(_only(frame, split)[columns], work / "datasets" / dataset.name / f"{split}.parquet")
         if _only(frame, "train").empty:

@@ -37,6 +37,8 @@ from vocabgraft.tokens.tokenizer import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+# Own sentences of everyday subjects with own scores, for whoever has no scored pairs.
+GENERAL_PAIRS = Path(__file__).with_name("general_pairs.csv")
 # A relation that says two things differ cannot hold beside one that says that they are alike.
 UNLIKE = frozenset({"antonym", "distinctfrom", "notisa"})
 ALIKE = frozenset({"synonym", "isa", "similarto", "definedas", "formof", "instanceof"})
@@ -53,9 +55,10 @@ def read_contexts(folder: Path, names: Sequence[str]) -> RawTable:
     return _joined_tables(tables) if tables else RawTable(pd.DataFrame({"text": [], "row": [], "file": []}))
 
 
-def read_retention(folder: Path, name: str) -> RawTable:
-    """The raw retention pairs: sentences, the score as text and as a number."""
-    table = _named(scan_table(folder / name, RETENTION_COLUMNS), name)
+def read_retention(folder: Path, name: str | None) -> RawTable:
+    """The raw retention pairs: sentences, the score as text and as a number; without a name the general pairs."""
+    path = GENERAL_PAIRS if name is None else folder / name
+    table = _named(scan_table(path, RETENTION_COLUMNS), name or path.name)
     return RawTable(table.rows.assign(number=_numbers(table.rows["score"])), table.faults)
 
 

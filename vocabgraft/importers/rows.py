@@ -237,7 +237,6 @@ def params_section(rows: ImportedRows, inside_raw: Path) -> ValidateDataParams:
     return ValidateDataParams(
         vocabulary=name_of[VOCABULARY],
         contexts=[name_of[CONTEXTS]] if CONTEXTS in files else [],
-        retention="retention.csv",
         datasets=datasets,
         max_text_characters=MAX_TEXT_CHARACTERS,
         max_new_tokens=max(len(rows.vocabulary), ValidateDataParams.model_fields["max_new_tokens"].default),
