@@ -328,7 +328,7 @@ def _facts(params: RegisterModelParams, made: Made, measured: Measured, tags: di
         comparison=measured.comparison,
         retention=measured.retention,
         evidence=evidence,
-        method=settings.train_adapter.method,
+        method=settings.train_adapter.method if settings.trains else None,
         checks=count_verdicts(check["verdict"] for check in read_json(made.checks)["checks"]),
     )
 

@@ -1,5 +1,6 @@
 """Stage train_adapter: a PEFT adapter over the resized base, or the whole model (`method: full`)."""
 
+import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,11 +22,13 @@ from vocabgraft.training.adapters import require_reload
 from vocabgraft.training.checkpoints import key_of
 from vocabgraft.training.columns import ids_without_text
 from vocabgraft.training.curve import loss_lines
-from vocabgraft.training.fit import TrainingResult
+from vocabgraft.training.fit import TrainingResult, leave_untrained
 from vocabgraft.training.fit import train_adapter as train
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
 
 # Outside of data/, since DVC deletes a stage's output before it runs.
 CHECKPOINTS = Path(".checkpoints/train_adapter")
@@ -44,8 +47,12 @@ def train_adapter(
 ) -> None:
     """Train, then save the adapter as a folder that stock sentence-transformers loads from the project's root.
 
-    With `method: full` there is no adapter, and the folder is that of the complete model.
+    With `method: full` there is no adapter, and the folder is that of the complete model. Without datasets, or with
+    `epochs: 0`, nothing is trained: the adapter holds the rows as they were distilled.
     """
+    if not (validate_data.datasets and params.trains):
+        _leave_untrained(resized, tokens, out, base)
+        return
     paths = {"resized": resized, "tokens": tokens, "datasets": datasets, "out": out}
     if max(params.processes, distributed.nodes()) > 1 and not distributed.is_worker():
         options = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
@@ -75,6 +82,20 @@ def train_adapter(
         _draw(result.curve)
     if distributed.is_worker():
         distributed.leave()
+
+
+def _leave_untrained(resized: Path, tokens: Path, out: Path, base: BaseParams) -> None:
+    model = load_model(require_artifact(resized), own_modules=True, trust_remote_code=base.trust_remote_code)
+    new_tokens = read_tokens(tokens)
+    result = leave_untrained(model, [token.id for token in new_tokens])
+    logger.info("nothing is trained: %d rows stay as they were distilled", len(new_tokens))
+    # The method that the adapter is of, whatever would have been trained.
+    params = TrainAdapterParams(method="tokens" if new_tokens else "full")
+    with new_folder(out) as work:
+        _save(model, work, resized, [], params, base)
+        write_json(work / "curve.json", [])
+        write_json(work / "report.json", _report(result, params, []))
+    CURVE_PLOT.unlink(missing_ok=True)
 
 
 def _save(
@@ -125,7 +146,7 @@ def _report(result: TrainingResult, params: TrainAdapterParams, without_text: li
         "precision": result.precision,
         "trainable_parameters": result.trainable_parameters,
         "examples": result.examples,
-        "final_loss": [entry["loss"] for entry in result.curve if "loss" in entry][-1],
+        "final_loss": result.final_loss,
         "log": result.curve,
     }
 

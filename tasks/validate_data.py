@@ -25,9 +25,9 @@ from vocabgraft.config.stages import (
 )
 from vocabgraft.config.training import TrainAdapterParams
 from vocabgraft.data.beir import Benchmark, read_beir, write_benchmarks
-from vocabgraft.data.judgement import JudgedTable, Judgement, Refusal, judge, read_raw, told_first
+from vocabgraft.data.judgement import JudgedTable, Judgement, Refusal, judge, read_raw, shorten, told_first
 from vocabgraft.data.mteb import require_mteb
-from vocabgraft.data.splits import SPLITS
+from vocabgraft.data.splits import LARGEST_SHARE, NEVER_CUT, SPLITS, LargeGroup, split_of
 from vocabgraft.data.validation import count_uses, inside_others, new_tokens
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import tokenizer_file
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REJECTED_ROWS = "rejected.csv"
+JOINED_ROWS = "moved_by_shared_texts.csv"
 SHOWN_ROWS = 10
 # Above this share of the base's own vocabulary, new rows need far more text than a vocabulary usually comes with.
 LARGE_VOCABULARY = 0.03
@@ -50,6 +51,8 @@ LARGE_VOCABULARY = 0.03
 COMMON_SHARE = 0.02
 LEAST_COMMON_USES = 5
 SHOWN_WORDS = 5
+# Below this many texts a row's fidelity falls off (the table of resize_base's report shows it for each run).
+RARE_USES = 8
 
 
 def validate_data(
@@ -82,7 +85,10 @@ def validate_data(
     for benchmark in benchmarks:
         for reason, count in benchmark.left_out.items():
             logger.info("benchmark %s: %d left out: %s", benchmark.name, count, reason)
-    doubts = _doubts(_new(accepted["vocabulary"]), accepted["retention"], tokenizer)
+    doubts = [
+        *_doubts(_new(accepted["vocabulary"]), accepted["retention"], tokenizer),
+        *_large_groups(judgement),
+    ]
     for warning in doubts:
         logger.warning("warning: %s", warning)
     _write_data_docs(judgement, site)
@@ -90,6 +96,7 @@ def validate_data(
         write_json(work / "base.json", identity.as_json())
         _write_accepted(work, accepted, params)
         _rejected_rows(judgement.refusals).to_csv(work / REJECTED_ROWS, index=False)
+        _moved_rows(accepted, params).to_csv(work / JOINED_ROWS, index=False)
         write_benchmarks(work / "benchmarks", benchmarks)
         write_json(work / "report.json", _report(accepted, judgement, doubts, params, benchmarks))
 
@@ -193,11 +200,12 @@ def _write_accepted(work: Path, accepted: dict[str, pd.DataFrame], params: Valid
     retention = accepted["retention"].assign(score=accepted["retention"]["number"])
     _write_parquet(retention[["sentence1", "sentence2", "score"]], work / "retention.parquet")
     index = []
+    (work / "datasets").mkdir()
     for dataset in params.datasets:
         frame = _with_numbers(accepted[dataset.name], dataset)
         kept = set(COLUMNS[dataset.format]) | set(OPTIONAL_COLUMNS[dataset.format])
         columns = [column for column in frame.columns if column in kept]
-        (work / "datasets" / dataset.name).mkdir(parents=True)
+        (work / "datasets" / dataset.name).mkdir()
         for split in SPLITS:
             _write_parquet(_only(frame, split)[columns], work / "datasets" / dataset.name / f"{split}.parquet")
         if _only(frame, "train").empty:
@@ -234,6 +242,7 @@ def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
 def _doubts(vocabulary: pd.DataFrame, retention: pd.DataFrame, base: "Tokenizer") -> list[str]:
     found = [
         _too_many(vocabulary, base.get_vocab_size()),
+        _rare(vocabulary),
         _inside_another(vocabulary),
         _common(vocabulary, [*retention["sentence1"], *retention["sentence2"]], base),
     ]
@@ -245,6 +254,24 @@ def _too_many(vocabulary: pd.DataFrame, base_size: int) -> str | None:
     if share <= LARGE_VOCABULARY:
         return None
     return f"{len(vocabulary)} new tokens are {share:.1%} of the base's vocabulary; expect to need much more text"
+
+
+def _rare(vocabulary: pd.DataFrame) -> str | None:
+    rare = _rare_words(vocabulary)
+    if not rare:
+        return None
+    shown = _shown([f"{word} in {count}" for word, count in rare.items()])
+    return (
+        f"{len(rare)} new tokens are in fewer than {RARE_USES} training texts ({shown}); their rows start from "
+        "templates and descriptions too, and are the less exact; all are in report.json"
+    )
+
+
+def _rare_words(vocabulary: pd.DataFrame) -> dict[str, int]:
+    """The new tokens in few texts, the rarest first, with their number of texts."""
+    rows = vocabulary[vocabulary["uses"] < RARE_USES]
+    found = ((str(token), int(uses)) for token, uses in zip(rows["token"], rows["uses"], strict=True))
+    return dict(sorted(found, key=lambda entry: (entry[1], entry[0])))
 
 
 def _inside_another(vocabulary: pd.DataFrame) -> str | None:
@@ -278,6 +305,37 @@ def _common(vocabulary: pd.DataFrame, sentences: list[str], base: "Tokenizer") -
     )
 
 
+def _large_groups(judgement: Judgement) -> list[str]:
+    return [
+        _large_group(name, group, len(judgement.tables[name].accepted))
+        for name, groups in judgement.large_groups.items()
+        for group in groups
+    ]
+
+
+def _large_group(name: str, group: LargeGroup, rows: int) -> str:
+    told = f"dataset {name}: {group.rows} of {rows} rows are one group, since they share texts"
+    if group.hubs:
+        told += f"; {len(group.hubs)} texts that most of them share join no rows any more ({_shown(list(group.hubs))})"
+        if group.largest <= max(NEVER_CUT, LARGEST_SHARE * rows):
+            return told
+    return f"{told}; {group.largest} rows stay one group (most have {shorten(group.largest_key)!r}) and share a split"
+
+
+def _moved_rows(accepted: dict[str, pd.DataFrame], params: ValidateDataParams) -> pd.DataFrame:
+    """Rows whose split is not that of their own group or first text, since they share a text with other rows."""
+    moved = []
+    for dataset in params.datasets:
+        share, first = dataset.held_out, COLUMNS[dataset.format][0]
+        for row in accepted[dataset.name].to_dict("records"):
+            own = row.get("group") if isinstance(row.get("group"), str) else row[first]
+            alone = split_of(own, share.validation, share.test)
+            if isinstance(row["joined"], str) and alone != row["split"]:
+                moved.append((dataset.name, row["file"], row["row"], own, row["joined"], alone, row["split"]))
+    names = ["dataset", "file", "row", "own_group", "joined_group", "split_alone", "split"]
+    return pd.DataFrame(moved, columns=names)
+
+
 def _shown(entries: list[str]) -> str:
     return ", ".join(entries[:SHOWN_WORDS]) + (", ..." if len(entries) > SHOWN_WORDS else "")
 
@@ -297,10 +355,14 @@ def _report(
     }
     return {
         "new_tokens": {kind: int(kinds[kind]) for kind in sorted(kinds.index)},
+        "rare_tokens": _rare_words(new),
         "kept_tokens": len(accepted["vocabulary"]) - len(new),
         "contexts": len(accepted["contexts"]),
         "retention": len(accepted["retention"]),
         "datasets": splits,
+        "moved_by_shared_texts": {
+            name: int(count) for name, count in sorted(_moved_rows(accepted, params)["dataset"].value_counts().items())
+        },
         "rejected": len({(refusal.file, refusal.row) for refusal in judgement.refusals}),
         "repeated": judgement.repeated,
         "benchmarks": {

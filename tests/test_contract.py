@@ -90,11 +90,11 @@ def check_read_params(stages: Stages, root: Path) -> list[str]:
 
 
 def check_deps_exist(stages: Stages, root: Path) -> list[str]:
-    """A dep is raw data, another stage's output or a file of code."""
+    """A dep is raw data, the data of the package, another stage's output or a file of code."""
     problems = []
     for name, stage in stages.items():
         outs = [out for other, entry in stages.items() if other != name for out in out_paths(entry)]
-        places = ["data/raw", *outs]
+        places = ["data/raw", "vocabgraft/data", *outs]
         problems += [
             f"{name}: {dep} is no stage's output"
             for dep in sorted(data_deps(stage))

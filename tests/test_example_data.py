@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 from vocabgraft.config.params import load_params
 from vocabgraft.data.raw_files import read_table
-from vocabgraft.data.validation import read_examples
+from vocabgraft.data.validation import GENERAL_PAIRS, assign_splits, read_examples
 
 RAW = ROOT / "data" / "raw"
 
@@ -25,7 +25,8 @@ def words() -> list[str]:
 def terms() -> pd.DataFrame:
     """The pairs with their splits."""
     datasets = load_params(ROOT / "params.yaml").validate_data.datasets
-    return read_examples(RAW, next(dataset for dataset in datasets if dataset.name == "terms")).rows
+    given = next(dataset for dataset in datasets if dataset.name == "terms")
+    return assign_splits(read_examples(RAW, given).rows, given)[0]
 
 
 def held(text: str, words: list[str]) -> list[str]:
@@ -59,3 +60,11 @@ def test_retention_pairs_are_many_and_their_scores_spread_evenly(words: list[str
     assert general["sentence1"].nunique() == len(general)
     tenths = Counter(min(9, int(10 * float(score))) for score in general["score"])
     assert min(tenths[tenth] for tenth in range(10)) >= len(general) / 20
+
+
+def test_the_general_pairs_of_the_package_are_those_of_the_example_without_its_words(words: list[str]) -> None:
+    columns = ["sentence1", "sentence2", "score"]
+    pairs = read_table(RAW / "retention.csv", columns)[columns]
+    texts = zip(pairs["sentence1"], pairs["sentence2"], strict=True)
+    general = pairs[[not held(f"{left} {right}", words) for left, right in texts]]
+    assert read_table(GENERAL_PAIRS, columns)[columns].to_dict("records") == general.to_dict("records")

@@ -275,6 +275,7 @@ def vocabulary(gathered: Gathered) -> dict[str, Any]:
             if name != "all"
         ],
         "under_limit": distilled.get("under_limit", []),
+        "by_texts": distilled.get("by_texts", []),
         "neighbours": bool(near),
     }
     points = placed.get("map") or {}
@@ -323,7 +324,8 @@ def training(gathered: Gathered) -> dict[str, Any]:
         "validation": [validated(name) for name in last],
     }
     if not losses:
-        return view
+        lead = {"lead": "Nothing was trained: the rows are as they were distilled."} if not report["examples"] else {}
+        return view | lead
     # The loss of one step is that of one batch.
     tenth = max(1, len(losses) // 10)
     first, final = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))

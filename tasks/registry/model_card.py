@@ -27,7 +27,7 @@ class Facts:
     comparison: Mapping[str, Any]
     retention: Mapping[str, Any]
     evidence: str
-    method: str
+    method: str | None
     checks: Mapping[Verdict, int]
 
 
@@ -42,7 +42,7 @@ def write_card(facts: Facts) -> str:
             f"# {facts.name}",
             "",
             f"{_plain(facts.tags['base'])} (SHA-256 of its weights {facts.tags['base_sha256']}), its vocabulary "
-            f"extended by {len(facts.tokens)} tokens, trained with `{facts.method}`. "
+            f"extended by {len(facts.tokens)} tokens, {_how_made(facts.method)}. "
             f"Licence of the base: {facts.licence}.",
             "",
             f"Words added: {_words(facts.tokens)}.",
@@ -80,6 +80,10 @@ def write_card(facts: Facts) -> str:
             "",
         ]
     )
+
+
+def _how_made(method: str | None) -> str:
+    return "whose rows were distilled from the base and not trained" if method is None else f"trained with `{method}`"
 
 
 def _loading(remote_code: str) -> list[str]:

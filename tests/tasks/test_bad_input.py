@@ -569,14 +569,15 @@ def test_what_is_allowed_but_doubtful_is_warned_of_and_reported(
 ) -> None:
     monkeypatch.setattr("tasks.validate_data.COMMON_SHARE", 0.15)
     append("vocabulary.csv", "Nephro,word,of the kidney", "hepat,word,of the liver")()
-    setting("validate_data.min_uses", 0)()
+    setting("validate_data.min_uses", 1)()
     assert run() == 0
-    large, inside, common = warnings()
+    large, rare, inside, common = warnings()
+    assert "2 new tokens are in fewer than 8 training texts (Nephro in 0, hepat in 0)" in rare
     assert "8 new tokens are " in large
     assert "2 new tokens stand inside another (Nephro in nephrolith, hepat in hepatoma); each is matched" in inside
     assert "2 new words are common in general text (nephrolith in 20, thrombopenia in 20 of " in common
     said = capsys.readouterr().out
-    assert all(f"warning: {warning}" in said for warning in (large, inside, common))
+    assert all(f"warning: {warning}" in said for warning in (large, rare, inside, common))
 
 
 def test_a_harmless_vocabulary_is_not_warned_of(tiny_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

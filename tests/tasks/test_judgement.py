@@ -349,3 +349,30 @@ def test_a_fault_is_told_before_anything_slow_is_imported(
     )
     assert told in ran.stdout, ran.stderr
     assert "loaded: []" in ran.stdout
+
+
+def test_rows_that_a_shared_text_moved_and_groups_that_were_cut_are_reported(tiny_project: Path) -> None:
+    of = {
+        split: next(f"lone {n}" for n in range(99) if split_of(f"lone {n}", 0.15, 0.25) == split)
+        for split in ("train", "test")
+    }
+    write("terms.csv", "anchor,positive\n" + "".join(f"a nephrolith {n},stone {n}\n" for n in range(60)))()
+    append("terms.csv", *(f"{anchor},one text of both" for anchor in of.values()))()
+    append("terms.csv", *(f"the hepatoma {n},disease" for n in range(20)))()
+    assert run() == 0
+    moved = (
+        pd.read_csv(OUT / "moved_by_shared_texts.csv").query("joined_group.str.startswith('lone')").to_dict("records")
+    )
+    assert len(moved) == 1
+    assert (moved[0]["own_group"], moved[0]["split"]) in [(of["train"], "test"), (of["test"], "train")]
+    assert moved[0]["joined_group"] in set(of.values()) - {moved[0]["own_group"]}
+    report = json.loads((OUT / "report.json").read_text(encoding="utf-8"))
+    (warning,) = [entry for entry in report["warnings"] if entry.startswith("dataset terms")]
+    assert "20 of 82 rows" in warning
+    assert "disease" in warning
+    rows = [
+        row
+        for split in ("train", "validation", "test")
+        for row in pq.read_table(OUT / "datasets" / "terms" / f"{split}.parquet").to_pylist()
+    ]
+    assert len(rows) == 82

@@ -15,7 +15,7 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import REGISTRY_PREFIX, load_model, locate_base
 from vocabgraft.models.resize import extended_copy
 from vocabgraft.token_embeddings.build import rows_of_model
-from vocabgraft.token_embeddings.distill import choose_contexts, distil
+from vocabgraft.token_embeddings.distill import RARE_TEXTS, choose_contexts, distil
 from vocabgraft.tokens.segmentation import segmentation_report
 from vocabgraft.tokens.tokenizer import extend_tokenizer, raw_tokenizer
 
@@ -133,7 +133,7 @@ def distill(
         The figures of the distillation: `before` and `after` (fidelity), `by_token`, `under_limit`, `set_back`.
 
     Raises:
-        VocabgraftError: for a model that `extend` did not make, or if no text holds a new word.
+        VocabgraftError: for a model that `extend` did not make.
     """
     ids_of(model, None)
     report = report_of(model)
@@ -141,7 +141,9 @@ def distill(
     settings = _settings("distillation", distillation).distillation
     teacher = resolve_model(base)
     unknown = teacher.tokenizer.unk_token_id
-    contexts = choose_contexts(list(texts), model.tokenizer, report.tokens, settings.contexts_per_token, unknown)
+    contexts = choose_contexts(
+        list(texts), model.tokenizer, report.tokens, settings.contexts_per_token, unknown, RARE_TEXTS
+    )
     return distil(model, teacher, contexts, report.tokens, settings, seed)
 
 

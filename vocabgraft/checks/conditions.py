@@ -15,8 +15,20 @@ def never(_: Evidence) -> str:
 
 def no_row_trained(evidence: Evidence) -> str:
     """Of a check of what training did to rows."""
+    if reason := nothing_trained(evidence):
+        return reason
     trained = evidence.method in (*ROW_METHODS, "full")
     return "" if trained else f"method {evidence.method} trains no row"
+
+
+def nothing_trained(evidence: Evidence) -> str:
+    """Of a check of what training did."""
+    return "" if evidence.trained else "nothing was trained: there are no examples or no epochs"
+
+
+def no_trained_adapter(evidence: Evidence) -> str:
+    """Of a check of what training did to the adapter."""
+    return nothing_trained(evidence) or no_adapter(evidence)
 
 
 def all_trained(evidence: Evidence) -> str:
@@ -66,6 +78,8 @@ def none_described(evidence: Evidence) -> str:
 
 def no_relation_trained(evidence: Evidence) -> str:
     """Of a check of relations."""
+    if reason := nothing_trained(evidence):
+        return reason
     trained = any(trained_relations(evidence, triples) for triples in evidence.triples)
     return "" if trained else "no dataset of triples has a relation whose token trains"
 

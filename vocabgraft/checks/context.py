@@ -15,7 +15,7 @@ from vocabgraft.models.base import load_model
 from vocabgraft.models.encode import Embeddings, encode, split_by_new_token
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.storage.artifacts import read_json
-from vocabgraft.token_embeddings.distill import Context
+from vocabgraft.token_embeddings.distill import TEMPLATES, Context
 from vocabgraft.token_embeddings.sinks import SinkLimits, sink_limits
 from vocabgraft.token_embeddings.token_uses import find_uses
 from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer
@@ -122,6 +122,7 @@ class Evidence:
         tokens: those whose rows train.
         adapter_config: of PEFT, as it lies in the adapter's folder.
         without_training_text: new tokens that no training text holds.
+        trained: whether anything was trained; otherwise rows are as they were distilled.
         training_texts: of the train splits and contexts.
         triples: what relations' tokens are judged by.
         fresh: encodings of another process.
@@ -141,6 +142,7 @@ class Evidence:
     fresh: FreshProcess
     params: CheckConsistencyParams
     trust_remote_code: bool = False
+    trained: bool = True
     _encoded: dict[tuple[Artifact, tuple[str, ...]], Embeddings] = field(default_factory=dict, init=False, repr=False)
 
     def model(self, artifact: Artifact) -> "SentenceTransformer":
@@ -219,6 +221,7 @@ def gather_evidence(
     probes = choose_probes(tokenizer, texts, tokens, _window(models["resized"]))
     few = [] if not (probes.with_new and probes.without_new) else list(probes.few().all)
     others = (folders.tokenizer, folders.resized, folders.adapter)
+    training = _read_if_there(folders.adapter / "report.json")
     return Evidence(
         folders=folders,
         models=models,
@@ -226,15 +229,14 @@ def gather_evidence(
         tokens=tuple(tokens),
         method=method,
         adapter_config=_read_if_there(folders.adapter / ADAPTER_CONFIG_NAME),
-        without_training_text=frozenset(
-            _read_if_there(folders.adapter / "report.json").get("tokens_without_training_text", ())
-        ),
+        without_training_text=frozenset(training.get("tokens_without_training_text", ())),
         probes=probes,
         training_texts=tuple(training_texts),
         triples=tuple(triples),
         fresh=FreshProcess(folders.merged, folders.base, others, few, params.batch_size, trust_remote_code),
         params=params,
         trust_remote_code=trust_remote_code,
+        trained=training.get("examples", 1) > 0,
     )
 
 
@@ -286,6 +288,10 @@ def choose_probes(
     """
     ids = [token.id for token in tokens]
     with_new, without_new = split_by_new_token(tokenizer, list(dict.fromkeys(texts)), ids)
+    if not with_new:
+        # A vocabulary may come without any text.
+        made = [template.format(token.text) for token in tokens[:PROBES] for template in TEMPLATES[-2:]]
+        with_new, _ = split_by_new_token(tokenizer, made, ids)
     edges = ["", *UNICODE]
     for token in tokens[:1]:
         edges += [token.text, f"\u00ab{token.text}\u00bb \U0001fa7a"]

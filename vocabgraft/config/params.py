@@ -96,6 +96,11 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _control_can_be_trained(self) -> Self:
+        if self.evaluate_model.control and not self.trains:
+            raise ValueError(
+                "evaluate_model.control trains LoRA on the same data, and nothing is trained here "
+                "(validate_data.datasets is empty or train_adapter.epochs is 0); set evaluate_model.control to false"
+            )
         for dataset in self.validate_data.datasets if self.evaluate_model.control else ():
             loss = dataset.chosen_loss
             try:
@@ -124,6 +129,11 @@ class Params(Section):
         return self
 
     @property
+    def trains(self) -> bool:
+        """Whether there are examples and epochs to train on them; otherwise rows stay as they were distilled."""
+        return bool(self.validate_data.datasets) and self.train_adapter.trains
+
+    @property
     def measured(self) -> dict[str, tuple[str, ...]]:
         """The metrics that `evaluate_model` computes item by item: by dataset, benchmark or other figure."""
         datasets, evaluation = self.validate_data.datasets, self.evaluate_model
@@ -144,7 +154,8 @@ class Params(Section):
 
 def _check_evaluator(evaluator: EvaluatorParams, datasets: dict[str, DatasetParams]) -> None:
     if evaluator.dataset not in datasets:
-        raise ValueError(f"there is no dataset {evaluator.dataset}; allowed: {', '.join(datasets)}")
+        allowed = ", ".join(datasets) or "none, since validate_data.datasets is empty"
+        raise ValueError(f"there is no dataset {evaluator.dataset}; allowed: {allowed}")
     dataset = datasets[evaluator.dataset]
     check_evaluator(dataset.format, dataset.chosen_loss.name, evaluator.name, evaluator.arguments)
     if not dataset.has_validation:

@@ -41,16 +41,23 @@ class BaseParams(Section):
 
 
 class ValidateDataParams(Section):
-    """Which files to read and what to accept."""
+    """Which files to read and what to accept.
+
+    Attributes:
+        retention: scored pairs that must not get worse; None takes the general pairs that come with the package.
+        datasets: may be empty: the rows are then distilled and not trained.
+        min_uses: texts of the training examples and contexts that a new word must be in. Words in few texts are
+            listed in a warning; they are refused only where this is above 1.
+    """
 
     vocabulary: RawFile
     contexts: list[RawFile] = []
-    retention: RawFile
-    datasets: Annotated[list[DatasetParams], Field(min_length=1)]
+    retention: RawFile | None = None
+    datasets: list[DatasetParams] = []
     on_invalid: Literal["fail", "quarantine"] = "fail"
     max_rejected_fraction: Fraction = 0.05
     max_new_tokens: Count = 3000
-    min_uses: Annotated[int, Field(ge=0)] = 8
+    min_uses: Annotated[int, Field(ge=0)] = 1
     max_text_characters: Count = 2000
 
     @model_validator(mode="after")

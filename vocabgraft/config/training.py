@@ -81,6 +81,7 @@ class TrainAdapterParams(Section):
     Attributes:
         method: `tokens` trains the rows of new tokens; `lora` and `peft` an adapter, and with `_and_tokens` the rows
             too; `full` every weight of the model, with `learning_rate` alone, since rows are then part of a matrix.
+        epochs: of a phase that sets none; 0 trains nothing, and the rows stay as they were distilled.
         learning_rate: of all that is not a row of a new token.
         rows_learning_rate: of the rows, where the method keeps them apart.
         lora: what `lora` and `lora_and_tokens` make.
@@ -97,7 +98,7 @@ class TrainAdapterParams(Section):
     """
 
     method: Method = "tokens"
-    epochs: Count = 2
+    epochs: Annotated[int, Field(ge=0)] = 2
     batch_size: Annotated[int, Field(ge=2)] = 64
     learning_rate: Positive = 5e-4
     rows_learning_rate: Positive = 5e-3
@@ -146,6 +147,21 @@ class TrainAdapterParams(Section):
         """
         epochs = sum(phase.epochs or self.epochs for phase in self.phases) or self.epochs
         return self.model_copy(update={"method": "lora", "phases": [], "epochs": epochs, "launcher": None})
+
+    @model_validator(mode="after")
+    def _phases_have_epochs(self) -> Self:
+        for number, phase in enumerate(self.phases, start=1):
+            if not (phase.epochs or self.epochs):
+                raise ValueError(
+                    f"epochs is 0 and phase {number} sets none; give the phase its epochs, or train nothing without "
+                    "phases"
+                )
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained, given examples."""
+        return bool(self.phases or self.epochs)
 
     @property
     def processes(self) -> int:

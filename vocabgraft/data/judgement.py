@@ -29,8 +29,10 @@ from vocabgraft.data.rules import (
     vocabulary_counts,
     vocabulary_rules,
 )
+from vocabgraft.data.splits import LargeGroup
 from vocabgraft.data.validation import (
     annotate_vocabulary,
+    assign_splits,
     colliding_tokens,
     compare_contexts,
     compare_examples,
@@ -165,10 +167,11 @@ class RawData:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The judged tables by name, and everything that is wrong with any of them."""
+    """The judged tables by name, everything that is wrong with any of them, and groups of rows that were cut."""
 
     tables: Mapping[str, JudgedTable]
     refusals: tuple[Refusal, ...]
+    large_groups: Mapping[str, tuple[LargeGroup, ...]]
 
     @property
     def repeated(self) -> dict[str, int]:
@@ -212,13 +215,23 @@ def judge(
     _refuse_orphans(vocabulary, examples)
     for dataset, table in examples:
         table.compare(compare_examples(table.accepted, dataset.format), comparison_rules(dataset))
+    large_groups = {dataset.name: _split(table, dataset) for dataset, table in examples}
     if all(table.is_whole for table in (vocabulary, contexts, *(table for _, table in examples))):
         _judge_uses(vocabulary, examples, contexts, base, params)
     vocabulary.count(vocabulary_counts(params))
     if retention.is_whole:
         retention.count(retention_counts())
     read = [_of_fault(fault, folder, name) for name, table in raw.tables.items() for fault in table.faults]
-    return Judgement(tables, (*read, *(refusal for table in tables.values() for refusal in table.refusals)))
+    refusals = (*read, *(refusal for table in tables.values() for refusal in table.refusals))
+    return Judgement(tables, refusals, large_groups)
+
+
+def _split(table: JudgedTable, dataset: DatasetParams) -> tuple[LargeGroup, ...]:
+    """Split what is left of a table: a row that is refused joins no others."""
+    rows, large = assign_splits(table.accepted, dataset)
+    for column in ("split", "joined"):
+        table.note(rows, column, list(rows[column]))
+    return large
 
 
 def _judge_vocabulary(vocabulary: JudgedTable, base: "Tokenizer", max_token_characters: int) -> None:

@@ -88,7 +88,8 @@ def check_raw_files(folder: Path, params: ValidateDataParams) -> list[str]:
         params: which files there are.
     """
     faults = column_faults(folder / params.vocabulary, VOCABULARY_COLUMNS)
-    faults += column_faults(folder / params.retention, RETENTION_COLUMNS)
+    if params.retention is not None:
+        faults += column_faults(folder / params.retention, RETENTION_COLUMNS)
     for name in find_files(folder, params.contexts):
         fault = _file_fault(folder / name, TEXT_ENDINGS)
         faults += [fault] if fault else []

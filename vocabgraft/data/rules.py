@@ -14,6 +14,8 @@ from vocabgraft.config.stages import ValidateDataParams
 from vocabgraft.tokens.new_token import KINDS
 
 BLANK = r"^\s*$"
+# Of the sentences that come with the package.
+LONGEST_GENERAL = 200
 UNPRINTABLE = "[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffd]"
 
 
@@ -206,10 +208,10 @@ def collision_rules() -> list[Rule]:
 
 
 def uses_rule(params: ValidateDataParams) -> Rule:
-    """The rule of how often a new word must be used."""
+    """The rule of how often a new word must be used; at the default nothing is asked."""
     return _rule(
         "uses",
-        Between(least=params.min_uses),
+        Between(least=params.min_uses if params.min_uses > 1 else 0),
         f"is used in {{value}} texts of the training examples and contexts; needed: {params.min_uses} "
         "(validate_data.min_uses); add examples or take it out",
         "token",
@@ -235,10 +237,11 @@ def context_rules(params: ValidateDataParams) -> list[Rule]:
 
 
 def retention_rules(params: ValidateDataParams) -> list[Rule]:
-    """Rules of a retention pair alone."""
+    """Rules of a retention pair alone. The general pairs are no longer than any user's limit needs to be."""
+    most = params.max_text_characters if params.retention else max(params.max_text_characters, LONGEST_GENERAL)
     return [
-        *_text("sentence1", params.max_text_characters),
-        *_text("sentence2", params.max_text_characters),
+        *_text("sentence1", most),
+        *_text("sentence2", most),
         *_number("score", 0, 1),
     ]
 

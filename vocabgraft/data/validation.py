@@ -1,4 +1,4 @@
-"""What is known of each raw row before it is judged: its split, what it repeats, contradicts or leaks from."""
+"""What is known of each raw row: what it repeats, contradicts or leaks from, and the split of each accepted row."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from vocabgraft.config.datasets import (
 from vocabgraft.config.losses import Format
 from vocabgraft.data.raw_files import RETENTION_COLUMNS, VOCABULARY_COLUMNS, find_files, scan_lines, scan_table
 from vocabgraft.data.raw_formats import RawTable
-from vocabgraft.data.splits import SPLITS, split_of
+from vocabgraft.data.splits import SPLITS, LargeGroup, fold, group_rows, split_of
 from vocabgraft.tokens.new_token import KINDS, NewToken, relation_token
 from vocabgraft.tokens.tokenizer import (
     added_token,
@@ -37,6 +37,8 @@ from vocabgraft.tokens.tokenizer import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+# Own sentences of everyday subjects with own scores, for whoever has no scored pairs.
+GENERAL_PAIRS = Path(__file__).with_name("general_pairs.csv")
 # A relation that says two things differ cannot hold beside one that says that they are alike.
 UNLIKE = frozenset({"antonym", "distinctfrom", "notisa"})
 ALIKE = frozenset({"synonym", "isa", "similarto", "definedas", "formof", "instanceof"})
@@ -53,22 +55,22 @@ def read_contexts(folder: Path, names: Sequence[str]) -> RawTable:
     return _joined_tables(tables) if tables else RawTable(pd.DataFrame({"text": [], "row": [], "file": []}))
 
 
-def read_retention(folder: Path, name: str) -> RawTable:
-    """The raw retention pairs: sentences, the score as text and as a number."""
-    table = _named(scan_table(folder / name, RETENTION_COLUMNS), name)
+def read_retention(folder: Path, name: str | None) -> RawTable:
+    """The raw retention pairs: sentences, the score as text and as a number; without a name the general pairs."""
+    path = GENERAL_PAIRS if name is None else folder / name
+    table = _named(scan_table(path, RETENTION_COLUMNS), name or path.name)
     return RawTable(table.rows.assign(number=_numbers(table.rows["score"])), table.faults)
 
 
 def read_examples(folder: Path, dataset: DatasetParams) -> RawTable:
-    """The raw rows of one dataset with file, row, split and what is known of each row alone."""
+    """The raw rows of one dataset: file, row, the split the file is given for, and what each row says alone."""
     columns, optional = COLUMNS[dataset.format], OPTIONAL_COLUMNS[dataset.format]
     vectors = [name for name in columns if name in VECTORS]
     tables = []
     for split in SPLITS:
         for name in find_files(folder, getattr(dataset.files, split) or ()):
             table = _named(scan_table(folder / name, columns, optional, vectors), name)
-            splits = _splits(table.rows, dataset) if split == "train" else split
-            tables.append(RawTable(table.rows.assign(split=splits), table.faults))
+            tables.append(RawTable(table.rows.assign(given_for=split), table.faults))
     joined = _joined_tables(tables)
     annotate = ANNOTATIONS.get(dataset.format)
     return joined if annotate is None else RawTable(annotate(joined.rows), joined.faults)
@@ -198,14 +200,45 @@ def texts_of(frame: pd.DataFrame, dataset_format: Format, template: str = DEFAUL
     return [text for name in (*text_columns(dataset_format), *more) for text in complete[name].dropna()]
 
 
-def _splits(frame: pd.DataFrame, dataset: DatasetParams) -> list[str]:
-    own = frame[COLUMNS[dataset.format][0]]
-    groups = frame["group"] if "group" in frame.columns else own
+def assign_splits(frame: pd.DataFrame, dataset: DatasetParams) -> tuple[pd.DataFrame, tuple[LargeGroup, ...]]:
+    """Add `split`, and `joined`: the group of the row, which its split follows from; None where nothing is split.
+
+    Rows of a file of its own keep the split that it is given for. The others are split by group (`group_rows`), so
+    that no text that may tell an answer stands on both sides.
+
+    Args:
+        frame: accepted rows of `read_examples`.
+        dataset: what the user set.
+
+    Returns:
+        The rows, and the groups that were so large that they were cut.
+    """
     share = dataset.held_out
-    # A row without a group is its own group: all of them together would share one split.
-    return [
-        split_of(group or text or "", share.validation, share.test) for group, text in zip(groups, own, strict=True)
-    ]
+    frame = frame.assign(split=frame["given_for"], joined=_objects([None] * len(frame)).set_axis(frame.index))
+    drawn = frame[frame["given_for"] == "train"]
+    if not (share.validation or share.test) or drawn.empty:
+        return frame, ()
+    texts = list(zip(*(drawn[name] for name in JOINING[dataset.format]), strict=True))
+    explicit = drawn["group"] if "group" in drawn.columns else [None] * len(drawn)
+    found = group_rows(list(explicit), texts)
+    frame.loc[drawn.index, "joined"] = found.names
+    frame.loc[drawn.index, "split"] = [split_of(name, share.validation, share.test) for name in found.names]
+    return frame, found.large
+
+
+# The texts that make rows one group. Negatives are left out: they are mostly answers of other rows, so that all rows
+# would be one group. So are tails: a graph is connected, and link prediction asks for entities that are known.
+JOINING: dict[Format, tuple[str, ...]] = {
+    "triples": ("head",),
+    "pairs": ("anchor", "positive"),
+    "triplets": ("anchor", "positive"),
+    "scored_pairs": ("sentence1", "sentence2"),
+    "labelled_pairs": ("sentence1", "sentence2"),
+    "labelled_texts": ("text",),
+    "texts": ("text",),
+    "teacher_embeddings": ("text",),
+    "margins": ("query", "positive"),
+}
 
 
 def _annotate_triples(frame: pd.DataFrame) -> pd.DataFrame:
@@ -275,7 +308,7 @@ def _compare_triples(frame: pd.DataFrame) -> pd.DataFrame:
     ends = _unordered(frame["head"], frame["tail"])
     side = relation.map(lambda name: "unlike" if name in UNLIKE else "alike" if name in ALIKE else "")
     return frame.assign(
-        duplicate_of=_first_seen(frame, key + "\x1f" + frame["split"]),
+        duplicate_of=_first_seen(frame, key + "\x1f" + frame["given_for"]),
         contradicts=_other_value(frame, ends.where(side != "", key), side),
         leaks_from=_other_split(frame, [key]),
     )
@@ -284,7 +317,7 @@ def _compare_triples(frame: pd.DataFrame) -> pd.DataFrame:
 def _compare_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     key = _unordered(frame["anchor"], frame["positive"])
     return frame.assign(
-        duplicate_of=_first_seen(frame, key + "\x1f" + frame["split"]),
+        duplicate_of=_first_seen(frame, key + "\x1f" + frame["given_for"]),
         leaks_from=_other_split(frame, [_folded(frame["anchor"]), _folded(frame["positive"])]),
     )
 
@@ -293,7 +326,7 @@ def _compare_triplets(frame: pd.DataFrame) -> pd.DataFrame:
     anchor, positive = _folded(frame["anchor"]), _folded(frame["positive"])
     negatives = [_folded(frame[name]) for name in _negatives(frame)]
     return frame.assign(
-        duplicate_of=_first_seen(frame, _joined([anchor, positive, *negatives, frame["split"]])),
+        duplicate_of=_first_seen(frame, _joined([anchor, positive, *negatives, frame["given_for"]])),
         leaks_from=_other_split(frame, [anchor, positive]),
     )
 
@@ -323,7 +356,7 @@ def _compare_margins(frame: pd.DataFrame) -> pd.DataFrame:
 def _compare_texts(frame: pd.DataFrame) -> pd.DataFrame:
     key = _folded(frame["text"])
     return frame.assign(
-        duplicate_of=_first_seen(frame, _joined([key, frame["split"]])), leaks_from=_other_split(frame, [key])
+        duplicate_of=_first_seen(frame, _joined([key, frame["given_for"]])), leaks_from=_other_split(frame, [key])
     )
 
 
@@ -343,7 +376,7 @@ def _compare_teacher_embeddings(frame: pd.DataFrame) -> pd.DataFrame:
 def _compare_valued(frame: pd.DataFrame, key: pd.Series) -> pd.DataFrame:
     # As text, since a NaN differs from itself and its row would contradict itself.
     shown = frame["number"].map(str)
-    parts = [key, shown, *([frame["split"]] if "split" in frame.columns else [])]
+    parts = [key, shown, *([frame["given_for"]] if "given_for" in frame.columns else [])]
     return frame.assign(duplicate_of=_first_seen(frame, _joined(parts)), contradicts=_other_value(frame, key, shown))
 
 
@@ -380,7 +413,7 @@ def _joined(parts: Sequence[pd.Series]) -> pd.Series:
 
 
 def _folded(texts: pd.Series) -> pd.Series:
-    return texts.fillna("").map(lambda text: " ".join(text.casefold().split()))
+    return texts.fillna("").map(fold)
 
 
 def _unordered(left: pd.Series, right: pd.Series) -> pd.Series:
@@ -406,23 +439,23 @@ def _other_value(frame: pd.DataFrame, key: pd.Series, value: pd.Series) -> list[
 
 
 def _other_split(frame: pd.DataFrame, keys: Sequence[pd.Series]) -> list[str | None]:
-    """For a training row that shares a text with a held-out row, or a validation row with a test row, its place."""
-    rank = {"train": 0, "validation": 1, "test": 2}
+    """For a row that shares a text with a row of a file of a later split (train, validation, test), that row's place.
+
+    Rows of one file never leak: `assign_splits` puts rows that share a text on one side.
+    """
+    ranks = [SPLITS.index(split) for split in frame["given_for"]]
     held_out: dict[str, int] = {}
     for key in keys:
         for position, text in enumerate(key):
             best = held_out.setdefault(text, position)
-            if rank[frame["split"].iloc[position]] > rank[frame["split"].iloc[best]]:
+            if ranks[position] > ranks[best]:
                 held_out[text] = position
-    leaks: Callable[[int, int], bool] = lambda here, there: (  # noqa: E731
-        rank[frame["split"].iloc[there]] > rank[frame["split"].iloc[here]]
-    )
     found: list[str | None] = [None] * len(frame)
     for key in keys:
         for position, text in enumerate(key):
             there = held_out[text]
-            if found[position] is None and text and leaks(position, there):
-                found[position] = f"{_place(frame, there)} ({frame['split'].iloc[there]})"
+            if found[position] is None and text and ranks[there] > ranks[position]:
+                found[position] = f"{_place(frame, there)} ({frame['given_for'].iloc[there]})"
     return found
 
 

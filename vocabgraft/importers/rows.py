@@ -212,7 +212,7 @@ def _write(path: Path, header: tuple[str, ...] | None, rows: Sequence[tuple[str,
             csv.writer(stream, lineterminator="\n").writerows([header, *rows])
 
 
-def params_section(rows: ImportedRows, inside_raw: Path, min_uses: int) -> ValidateDataParams:
+def params_section(rows: ImportedRows, inside_raw: Path) -> ValidateDataParams:
     """The section `validate_data` of params.yaml that reads the files, `inside_raw` being their folder in data/raw."""
     files = rows.tables()
     name_of = {name: (inside_raw / name).as_posix() for name in files}
@@ -224,9 +224,7 @@ def params_section(rows: ImportedRows, inside_raw: Path, min_uses: int) -> Valid
     return ValidateDataParams(
         vocabulary=name_of[VOCABULARY],
         contexts=[name_of[CONTEXTS]] if CONTEXTS in files else [],
-        retention="retention.csv",
         datasets=datasets,
-        min_uses=min_uses,
         max_text_characters=MAX_TEXT_CHARACTERS,
         max_new_tokens=max(len(rows.vocabulary), ValidateDataParams.model_fields["max_new_tokens"].default),
     )

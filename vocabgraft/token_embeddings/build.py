@@ -10,7 +10,7 @@ from vocabgraft.config.stages import PromptParams, ResizeBaseParams
 from vocabgraft.models.base import load_model, prompts_of
 from vocabgraft.models.embedding_tensor import find_embedding, initialiser_deviation, read_rows
 from vocabgraft.models.resize import extended_copy
-from vocabgraft.token_embeddings.distill import choose_contexts, distil
+from vocabgraft.token_embeddings.distill import RARE_TEXTS, choose_contexts, distil
 from vocabgraft.token_embeddings.initialize import Start, initial_rows
 from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer
 
@@ -48,7 +48,7 @@ def make_rows(
         for another method.
 
     Raises:
-        VocabgraftError: for a token that the method cannot start, or when no text holds a new token.
+        VocabgraftError: for a token that the method cannot start.
     """
     start = _start(base, tokens, seed, trust_remote_code)
     if not tokens:
@@ -111,7 +111,8 @@ def _distilled(
     seed: int,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     unknown = teacher.tokenizer.unk_token_id
-    contexts = choose_contexts(texts, tokenizer, tokens, params.distillation.contexts_per_token, unknown)
+    per_token = params.distillation.contexts_per_token
+    contexts = choose_contexts(texts, tokenizer, tokens, per_token, unknown, RARE_TEXTS)
     student = extended_copy(teacher, tokenizer, rows)
     report = distil(student, teacher, contexts, tokens, params.distillation, seed)
     weight = student[0].auto_model.get_input_embeddings().weight.detach()

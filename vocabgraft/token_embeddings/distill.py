@@ -5,8 +5,10 @@ its old pieces; only the new rows move.
 """
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +16,6 @@ import torch
 from tqdm.auto import tqdm
 
 from vocabgraft.config.stages import DistillationParams
-from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import Embeddings
 from vocabgraft.models.precision import autocast, resolve_precision
 from vocabgraft.token_embeddings.sinks import RowGuard
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedTokenizerFast
 
+# A token in fewer texts than this is distilled from its description too: templates say nothing about its meaning.
+RARE_TEXTS = 8
+# The report gives fidelity for tokens of at least so many texts each.
+BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64)
 # Plain carriers for a token that too few real texts use. They say nothing about the word, so that none is untrue.
 TEMPLATES = (
     "{}",
@@ -41,12 +46,16 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class Context:
-    """A text with at least one new token, as the student and as the teacher read it."""
+    """A text with at least one new token, as the student and as the teacher read it.
+
+    `is_made` says whether it was made of a template or a description, because too few real texts hold its token.
+    """
 
     text: str
     teacher_text: str
     tokens: tuple[int, ...]
     length: int
+    is_made: bool = False
 
 
 def choose_contexts(
@@ -55,20 +64,14 @@ def choose_contexts(
     tokens: Sequence[ExtendedToken],
     per_token: int,
     unknown_id: int | None,
+    describe_under: int = 0,
 ) -> list[Context]:
     """The texts to distil from: those with a new token, in order, until each of its tokens has `per_token`.
 
-    A token with fewer gets the templates too. The teacher reads a special token, and any that it knows no piece of,
-    as its description.
-
-    Raises:
-        VocabgraftError: when no text holds a new token.
+    A token with fewer gets the templates too, and one with fewer than `describe_under` its description before them. The
+    teacher reads a special token, and any that it knows no piece of, as its description.
     """
     found = find_contexts(texts, tokenizer, tokens, unknown_id)
-    if not found:
-        raise VocabgraftError(
-            f"none of the {len(texts)} training texts and contexts holds a new token; add sentences that use them"
-        )
     uses = dict.fromkeys((token.id for token in tokens), 0)
     chosen = []
     for context in found:
@@ -78,8 +81,20 @@ def choose_contexts(
                 uses[token] += 1
     rare = [token for token in tokens if uses[token.id] < per_token]
     known = {context.text for context in chosen}
-    made = [template.format(token.text) for token in rare for template in TEMPLATES[: per_token - uses[token.id]]]
-    return chosen + find_contexts([text for text in made if text not in known], tokenizer, tokens, unknown_id)
+    made = [
+        text
+        for token in rare
+        for text in _made_texts(token, uses[token.id] < describe_under)[: per_token - uses[token.id]]
+    ]
+    added = find_contexts([text for text in made if text not in known], tokenizer, tokens, unknown_id)
+    return chosen + [replace(context, is_made=True) for context in added]
+
+
+def _made_texts(token: ExtendedToken, is_rare: bool) -> list[str]:
+    # The description of a special token is what the teacher reads in its place, so that it would stand there twice.
+    is_described = is_rare and token.kind != "special" and token.description
+    described = [f"{token.text}: {token.description}"] if is_described else []
+    return [*described, *(template.format(token.text) for template in TEMPLATES)]
 
 
 def find_contexts(
@@ -122,7 +137,8 @@ def distil(
 
     Returns:
         Fidelity, the cosine to the teacher on contexts kept out of training: mean and 10th percentile, for words and
-        for special tokens, before and after, and by token; tokens under the limit; the precision computed in.
+        for special tokens, before and after, by token, and by the number of real texts that a token was trained on;
+        tokens under the limit; the precision computed in.
     """
     held_out = np.array([is_held_out(context.text, settings.held_out) for context in contexts])
     train = [context for context, held in zip(contexts, held_out, strict=True) if not held]
@@ -140,6 +156,7 @@ def distil(
         "before": _summary(before, test, tokens),
         "after": _summary(after, test, tokens),
         **_by_token(after, test, tokens, settings.least_fidelity),
+        "by_texts": _by_texts(after, train, test, tokens),
     }
 
 
@@ -287,6 +304,26 @@ def _by_token(
         "under_limit": sorted(text for text, figure in figures.items() if figure["mean"] < least),
         "not_measured": sorted(token.text for token in tokens if token.text not in figures),
     }
+
+
+def _by_texts(
+    cosines: Embeddings, train: Sequence[Context], test: Sequence[Context], tokens: Sequence[ExtendedToken]
+) -> list[dict[str, Any]]:
+    """Fidelity of the tokens that were trained on so many real texts, in ranges of `BUCKETS`."""
+    real = Counter(token for context in train if not context.is_made for token in context.tokens)
+    own: dict[int, list[float]] = {}
+    for cosine, context in zip(cosines.tolist(), test, strict=True):
+        for token in context.tokens:
+            own.setdefault(token, []).append(cosine)
+    table = []
+    for least, above in zip(BUCKETS, (*BUCKETS[1:], math.inf), strict=True):
+        inside = [token.id for token in tokens if least <= real[token.id] < above]
+        means = [np.mean(own[token]) for token in inside if token in own]
+        if inside:
+            entry = {"from": least, "to": None if above == math.inf else int(above) - 1, "tokens": len(inside)}
+            mean, p10 = (_rounded(np.mean(means)), _rounded(np.quantile(means, 0.1))) if means else (None, None)
+            table.append({**entry, "measured": len(means), "mean": mean, "p10": p10})
+    return table
 
 
 def _rounded(value: Any) -> float:

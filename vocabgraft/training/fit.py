@@ -14,7 +14,7 @@ import torch
 
 from vocabgraft.config.datasets import DatasetParams, LossParams
 from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, LossEntry, works_with_constants
-from vocabgraft.config.training import ROW_METHODS, PhaseParams, TrainAdapterParams
+from vocabgraft.config.training import ROW_METHODS, LoraParams, PhaseParams, TrainAdapterParams
 from vocabgraft.config.training_arguments import library_values
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.splits import Split
@@ -68,9 +68,10 @@ class TrainingResult:
     untrained: tuple[str, ...] = ()
 
     @property
-    def final_loss(self) -> float:
-        """The last training loss that was logged."""
-        return float([entry["loss"] for entry in self.curve if "loss" in entry][-1])
+    def final_loss(self) -> float | None:
+        """The last training loss that was logged; None where nothing was trained."""
+        losses = [float(entry["loss"]) for entry in self.curve if "loss" in entry]
+        return losses[-1] if losses else None
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,17 @@ def fit(
     model.eval()
     examples = sum(len(entry.train) for entry in sets)
     return TrainingResult(curve, trainable, examples, _precision(model, params), dict(sorted(session.set_back.items())))
+
+
+def leave_untrained(model: "SentenceTransformer", new_ids: Sequence[int]) -> TrainingResult:
+    """Put an adapter on the model (changed in place) that holds the rows of the new tokens as they are.
+
+    So a run without examples ends in the same folders as any other: an adapter, which merges to the resized base.
+    """
+    if new_ids:
+        add_adapter(model, "tokens", new_ids, LoraParams())
+    model.eval()
+    return TrainingResult([], 0, 0, "float32", {})
 
 
 def accepted_set(dataset: AcceptedDataset, settings: DatasetParams | None, cache: Path, seed: int) -> TrainingSet:

@@ -65,7 +65,7 @@ def import_conceptnet(
     """Import assertions of ConceptNet 5 (gzip CSV) as triples."""
     selection, limits = Selection(language, min_weight, _names(relations)), Limits(min_uses=min_uses)
     read = partial(read_conceptnet, file, selection, limits)
-    _import(file, read, TRIPLE_FILES, out, overwrite, limits, Output(as_json, quiet))
+    _import(file, read, TRIPLE_FILES, out, overwrite, Output(as_json, quiet))
 
 
 def import_obo(
@@ -86,7 +86,7 @@ def import_obo(
     chosen = frozenset(name.upper() for name in _names(scopes))
     limits = Limits(min_pieces, min_uses, max_tokens)
     read = partial(_ontology, partial(read_obo, file, chosen), file, base, limits)
-    _import(file, read, ONTOLOGY_FILES, out, overwrite, limits, Output(as_json, quiet))
+    _import(file, read, ONTOLOGY_FILES, out, overwrite, Output(as_json, quiet))
 
 
 def import_skos(
@@ -104,7 +104,7 @@ def import_skos(
     """Import a SKOS thesaurus (.rdf, .xml, .nt, .ttl) as words, pairs, triples and contexts."""
     limits = Limits(min_pieces, min_uses, max_tokens)
     read = partial(_ontology, partial(read_skos, file, language), file, base, limits)
-    _import(file, read, ONTOLOGY_FILES, out, overwrite, limits, Output(as_json, quiet))
+    _import(file, read, ONTOLOGY_FILES, out, overwrite, Output(as_json, quiet))
 
 
 def import_triples(
@@ -132,7 +132,7 @@ def import_triples(
     selection = TripleSelection(names, _names(relations), -math.inf if min_weight is None else min_weight)
     limits = Limits(min_uses=min_uses)
     read = partial(read_triples, file, selection, limits)
-    _import(file, read, TRIPLE_FILES, out, overwrite, limits, Output(as_json, quiet))
+    _import(file, read, TRIPLE_FILES, out, overwrite, Output(as_json, quiet))
 
 
 def _import(
@@ -141,7 +141,6 @@ def _import(
     files: tuple[str, ...],
     out: Path,
     overwrite: bool,
-    limits: Limits,
     output: Output,
 ) -> None:
     # Before the reading, which may take minutes.
@@ -153,7 +152,7 @@ def _import(
     output.show(_table(written, out))
     for reason, count in sorted(rows.left_out.items(), key=lambda item: -item[1]):
         output.line(f"left out: {count:,} for {reason}")
-    advice = _advice(rows, out, limits.min_uses)
+    advice = _advice(rows, out)
     output.line(advice)
     output.document({"folder": str(out), "rows": written, "left_out": dict(rows.left_out), "params": advice})
 
@@ -199,12 +198,12 @@ def _table(written: dict[str, int], folder: Path) -> Table:
     return table
 
 
-def _advice(rows: ImportedRows, folder: Path, min_uses: int) -> str:
+def _advice(rows: ImportedRows, folder: Path) -> str:
     """What to put into params.yaml, as YAML with comments."""
     import yaml
 
     inside = _inside_raw(folder)
-    section = params_section(rows, inside or Path(folder.name), min_uses).model_dump(exclude_none=True)
+    section = params_section(rows, inside or Path(folder.name)).model_dump(exclude_none=True)
     lines = ["# put this into params.yaml in place of its section validate_data:"]
     if inside is None:
         lines.append(f"# (move {folder} into {RAW} first: stages read files in there only)")

@@ -803,9 +803,8 @@ def test_a_merged_folder_with_the_bases_tokenizer_is_caught(graft: Graft, tmp_pa
 @pytest.mark.parametrize(
     ("texts", "told", "lost", "kept"),
     [
-        (("a dog",), "no probe text with a new word", "trained_differs", "untouched_texts"),
         (("a nephrolith", "a nephrolith"), "no probe text without a new word", "untouched_texts", "trained_differs"),
-        ((), "no probe text with a new word", "reload", "old_rows_merged"),
+        ((), "no probe text without a new word", "reload", "old_rows_merged"),
     ],
 )
 def test_an_empty_probe_set_fails_what_it_was_for(
@@ -818,6 +817,21 @@ def test_an_empty_probe_set_fails_what_it_was_for(
     assert "add retention pairs" in found[lost].reason
     assert found[kept].verdict == "passed"
     assert found["fresh_process"].verdict == "failed"
+
+
+def test_words_in_no_text_are_probed_in_templates(graft: Graft) -> None:
+    evidence = gather(graft, "tokens", ("a dog",))
+    assert all(any(token.text.lower() in text.lower() for token in graft.tokens) for text in evidence.probes.with_new)
+    found = {check.name: check.verdict for check in check_all(evidence)}
+    assert found["trained_differs"] == found["fresh_process"] == found["reload"] == "passed"
+
+
+def test_what_training_did_is_not_asked_of_what_was_not_trained(graft: Graft) -> None:
+    evidence = replace(gather(graft, "tokens", ("a dog", "a nephrolith")), trained=False)
+    found = {check.name: check for check in check_all(evidence)}
+    for name in ("new_rows_trained", "trained_differs", "adapter_moved", "relations_told_apart", "swapped_relations"):
+        assert (found[name].verdict, found[name].reason[:20]) == ("does not apply", "nothing was trained:")
+    assert found["other_weights"].verdict == found["untouched_texts"].verdict == "passed"
 
 
 def test_a_check_that_cannot_run_has_failed_and_says_why(sound: dict[Method, Evidence]) -> None:

@@ -84,7 +84,6 @@ def test_an_unknown_key_of_a_phase_is_named_by_its_place() -> None:
         ("base.revision", 3, "3", "valid string"),
         ("validate_data.on_invalid", "ignore", "'ignore'", "'fail' or 'quarantine'"),
         ("validate_data.max_rejected_fraction", 1.2, "1.2", "less than or equal to 1"),
-        ("validate_data.datasets", [], "[]", "at least 1 item"),
         ("validate_data.datasets.0.format", "csv", "'csv'", "'triples', 'pairs', 'triplets'"),
         ("validate_data.datasets.0.name", "a/b", "'a/b'", "A-Za-z0-9"),
         ("extend_tokenizer.max_token_characters", 0, "0", "greater than or equal to 1"),
@@ -108,7 +107,7 @@ def test_a_bad_value_is_named_with_its_key_and_what_is_allowed(path: str, value:
 
 
 @pytest.mark.parametrize(
-    "path", ["seed", "base.model", "validate_data.retention", "register_model.gates", "merge_adapter"]
+    "path", ["seed", "base.model", "validate_data.vocabulary", "register_model.gates", "merge_adapter"]
 )
 def test_a_missing_key_is_named(path: str) -> None:
     changed = copy.deepcopy(PROJECT)

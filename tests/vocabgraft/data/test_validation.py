@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from tests.conftest import write_lines
-from vocabgraft.config.datasets import DatasetParams
+from vocabgraft.config.datasets import COLUMNS, DatasetParams
 from vocabgraft.data.validation import (
     annotate_vocabulary,
+    assign_splits,
     colliding_tokens,
     compare_contexts,
     compare_examples,
@@ -37,10 +38,12 @@ def dataset(dataset_format: str, held_out: dict[str, float] | None = None, **fil
 
 
 def examples(folder: Path, given: DatasetParams) -> pd.DataFrame:
-    """The rows of a dataset, compared."""
+    """The rows of a dataset, compared, and split where no row has a gap."""
     read = read_examples(folder, given)
     assert read.faults == ()
-    return compare_examples(read.rows, given.format)
+    compared = compare_examples(read.rows, given.format)
+    complete = compared[list(COLUMNS[given.format])].notna().all(axis=None)
+    return assign_splits(compared, given)[0] if complete else compared
 
 
 def pairs(folder: Path, lines: list[str], header: str = "anchor,positive", **held_out: float) -> pd.DataFrame:
@@ -77,6 +80,35 @@ def test_rows_without_a_group_are_spread_by_their_anchor(tmp_path: Path) -> None
     frame = pairs(tmp_path, [f"a{number},b{number}," for number in range(60)], "anchor,positive,group", test=0.4)
     assert set(frame["split"]) == {"train", "test"}
     assert list(frame["split"]) == list(pairs(tmp_path, [f"a{n},b{n}" for n in range(60)], test=0.4)["split"])
+
+
+def test_rows_that_share_a_text_in_any_column_share_a_split(tmp_path: Path) -> None:
+    lines = [f"a{n},b{n // 3}" for n in range(120)] + [f"c{n},a{3 * n}" for n in range(20)]
+    frame = pairs(tmp_path, lines, validation=0.3, test=0.3)
+    assert set(frame["split"]) == {"train", "validation", "test"}
+    assert told(frame, "leaks_from") == [None] * len(frame)
+    for texts in (frame["positive"], pd.concat([frame["anchor"], frame["positive"]])):
+        assert (frame["split"].loc[texts.index].groupby(texts.to_numpy()).nunique() == 1).all()
+
+
+def test_pairs_of_two_groups_that_share_a_text_are_split_together(tmp_path: Path) -> None:
+    lines = [f"a{n},b{n // 2},group {n}" for n in range(80)]
+    frame = pairs(tmp_path, lines, "anchor,positive,group", test=0.5)
+    assert (frame.groupby("positive")["split"].nunique() == 1).all()
+    assert set(frame["joined"]) <= set(frame["group"])
+
+
+def test_without_shares_nothing_is_joined(tmp_path: Path) -> None:
+    frame = pairs(tmp_path, [f"a{n},b" for n in range(40)])
+    assert set(frame["split"]) == {"train"}
+    assert told(frame, "joined") == [None] * 40
+
+
+def test_negatives_join_no_rows(tmp_path: Path) -> None:
+    lines = [f"a{n},b{n},b{(n + 1) % 60}" for n in range(60)]
+    write_lines(tmp_path / "t.csv", ["anchor,positive,negative", *lines])
+    frame = examples(tmp_path, dataset("triplets", {"test": 0.4}, train="t.csv"))
+    assert frame["joined"].nunique() == 60
 
 
 def test_triples_are_split_by_their_head(tmp_path: Path) -> None:

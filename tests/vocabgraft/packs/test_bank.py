@@ -405,7 +405,6 @@ def test_bad_input_is_refused_with_nothing_changed(bank: VocabularyBank, tmp_pat
     refused(bank, lambda: bank.add("@active", ["gastrodyn"]), "no name")
     refused(bank, lambda: bank.add("x", ["dog"]), "one token in the base already")
     refused(bank, lambda: bank.add("x", ["gastrodyn"], initialisation="magic"), "no initialisation 'magic'")
-    refused(bank, lambda: bank.add("x", ["gastrodyn"], initialisation="distillation"), "holds a new token")
     refused(bank, lambda: bank.activate(["kidney", "lung"]), "no vocabulary 'lung'")
     refused(bank, lambda: bank.delete("lung"), "no vocabulary 'lung'")
     refused(bank, lambda: bank.combine([]), "at least one")

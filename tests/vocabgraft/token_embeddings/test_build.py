@@ -7,7 +7,6 @@ import torch
 
 from tests.vocabgraft.conftest import Graft, load, mean_rows, rows_of
 from vocabgraft.config.stages import PromptParams, ResizeBaseParams
-from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import new_folder
 from vocabgraft.token_embeddings.build import make_rows
 from vocabgraft.token_embeddings.initialize import METHODS
@@ -42,10 +41,10 @@ def test_distillation_starts_from_the_method_named_and_is_the_default(graft: Gra
     assert set(report) > {"before", "after", "by_token", "under_limit"}
 
 
-def test_texts_without_a_new_word_are_refused_by_distillation_and_not_asked_for_by_another_method(graft: Graft) -> None:
-    with pytest.raises(VocabgraftError, match="none of the 1 training texts and contexts holds a new token"):
-        rows_by(graft, ["a dog"])
-    assert len(rows_by(graft, ["a dog"], initialisation="subword_mean")[0]) == len(graft.tokens)
+def test_words_in_no_text_are_distilled_from_templates_and_the_report_says_so(graft: Graft) -> None:
+    rows, report = rows_by(graft, ["a dog"])
+    assert len(rows) == len(graft.tokens)
+    assert [(row["to"], row["tokens"]) for row in report["by_texts"]] == [(0, len(graft.tokens))]
 
 
 def test_rows_of_padding_are_no_neighbours_and_in_no_mean(graft: Graft, tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from tests.vocabgraft.conftest import Graft, load, rows_of
 from vocabgraft.config.stages import DistillationParams
-from vocabgraft.errors import VocabgraftError
-from vocabgraft.token_embeddings.distill import TEMPLATES, Context, choose_contexts, distil, fidelity
+from vocabgraft.token_embeddings.distill import TEMPLATES, Context, choose_contexts, distil, fidelity, is_held_out
 
 WORDS = ("stone", "liver", "sugar", "patient", "doctor", "heart", "drug", "pain")
 TEXTS = [
@@ -97,9 +96,35 @@ def test_a_token_that_many_texts_use_gets_only_so_many(graft: Graft) -> None:
     )
 
 
-def test_contexts_without_a_new_word_are_refused(graft: Graft) -> None:
-    with pytest.raises(VocabgraftError, match="none of the 2 training texts and contexts holds a new token"):
-        choose_contexts(["a dog", "a cat"], load(graft.resized).tokenizer, graft.tokens, 4, 1)
+def test_words_in_no_text_are_distilled_from_description_and_templates(graft: Graft) -> None:
+    contexts = choose_contexts(["a dog"], load(graft.resized).tokenizer, graft.tokens, 4, 1, describe_under=1)
+    assert all(context.is_made for context in contexts)
+    for token in graft.tokens:
+        texts = [context.text for context in contexts if token.id in context.tokens]
+        described = f"{token.text}: {token.description}"
+        assert (described in texts) is (token.kind != "special" and bool(token.description))
+        assert TEMPLATES[0].format(token.text) in texts
+    told = distil(load(graft.resized), load(graft.base), contexts, graft.tokens, SETTINGS, seed=3)["by_texts"]
+    assert [(row["from"], row["to"], row["tokens"]) for row in told] == [(0, 0, len(graft.tokens))]
+
+
+def test_a_word_in_enough_texts_is_not_distilled_from_its_description(graft: Graft) -> None:
+    texts = ["a nephrolith", "the nephrolith"]
+    contexts = choose_contexts(texts, load(graft.resized).tokenizer, graft.tokens, 9, 1, describe_under=2)
+    assert not any(context.text.startswith("nephrolith: ") for context in contexts)
+
+
+def test_fidelity_is_reported_by_the_number_of_real_texts(graft: Graft) -> None:
+    texts = [*(f"the {word} and nephrolith" for word in WORDS), "one thrombopenia"]
+    contexts = choose_contexts(texts, load(graft.resized).tokenizer, graft.tokens, 100, 1)
+    settings = SETTINGS.model_copy(update={"held_out": 0.3})
+    told = distil(load(graft.resized), load(graft.base), contexts, graft.tokens, settings, seed=3)["by_texts"]
+    assert sum(row["tokens"] for row in told) == len(graft.tokens)
+    trained = sum(not is_held_out(text, 0.3) for text in texts[:-1])
+    assert trained >= 2
+    assert [row["tokens"] for row in told if row["from"] <= trained <= row["to"]] == [1]
+    assert sum(row["tokens"] for row in told if row["from"] < 2) == len(graft.tokens) - 1
+    assert all((row["mean"] is None) is (row["measured"] == 0) for row in told)
 
 
 def test_tokens_that_stay_far_from_the_teacher_are_named(graft: Graft) -> None:
