@@ -86,12 +86,14 @@ def settle(destination: Path) -> None:
     ours = re.compile(rf"\.{re.escape(destination.name)}\.[a-z0-9_]{{8}}({PARTIAL}|{PREVIOUS})")
     left = [path for path in destination.parent.iterdir() if ours.fullmatch(path.name) and path.is_dir()]
     for aside in (path for path in left if path.suffix == PREVIOUS):
-        if not _is_alive(aside.with_suffix(PARTIAL)):
-            _put_back(aside, destination)
-            shutil.rmtree(aside, ignore_errors=True)
+        with _dead(aside.with_suffix(PARTIAL)) as dead:
+            if dead:
+                _put_back(aside, destination)
+                shutil.rmtree(aside, ignore_errors=True)
     for work in (path for path in left if path.suffix == PARTIAL):
-        if not _is_alive(work):
-            shutil.rmtree(work, ignore_errors=True)
+        with _dead(work) as dead:
+            if dead:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _new_work(destination: Path) -> tuple[Path, int]:
@@ -106,14 +108,19 @@ def _new_work(destination: Path) -> tuple[Path, int]:
             os.close(lock)
 
 
-def _is_alive(work: Path) -> bool:
-    """Whether a writer holds the lock of its work; where folders cannot be locked nothing is taken for dead."""
+@contextmanager
+def _dead(work: Path) -> Iterator[bool]:
+    """Whether no writer holds the lock of its work; where folders cannot be locked nothing is taken for dead.
+
+    The lock is kept for the block: a writer that has just made its work and locks it now waits, and then finds it gone.
+    """
     try:
         descriptor = os.open(work, os.O_RDONLY)
     except FileNotFoundError:
-        return False
+        yield True
+        return
     try:
-        return not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.close(descriptor)
 
