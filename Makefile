@@ -16,7 +16,9 @@ export DO_NOT_TRACK ?= true
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: run ui schedule sweep deps docs test test-slow lint bench bench-orchestration remote remote-s3 remote-ssh push pull lock clean help
+FAST := $(addprefix tests/vocabgraft/,config data importers index planning storage tokens) tests/test_contract.py tests/test_docs.py
+
+.PHONY: run ui schedule sweep deps docs test test-fast test-slow lint bench bench-orchestration remote remote-s3 remote-ssh push pull lock clean help
 
 help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -39,9 +41,12 @@ deps: $(VENV)/.installed ## write the code deps of dvc.yaml from the import grap
 docs: $(VENV)/.installed-test ## build the documentation site into build/site; no page asks another host
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
-test: $(VENV)/.installed-test ## run the tests on two processes (7 to 15 minutes on 2 cores)
+test: $(VENV)/.installed-test ## run the tests in two processes (about 10 minutes on 2 cores)
 	@# One thread a process: two that share a core wait for each other.
-	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-fast: $(VENV)/.installed-test ## run the tests that take no training, for the edit loop (under a minute)
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n 2 --dist loadfile $(FAST) $(ARGS)
 
 test-slow: $(VENV)/.installed-test ## run the tests that take longer
 	python -m pytest -m slow $(ARGS)

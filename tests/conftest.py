@@ -21,6 +21,11 @@ WORDS = (
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", ".", ",", "-", "'", "<", ">", "|", "?", ":"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the file whose fixture runs the whole chain, so that no process waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_chain.py")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _offline() -> None:
     """No test may reach a network or send telemetry."""

@@ -40,7 +40,7 @@ class GateResult:
         figure: None where nothing was measured, or the gate has none.
         low, high: its 95 % interval, where there is one.
         items: how many held-out items it was measured on; None where a gate has none.
-        needed: how many items would show a figure of this size; None where no number would.
+        needed: how many items would make a figure of this size significant; None if more items cannot help.
         unit: of the figure and its interval.
         claim: what is not shown, after "not shown to".
         note: how the figure was measured, or why it was not.
@@ -145,7 +145,7 @@ def _lacking(result: GateResult) -> list[str]:
     if result.kind != "benefit":
         return [seen, f"needed: {result.limit}"]
     if result.needed is None:
-        return [seen, f"needed: {result.limit}, which no number of items would show of this figure"]
+        return [seen, f"needed: {result.limit}; more items cannot show it, since the figure is not past the limit"]
     return [seen, f"about {result.needed:,} items would be needed to show a figure of this size"]
 
 
