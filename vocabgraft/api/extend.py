@@ -17,7 +17,7 @@ from vocabgraft.models.resize import extended_copy
 from vocabgraft.token_embeddings.build import rows_of_model
 from vocabgraft.token_embeddings.distill import RARE_TEXTS, choose_contexts, distil
 from vocabgraft.tokens.segmentation import segmentation_report
-from vocabgraft.tokens.tokenizer import extend_tokenizer, raw_tokenizer
+from vocabgraft.tokens.tokenizer import extend_tokenizer, holds_new_token, raw_tokenizer
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -99,6 +99,11 @@ def extend(
     tokenizer = copy.deepcopy(model.tokenizer)
     tokens = extend_tokenizer(tokenizer, plain, wanted, max_token_characters)
     texts = list(texts)
+    if texts and not holds_new_token(tokenizer, texts, [token.id for token in tokens]).any():
+        raise VocabgraftError(
+            f"none of the {len(texts)} texts holds a new word; give sentences that use them, or no texts to start from "
+            "templates"
+        )
     rows, figures = rows_of_model(model, tokenizer, tokens, texts or [token.text for token in tokens], settings, seed)
     segmentation = segmentation_report(plain, tokenizer, tokens, texts)
     # A copy of its own: the weights of `extended_copy` are those of the base, which training would change.

@@ -127,9 +127,12 @@ def _params(method: str, settings: Mapping[str, Any]) -> TrainAdapterParams:
     if is_dataclass(given.get("peft")):
         given["peft"] = _of_peft(given["peft"])
     try:
-        return TrainAdapterParams.model_validate(given)
+        params = TrainAdapterParams.model_validate(given)
     except ValidationError as error:
         raise refused("train", error) from error
+    if not params.trains:
+        raise VocabgraftError("train: num_train_epochs is 0, which trains nothing; give 1 or more")
+    return params
 
 
 def _of_peft(config: Any) -> dict[str, Any]:

@@ -258,7 +258,7 @@ def test_a_sweep_file_that_is_wrong_is_refused_with_what_is_wrong(content: str, 
     [
         ({"train_adapter.rank": [1]}, "train_adapter.rank=1"),
         ({"nothing.at_all": [1]}, "there is no 'nothing'"),
-        ({"train_adapter.epochs": [0]}, "train_adapter.epochs"),
+        ({"train_adapter.epochs": [-1]}, "train_adapter.epochs"),
     ],
 )
 def test_a_param_that_does_not_exist_or_may_not_be_so_is_refused(values: dict[str, list[int]], said: str) -> None:

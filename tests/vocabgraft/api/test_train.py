@@ -81,6 +81,7 @@ def test_settings_that_do_not_exist_are_refused_by_name(
         lambda: vg.extend(base, WORDS, distillation={"epoch": 1}),
         lambda: vg.extend(base, WORDS, initialization="distilation"),
         lambda: vg.train(model, PAIRS, epoch=1),
+        lambda: vg.train(model, PAIRS, num_train_epochs=0),
         lambda: vg.train(model, PAIRS, optim_arg="x"),
         lambda: vg.train(model, PAIRS, epochs=1, num_train_epochs=2),
     ):
