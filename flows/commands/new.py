@@ -25,6 +25,8 @@ HELD_OUT = {"validation": 0.1, "test": 0.25}
 # Fewer held-out items rarely show a gain, whatever it is.
 ENOUGH_ITEMS, LEAST_ITEMS = 200, 20
 MIN_FIDELITY = 0.85
+# Names that the project gives to other tables.
+RAW_NAMES = frozenset({"vocabulary", "contexts", "retention"})
 DVC_CONFIG = """[core]
     analytics = false
     check_update = false
@@ -44,19 +46,35 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Examples:
+    """A table of examples with the columns that its format asks for."""
+
+    dataset_format: "Format"
+    rows: "pd.DataFrame"
+
+    @property
+    def held_out_items(self) -> int:
+        """About how many items the test split gets."""
+        return int(len(self.rows) * HELD_OUT["test"])
+
+    @property
+    def metric(self) -> str:
+        """What the test split measures first."""
+        return "spearman" if self.dataset_format == "scored_pairs" else "mrr"
+
+
+@dataclass(frozen=True)
 class Given:
     """The user's files, read.
 
     Attributes:
         words: `token`, `kind`, `description`.
-        examples: by name of its file in data/raw, with the columns that the format asks for.
-        dataset_format: of the examples.
+        examples: a table for each file of examples, by the name that its dataset gets.
         contexts: texts, in order, each once.
     """
 
     words: "pd.DataFrame"
-    examples: "pd.DataFrame | None"
-    dataset_format: "Format | None"
+    examples: "dict[str, Examples]"
     contexts: list[str]
 
 
@@ -66,11 +84,11 @@ def new(
         Path, Option(metavar="FILE", help="Table of the words: column token, and kind and description if there are.")
     ],
     pairs: Annotated[
-        Path | None,
+        list[Path] | None,
         Option(
             metavar="FILE",
             help="Table of examples: anchor, positive (and negative); sentence1, sentence2, score; or head, relation, "
-            "tail.",
+            "tail. Once for each file.",
         ),
     ] = None,
     corpus: Annotated[
@@ -87,7 +105,7 @@ def new(
     """Write a project from your own files: params.yaml, dvc.yaml and data/raw."""
     if folder.exists():
         raise VocabgraftError(f"{folder} exists; name a folder that does not, or delete it")
-    given = _read(vocabulary, pairs, corpus or [], column)
+    given = _read(vocabulary, pairs or [], corpus or [], column)
     title = _as_name(name or folder.resolve().name)
     params, choices = _params(given, _located(base), title)
     _write(folder, params, given)
@@ -98,16 +116,24 @@ def new(
         {
             "folder": str(folder),
             "words": len(given.words),
-            "examples": 0 if given.examples is None else len(given.examples),
+            "examples": {name: len(examples.rows) for name, examples in given.examples.items()},
             "contexts": len(given.contexts),
             "choices": {choice.setting: {"value": choice.value, "reason": choice.reason} for choice in choices},
         }
     )
 
 
-def _read(vocabulary: Path, pairs: Path | None, corpus: Sequence[Path], column: str) -> Given:
-    dataset_format, examples = (None, None) if pairs is None else _examples(pairs)
-    return Given(_words(vocabulary), examples, dataset_format, _texts(corpus, column))
+def _read(vocabulary: Path, pairs: Sequence[Path], corpus: Sequence[Path], column: str) -> Given:
+    examples: dict[str, Examples] = {}
+    for path in pairs:
+        name = _as_name(path.name.partition(".")[0]).replace("-", "_")
+        if name in examples or name in RAW_NAMES:
+            raise VocabgraftError(
+                f"--pairs {path}: the dataset {name} would be written twice; allowed: file names that differ from each "
+                f"other and from {', '.join(sorted(RAW_NAMES))}. Rename the file"
+            )
+        examples[name] = _examples(path)
+    return Given(_words(vocabulary), examples, _texts(corpus, column))
 
 
 def _words(path: Path) -> "pd.DataFrame":
@@ -125,7 +151,7 @@ def _words(path: Path) -> "pd.DataFrame":
     return words[["token", "kind", "description"]]
 
 
-def _examples(path: Path) -> "tuple[Format, pd.DataFrame]":
+def _examples(path: Path) -> Examples:
     """The examples in the first format whose columns the file has."""
     from vocabgraft.config.datasets import COLUMNS, OPTIONAL_COLUMNS
     from vocabgraft.data.raw_files import read_table
@@ -135,7 +161,7 @@ def _examples(path: Path) -> "tuple[Format, pd.DataFrame]":
     for kind in FORMATS:
         if present.issuperset(COLUMNS[kind]):
             table = read_table(path, COLUMNS[kind], OPTIONAL_COLUMNS[kind])
-            return kind, table[[name for name in table.columns if name != "row"]]
+            return Examples(kind, table[[name for name in table.columns if name != "row"]])
     allowed = "; ".join(", ".join(COLUMNS[kind]) for kind in reversed(FORMATS))
     raise VocabgraftError(
         f"{path} has none of the sets of columns that examples may have; allowed: {allowed}; here: "
@@ -188,35 +214,41 @@ def _params(given: Given, base: str, name: str) -> tuple[dict[str, Any], list[Ch
 def _data_and_gates(given: Given) -> tuple[dict[str, Any], dict[str, Any], list[Choice]]:
     data: dict[str, Any] = {"vocabulary": "vocabulary.csv", "contexts": ["contexts.txt"] if given.contexts else []}
     retention = Choice("validate_data.retention", "left out", "the general pairs of the package serve")
-    if given.examples is None or given.dataset_format is None:
-        benefit = "fidelity" if given.contexts else None
-        why = (
-            f"no pairs; at least {MIN_FIDELITY}"
-            if benefit
-            else "no pairs and no corpus, so there is nothing to measure"
-        )
-        choices = [
-            Choice("validate_data.datasets", "[]", "no --pairs: the rows are distilled and not trained"),
-            Choice("register_model.gates.benefit", benefit or "null", why),
-        ]
-        return data | {"datasets": []}, {"benefit": benefit, "min_fidelity": MIN_FIDELITY}, [retention, *choices]
-    kind, count = given.dataset_format, len(given.examples)
-    items = int(count * HELD_OUT["test"])
-    metric = "spearman" if kind == "scored_pairs" else "mrr"
-    dataset = {"name": "pairs", "format": kind, "files": {"train": "pairs.csv"}, "held_out": HELD_OUT}
-    benefit, why = f"pairs.new_word.{metric}", "what the held-out examples measure"
+    datasets = [
+        {"name": name, "format": examples.dataset_format, "files": {"train": f"{name}.csv"}, "held_out": HELD_OUT}
+        for name, examples in given.examples.items()
+    ]
+    gates, choices = _gates_of_pairs(given.examples) if given.examples else _gates_without_pairs(bool(given.contexts))
+    return data | {"datasets": datasets}, gates, [retention, *choices]
+
+
+def _gates_without_pairs(has_contexts: bool) -> tuple[dict[str, Any], list[Choice]]:
+    benefit = "fidelity" if has_contexts else None
+    why = f"no pairs; at least {MIN_FIDELITY}" if benefit else "no pairs and no corpus, so there is nothing to measure"
+    choices = [
+        Choice("validate_data.datasets", "[]", "no --pairs: the rows are distilled and not trained"),
+        Choice("register_model.gates.benefit", benefit or "null", why),
+    ]
+    return {"benefit": benefit, "min_fidelity": MIN_FIDELITY}, choices
+
+
+def _gates_of_pairs(tables: "Mapping[str, Examples]") -> tuple[dict[str, Any], list[Choice]]:
+    """The dataset with the most held-out items judges the benefit."""
+    name, judging = max(tables.items(), key=lambda item: item[1].held_out_items)
+    items = judging.held_out_items
+    benefit, why = f"{name}.new_word.{judging.metric}", "what the held-out examples measure"
     if items < LEAST_ITEMS:
         benefit, why = "fidelity", f"about {items} held-out items, which show nothing"
     first = "evidence" if items >= ENOUGH_ITEMS else "any"
+    listed = ", ".join(f"{name} ({one.dataset_format}, {len(one.rows)} rows)" for name, one in tables.items())
     choices = [
-        Choice("validate_data.datasets", f"pairs ({kind}, {count} rows)", "by the columns of the file"),
+        Choice("validate_data.datasets", listed, "by the columns of each file"),
         Choice("register_model.gates.benefit", benefit, why),
         Choice(
             "register_model.gates.first_champion", first, f"about {items} held-out items; {ENOUGH_ITEMS} tell a gain"
         ),
     ]
-    gates = {"benefit": benefit, "min_fidelity": MIN_FIDELITY, "first_champion": first}
-    return data | {"datasets": [dataset]}, gates, [retention, *choices]
+    return {"benefit": benefit, "min_fidelity": MIN_FIDELITY, "first_champion": first}, choices
 
 
 def _write(folder: Path, params: Mapping[str, Any], given: Given) -> None:
@@ -227,8 +259,8 @@ def _write(folder: Path, params: Mapping[str, Any], given: Given) -> None:
         raw = work / "data" / "raw"
         raw.mkdir(parents=True)
         given.words.to_csv(raw / "vocabulary.csv", index=False)
-        if given.examples is not None:
-            given.examples.to_csv(raw / "pairs.csv", index=False)
+        for name, examples in given.examples.items():
+            examples.rows.to_csv(raw / f"{name}.csv", index=False)
         if given.contexts:
             (raw / "contexts.txt").write_text("\n".join(given.contexts) + "\n", encoding="utf-8")
         _write_settings(work, params)

@@ -71,6 +71,15 @@ def test_the_format_follows_the_columns(files: Path, header: str, row: str, expe
     assert gates["first_champion"] == "evidence"
 
 
+def test_each_file_of_examples_is_a_dataset_and_the_larger_one_judges(files: Path) -> None:
+    Path("links.csv").write_text("head,relation,tail\n" + "nephrolith,IsA,stone\n" * 10, encoding="utf-8")
+    params = made("--pairs", "links.csv", "--pairs", "pairs.csv")
+    datasets = params["validate_data"]["datasets"]
+    assert [(one["name"], one["format"]) for one in datasets] == [("links", "triples"), ("pairs", "pairs")]
+    assert params["register_model"]["gates"]["benefit"] == "pairs.new_word.mrr"
+    assert Path("mine/data/raw/links.csv").is_file()
+
+
 def test_a_handful_of_pairs_is_no_evidence(files: Path) -> None:
     Path("pairs.csv").write_text("anchor,positive\nnephrolith,stone\n", encoding="utf-8")
     assert made("--pairs", "pairs.csv")["register_model"]["gates"]["benefit"] == "fidelity"
@@ -82,6 +91,7 @@ def test_a_handful_of_pairs_is_no_evidence(files: Path) -> None:
         (["--vocabulary", "missing.csv"], "missing.csv"),
         (["--vocabulary", "pairs.csv"], "token"),
         (["--vocabulary", "words.csv", "--pairs", "words.csv"], "anchor, positive"),
+        (["--vocabulary", "words.csv", "--pairs", "pairs.csv", "--pairs", "pairs.csv"], "twice"),
         (["--vocabulary", "words.csv", "--corpus", "none.txt"], "none.txt"),
         (["--vocabulary", "words.csv", "--base", "nowhere/at-all"], "nowhere/at-all"),
     ],
