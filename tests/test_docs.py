@@ -28,6 +28,7 @@ PLACEHOLDER = re.compile(r"[A-Z]{3,}")
 FIRST_PARTY = ("vocabgraft", "tasks", "flows", "benchmarks")
 MODULE = re.compile(rf"(?:-m |(?<![\w./`])`)((?:{'|'.join(FIRST_PARTY)})(?:\.\w+)+)")
 MAKE = re.compile(r"(?<![\w-])make ([a-z][a-z0-9-]*)")
+COMMAND = re.compile(r"(?:^|(?<=[ `/])(?<!import ))vocabgraft [a-z-].*", re.MULTILINE)
 PUBLIC = frozenset(vocabgraft.__all__)
 Check = Callable[[str, Path], Iterator[str]]
 
@@ -90,7 +91,7 @@ def missing_targets(text: str, _: Path) -> Iterator[str]:
 def missing_commands(text: str, _: Path) -> Iterator[str]:
     """Subcommands and options of `vocabgraft` in code that the command does not have."""
     for span in code(text):
-        for line in re.findall(r"(?:^|(?<=[ `/])(?<!import ))vocabgraft [a-z-].*", span.replace("\\\n", " "), re.MULTILINE):
+        for line in COMMAND.findall(span.replace("\\\n", " ")):
             words = line.partition("#")[0].split()[1:]
             found: Any = Group("", COMMANDS)
             while isinstance(found, Group) and words and re.fullmatch(r"[a-z]+", words[0]):
