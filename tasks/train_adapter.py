@@ -144,6 +144,7 @@ def _report(result: TrainingResult, params: TrainAdapterParams, without_text: li
         "set_back": result.set_back,
         "method": params.method,
         "precision": result.precision,
+        **result.measured,
         "trainable_parameters": result.trainable_parameters,
         "examples": result.examples,
         "final_loss": result.final_loss,

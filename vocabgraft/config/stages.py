@@ -114,7 +114,7 @@ class DistillationParams(Section):
         contexts_per_token: the most texts from which a token is distilled; templates fill up the rest.
         held_out: share of the contexts held out to measure fidelity.
         least_fidelity: tokens with a lower fidelity are listed.
-        precision: `float32` gives the same result on every CPU; `auto` takes bfloat16 if the hardware multiplies it.
+        precision: `float32` gives the same result on every CPU; `auto` times both and takes the faster.
     """
 
     start: Heuristic = "subword_mean"

@@ -20,7 +20,7 @@ from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.splits import Split
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.extra_modules import custom_parameters, has_heads
-from vocabgraft.models.precision import resolve_precision
+from vocabgraft.models.precision import ChosenPrecision, resolve_precision
 from vocabgraft.storage.artifacts import read_json
 from vocabgraft.token_embeddings.sinks import RowGuard
 from vocabgraft.token_embeddings.trainable import ROWS, ROWS_PATTERN, fast_peft_rows
@@ -58,6 +58,7 @@ class TrainingResult:
     Attributes:
         set_back: tokens whose row became an attention sink and was set back, with how often.
         untrained: new tokens that no training text holds, where the caller asked for that.
+        measured: texts per second in each precision, where `precision: auto` timed them.
     """
 
     curve: list[dict[str, Any]] = field(repr=False)
@@ -66,6 +67,7 @@ class TrainingResult:
     precision: str
     set_back: dict[str, int]
     untrained: tuple[str, ...] = ()
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def final_loss(self) -> float | None:
@@ -119,6 +121,7 @@ class Session:
     params: TrainAdapterParams
     scratch: Path
     guides: Mapping[str, "SentenceTransformer"]
+    precision: ChosenPrecision
     checkpoints: Path | None = None
     listener: "Listener | None" = None
     evaluators: Sequence[Any] = ()
@@ -202,7 +205,10 @@ def fit(
         guides = load_guides([entry.loss for entry in sets if isinstance(entry.loss, LossParams)], model)
         set_seed(seed)
         add_adapter(model, params.method, new_ids, params.lora, params.peft)
-        session = Session(model, sets, new_ids, params, Path(scratch), guides, checkpoints, listener, evaluators)
+        precision = resolve_precision(params.precision, model, distributed.world_size())
+        session = Session(
+            model, sets, new_ids, params, Path(scratch), guides, precision, checkpoints, listener, evaluators
+        )
         curve: list[dict[str, Any]] = []
         trainable = 0
         for number, phase in enumerate(params.phases or [PhaseParams()], start=1):
@@ -211,7 +217,9 @@ def fit(
             curve.extend({"phase": number, **entry} for entry in logged)
     model.eval()
     examples = sum(len(entry.train) for entry in sets)
-    return TrainingResult(curve, trainable, examples, _precision(model, params), dict(sorted(session.set_back.items())))
+    computed_in = "float16" if params.arguments.get("fp16") else precision.name
+    set_back = dict(sorted(session.set_back.items()))
+    return TrainingResult(curve, trainable, examples, computed_in, set_back, measured=precision.measured)
 
 
 def leave_untrained(model: "SentenceTransformer", new_ids: Sequence[int]) -> TrainingResult:
@@ -403,10 +411,6 @@ def _constants(session: Session, checkpoints: PhaseCheckpoints | None) -> Abstra
     return constant_texts(session.model, session.new_ids, checkpoints.table if checkpoints else None)
 
 
-def _precision(model: "SentenceTransformer", params: TrainAdapterParams) -> str:
-    return "float16" if params.arguments.get("fp16") else resolve_precision(params.precision, model.device)
-
-
 def _arguments(
     session: Session, phase: PhaseParams, seed: int, evaluated: bool, checkpoints: PhaseCheckpoints | None
 ) -> Any:
@@ -435,7 +439,7 @@ def _arguments(
         "learning_rate_mapping": {ROWS_PATTERN: rows_rate} if params.method in ROW_METHODS and not only_rows else {},
         "warmup_steps": params.warmup_ratio,
         "logging_nan_inf_filter": False,
-        "bf16": _precision(model, params) == "bfloat16",
+        "bf16": session.precision.name == "bfloat16" and not params.arguments.get("fp16"),
         # Live metrics go by the listener, which knows where the store is.
         "report_to": "none",
         **_columns(model),
