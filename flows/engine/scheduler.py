@@ -1,4 +1,4 @@
-"""The stages of a plan, each started when those before it have ended; under Prefect or without it."""
+"""Runs the stages of a plan, each after those before it have ended; with or without Prefect."""
 
 import json
 import os
@@ -21,28 +21,28 @@ from flows.engine.stage_run import DvcProcesses, StageLog, reproduce
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import write_json
 
-# How long each stage took in its last run here: `--plan` shows it, and the table of a run says what was saved.
+# Seconds of each stage's last run here: `--plan` shows them, and a run's table shows the time saved.
 HISTORY = Path(".dvc/tmp/build_model.seconds.json")
-# Stages that wait (for a service, a disk, a lock) are worth starting beyond the number of cores; a graph is rarely this
-# wide, and --jobs says otherwise where its stages are heavy.
+# More than the number of cores, because some stages wait (for a service, a disk, a lock). Graphs are rarely this wide;
+# lower --jobs if stages are heavy.
 LEAST_JOBS = 8
 SECONDS_TO_RETRY, GROWTH = 2.0, 4.0
 SECONDS_BUSY, LONGEST_BUSY_WAIT, SECONDS_TO_GIVE_UP = 0.5, 10.0, 3600.0
 Body = Callable[[StageLog], StageResult]
-# Makes a stage's outputs on another machine and leaves them in DVC's remote: the stage, whether it is forced, its log,
-# and what says that the run is being stopped. An attempt says why it could not.
+# Makes a stage's outputs on another machine and pushes them to DVC's remote. Takes the stage, whether it is forced, its
+# log, and a function that says whether the run is being stopped. Returns an attempt if it failed.
 Elsewhere = Callable[[Stage, bool, StageLog, Callable[[], bool]], Attempt | None]
 
 
 class Submit(Protocol):
-    """Starts a stage's body somewhere, and calls `done` when it has ended, however it ended."""
+    """Starts a stage's body, and calls `done` when it has ended, whatever the outcome."""
 
     def __call__(self, entry: Planned, body: Body, done: Callable[[], None]) -> None:
         """Start it and return."""
 
 
 def default_jobs() -> int:
-    """How many stages run at the same time where nobody says."""
+    """The number of stages at the same time if --jobs is not given."""
     return max(LEAST_JOBS, os.cpu_count() or 1)
 
 
@@ -73,7 +73,7 @@ class StageRuns:
     def run(self, submit: Submit) -> list[StageResult]:
         """Run every stage, and return the results in the order of the plan.
 
-        SIGINT and SIGTERM end what runs and leave the rest out; they are handled only where this is the main thread.
+        SIGINT and SIGTERM end the running stages and skip the rest. They are handled only in the main thread.
         """
         waiting = {entry.stage.name: entry for entry in self._planned}
         running: set[str] = set()
@@ -85,7 +85,7 @@ class StageRuns:
                     running.add(name)
                     submit(entry, partial(self._run_stage, entry), partial(ended.put, name))
                 running.discard(ended.get())
-        unexpected = "ended unexpectedly; the log above says why"
+        unexpected = "ended unexpectedly; the log above gives the reason"
         names = [entry.stage.name for entry in self._planned]
         return [self._results.get(name, StageResult(name, Outcome.FAILED, 0.0, unexpected)) for name in names]
 
@@ -105,7 +105,7 @@ class StageRuns:
             result = self._left_out(entry) or self._reproduced(entry, log)
         except (VocabgraftError, OSError) as error:
             result = StageResult(name, Outcome.FAILED, 0.0, str(error))
-        except Exception as error:  # noqa: BLE001  a fault of the flow itself: the report has it, as any other reason
+        except Exception as error:  # noqa: BLE001  a bug of the flow itself goes to the report, as any other reason
             trace = traceback.format_exc()
             result = StageResult(name, Outcome.FAILED, 0.0, f"unexpected {type(error).__name__}: {error}", log=trace)
         result = self._with_savings(replace(result, seconds=time.perf_counter() - started))
@@ -122,7 +122,7 @@ class StageRuns:
         return replace(result, saved=max(took - result.seconds, 0.0))
 
     def _left_out(self, entry: Planned) -> StageResult | None:
-        """The result of a stage that is not run: cancelled, behind a failure, or unchanged; None for one that is."""
+        """The result of a stage that does not run (cancelled, after a failure, unchanged); None if it runs."""
         name, upstream = entry.stage.name, self._of(entry.stage.upstream)
         if self._stopping.is_set():
             return StageResult(name, Outcome.CANCELLED, 0.0, "the run was cancelled before it started")
@@ -134,7 +134,7 @@ class StageRuns:
             return None if lost else StageResult(name, Outcome.UNCHANGED, 0.0, "")
         failed = [result.name for result in self._of(tuple(self._results)) if result.outcome is Outcome.FAILED]
         if failed and not self._keep_going:
-            reason = f"not started after {', '.join(failed)} failed; --keep-going runs what does not need it"
+            reason = f"not started after {', '.join(failed)} failed; --keep-going runs the stages that do not need it"
             return StageResult(name, Outcome.NOT_READY, 0.0, reason)
         return None
 
@@ -158,7 +158,7 @@ class StageRuns:
         return result
 
     def _tried(self, entry: Planned, force: bool, log: StageLog) -> Attempt:
-        """The last attempt at a stage: again while other processes hold it, and a few times after a fault."""
+        """The last attempt at a stage: repeated while other processes hold its files, and a few times after a crash."""
         stage, faults, started, busy = entry.stage, 0, time.monotonic(), SECONDS_BUSY
         while True:
             attempt = self._attempt(stage, force, log)
@@ -181,14 +181,14 @@ class StageRuns:
             return reproduce(self._processes, self._root, stage.name, force, log, stage.timeout)
         if (failed := self._elsewhere(stage, force, log, self._stopping.is_set)) is not None:
             return failed
-        # DVC itself brings the outputs here and writes dvc.lock, as for any result that its run cache has.
+        # DVC itself pulls the outputs and writes dvc.lock, as for any result in its run cache.
         attempt = reproduce(self._processes, self._root, stage.name, False, log, stage.timeout, pull=True)
         return Attempt(Ending.RAN) if attempt.ending is Ending.RESTORED else attempt
 
     def _outcome(self, entry: Planned, attempt: Attempt) -> StageResult:
         name, reasons = entry.stage.name, "; ".join(entry.reasons)
         if attempt.ending is Ending.SKIPPED:
-            return StageResult(name, Outcome.UNCHANGED, 0.0, "what it reads turned out the same")
+            return StageResult(name, Outcome.UNCHANGED, 0.0, "its inputs turned out the same")
         if attempt.ending is Ending.RAN:
             return StageResult(name, Outcome.COMPLETED, 0.0, reasons)
         if attempt.ending is Ending.RESTORED:
@@ -201,7 +201,7 @@ class StageRuns:
 
 
 class PrintedLog:
-    """A stage's output on standard output, each line with its stage's name."""
+    """Prints a stage's output, each line with the stage's name."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -211,11 +211,11 @@ class PrintedLog:
         print(f"{self._name} | {text}", flush=True)
 
     def progress(self, percent: float) -> None:
-        """The line of the progress bar says it."""
+        """Nothing: the line of the progress bar shows it."""
 
 
 def run_in_threads(runs: StageRuns, jobs: int) -> list[StageResult]:
-    """Run a plan with nothing but threads."""
+    """Run a plan in threads, without Prefect."""
     with ThreadPoolExecutor(max_workers=jobs) as pool:
 
         def submit(entry: Planned, body: Body, done: Callable[[], None]) -> None:
@@ -236,15 +236,15 @@ def _ignore(_: str) -> None:
 
 
 def last_seconds(root: Path) -> dict[str, float]:
-    """The seconds of each stage's last completed run in this workspace; what never ran here is left out."""
+    """The seconds of each stage's last completed run in this workspace."""
     try:
         content = json.loads((root / HISTORY).read_text(encoding="utf-8"))
         return {str(name): float(seconds) for name, seconds in content.items()}
     except (FileNotFoundError, ValueError, AttributeError, TypeError):
-        # It is only a forecast: a damaged one, as a full disk leaves it, is ignored.
+        # It is only a forecast, so a damaged file (after a full disk, for example) is ignored.
         return {}
 
 
 def keep_seconds(root: Path, seconds: dict[str, float]) -> None:
-    """Keep how long stages took, beside what is known of the others."""
+    """Record the seconds of stages, and keep those of the others."""
     write_json(root / HISTORY, last_seconds(root) | {name: round(value, 2) for name, value in seconds.items()})

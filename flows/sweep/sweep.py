@@ -99,7 +99,7 @@ def _log(rows: Sequence[Mapping[str, Any]], sweep: SweepParams, name: str) -> bo
 
 def _planned(sweep: SweepParams, file: Path, remote: bool) -> tuple[list[Point], dict[str, Work]]:
     if not (ROOT / ".dvc").is_dir():
-        raise VocabgraftError(f"{ROOT.resolve()} is no DVC project; run from the project's root")
+        raise VocabgraftError(f"{ROOT.resolve()} is not a DVC project; run from the project's root")
     if remote:
         require_remote(ROOT)
     commit, code = committed_code(ROOT, beside=[os.path.relpath(file, ROOT)])
