@@ -27,7 +27,7 @@ from vocabgraft.checks.result import Finding, at_most, noise_limit, none_of, quo
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import Embeddings, encode
 from vocabgraft.models.extra_modules import custom_modules
-from vocabgraft.models.precision import autocast
+from vocabgraft.models.precision import autocast, in_float32
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -134,9 +134,11 @@ def bfloat16(evidence: Evidence) -> Finding:
     texts = evidence.probes.few(FEWEST).mixed
 
     def rounded(model: "SentenceTransformer") -> Differences:
-        exact = encode(model, texts, evidence.params.batch_size)
-        with autocast("bfloat16", model.device):
-            distances = cosine_distances(exact, encode(model, texts, evidence.params.batch_size))
+        # Autocast mixes bfloat16 with float32 alone: on float16 weights a layer norm raises.
+        with in_float32(model):
+            exact = encode(model, texts, evidence.params.batch_size)
+            with autocast("bfloat16", model.device):
+                distances = cosine_distances(exact, encode(model, texts, evidence.params.batch_size))
         return list(zip(distances.tolist(), texts, strict=True))
 
     found, noise = rounded(evidence.model("merged")), rounded(evidence.model("base"))

@@ -20,7 +20,7 @@ from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.splits import Split
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.extra_modules import custom_parameters, has_heads
-from vocabgraft.models.precision import ChosenPrecision, resolve_precision
+from vocabgraft.models.precision import ChosenPrecision, in_float32, resolve_precision
 from vocabgraft.storage.artifacts import read_json
 from vocabgraft.token_embeddings.sinks import RowGuard
 from vocabgraft.token_embeddings.trainable import ROWS, ROWS_PATTERN, fast_peft_rows
@@ -187,7 +187,8 @@ def fit(
     """Put an adapter on the model (changed in place), or with `full` none, and train it on datasets in memory.
 
     Args:
-        model: with a row for each new token; it has no adapter yet.
+        model: with a row for each new token; it has no adapter yet. One stored in 16 bits trains in float32 and has
+            its type again afterwards; its adapter stays float32.
         sets: what is trained on, each with its loss.
         new_ids: ids whose rows are trained.
         params: what is trained, and how.
@@ -201,7 +202,7 @@ def fit(
     """
     from transformers import set_seed
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, in_float32(model):
         guides = load_guides([entry.loss for entry in sets if isinstance(entry.loss, LossParams)], model)
         set_seed(seed)
         add_adapter(model, params.method, new_ids, params.lora, params.peft)
