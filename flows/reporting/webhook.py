@@ -2,12 +2,11 @@
 
 import json
 import os
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -16,6 +15,7 @@ from flows.engine.stage_outcome import Outcome
 from vocabgraft.config.params import PARAMS_FILE
 from vocabgraft.config.stages import FROM_ENVIRONMENT, FailureHookParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import printable_parts, warn
 
 # Chat services cut a message (Slack at 4,000 characters); the report has all of it.
 REASON_LENGTH = 3000
@@ -57,7 +57,7 @@ def post(root: Path, flow_run: str | None, stages: list[dict[str, str]], failure
         message = _message(root, flow_run, stages, failure)
         _post(_address(hook.url), message, hook.timeout_s)
     except VocabgraftError as error:
-        print(f"the failure hook was not told: {error}", file=sys.stderr)
+        warn(f"the failure hook was not told: {error}")
         return False
     return True
 
@@ -68,7 +68,7 @@ def _message(
     project = root.resolve().name
     what = failure or ", ".join(f"{stage['name']} ({stage['state']})" for stage in stages)
     failed = [f"{stage['name']}: {stage['reason']}" for stage in stages if stage["state"] == Outcome.FAILED.value]
-    return {
+    message = {
         # What Slack, Mattermost and Teams show of a message.
         "text": _cut("\n".join([f"{project}: the run failed: {what}", *failed])),
         "project": project,
@@ -76,6 +76,7 @@ def _message(
         "failure": _cut(failure) if failure else None,
         "stages": stages,
     }
+    return cast("Mapping[str, str | list[dict[str, str]] | None]", printable_parts(message))
 
 
 def _cut(text: str) -> str:
