@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import warn
 
 USAGE_ERROR = 2
 EXIT_CODES = """Exit codes:
@@ -289,7 +290,7 @@ def _load(name: str, entry: Entry | Group) -> Any:
 
 
 def _fail(message: str) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
+    warn(message)
     sys.exit(USAGE_ERROR)
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from vocabgraft.data.validation import count_uses, inside_others, new_tokens
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import tokenizer_file
 from vocabgraft.models.remote_code import check_code, describe_code
+from vocabgraft.printable import warn
 from vocabgraft.storage.artifacts import new_folder, write_json
 from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 
@@ -171,7 +171,7 @@ def _show_refused(judgement: Judgement, site: Path) -> None:
     """Data Docs of rows that a rule refused; a file that cannot be read is not in them."""
     if any(table.refusals for table in judgement.tables.values()):
         _write_data_docs(judgement, site)
-        print(f"Data Docs: {site}/index.html", file=sys.stderr)
+        warn(f"Data Docs: {site}/index.html")
 
 
 def _write_data_docs(judgement: Judgement, site: Path) -> None:

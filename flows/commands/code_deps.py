@@ -8,9 +8,10 @@ inside functions too. So a change of code runs again exactly the stages that can
 
 import ast
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from vocabgraft.printable import warn
 
 FIRST_PARTY = ("tasks", "vocabgraft")
 STAGE = re.compile(r"  (?P<name>[\w-]+):\s*(#.*)?")
@@ -87,4 +88,4 @@ def rewrite(root: Path) -> bool:
 
 
 if __name__ == "__main__":
-    print("dvc.yaml: code deps written" if rewrite(Path.cwd()) else "dvc.yaml: code deps were right", file=sys.stderr)
+    warn("dvc.yaml: code deps written" if rewrite(Path.cwd()) else "dvc.yaml: code deps were right")

@@ -6,6 +6,7 @@ from pydantic import (
     AfterValidator,
     Field,
     StringConstraints,
+    field_serializer,
     model_validator,
 )
 
@@ -383,6 +384,7 @@ class RegisterModelParams(Section):
 
 # A webhook's address is often its secret, and params.yaml is in Git.
 FROM_ENVIRONMENT = "env:"
+HIDDEN = "***"
 
 
 class FailureHookParams(Section):
@@ -393,5 +395,13 @@ class FailureHookParams(Section):
         timeout_s: seconds to wait for an answer.
     """
 
-    url: Annotated[str, StringConstraints(pattern=r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*)$")] | None = None
+    url: Annotated[
+        Annotated[str, StringConstraints(pattern=r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*)$")] | None,
+        Field(repr=False),
+    ] = None
     timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
+
+    @field_serializer("url")
+    def _without_secret(self, url: str | None) -> str | None:
+        """An address that stands here itself reaches no record of a run and no parameter in MLflow."""
+        return url if url is None or url.startswith(FROM_ENVIRONMENT) else HIDDEN

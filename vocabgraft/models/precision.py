@@ -1,4 +1,4 @@
-"""Which precision to compute in: what params.yaml says, or the faster one here; and float32 weights for a 16-bit model."""
+"""Which precision to compute in, as set or as timed here, and float32 weights for a 16-bit model that trains."""
 
 import time
 from collections.abc import Iterator, Mapping
