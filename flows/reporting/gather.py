@@ -36,6 +36,7 @@ PARTS = {
     "comparison": ("evaluate_model", "comparison.json"),
     "retention": ("evaluate_model", "retention.json"),
     "tokens": ("evaluate_model", "tokens.json"),
+    "searches": ("evaluate_model", "searches.json"),
 }
 
 

@@ -5,7 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.reporting.numbers import DASH, METRICS, capital, counted, figure, listed, moment, number, p_value, signed
+from flows.reporting.numbers import (
+    DASH,
+    METRICS,
+    capital,
+    counted,
+    figure,
+    listed,
+    moment,
+    number,
+    p_value,
+    rank,
+    signed,
+)
+from flows.reporting.searches import searches
 from flows.reporting.sections import SECTIONS, Gathered, gate_settings, main_row
 from tasks.registry.gate_results import NO_EVIDENCE_ASKED, GateResult, told, told_figure, told_interval
 from vocabgraft.config.benefits import FIDELITY, TOKENS_PER_TEXT
@@ -13,6 +26,7 @@ from vocabgraft.config.benefits import FIDELITY, TOKENS_PER_TEXT
 TEMPLATES = Path(__file__).parent / "templates"
 TITLES = {
     "benefit": "Benefit",
+    "searches": "Search, before and after",
     "retention": "Retention",
     "consistency": "Consistency",
     "vocabulary": "Vocabulary",
@@ -54,9 +68,9 @@ def render(gathered: Gathered, plot: Plot) -> str:
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    filters = (figure, signed, number, p_value, moment, counted)
+    filters = (figure, signed, number, rank, p_value, moment, counted)
     environment.filters |= {function.__name__: function for function in filters}
-    views = {name: section(gathered) for name, section in SECTIONS.items()}
+    views = {name: section(gathered) for name, section in {**SECTIONS, "searches": searches}.items()}
     drawn = dict(view["plot"] for view in views.values() if "plot" in view)
     return environment.get_template("report.html.jinja").render(
         run=gathered.run,

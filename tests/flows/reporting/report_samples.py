@@ -118,6 +118,7 @@ def outputs() -> dict[str, dict[str, Any]]:
             "comparison.json": comparison(),
             "retention.json": drift(),
             "tokens.json": neighbours(),
+            "searches.json": {"datasets": [searches("relations", ("<|IsA|>", 1)), searches("terms", (HOSTILE, 4000))]},
         },
         "register_model": {"registration.json": {"name": "sample", "content_digest": "2" * 64}},
     }
@@ -277,6 +278,43 @@ def drift() -> dict[str, Any]:
             "no_new_word": {"gain": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0, "verdict": "could be chance"}
         },
         "problems": [],
+    }
+
+
+def searches(dataset: str, worse: tuple[str, int]) -> dict[str, Any]:
+    """A query that was found worse, one that was found better, and a sample of one whose rank stayed."""
+    query, rank = worse
+    return {
+        "dataset": dataset,
+        "queries": 119,
+        "documents": 7356,
+        "improved": 70,
+        "worsened": 9,
+        "losses": [search(query, rank, 5000)],
+        "gains": [search(f"acute {WORDS[0]}", 12.5, 1)],
+        "sample": [search("kidney stone", 2, 2)],
+    }
+
+
+def search(query: str, before: float, after: float) -> dict[str, Any]:
+    """A query with its five nearest documents; the right one is among the first five where its rank is."""
+    documents = [LONG, HOSTILE, "a stone", "a kidney", "a doctor"]
+    ranks = {"base": before, "merged": after}
+    return {
+        "query": query,
+        "answers": ["the right one"],
+        "rank": ranks,
+        "tokens": {
+            "base": [[piece, False] for piece in ("ne", "##ph", HOSTILE)],
+            "merged": [["acute", False], [WORDS[0], True]],
+        },
+        "nearest": {
+            model: [
+                ["the right one" if place == rank else text, 0.9 - place / 10, "right" if place == rank else ""]
+                for place, text in enumerate(documents, start=1)
+            ]
+            for model, rank in ranks.items()
+        },
     }
 
 

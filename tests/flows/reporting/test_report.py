@@ -45,9 +45,10 @@ from tests.flows.reporting.report_samples import (
 from vocabgraft.storage.artifacts import write_json
 from vocabgraft.training.curve import loss_lines
 
-SECTIONS = ["benefit", "retention", "consistency", "vocabulary", "training", "data", "lineage"]
+SECTIONS = ["benefit", "searches", "retention", "consistency", "vocabulary", "training", "data", "lineage"]
 MAKERS = {
     "benefit": "evaluate_model",
+    "searches": "evaluate_model",
     "retention": "evaluate_model",
     "consistency": "check_consistency",
     "vocabulary": "extend_tokenizer",
@@ -158,6 +159,30 @@ def test_every_plot_is_there_and_tells_its_data_in_words(tmp_path: Path) -> None
     assert first["low"] < first["gain"] < first["high"]
     assert [row["mean"] for row in drawn["drift"]["rows"]] == [0.0312, 0.0]
     assert "with a new word: mean 0.0312" in drawn["drift"]["description"]
+
+
+def test_losses_are_shown_as_prominently_as_gains_and_before_them(tmp_path: Path) -> None:
+    page = made(tmp_path, flow_run(results()))
+    said = page.text("searches")
+    assert said.index("terms") < said.index("relations"), "the dataset that decides promotion comes first"
+    assert "up for 70 and down for 9 ; 40 stayed" in said
+    assert said.index("Found worse 1 of 9") < said.index("Found better 1 of 70") < said.index("A random sample")
+    opened = [attributes for tag, attributes in page.elements if "search" in (attributes.get("class") or "").split()]
+    assert [entry["class"] for entry in opened] == ["search worse", "search better", "search same"] * 2
+    assert ["open" in entry for entry in opened] == [True, True, False] * 2
+    assert f"{HOSTILE} rank 4,000 → 5,000" in said
+    assert "rank 12.5 → 1" in said
+
+
+def test_a_search_marks_new_words_and_the_right_document_and_names_one_that_is_not_shown(tmp_path: Path) -> None:
+    page = made(tmp_path, flow_run(results()))
+    said = page.text("searches")
+    new = [attributes for tag, attributes in page.elements if tag == "code" and attributes.get("class") == "new"]
+    assert len(new) == 6 + 1, "one new word in each of six searches, and the legend"
+    right = [attributes for tag, attributes in page.elements if tag == "li" and attributes.get("class") == "right"]
+    # Of "gains" the trained model's first; of "sample" both models' second; of "losses" the base's in one dataset.
+    assert len(right) == 2 * (1 + 2) + 1
+    assert said.count("Right the right one") == 2, "both losses, whose right document is beyond the five"
 
 
 def test_lineage_tells_what_the_model_was_made_from(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.flows.reporting.report_samples import (
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, e.g. Debian's package chromium")
 
 DESK, PHONE = 1280, 390
-SECTIONS = ["verdict", "benefit", "retention", "consistency", "vocabulary", "training", "data", "lineage"]
+SECTIONS = ["verdict", "benefit", "searches", "retention", "consistency", "vocabulary", "training", "data", "lineage"]
 PAGES = ["promoted", "registered", "failed", "nothing"]
 OPEN_ALL = "document.querySelectorAll('details').forEach(entry => entry.open = true)"
 SHOWN = """
@@ -166,7 +166,10 @@ def test_a_heading_leads_every_section_and_the_verdict_comes_first(browser: Brow
     browser.open(pages["failed"], PHONE, "light")
     first, *others = browser.evaluate(HEADINGS)
     assert first == "Failed: check_consistency"
-    assert others == "Benefit,Retention,Consistency,Vocabulary,Training,Data validation,Lineage".split(",")
+    assert others == [
+        "Benefit", "Search, before and after", "Retention", "Consistency", "Vocabulary", "Training", "Data validation",
+        "Lineage",
+    ]  # fmt: skip
     first_screen = browser.evaluate("document.querySelector('h1').getBoundingClientRect().bottom < 300")
     assert first_screen is True
 
