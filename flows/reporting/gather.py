@@ -32,6 +32,7 @@ PARTS = {
     "resizing": ("resize_base", "report.json"),
     "training": ("train_adapter", "report.json"),
     "checks": ("check_consistency", "checks.json"),
+    "token_checks": ("check_consistency", "tokens.json"),
     "metrics": ("evaluate_model", "metrics.json"),
     "comparison": ("evaluate_model", "comparison.json"),
     "retention": ("evaluate_model", "retention.json"),

@@ -9,11 +9,11 @@ from vocabgraft.config.stages import EvaluateModelParams
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.beir import Benchmark
 from vocabgraft.data.splits import SPLITS
+from vocabgraft.evaluation.by_token import describe_tokens
 from vocabgraft.evaluation.control import judge_control
 from vocabgraft.evaluation.evaluated_model import NewWords, Subject
 from vocabgraft.evaluation.graded_retrieval import measure_benchmark
 from vocabgraft.evaluation.metrics import Measurement, compared_items, figures_of, problems_of, verdict_json
-from vocabgraft.evaluation.neighbors import describe_tokens
 from vocabgraft.evaluation.retention import measure_drift, moved_share, reference_corpus
 from vocabgraft.evaluation.retrieval import (
     Retention,
@@ -132,7 +132,7 @@ def evaluate(
             "spearman": _spearman(kept, params.smoke_under, seed),
             "problems": [*problems_of([kept]), *drift["problems"]],
         },
-        tokens=describe_tokens(models["merged"], tokens, seed),
+        tokens=describe_tokens(subjects, tokens, measured, seed),
         searches=_searches(questions, subjects["base"], subjects["merged"], seed),
         measurements=[entry for entry in (*measured, kept, fidelity, tokens_per_text) if entry],
     )

@@ -112,7 +112,7 @@ def outputs() -> dict[str, dict[str, Any]]:
         "resize_base": {"report.json": {"distillation": distillation()}},
         "train_adapter": {"report.json": training_report()},
         "merge_adapter": {"config.json": {}},
-        "check_consistency": {"checks.json": {"passed": True, "checks": checks()}},
+        "check_consistency": {"checks.json": {"passed": True, "checks": checks()}, "tokens.json": token_checks()},
         "evaluate_model": {
             "metrics.json": metrics(),
             "comparison.json": comparison(),
@@ -281,6 +281,25 @@ def drift() -> dict[str, Any]:
     }
 
 
+def held_out(place: int) -> dict[str, Any]:
+    """What the held-out queries of a token say: the first gained most, the third lost, others have too few."""
+    gains = {0: 12.5, 1: 0.4, 2: -20.5, 7: -8.25}
+    if place not in gains:
+        return {"queries": 0, "verdict": "too few to judge", "worst": None}
+    verdict = {0: "better", 1: "could be chance", 2: "worse", 7: "too few to judge"}[place]
+    worst = {"dataset": "terms", "query": HOSTILE, "rank": {"base": 1.0, "merged": 1402.5}}
+    return {"queries": 12, "base": 40.0, "merged": 40.0 + gains[place], "gain": gains[place], "p_value": 0.01} | {
+        "verdict": verdict,
+        "worst": worst if gains[place] < 0 else None,
+    }
+
+
+def token_checks() -> dict[str, Any]:
+    """The sixth token is a sink and the fifth mistaken for another."""
+    sinks = {token: [0.97 if place == 5 else 0.41, place != 5] for place, token in enumerate(TOKENS)}
+    return {"attention_sinks": sinks, "swapped_tokens": {TOKENS[4]: [6.5, False], TOKENS[0]: [0.1, True]}}
+
+
 def searches(dataset: str, worse: tuple[str, int]) -> dict[str, Any]:
     """A query that was found worse, one that was found better, and a sample of one whose rank stayed."""
     query, rank = worse
@@ -325,6 +344,9 @@ def neighbours() -> dict[str, Any]:
     return {
         "tokens": [
             {"token": token, "kind": kind_of(token), "id": 30522 + place, "nearest_old": near, "nearest_new": near[:2]}
+            | {"before": {"nearest_old": [["##ro", 0.9]], "nearest_new": []}}
+            | {"description": {"before": 0.31, "after": 0.31 + place / 50} if place else None}
+            | {"held_out": held_out(place)}
             for place, token in enumerate(TOKENS)
         ],
         "map": {
