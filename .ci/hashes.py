@@ -19,5 +19,5 @@ def lines(report: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("# Files that pip takes on CPython 3.11, Linux x86-64; made by `make lock`.")
-    print("\n".join(lines(json.load(sys.stdin))))
+    heading = "# Files that pip takes on CPython 3.11, Linux x86-64; made by `make lock`."
+    sys.stdout.write("\n".join([heading, *lines(json.load(sys.stdin))]) + "\n")

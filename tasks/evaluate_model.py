@@ -76,6 +76,7 @@ def evaluate_model(
         write_json(work / "comparison.json", found.comparison)
         write_json(work / "retention.json", found.retention)
         write_json(work / "tokens.json", found.tokens)
+        write_json(work / "searches.json", {"datasets": found.searches})
         write_json(work / "gains.json", gains_for_plots(found.comparison))
         pq.write_table(pa.table(item_columns(found.measurements)), work / "items.parquet")
     digest = read_json(merged / MANIFEST)["digest"]

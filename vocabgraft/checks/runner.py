@@ -5,8 +5,8 @@ and when it does not apply. So a new one is one function, one entry, and its nam
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from vocabgraft.checks import conditions as when
@@ -29,6 +29,7 @@ class Check:
         details: the tokens, texts or weights that broke it, at most ten.
         warnings: tokens that stand out, though the check passed, at most ten.
         setting, remedy: as in `CheckEntry`.
+        by_token: as of `Finding`; `checks.json` does not have it.
     """
 
     name: str
@@ -43,10 +44,13 @@ class Check:
     reason: str
     details: tuple[str, ...]
     warnings: tuple[str, ...]
+    by_token: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The check as a mapping for `checks.json`."""
-        return asdict(self) | {"details": list(self.details), "warnings": list(self.warnings)}
+        content = asdict(self) | {"details": list(self.details), "warnings": list(self.warnings)}
+        del content["by_token"]
+        return content
 
 
 @dataclass(frozen=True)
@@ -356,9 +360,10 @@ def run_check(entry: CheckEntry, evidence: Evidence) -> Check:
         return _result(entry, "too few to judge", found.reason, figure=found.figure, warnings=found.warnings)
     verdict: Verdict = "passed" if found.holds else "waived" if waived else "failed"
     reason = waived or "" if verdict == "waived" else ""
-    return _result(
+    result = _result(
         entry, verdict, reason, found.limit, found.figure, found.details, noise=found.noise, warnings=found.warnings
     )
+    return replace(result, by_token=found.by_token)
 
 
 def _result(

@@ -9,11 +9,11 @@ from vocabgraft.config.stages import EvaluateModelParams
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.beir import Benchmark
 from vocabgraft.data.splits import SPLITS
+from vocabgraft.evaluation.by_token import describe_tokens
 from vocabgraft.evaluation.control import judge_control
 from vocabgraft.evaluation.evaluated_model import NewWords, Subject
 from vocabgraft.evaluation.graded_retrieval import measure_benchmark
 from vocabgraft.evaluation.metrics import Measurement, compared_items, figures_of, problems_of, verdict_json
-from vocabgraft.evaluation.neighbors import describe_tokens
 from vocabgraft.evaluation.retention import measure_drift, moved_share, reference_corpus
 from vocabgraft.evaluation.retrieval import (
     Retention,
@@ -21,7 +21,9 @@ from vocabgraft.evaluation.retrieval import (
     measure_retention,
     measure_retrieval,
     measure_similarity,
+    retrieval_set,
 )
+from vocabgraft.evaluation.searches import benchmark_set, changed_searches
 from vocabgraft.evaluation.unlabelled import fidelity_json, held_out_texts, measure_fidelity, measure_tokens
 from vocabgraft.tokens.tokenizer import ExtendedToken, added_tokens
 
@@ -60,12 +62,13 @@ class Questions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of `metrics.json`, `comparison.json`, `retention.json` and `tokens.json`, and every item."""
+    """What goes into the files `metrics`, `comparison`, `retention`, `tokens`, `searches` and `items`."""
 
     metrics: dict[str, dict[str, Any]]
     comparison: dict[str, Any]
     retention: dict[str, Any]
     tokens: dict[str, Any]
+    searches: list[dict[str, Any]]
     measurements: Sequence[Measurement]
 
     @property
@@ -129,7 +132,8 @@ def evaluate(
             "spearman": _spearman(kept, params.smoke_under, seed),
             "problems": [*problems_of([kept]), *drift["problems"]],
         },
-        tokens=describe_tokens(models["merged"], tokens, seed),
+        tokens=describe_tokens(subjects, tokens, measured, seed),
+        searches=_searches(questions, subjects["base"], subjects["merged"], seed),
         measurements=[entry for entry in (*measured, kept, fidelity, tokens_per_text) if entry],
     )
 
@@ -195,6 +199,12 @@ def _measure_benefit(
     for benchmark in questions.benchmarks:
         measured += measure_benchmark(benchmark, subjects, new_words)
     return measured, problems
+
+
+def _searches(questions: Questions, base: Subject, merged: Subject, seed: int) -> list[dict[str, Any]]:
+    sets = [retrieval_set(entry) for entry in questions.datasets if entry.is_retrieval and entry.rows("test")]
+    sets += [benchmark_set(benchmark) for benchmark in questions.benchmarks]
+    return [changed_searches(entry, base, merged, seed) for entry in sets]
 
 
 def _measure_without_labels(
