@@ -22,7 +22,8 @@ class Agreement:
         cosine_mean: of the two embeddings of a text, averaged.
         cosine_min: of the text that lost most.
         worst: that text.
-        nearest_kept: share of the ten nearest documents that stay among the ten nearest, averaged over queries.
+        nearest_kept: share of the ten nearest documents that stay among them, averaged over queries. Of fewer than 40
+            documents the nearest quarter counts.
         first_kept: share of queries whose nearest document stays the nearest.
     """
 
@@ -93,7 +94,8 @@ def _nearest(encoded: Encoded, same: Sequence[Sequence[int]]) -> Array:
         same: for each query the documents that are the same text: they would be found by any model.
     """
     queries, documents = _unit(encoded.queries), _unit(encoded.documents)
-    count = min(NEAREST, len(documents))
+    # Of few documents ten would be all of them, whatever their order.
+    count = min(NEAREST, max(1, len(documents) // 4))
     found = []
     for query, itself in zip(queries, same, strict=True):
         scores = np.round(documents @ query, SCORE_DIGITS)

@@ -1,6 +1,5 @@
 """A folder with a model in ONNX, laid out as sentence-transformers, text-embeddings-inference and fastembed read it."""
 
-import csv
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from vocabgraft.data.validation import GENERAL_PAIRS
+from vocabgraft.data.general import general_sentences
 from vocabgraft.errors import VocabgraftError, did_you_mean
 from vocabgraft.export.agreement import Agreement, Encoded, compare
 from vocabgraft.export.encoder import MODEL_FILE, OnnxEncoder
@@ -101,9 +100,7 @@ def export_onnx(
 
 def general_sample() -> tuple[list[str], list[str]]:
     """Queries and documents of everyday subjects, of the pairs that come with the package."""
-    with GENERAL_PAIRS.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))[:GENERAL]
-    return [row["sentence1"] for row in rows], [row["sentence2"] for row in rows]
+    return general_sentences(GENERAL)
 
 
 def require_precision(precision: str) -> Precision:

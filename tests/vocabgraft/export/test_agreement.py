@@ -37,8 +37,13 @@ def test_documents_that_change_places_are_counted_by_hand() -> None:
     queries, documents = np.eye(2)[:1], np.array([[1.0, 0.1], [1.0, 0.2], [0.0, 1.0]])
     swapped = documents[[1, 0, 2]]
     found = compare(Encoded(queries, documents), Encoded(queries, swapped), ["q"], ["a", "b", "c"])
-    # Three documents are all among the ten nearest; the first of them is another one.
-    assert (found.nearest_kept, found.first_kept) == (1.0, 0.0)
+    assert (found.nearest_kept, found.first_kept) == (0.0, 0.0)
+    queries, documents = np.eye(2)[:1], np.array([[1.0, i / 10] for i in range(40)])
+    swapped = documents[[1, 0, *range(2, 8), 20, *range(9, 20), 8, *range(21, 40)]]
+    names = [str(i) for i in range(40)]
+    found = compare(Encoded(queries, documents), Encoded(queries, swapped), ["q"], names)
+    # The first two of the ten change places, and one of the ten is lost.
+    assert (found.nearest_kept, found.first_kept) == (0.9, 0.0)
 
 
 def test_a_query_does_not_find_itself() -> None:
