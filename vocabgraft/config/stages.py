@@ -313,11 +313,20 @@ def _registry_takes(name: str) -> str:
     return name
 
 
+ExportName = Literal["onnx", "onnx_int8", "onnx_uint8"]
+
+
 class RegisterModelParams(Section):
-    """The registered model's name and its gates."""
+    """The registered model's name and its gates.
+
+    Attributes:
+        exports: forms of the model that are logged with the version, each in a folder of its name; `_int8` and `_uint8`
+            have weights of 8 bits.
+    """
 
     name: Annotated[str, AfterValidator(_registry_takes)]
     gates: GateParams
+    exports: list[ExportName] = []
 
 
 # A webhook's address is often its secret, and params.yaml is in Git.
