@@ -93,6 +93,11 @@ COMMANDS: Table = {
         "vocabgraft stage evaluate_model",
         passes_on=True,
     ),
+    "export": Entry(
+        "export:export_model",
+        "Write a model as ONNX, and measure what the export keeps.",
+        "vocabgraft export models:/clinic@champion --to onnx --precision int8 --out clinic-onnx",
+    ),
     "registry": Group(
         "The versions of the registered model.",
         {

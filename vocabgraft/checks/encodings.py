@@ -9,14 +9,10 @@ model `NOISE_MULTIPLE` times what the base shows. The tolerances of `params.yaml
 """
 
 import copy
-import importlib.util
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,8 +37,6 @@ ROUNDING_VARIANCE = 1 / 12
 # depending on the CPU, 0.3 to 0.6 in float16 and bfloat16.
 MOST_ROUNDINGS = 100
 Differences = list[tuple[float, str]]
-# For the ONNX backend of sentence-transformers.
-NEEDED = ("onnxruntime", "optimum.onnxruntime")
 
 
 def artifacts_load(evidence: Evidence) -> Finding:
@@ -284,44 +278,3 @@ def _differences(
 
 def _maximum(found: Differences) -> float:
     return float(np.max([difference for difference, _ in found], initial=0.0))
-
-
-def onnx_export(evidence: Evidence) -> Finding:
-    """Largest difference of the model exported to ONNX by sentence-transformers from the same in torch."""
-    merged, base = (_exported_differences(evidence, artifact) for artifact in ("merged", "base"))
-    return largest(merged, evidence.params.onnx_tolerance, rounding_noise(evidence, base))
-
-
-def _exported_differences(evidence: Evidence, artifact: Literal["merged", "base"]) -> Differences:
-    texts = evidence.probes.few(FEWEST).mixed
-    with tempfile.TemporaryDirectory() as scratch:
-        # The export may write beside the weights, and an artifact stays as its manifest has it.
-        copy = Path(shutil.copytree(getattr(evidence.folders, artifact), Path(scratch) / "model"))
-        exported = encode(load_onnx(copy, evidence.trust_remote_code), texts, evidence.params.batch_size)
-    exact = encode(evidence.model(artifact), texts, evidence.params.batch_size)
-    return list(zip(relative_differences(exact, exported).tolist(), texts, strict=True))
-
-
-def load_onnx(folder: Path, trust_remote_code: bool = False) -> "SentenceTransformer":
-    """The model in a folder, exported on the way by the library's own backend.
-
-    Raises:
-        VocabgraftError: when what that backend needs is not installed.
-    """
-    if absent := [name for name in NEEDED if not _is_installed(name)]:
-        raise VocabgraftError(
-            f"{' and '.join(absent)} is not installed, which the ONNX backend of sentence-transformers needs; install "
-            "it, or waive onnx_export in check_consistency.waived with a reason"
-        )
-    from sentence_transformers import SentenceTransformer
-
-    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    return SentenceTransformer(str(folder), device="cpu", backend="onnx", **options)
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        # Of a dotted name, the part before the dot.
-        return False

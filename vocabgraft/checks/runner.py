@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from vocabgraft.checks import conditions as when
-from vocabgraft.checks import encodings, meaning, rows, segmentation, silent_identity
+from vocabgraft.checks import encodings, export, meaning, rows, segmentation, silent_identity
 from vocabgraft.checks.context import Evidence
 from vocabgraft.checks.result import Finding, TooFew, Verdict
 from vocabgraft.errors import VocabgraftError
@@ -63,6 +63,7 @@ class CheckEntry:
         remedy: what usually helps if it fails, in one sentence.
         setting: the key of params.yaml that governs the limit or the cause; None where no setting does.
         unless: the reason why the check does not apply; "" if it applies.
+        skip_if_waived: a waived check is run all the same and its value shown, but for one that costs seconds.
     """
 
     find: Callable[[Evidence], Finding | TooFew]
@@ -71,6 +72,7 @@ class CheckEntry:
     remedy: str
     setting: str | None = None
     unless: Callable[[Evidence], str] = when.never
+    skip_if_waived: bool = False
 
     @property
     def name(self) -> str:
@@ -332,11 +334,13 @@ CHECKS: tuple[CheckEntry, ...] = (
         remedy="Check that tokens.json and the rows have one order; add triples that tell the two relations apart.",
     ),
     CheckEntry(
-        encodings.onnx_export,
+        export.onnx_export,
         "export",
-        "the model exported to ONNX gives the same embeddings",
+        "the model exported to ONNX gives the same embeddings and finds the same texts",
+        unless=when.no_onnx,
         setting="check_consistency.onnx_tolerance",
-        remedy="Install what the export needs, or waive the check if the model is never exported.",
+        remedy="Waive the check if the model is never exported; torch may not export its architecture as it is.",
+        skip_if_waived=True,
     ),
 )
 
@@ -352,6 +356,8 @@ def run_check(entry: CheckEntry, evidence: Evidence) -> Check:
     try:
         if reason := entry.unless(evidence):
             return _result(entry, "does not apply", reason=reason)
+        if waived and entry.skip_if_waived:
+            return _result(entry, "waived", reason=waived)
         found = entry.find(evidence)
     except Exception as error:  # noqa: BLE001  # whatever stopped it, it did not show what it is there to show
         told = f"could not run: {error if isinstance(error, VocabgraftError) else _named(error)}"

@@ -370,16 +370,22 @@ def _registry_takes(name: str) -> str:
     return name
 
 
+ExportName = Literal["onnx", "onnx_int8", "onnx_uint8"]
+
+
 class RegisterModelParams(Section):
     """The registered model and its gates.
 
     Attributes:
         name: name of the registered model in MLflow.
         gates: what a version must show to become champion.
+        exports: forms of the model that are logged with the version, each in a folder of its name; `_int8` and `_uint8`
+            have weights of 8 bits.
     """
 
     name: Annotated[str, AfterValidator(_registry_takes)]
     gates: GateParams
+    exports: list[ExportName] = []
 
 
 # A webhook's address is often its secret, and params.yaml is in Git.

@@ -17,6 +17,7 @@ from vocabgraft.config.datasets import (
     text_columns,
 )
 from vocabgraft.config.losses import Format
+from vocabgraft.data.general import GENERAL_PAIRS
 from vocabgraft.data.raw_files import RETENTION_COLUMNS, VOCABULARY_COLUMNS, find_files, scan_lines, scan_table
 from vocabgraft.data.raw_formats import RawTable
 from vocabgraft.data.splits import SPLITS, LargeGroup, fold, group_rows, split_of
@@ -37,8 +38,6 @@ from vocabgraft.tokens.tokenizer import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Own sentences of everyday subjects with own scores, for whoever has no scored pairs.
-GENERAL_PAIRS = Path(__file__).with_name("general_pairs.csv")
 # A relation that says two things differ cannot hold beside one that says that they are alike.
 UNLIKE = frozenset({"antonym", "distinctfrom", "notisa"})
 ALIKE = frozenset({"synonym", "isa", "similarto", "definedas", "formof", "instanceof"})
