@@ -10,7 +10,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from tests.vocabgraft.conftest import Graft, load, rows_of
 from vocabgraft.config.stages import DistillationParams
-from vocabgraft.token_embeddings.distill import TEMPLATES, Context, choose_contexts, distil, fidelity, is_held_out
+from vocabgraft.data.splits import is_held_out
+from vocabgraft.token_embeddings.distill import TEMPLATES, Context, choose_contexts, distil, fidelity
 
 WORDS = ("stone", "liver", "sugar", "patient", "doctor", "heart", "drug", "pain")
 TEXTS = [
