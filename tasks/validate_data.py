@@ -24,10 +24,12 @@ from vocabgraft.config.stages import (
 )
 from vocabgraft.config.training import TrainAdapterParams
 from vocabgraft.data.beir import Benchmark, read_beir, write_benchmarks
+from vocabgraft.data.descriptions import is_described
 from vocabgraft.data.judgement import JudgedTable, Judgement, Refusal, judge, read_raw, shorten, told_first
 from vocabgraft.data.mteb import require_mteb
 from vocabgraft.data.splits import LARGEST_SHARE, NEVER_CUT, SPLITS, LargeGroup, split_of
-from vocabgraft.data.validation import count_uses, inside_others, new_tokens
+from vocabgraft.data.uses import count_uses, inside_others
+from vocabgraft.data.validation import new_tokens
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import tokenizer_file
 from vocabgraft.models.remote_code import check_code, describe_code
@@ -77,7 +79,8 @@ def validate_data(
     if identity.code is not None:
         logger.info("remote code: %s", describe_code(identity.code))
     tokenizer = load_raw_tokenizer(tokenizer_file(folder))
-    judgement = judge(data, raw, tokenizer, params, extend_tokenizer.max_token_characters)
+    longest, held_out = extend_tokenizer.max_token_characters, resize_base.distillation.held_out
+    judgement = judge(data, raw, tokenizer, params, longest, held_out)
     _refuse_or_quarantine([*judgement.refusals, *unusable], judgement, params, site)
     accepted = {name: table.accepted for name, table in judgement.tables.items()}
     for name, rows in judgement.repeated.items():
@@ -88,6 +91,7 @@ def validate_data(
     doubts = [
         *_doubts(_new(accepted["vocabulary"]), accepted["retention"], tokenizer),
         *_large_groups(judgement),
+        *_words_without_pairs(accepted, params),
     ]
     for warning in doubts:
         logger.warning("warning: %s", warning)
@@ -126,7 +130,9 @@ def _refuse_or_quarantine(
     if params.on_invalid == "fail" or fatal:
         raise ToldFirstError(_explain(refusals, params, site), lambda: _show_refused(judgement, site))
     rejected = {(refusal.file, refusal.row) for refusal in refusals}
-    total = len(rejected) + sum(len(table.accepted) + len(table.repeated) for table in judgement.tables.values())
+    made = {dataset.name for dataset in params.datasets if dataset.source}
+    read = [table for name, table in judgement.tables.items() if name not in made]
+    total = len(rejected) + sum(len(table.accepted) + len(table.repeated) for table in read)
     if (share := len(rejected) / total) > params.max_rejected_fraction:
         message = (
             f"{len(rejected)} rows ({share:.1%}) would be quarantined; allowed: {params.max_rejected_fraction:.1%} "
@@ -265,6 +271,27 @@ def _rare(vocabulary: pd.DataFrame) -> str | None:
         f"{len(rare)} new tokens are in fewer than {RARE_USES} training texts ({shown}); their rows start from "
         "templates and descriptions too, and are the less exact; all are in report.json"
     )
+
+
+def _words_without_pairs(accepted: dict[str, pd.DataFrame], params: ValidateDataParams) -> list[str]:
+    """Words without a pair in a dataset that is made from descriptions, and why."""
+    tokens = [token for token in new_tokens(accepted["vocabulary"]) if token.kind != "special"]
+    undescribed = [token.text for token in tokens if not is_described(token)]
+    told = []
+    for dataset in params.datasets:
+        if dataset.source:
+            paired = {*undescribed, *accepted[dataset.name]["word"]}
+            reasons = {
+                "have no description of their own": undescribed,
+                "have a description that another dataset holds out": [t.text for t in tokens if t.text not in paired],
+            }
+            told += [
+                f"dataset {dataset.name}: {len(words)} of {len(tokens)} words and symbols {reason} ({_shown(words)}), "
+                "so no pair is made of them"
+                for reason, words in reasons.items()
+                if words
+            ]
+    return told
 
 
 def _rare_words(vocabulary: pd.DataFrame) -> dict[str, int]:

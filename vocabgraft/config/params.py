@@ -260,7 +260,7 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
         # Names that the user gives, such as a Router's routes, are no fields.
         if isinstance(part, str) and part in model.model_fields:
             model = _section_of(model.model_fields[part].annotation)
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _section_of(annotation: Any) -> Any:

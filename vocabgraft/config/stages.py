@@ -90,6 +90,16 @@ class ValidateDataParams(Section):
             raise ValueError(f"a dataset is named {', '.join(reserved)}, which is the name of a metric; rename it")
         return self
 
+    @model_validator(mode="after")
+    def _descriptions_are_split_once(self) -> Self:
+        made = [dataset.name for dataset in self.datasets if dataset.source]
+        if len(made) > 1:
+            raise ValueError(
+                f"datasets {', '.join(made)} are all made from the descriptions, so one would train on what another "
+                "holds out; keep one of them"
+            )
+        return self
+
 
 class ExtendTokenizerParams(Section):
     """Limits on new tokens, and which tokens of an earlier run are trained again.

@@ -212,7 +212,9 @@ def _measure_without_labels(
 ) -> tuple[Measurement | None, Measurement | None]:
     """Fidelity, and tokens per text."""
     everyone = list(subjects.values())
-    texts = held_out_texts(questions.datasets, questions.held_out_contexts)
+    held_out = set(questions.held_out_contexts)
+    learnt = [text for text in questions.contexts if text not in held_out]
+    texts = held_out_texts(questions.datasets, questions.held_out_contexts, learnt)
     test = [text for dataset in questions.datasets for text in dataset.texts("test")]
     return (
         measure_fidelity(subjects["base"], everyone, texts, new_words),

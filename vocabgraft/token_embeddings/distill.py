@@ -4,7 +4,6 @@ The pooled embedding of a text segmented with the new tokens is pulled to the on
 its old pieces; only the new rows move.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from vocabgraft.config.stages import DistillationParams
+from vocabgraft.data.splits import is_held_out
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import Embeddings
 from vocabgraft.models.precision import autocast, in_float32, resolve_precision
@@ -314,11 +314,6 @@ def _forward(model: "SentenceTransformer", texts: list[str], prompt: str | None)
     }
     embedded: torch.Tensor = model(moved)["sentence_embedding"]
     return embedded
-
-
-def is_held_out(text: str, share: float) -> bool:
-    """Whether a context is kept out of training, to measure fidelity on: by a hash of it."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < share
 
 
 def _summary(cosines: Embeddings, contexts: Sequence[Context], tokens: Sequence[ExtendedToken]) -> dict[str, Any]:

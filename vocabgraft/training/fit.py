@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vocabgraft.config.datasets import DatasetParams, LossParams
+from vocabgraft.config.datasets import DatasetParams, LossParams, Split
 from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, LossEntry, works_with_constants
 from vocabgraft.config.training import ROW_METHODS, LoraParams, PhaseParams, TrainAdapterParams
 from vocabgraft.config.training_arguments import library_values
 from vocabgraft.data.accepted import AcceptedDataset
-from vocabgraft.data.splits import Split
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.extra_modules import custom_parameters, has_heads
 from vocabgraft.models.precision import ChosenPrecision, in_float32, resolve_precision
