@@ -14,7 +14,9 @@ from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, Format, check_loss
 from vocabgraft.config.section import Fraction, Name, Positive, RawFiles, Section
 
 # These stand beside the datasets' names in the figures of `evaluate_model`.
-RESERVED_NAMES = tuple(WITHOUT_LABELS)
+# The general texts of train_adapter.retain, which are trained on like a dataset.
+RETAIN = "retain"
+RESERVED_NAMES = (*WITHOUT_LABELS, RETAIN)
 
 # The first column is the one whose hash splits, unless a row has a group.
 COLUMNS: dict[Format, tuple[str, ...]] = {

@@ -66,7 +66,7 @@ class ValidateDataParams(Section):
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"datasets share the name {', '.join(repeated)}; give each its own")
         if reserved := sorted(set(names) & set(RESERVED_NAMES)):
-            raise ValueError(f"a dataset is named {', '.join(reserved)}, as a figure of its own is; name it otherwise")
+            raise ValueError(f"a dataset is named {', '.join(reserved)}, a reserved name; name it otherwise")
         return self
 
 

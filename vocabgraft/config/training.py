@@ -10,7 +10,7 @@ from pydantic import (
 )
 
 from vocabgraft.config.peft_methods import ROW_CLASSES, check_peft
-from vocabgraft.config.section import Count, Fraction, Name, Positive, Section
+from vocabgraft.config.section import Count, Fraction, Name, Positive, RawFile, Section
 from vocabgraft.config.training_arguments import check_training_arguments
 
 Method = Literal["tokens", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
@@ -48,6 +48,19 @@ class PhaseParams(Section):
     epochs: Count | None = None
     learning_rate: Positive | None = None
     rows_learning_rate: Positive | None = None
+
+
+class RetainParams(Section):
+    """Staying near the base's embeddings of general texts.
+
+    Attributes:
+        weight: of the mean cosine distance to the base, beside the losses of the datasets.
+        texts: a file in data/raw with one general text a line; by default half of the retention pairs, which are then
+            not evaluated.
+    """
+
+    weight: Positive = 1.0
+    texts: RawFile | None = None
 
 
 class EvaluatorParams(Section):
@@ -91,6 +104,7 @@ class TrainAdapterParams(Section):
         precision: float32 gives one result on every CPU; `auto` is bfloat16 where the hardware multiplies it.
         checkpoint_every: steps between two checkpoints, from which a training that was killed goes on; None for none.
         launcher: of several processes; None is one.
+        retain: keeps general texts near the base; not for `tokens`, which does not move them.
         arguments: of SentenceTransformerTrainingArguments, by name.
         evaluators: run with each evaluation on the validation split.
         best_metric: the weights of the evaluation that was best in it are kept; None keeps the last.
@@ -115,6 +129,7 @@ class TrainAdapterParams(Section):
     precision: Precision = "float32"
     checkpoint_every: Count | None = 50
     launcher: LauncherParams | None = None
+    retain: RetainParams | None = None
 
     @field_validator("arguments")
     @classmethod
@@ -126,6 +141,15 @@ class TrainAdapterParams(Section):
     def _stopping_has_a_metric(self) -> Self:
         if self.early_stopping and not self.best_metric:
             raise ValueError("early_stopping watches best_metric, which is not set; set it, such as eval_loss")
+        return self
+
+    @model_validator(mode="after")
+    def _general_texts_can_move(self) -> Self:
+        if self.retain and self.method == "tokens":
+            raise ValueError(
+                "retain is set and method is tokens, which leaves every text without a new word as it is; set retain: "
+                "null, or another method"
+            )
         return self
 
     @model_validator(mode="after")
@@ -143,10 +167,12 @@ class TrainAdapterParams(Section):
     def for_control(self) -> Self:
         """These settings for the control, LoRA over the base as it is: one phase with the epochs of all phases.
 
-        Batch size, losses, LoRA and its learning rate stay. It trains in one process, with batches of the same size.
+        Batch size, losses, LoRA and its learning rate stay; `retain` does not. It trains in one process, with batches
+        of the same size.
         """
         epochs = sum(phase.epochs or self.epochs for phase in self.phases) or self.epochs
-        return self.model_copy(update={"method": "lora", "phases": [], "epochs": epochs, "launcher": None})
+        update = {"method": "lora", "phases": [], "epochs": epochs, "launcher": None, "retain": None}
+        return self.model_copy(update=update)
 
     @model_validator(mode="after")
     def _phases_have_epochs(self) -> Self:
