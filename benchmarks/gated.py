@@ -113,8 +113,9 @@ def main() -> None:
                 figures = measure(task, method, settings, args.on)
                 found.setdefault(method, []).append(figures)
                 print(f"seed {seed}, {method}: {told(figures, task.held)}", flush=True)
-    for shown in (table(found, tasks), crossed(found, tasks)):
-        Console(width=150).print(shown)
+        # After each seed, since all of them take long.
+        for shown in (table(found, tasks), crossed(found, tasks)):
+            Console(width=150).print(shown)
 
 
 def of_chmo(args: argparse.Namespace, seed: int, scratch: Path) -> Task:
