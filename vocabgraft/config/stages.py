@@ -87,7 +87,7 @@ class ValidateDataParams(Section):
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"datasets share the name {', '.join(repeated)}; give each its own")
         if reserved := sorted(set(names) & set(RESERVED_NAMES)):
-            raise ValueError(f"a dataset is named {', '.join(reserved)}, which is the name of a metric; rename it")
+            raise ValueError(f"a dataset is named {', '.join(reserved)}, which is a reserved name; rename it")
         return self
 
     @model_validator(mode="after")

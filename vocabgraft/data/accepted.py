@@ -115,6 +115,11 @@ def read_contexts(path: Path) -> list[str]:
     return cast(list[str], pq.read_table(require_artifact(path))["text"].to_pylist())
 
 
+def read_general_texts(path: Path) -> list[str]:
+    """The general texts that `train_adapter.retain` keeps near the base; none where it is not set."""
+    return cast(list[str], pq.read_table(require_artifact(path))["text"].to_pylist())
+
+
 def read_retention(path: Path) -> tuple[list[str], list[str], list[float]]:
     """The accepted retention pairs: first sentences, second sentences, scores from 0 to 1."""
     columns = pq.read_table(require_artifact(path)).to_pydict()

@@ -1,7 +1,8 @@
 """PEFT adapters over an extended vocabulary: made, split into their parts, merged."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -281,6 +282,23 @@ def remove_adapter(model: "SentenceTransformer", merge: bool) -> None:
     transformer._hf_peft_config_loaded = False
     model.requires_grad_(True)
     model.eval()
+
+
+@contextmanager
+def adapter_off(model: "SentenceTransformer") -> Iterator[None]:
+    """Within the block, forward passes skip the PEFT adapter; what can be trained stays as it is.
+
+    PEFT's own switch also freezes the adapter's parameters, and thaws all of them afterwards.
+    """
+    layers = [layer for _, layer in _adapter_layers(model[0].auto_model)]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, was_off in zip(layers, before, strict=True):
+            layer._disable_adapters = was_off
 
 
 def _adapter_layers(transformer: torch.nn.Module) -> list[tuple[str, Any]]:
