@@ -205,7 +205,7 @@ class TrainAdapterParams(Section):
     def for_control(self) -> Self:
         """Settings of the control, LoRA over the unchanged base: one phase with the epochs of all phases.
 
-        Batch size, losses, LoRA and its learning rate stay the same. The control has no `retain` and trains in one process.
+        Batch size, losses, LoRA and its learning rate stay the same; it has no `retain` and trains in one process.
         """
         epochs = sum(phase.epochs or self.epochs for phase in self.phases) or self.epochs
         update = {"method": "lora", "phases": [], "epochs": epochs, "launcher": None, "retain": None}
