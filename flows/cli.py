@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import warn
 
 USAGE_ERROR = 2
 EXIT_CODES = """Exit codes:
@@ -91,6 +92,11 @@ COMMANDS: Table = {
         "Run one stage here, without DVC or Prefect.",
         "vocabgraft stage evaluate_model",
         passes_on=True,
+    ),
+    "export": Entry(
+        "export:export_model",
+        "Write a model as ONNX, and measure what the export keeps.",
+        "vocabgraft export models:/clinic@champion --to onnx --precision int8 --out clinic-onnx",
     ),
     "registry": Group(
         "The versions of the registered model.",
@@ -289,7 +295,7 @@ def _load(name: str, entry: Entry | Group) -> Any:
 
 
 def _fail(message: str) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
+    warn(message)
     sys.exit(USAGE_ERROR)
 
 

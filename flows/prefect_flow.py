@@ -24,6 +24,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.engine.dag import Planned, Stage
+from flows.engine.prefect_run import harmless
 from flows.engine.run_record import failures
 from flows.engine.scheduler import Body, StageRuns
 from flows.engine.stage_outcome import Outcome, StageResult
@@ -32,6 +33,7 @@ from flows.reporting.publish import metrics_against_champion
 from flows.run import ROOT, Finished, Prepared, RunOptions, execute, prepared_run
 from flows.summary import markdown
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import printable
 
 # Prefect's limit for the key of an asset.
 KEY_LENGTH = 512
@@ -57,7 +59,7 @@ def build_model(
         with prepared_run(options, get_run_logger().info) as prepared:
             return _state(_run(prepared))
     except VocabgraftError as error:
-        return Failed(message=str(error))
+        return Failed(message=printable(str(error)))
 
 
 def run_prepared(prepared: Prepared) -> Finished:
@@ -88,12 +90,20 @@ def run_prepared(prepared: Prepared) -> Finished:
 
 def _run(prepared: Prepared) -> Finished:
     finished = execute(prepared, _run_as_tasks, str(flow_run.id))
-    create_markdown_artifact(markdown(finished.results), key="build-model", description="The outcome of each stage")
+    with harmless("the artifacts of the run are not in Prefect"):
+        _create_artifacts(finished)
+    return finished
+
+
+def _create_artifacts(finished: Finished) -> None:
+    table = printable(markdown(finished.results))
+    create_markdown_artifact(table, key="build-model", description="The outcome of each stage")
     if finished.told:
         create_link_artifact((ROOT / REPORT).resolve().as_uri(), key="report-page", link_text="the report")
-        if table := metrics_against_champion(finished.stages, finished.results, ROOT):
-            create_markdown_artifact(table, key="metrics", description="This model compared with the champion")
-    return finished
+        if compared := metrics_against_champion(finished.stages, finished.results, ROOT):
+            create_markdown_artifact(
+                printable(compared), key="metrics", description="This model compared with the champion"
+            )
 
 
 def _state(finished: Finished) -> Any:
@@ -150,7 +160,8 @@ def run_stage(stage: Stage, wrapped: _Unresolved) -> Any:
         return Failed(name=name, message=message)
     state: Any = Completed(name=name, message=message)
     if result.outcome is not Outcome.UNCHANGED:
-        _emit_assets(stage, result, state)
+        with harmless(f"the assets of {stage.name} are not in Prefect"):
+            _emit_assets(stage, result, state)
     return state
 
 

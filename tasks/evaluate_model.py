@@ -13,6 +13,7 @@ from vocabgraft.config.stages import BaseParams, EvaluateModelParams, ValidateDa
 from vocabgraft.data.accepted import read_contexts, read_datasets, read_retention
 from vocabgraft.data.beir import read_benchmarks
 from vocabgraft.data.mteb import load_tasks, score_tasks
+from vocabgraft.data.splits import is_held_out
 from vocabgraft.evaluation.evaluate import (
     WITHOUT_NEW_TOKENS,
     Evaluation,
@@ -26,7 +27,6 @@ from vocabgraft.evaluation.speed import compare_speed
 from vocabgraft.models.base import load_model, prompts_of
 from vocabgraft.models.encode import encode
 from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
-from vocabgraft.token_embeddings.distill import is_held_out
 from vocabgraft.tokens.new_token import read_with_descriptions
 from vocabgraft.tokens.tokenizer import ExtendedToken, added_tokens, read_tokens
 from vocabgraft.training.adapters import merge_adapter
@@ -76,6 +76,7 @@ def evaluate_model(
         write_json(work / "comparison.json", found.comparison)
         write_json(work / "retention.json", found.retention)
         write_json(work / "tokens.json", found.tokens)
+        write_json(work / "searches.json", {"datasets": found.searches})
         write_json(work / "gains.json", gains_for_plots(found.comparison))
         pq.write_table(pa.table(item_columns(found.measurements)), work / "items.parquet")
     digest = read_json(merged / MANIFEST)["digest"]

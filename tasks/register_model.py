@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.registry.champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, compare_with_champion, with_widths
+from tasks.registry.exports import log_exports, made_exports, missing_exports
 from tasks.registry.gate_results import GateResult, blocking, decision_of, evidence_of, told_with_verdict
 from tasks.registry.gates import Measured, benefit_of, gates_of, own_module_gates, speed_of
 from tasks.registry.lineage import data_splits, items_digest, lineage_tags
@@ -49,6 +50,9 @@ from vocabgraft.models.remote_code import keep_code
 from vocabgraft.models.saving import PACK_FOLDER
 from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
 from vocabgraft.tokens.tokenizer import read_tokens
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -152,14 +156,18 @@ def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> 
         raise VocabgraftError(f"{made.checks} says that a check failed, so the model is not registered")
     client = connect()
     registered = find_by_digest(client, params.name, tags[DIGEST_TAG])
+    lacking = missing_exports(client, registered, params.exports)
     card = write_card(_facts(params, made, measured, tags, _evidence(client, params, measured, registered)))
     new = registered is None
-    if registered is None:
-        registered = _write(client, params, made, measured, {**tags, **_benefit_tag(measured, params)}, card)
-        logger.info("registered %s version %d", params.name, registered.version)
-    else:
-        logger.info("%s version %d has this content already", params.name, registered.version)
-        replace_card(client, registered, card)
+    # Exports come first, so that one that cannot be made leaves no version.
+    with made_exports(_load(made) if lacking else None, lacking, made.datasets) as exports:
+        if registered is None:
+            registered = _write(client, params, made, measured, {**tags, **_benefit_tag(measured, params)}, card)
+            logger.info("registered %s version %d", params.name, registered.version)
+        else:
+            logger.info("%s version %d has this content already", params.name, registered.version)
+            replace_card(client, registered, card)
+        log_exports(client, registered, exports)
     _require_readable(client, registered, made, new)
     set_alias(client, params.name, CHALLENGER, registered.version)
     decision = _decide(client, params, made, registered, measured, tags)
@@ -167,6 +175,12 @@ def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> 
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     record = {"name": params.name, "version": registered.version, DIGEST_TAG: tags[DIGEST_TAG]}
     write_json(RECORD, {**record, **decision.as_json()})
+
+
+def _load(made: Made) -> "SentenceTransformer":
+    from vocabgraft.models.base import load_model
+
+    return load_model(made.merged, device="cpu", own_modules=True, trust_remote_code=made.trust_remote_code)
 
 
 def _benefit_tag(measured: Measured, params: RegisterModelParams) -> dict[str, str]:

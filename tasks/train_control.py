@@ -47,6 +47,7 @@ def train_control(
             "trained": True,
             "epochs": params.epochs,
             "precision": result.precision,
+            **result.measured,
             "trainable_parameters": result.trainable_parameters,
             "examples": result.examples,
             "log": result.curve,

@@ -8,9 +8,10 @@ indirectly, also inside functions. So a code change reruns exactly the stages th
 
 import ast
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from vocabgraft.printable import warn
 
 FIRST_PARTY = ("tasks", "vocabgraft")
 STAGE = re.compile(r"  (?P<name>[\w-]+):\s*(#.*)?")
@@ -87,6 +88,4 @@ def rewrite(root: Path) -> bool:
 
 
 if __name__ == "__main__":
-    print(
-        "dvc.yaml: code deps written" if rewrite(Path.cwd()) else "dvc.yaml: code deps are up to date", file=sys.stderr
-    )
+    warn("dvc.yaml: code deps written" if rewrite(Path.cwd()) else "dvc.yaml: code deps are up to date")

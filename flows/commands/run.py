@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated
@@ -18,6 +17,7 @@ from flows.engine.workspace import MARK
 from flows.reporting.gather import REGISTRATION_RECORD, REPORT
 from flows.run import NO_REPORT, ROOT, SIGNALLED, Finished, Prepared, RunOptions, execute, make_plan, prepared_run
 from flows.summary import failure_summary, model_summary, stage_table
+from vocabgraft.printable import print_line, warn
 
 # The table of the model needs the results of these stages.
 SUMMARISED = {"validate_data", "resize_base", "evaluate_model"}
@@ -55,7 +55,7 @@ def run(
     if plan:
         _show_plan(make_plan(options, output.line)[1], last_seconds(ROOT), output)
         return 0
-    with output.working(), prepared_run(options, print, _ignore if no_server else _import_prefect) as prepared:
+    with output.working(), prepared_run(options, print_line, _ignore if no_server else _import_prefect) as prepared:
         finished = _run(prepared, no_server)
     return _show(finished, output)
 
@@ -94,7 +94,7 @@ def _show(finished: Finished, output: Output) -> int:
     if output.quiet:
         for result in finished.results:
             if not result.outcome.succeeded:
-                print(f"{result.name}: {result.explanation()}", file=sys.stderr)
+                warn(f"{result.name}: {result.explanation()}")
     output.document({"stages": [asdict(result) for result in finished.results], "report": finished.told})
     return _exit_code(finished)
 

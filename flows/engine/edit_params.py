@@ -6,7 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from vocabgraft.config.params import parse_params_text, read_params_text
+from vocabgraft.config.params import explain_yaml, parse_params_text, read_params_text
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.atomic import replace_text
 
@@ -109,4 +109,4 @@ def _load(text: str, yaml: Any, otherwise: str) -> Any:
     try:
         return yaml.load(text)
     except YAMLError as error:
-        raise VocabgraftError(f"{otherwise}: {error}") from error
+        raise VocabgraftError(f"{otherwise}: {explain_yaml(error)}") from error

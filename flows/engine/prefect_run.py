@@ -1,8 +1,11 @@
 """Commands as Prefect flow runs, if a server is configured."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
+
+from vocabgraft.printable import warn
 
 Result = TypeVar("Result")
 PREFECT_SERVER = "PREFECT_API_URL"
@@ -15,6 +18,19 @@ def allow_temporary_server() -> None:
     """
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
+@contextmanager
+def harmless(failure: str) -> Iterator[None]:
+    """For what only tells of a run, such as a log, an artifact or a forecast: its faults are told and decide nothing.
+
+    Args:
+        failure: what to say when the block raises, before the reason.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  it writes to a terminal, a file or a server, and each fails in its way
+        warn(f"{failure}: {type(error).__name__}: {error}")
 
 
 def recorded(name: str, work: Callable[[], Result]) -> Result:

@@ -15,6 +15,7 @@ from tasks.registry import git
 from vocabgraft.checks.result import Verdict, count_verdicts
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import printable
 from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json
 
 RUN_RECORD = Path("reports/run.json")
@@ -43,6 +44,9 @@ class FlowRun:
     failure: str | None = None
     registration: Mapping[str, Any] | None = None
     prefect_run: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "failure", self.failure and printable(self.failure))
 
 
 def run_record(run: FlowRun, root: Path) -> dict[str, Any]:

@@ -14,11 +14,13 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from flows.engine.dag import Planned, Stage, cached_since
+from flows.engine.prefect_run import harmless
 from flows.engine.registry_state import REGISTERING_STAGE, is_lost
 from flows.engine.signals import stopped_by_signals
 from flows.engine.stage_outcome import Attempt, Ending, Outcome, StageResult
-from flows.engine.stage_run import DvcProcesses, StageLog, reproduce
+from flows.engine.stage_run import DvcProcesses, HarmlessLog, StageLog, reproduce
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import print_line, warn
 from vocabgraft.storage.artifacts import write_json
 
 # Seconds of each stage's last run here: `--plan` shows them, and a run's table shows the time saved.
@@ -100,7 +102,7 @@ class StageRuns:
         self._processes.stop_all()
 
     def _run_stage(self, entry: Planned, log: StageLog) -> StageResult:
-        name, started = entry.stage.name, time.perf_counter()
+        name, started, log = entry.stage.name, time.perf_counter(), HarmlessLog(log)
         try:
             result = self._left_out(entry) or self._reproduced(entry, log)
         except (VocabgraftError, OSError) as error:
@@ -112,7 +114,8 @@ class StageRuns:
         with self._guard:
             self._results[name] = result
             if result.outcome is Outcome.COMPLETED:
-                keep_seconds(self._root, {name: result.seconds})
+                with harmless("the seconds of a stage, which are a forecast, were not kept"):
+                    keep_seconds(self._root, {name: result.seconds})
         return result
 
     def _with_savings(self, result: StageResult) -> StageResult:
@@ -208,7 +211,7 @@ class PrintedLog:
 
     def line(self, text: str) -> None:
         """Print it."""
-        print(f"{self._name} | {text}", flush=True)
+        print_line(f"{self._name} | {text}")
 
     def progress(self, percent: float) -> None:
         """Nothing: the line of the progress bar shows it."""
@@ -227,7 +230,7 @@ def run_in_threads(runs: StageRuns, jobs: int) -> list[StageResult]:
 
 def _ended(future: "Future[StageResult]", done: Callable[[], None]) -> None:
     if error := future.exception():
-        traceback.print_exception(error)
+        warn("".join(traceback.format_exception(error)))
     done()
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import takewhile
 
+from vocabgraft.printable import printable
+
 SKIPPED = re.compile(r"^Stage '.+' didn't change, skipping")
 
 
@@ -68,6 +70,11 @@ class StageResult:
     reason: str
     saved: float | None = None
     log: str = ""
+
+    def __post_init__(self) -> None:
+        # What a stage says reaches consoles, pages, chat messages and stores from here.
+        object.__setattr__(self, "reason", printable(self.reason))
+        object.__setattr__(self, "log", printable(self.log))
 
     def explanation(self) -> str:
         """The reason, followed by the last lines of output."""

@@ -20,13 +20,14 @@ from pydantic import TypeAdapter
 
 from flows.engine import supervisor
 from flows.engine.dag import Stage
+from flows.engine.prefect_run import harmless
 from flows.engine.stage_outcome import LOG_LINES, NOISE, Attempt, Ending, judge, last_lines
 from flows.engine.workspace import MARK, end_leftovers
 from tasks.support.stage import forget_failure, read_failure
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import printable
 
 PROGRESS = re.compile(r"(\d+)%\|")
-COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 SECONDS_BETWEEN_PROGRESS = 5.0
 
 
@@ -38,6 +39,23 @@ class StageLog(Protocol):
 
     def progress(self, percent: float) -> None:
         """Take the percentage of a progress bar."""
+
+
+class HarmlessLog:
+    """A log that gets printable text alone, and whose faults decide nothing: the stage goes on without it."""
+
+    def __init__(self, log: StageLog) -> None:
+        self._log = log
+
+    def line(self, text: str) -> None:
+        """Hand it on."""
+        with harmless("a line of a stage's output was not logged"):
+            self._log.line(printable(text))
+
+    def progress(self, percent: float) -> None:
+        """Hand it on."""
+        with harmless("the progress of a stage was not logged"):
+            self._log.progress(percent)
 
 
 class DvcProcesses:
@@ -320,7 +338,7 @@ class _Lines:
         return self._lines
 
     def _take(self, raw: bytes) -> None:
-        line = COLOUR.sub("", raw.decode(errors="replace")).rstrip()
+        line = printable(raw.decode(errors="replace")).rstrip()
         if bar := PROGRESS.search(line):
             if time.monotonic() - self._last_progress < SECONDS_BETWEEN_PROGRESS:
                 return

@@ -159,14 +159,15 @@ def _run_dvc(arguments: list[str]) -> int:
 def _inspect(_: list[str]) -> int:
     from flows.engine.dag import inspect
     from vocabgraft.errors import VocabgraftError
+    from vocabgraft.printable import print_line
 
     try:
-        stages, changed = inspect(Path(), print)
+        stages, changed = inspect(Path(), print_line)
     except VocabgraftError as error:
         answer: dict[str, Any] = {"error": str(error)}
     else:
         answer = {"stages": [dataclasses.asdict(stage) for stage in stages], "changed": changed}
-    print(INSPECTED + base64.b64encode(json.dumps(answer, default=str).encode()).decode())
+    print_line(INSPECTED + base64.b64encode(json.dumps(answer, default=str).encode()).decode())
     return 0
 
 

@@ -10,6 +10,7 @@ from flows.reporting.webhook import post
 from flows.run import ROOT
 from flows.service.servers import answers, prefect_server, started
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import print_line
 from vocabgraft.storage.locks import only_one
 
 FLOW = "build_model"
@@ -222,4 +223,4 @@ def _as_the_api(address: str) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    print(f"schedule: {text}", flush=True)
+    print_line(f"schedule: {text}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from flows.service.servers import HOST, SECONDS_BETWEEN_LOOKS, Server, prefect_server, require_running, started
 from tasks.registry.store import HTTP, require_database, store_uri
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import print_line
 
 MLFLOW_PORT, PREFECT_PORT = 5000, 4200
 LOGS = Path("reports/servers")
@@ -27,13 +28,13 @@ def serve(mlflow_port: int, prefect_port: int) -> None:
         servers = servers_of(mlflow_port, prefect_port)
         with started(servers) as processes:
             for server in servers:
-                print(f"{server.name}: {server.address}", flush=True)
-            print("Ctrl-C stops both", flush=True)
+                print_line(f"{server.name}: {server.address}")
+            print_line("Ctrl-C stops both")
             while True:
                 require_running(servers, processes)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:
-        print("stopped")
+        print_line("stopped")
 
 
 def servers_of(mlflow_port: int, prefect_port: int) -> list[Server]:

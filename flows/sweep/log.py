@@ -6,6 +6,7 @@ from typing import Any
 
 from flows.reporting.numbers import markdown_table
 from flows.sweep.grid import SweepParams
+from vocabgraft.printable import printable
 from vocabgraft.storage.artifacts import digest_of
 
 Row = Mapping[str, Any]
@@ -53,7 +54,7 @@ def _log_point(client: Any, experiment: str, whole: str, row: Row, sweep: SweepP
     named = ", ".join(f"{key.rpartition('.')[2]}={json.dumps(row[key])}" for key in sweep.params)
     tags = {PARENT_TAG: whole, "vocabgraft.kind": "sweep point", "best": str(row["best"]).lower()}
     if row["reason"]:
-        tags["reason"] = row["reason"]
+        tags["reason"] = printable(row["reason"])
     run = client.create_run(experiment, run_name=named, tags=tags).info.run_id
     for key in sweep.params:
         client.log_param(run, key, json.dumps(row[key])[:VALUE_LENGTH])
@@ -72,7 +73,7 @@ def show_in_prefect(rows: Sequence[Row]) -> None:
         return
     from prefect.artifacts import create_markdown_artifact
 
-    create_markdown_artifact(as_markdown(rows), key="sweep", description="All points, with the best one")
+    create_markdown_artifact(printable(as_markdown(rows)), key="sweep", description="All points, with the best one")
 
 
 def as_markdown(rows: Sequence[Row]) -> str:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from flows.engine.dag import read_dag, stage_named
-from flows.engine.prefect_run import PREFECT_SERVER
+from flows.engine.prefect_run import PREFECT_SERVER, harmless
 from flows.engine.run_record import RUN_RECORD
 from flows.engine.signals import stopped_by_signals
 from flows.remote.project_copy import LOCAL_CONFIG, carried_files, committed_code, local_config, require_remote
@@ -27,6 +26,7 @@ from flows.sweep.grid import FigureParams, Point, SweepParams, figures_of, grid
 from flows.sweep.log import log_to_mlflow, show_in_prefect
 from vocabgraft.config.params import PARAMS_FILE
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import print_line, warn
 from vocabgraft.storage.artifacts import read_json, write_json
 
 # Inside DVC's own folder, DVC does not take the copies for parts of this project; Git ignores it too.
@@ -78,7 +78,7 @@ def run_sweep(sweep: SweepParams, file: Path, jobs: int, ray: str | None) -> Swe
     rows = _rows(results, sweep, best)
     _write_reports(rows, file.stem)
     if runner.stopped_by is not None:
-        print("sweep: stopped; run it again to continue with the points that are not done", file=sys.stderr)
+        warn("sweep: stopped; run it again to continue with the points that are not done")
         return Swept(results, best, rows, SIGNALLED + runner.stopped_by)
     logged = _log(rows, sweep, file.stem)
     failed = any(result.figure is None for result in results)
@@ -89,10 +89,11 @@ def _log(rows: Sequence[Mapping[str, Any]], sweep: SweepParams, name: str) -> bo
     """Log the table to Prefect and MLflow; returns whether that worked. The points are done in any case."""
     try:
         if os.environ.get(PREFECT_SERVER):
-            show_in_prefect(rows)
+            with harmless("the table of the sweep is not in Prefect"):
+                show_in_prefect(rows)
         log_to_mlflow(name, rows, sweep)
     except VocabgraftError as error:
-        print(f"sweep: the table is in {REPORTS / name}.json, but not in MLflow: {error}", file=sys.stderr)
+        warn(f"sweep: the table is in {REPORTS / name}.json, but not in MLflow: {error}")
         return False
     return True
 
@@ -134,14 +135,14 @@ def _run(
 ) -> list[PointResult]:
     earlier = {point.digest: found for point in points if (found := runner.earlier(point))}
     todo = [point for point in points if point.digest not in earlier]
-    print(f"sweep: {len(points)} points, {len(earlier)} of them done earlier", flush=True)
+    print_line(f"sweep: {len(points)} points, {len(earlier)} of them done earlier")
     made = {}
     if todo and ray is not None:
         from flows.remote.ray_tasks import push, run_works
 
         # Each point makes missing results again, so a partial push still helps.
         if (ROOT / "dvc.lock").is_file() and (said := push(ROOT)):
-            print(f"sweep: not everything could be pushed: {said}", file=sys.stderr)
+            warn(f"sweep: not everything could be pushed: {said}")
         chosen = {point.digest: works[point.digest] for point in todo}
         by_digest = {point.digest: point for point in todo}
         for digest, done in run_works(ray, chosen):
@@ -175,7 +176,7 @@ class Runner:
             futures = [pool.submit(self._point, point, works[point.digest]) for point in points]
             for future in as_completed(futures):
                 result = future.result()
-                print(f"sweep: {_values(result.point)}: {_told(result)}", flush=True)
+                print_line(f"sweep: {_values(result.point)}: {_told(result)}")
                 yield result
 
     def keep(self, point: Point, done: Mapping[str, Any]) -> PointResult:

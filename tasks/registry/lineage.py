@@ -13,6 +13,7 @@ from vocabgraft.data.accepted import read_datasets
 from vocabgraft.data.beir import INDEX
 from vocabgraft.data.splits import SPLITS
 from vocabgraft.models.remote_code import describe_code
+from vocabgraft.printable import printable
 from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json, require_artifact
 
 LOCK_FILE = Path("dvc.lock")
@@ -24,7 +25,7 @@ def lineage_tags(base_identity: Path, datasets: Path, own_stage: str) -> dict[st
     """Tags for the base and its code, the data, the commit, and a digest of the other stages' entries in dvc.lock."""
     base = read_json(require_artifact(base_identity))
     locked = _locked_stages(own_stage)
-    return {
+    tags = {
         "base": base["model"],
         "base_sha256": base["sha256"],
         CODE_TAG: describe_code(base.get("code")),
@@ -34,6 +35,8 @@ def lineage_tags(base_identity: Path, datasets: Path, own_stage: str) -> dict[st
         "git_commit": git.commit() or "none",
         "git_dirty": str(git.has_changes()).lower(),
     }
+    # As the registry keeps them, since they are compared with those of other versions.
+    return {key: printable(value) for key, value in tags.items()}
 
 
 def data_splits(datasets: Path) -> list[DataSplit]:

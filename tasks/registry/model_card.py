@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.registry.lineage import CODE_TAG
 from vocabgraft.checks.result import Verdict, describe_counts
+from vocabgraft.printable import printable
 from vocabgraft.tokens.tokenizer import ExtendedToken
 
 WORDS_NAMED = 40
@@ -33,53 +34,55 @@ class Facts:
 
 def write_card(facts: Facts) -> str:
     """The card in Markdown, with front matter for model hubs."""
-    return "\n".join(
-        [
-            "---",
-            "library_name: sentence-transformers",
-            f"license: {facts.licence}",
-            "---",
-            f"# {facts.name}",
-            "",
-            f"{_plain(facts.tags['base'])} (SHA-256 of its weights {facts.tags['base_sha256']}), its vocabulary "
-            f"extended by {len(facts.tokens)} tokens, {_how_made(facts.method)}. "
-            f"License of the base: {facts.licence}.",
-            "",
-            f"Words added: {_words(facts.tokens)}.",
-            "",
-            "## Metrics on held-out items, in percent",
-            "",
-            *_figures(facts),
-            "",
-            "## Evidence",
-            "",
-            f"{facts.evidence[:1].upper()}{facts.evidence[1:]}.",
-            "",
-            "## Checks",
-            "",
-            f"{describe_counts(facts.checks)}; `checks.json` of the run has each with its limit.",
-            "",
-            "## What stays valid",
-            "",
-            *_stays(facts),
-            "",
-            "## How to load it",
-            "",
-            "```python",
-            "import mlflow",
-            f'model = mlflow.sentence_transformers.load_model("models:/{facts.name}@champion")',
-            "```",
-            "",
-            *_loading(facts.tags[CODE_TAG]),
-            "",
-            "## Limits",
-            "",
-            *_limits(facts),
-            "",
-            f"Content {facts.tags['content_digest']}, commit {facts.tags['git_commit']}.",
-            "",
-        ]
-    )
+    return printable("\n".join(_lines(facts)))
+
+
+def _lines(facts: Facts) -> list[str]:
+    return [
+        "---",
+        "library_name: sentence-transformers",
+        f"license: {facts.licence}",
+        "---",
+        f"# {facts.name}",
+        "",
+        f"{_plain(facts.tags['base'])} (SHA-256 of its weights {facts.tags['base_sha256']}), its vocabulary "
+        f"extended by {len(facts.tokens)} tokens, {_how_made(facts.method)}. "
+        f"License of the base: {facts.licence}.",
+        "",
+        f"Words added: {_words(facts.tokens)}.",
+        "",
+        "## Metrics on held-out items, in percent",
+        "",
+        *_figures(facts),
+        "",
+        "## Evidence",
+        "",
+        f"{facts.evidence[:1].upper()}{facts.evidence[1:]}.",
+        "",
+        "## Checks",
+        "",
+        f"{describe_counts(facts.checks)}; `checks.json` of the run has each with its limit.",
+        "",
+        "## What stays valid",
+        "",
+        *_stays(facts),
+        "",
+        "## How to load it",
+        "",
+        "```python",
+        "import mlflow",
+        f'model = mlflow.sentence_transformers.load_model("models:/{facts.name}@champion")',
+        "```",
+        "",
+        *_loading(facts.tags[CODE_TAG]),
+        "",
+        "## Limits",
+        "",
+        *_limits(facts),
+        "",
+        f"Content {facts.tags['content_digest']}, commit {facts.tags['git_commit']}.",
+        "",
+    ]
 
 
 def _how_made(method: str | None) -> str:

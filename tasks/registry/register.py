@@ -27,6 +27,7 @@ from tasks.registry.lookup import (
     metric_name,
     store_errors,
 )
+from vocabgraft.printable import printable, printable_parts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -80,6 +81,11 @@ class RunRecord:
     splits: Sequence[DataSplit] = field(default_factory=tuple)
     card: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params", printable_parts({key: str(value) for key, value in self.params.items()}))
+        object.__setattr__(self, "tags", printable_parts(dict(self.tags)))
+        object.__setattr__(self, "card", printable(self.card))
+
 
 def log_and_register(client: MlflowClient, name: str, model: "SentenceTransformer", record: RunRecord) -> Registered:
     """Log one run with everything about a model, and register the model with its tags in one call.
@@ -119,7 +125,7 @@ def log_and_register(client: MlflowClient, name: str, model: "SentenceTransforme
 
 def describe(client: MlflowClient, made: Registered, card: str) -> None:
     """Set a model card as the description of a version."""
-    client.update_model_version(made.name, str(made.version), card[:PARAM_CHARACTERS])
+    client.update_model_version(made.name, str(made.version), printable(card)[:PARAM_CHARACTERS])
 
 
 def remove_version(client: MlflowClient, made: Registered) -> None:
@@ -201,7 +207,7 @@ def _signature(model: "SentenceTransformer") -> ModelSignature:
 
 def _log_record(client: MlflowClient, run_id: str, record: RunRecord) -> None:
     """Log parameters, curve, datasets and artifacts."""
-    params = [Param(key, str(value)[:PARAM_CHARACTERS]) for key, value in record.params.items()]
+    params = [Param(key, value[:PARAM_CHARACTERS]) for key, value in record.params.items()]
     client.log_batch(run_id, tags=[RunTag("mlflow.note.content", record.card or "vocabgraft registration")])
     for start in range(0, len(params), PARAMS_AT_ONCE):
         client.log_batch(run_id, params=params[start : start + PARAMS_AT_ONCE])

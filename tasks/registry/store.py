@@ -17,7 +17,14 @@ DEFAULT_STORE = "sqlite:///mlflow.db"
 SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 HIDDEN = "***"
 USER = re.compile(r"(?<=://)[^\s/'\"]*@")
-SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
+# In URIs (a SAS's `sig=`, a presigned request's `X-Amz-Signature=`) and in connection strings (ODBC's `PWD=`), also if
+# such a string is encoded in a URI.
+SECRET_QUERY = re.compile(
+    r"((?:^|[?&;\s'\"(]|%3B|%26)"
+    r"(?:[^=&;?%\s]{0,60}(?:password|passwd|pwd|token|secret|key|credential|signature)[^=&;?%\s]{0,60}|sig)"
+    r"(?:=|%3D))(?:(?!%3B|%26)[^&;\s'\"])+",
+    re.IGNORECASE,
+)
 # A shorter secret would match inside ordinary words.
 LEAST_SECRET = 4
 # How long a process waits while another writes; SQLite's default, which MLflow keeps, is 5 s.

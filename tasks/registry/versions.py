@@ -29,6 +29,7 @@ from tasks.registry.lookup import (
 from tasks.registry.register import KIND_TAG, NAME_TAG, REGISTRATION_KIND, describe, remove_run, remove_version
 from tasks.registry.store import HTTP, one_writer, store_uri
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import printable
 
 # Tags: why a version was promoted or not, the evidence for its benefit, and the reason that a person gave.
 DECISION_TAG, EVIDENCE_TAG, REASON_TAG = "decision", "evidence", "decision_reason"
@@ -66,7 +67,7 @@ def tag_version(client: MlflowClient, name: str, model_version: int, tags: Mappi
     """Add tags to a version."""
     with store_errors(f"{name} version {model_version} cannot be tagged"):
         for key, value in tags.items():
-            client.set_model_version_tag(name, str(model_version), key, value)
+            client.set_model_version_tag(name, str(model_version), key, printable(value))
 
 
 def replace_card(client: MlflowClient, version: Registered, card: str) -> None:

@@ -1,3 +1,4 @@
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -5,15 +6,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from flows.engine.edit_params import edit_params
 from tasks.register_model import RECORD, SPEED, register_model
+from tasks.registry import exports
+from tasks.registry.exports import held_out
 from tasks.registry.gate_results import GateResult, told
 from tasks.registry.lineage import items_digest
-from tasks.registry.lookup import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, download_pack
+from tasks.registry.lookup import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS_CHAMPION,
+    Registered,
+    connect,
+    download_pack,
+    find_by_alias,
+)
 from tasks.registry.register import log_report
 from tasks.support.stage import run_stage
 from tests.conftest import ROOT
@@ -21,9 +33,10 @@ from tests.flows.invoke import cli
 from tests.registered_models import GATES, Made, build
 from tests.vocabgraft.conftest import load
 from tests.vocabgraft.pack_samples import KIDNEY, make_pack
-from vocabgraft.config.stages import BaseParams, GateParams, RegisterModelParams
+from vocabgraft.config.stages import BaseParams, ExportName, GateParams, RegisterModelParams
 from vocabgraft.data.beir import Benchmark, write_benchmarks
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.export.encoder import OnnxEncoder
 from vocabgraft.models.base import identify_base
 from vocabgraft.packs.bank import VocabularyBank
 from vocabgraft.packs.pack_files import write_pack_inside
@@ -103,6 +116,48 @@ def test_the_vocabularys_pack_comes_back_from_the_registry(make: Make, tiny_base
         assert bank.load(uri) == "kidney"
         assert bank.pack("kidney").rows.equal(pack.rows)
         bank.delete("kidney")
+
+
+def test_exports_are_logged_with_the_version_also_later_and_made_once(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    made = make("first")
+
+    def register(*names: ExportName) -> Registered:
+        params = RegisterModelParams(name=made.name, gates=GATES, exports=list(names))
+        register_model(**made.paths(), params=params, base=BaseParams(model="a base"))
+        found = find_by_alias(connect(), made.name, CHALLENGER)
+        assert found is not None
+        return found
+
+    assert not [tag for tag in register().tags if tag.startswith("export.")]
+    version = register("onnx")
+    client = connect()
+    folder = Path(client.download_artifacts(version.run_id, "onnx", str(tmp_path)))
+    texts = ["a dog", "stone in the kidney"]
+    expected = load(made.root / "merged").encode(texts, show_progress_bar=False)
+    assert np.abs(OnnxEncoder.from_folder(folder).encode(texts) - expected).max() < 1e-5
+    about = json.loads(version.tags["export.onnx"])
+    assert about == read_json(folder / "export.json") and about["agreement"]["nearest_kept"] == 1.0
+    queries, documents = held_out(made.paths()["datasets"])
+    assert about["agreement"]["queries"] == len(queries) > 0
+    assert about["agreement"]["texts"] == len(queries) + len(documents)
+    monkeypatch.setattr(exports, "_export", None)
+    assert register("onnx").tags["export.onnx"] == version.tags["export.onnx"]
+
+
+def test_an_export_that_cannot_be_made_leaves_no_version(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise VocabgraftError("no exporter here")
+
+    made = make("first")
+    monkeypatch.setattr(exports, "_export", refuse)
+    params = RegisterModelParams(name=made.name, gates=GATES, exports=["onnx_int8"])
+    with pytest.raises(VocabgraftError, match="no exporter here"):
+        register_model(**made.paths(), params=params, base=BaseParams(model="a base"))
+    assert find_by_alias(connect(), made.name, CHALLENGER) is None
 
 
 @pytest.mark.parametrize("allowed", [False, True])

@@ -2,6 +2,7 @@
 
 from vocabgraft.checks.context import Evidence
 from vocabgraft.config.training import ROW_METHODS
+from vocabgraft.export.graph import missing_packages
 from vocabgraft.models.base import own_module_types
 from vocabgraft.models.extra_modules import custom_modules
 from vocabgraft.tokens.new_token import relation_token
@@ -69,6 +70,12 @@ def own_classes(evidence: Evidence) -> str:
         f"the model needs {', '.join(names)}, which a process without the project does not have; "
         "register_model.gates.allow_own_modules decides on that"
     )
+
+
+def no_onnx(_: Evidence) -> str:
+    """Skip the check of the export where its packages are not installed."""
+    absent = missing_packages()
+    return f"{', '.join(absent)} is not installed; pip install 'vocabgraft[onnx]'" if absent else ""
 
 
 def none_described(evidence: Evidence) -> str:

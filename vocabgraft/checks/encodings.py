@@ -9,14 +9,10 @@ model `NOISE_MULTIPLE` times what the base shows. The tolerances of `params.yaml
 """
 
 import copy
-import importlib.util
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +23,7 @@ from vocabgraft.checks.result import Finding, at_most, noise_limit, none_of, quo
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import Embeddings, encode
 from vocabgraft.models.extra_modules import custom_modules
-from vocabgraft.models.precision import autocast
+from vocabgraft.models.precision import autocast, in_float32
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -41,8 +37,6 @@ ROUNDING_VARIANCE = 1 / 12
 # depending on the CPU, 0.3 to 0.6 in float16 and bfloat16.
 MOST_ROUNDINGS = 100
 Differences = list[tuple[float, str]]
-# For the ONNX backend of sentence-transformers.
-NEEDED = ("onnxruntime", "optimum.onnxruntime")
 
 
 def artifacts_load(evidence: Evidence) -> Finding:
@@ -134,9 +128,11 @@ def bfloat16(evidence: Evidence) -> Finding:
     texts = evidence.probes.few(FEWEST).mixed
 
     def rounded(model: "SentenceTransformer") -> Differences:
-        exact = encode(model, texts, evidence.params.batch_size)
-        with autocast("bfloat16", model.device):
-            distances = cosine_distances(exact, encode(model, texts, evidence.params.batch_size))
+        # Autocast mixes bfloat16 with float32 alone: on float16 weights a layer norm raises.
+        with in_float32(model):
+            exact = encode(model, texts, evidence.params.batch_size)
+            with autocast("bfloat16", model.device):
+                distances = cosine_distances(exact, encode(model, texts, evidence.params.batch_size))
         return list(zip(distances.tolist(), texts, strict=True))
 
     found, noise = rounded(evidence.model("merged")), rounded(evidence.model("base"))
@@ -282,44 +278,3 @@ def _differences(
 
 def _maximum(found: Differences) -> float:
     return float(np.max([difference for difference, _ in found], initial=0.0))
-
-
-def onnx_export(evidence: Evidence) -> Finding:
-    """Largest difference of the model exported to ONNX by sentence-transformers from the same in torch."""
-    merged, base = (_exported_differences(evidence, artifact) for artifact in ("merged", "base"))
-    return largest(merged, evidence.params.onnx_tolerance, rounding_noise(evidence, base))
-
-
-def _exported_differences(evidence: Evidence, artifact: Literal["merged", "base"]) -> Differences:
-    texts = evidence.probes.few(FEWEST).mixed
-    with tempfile.TemporaryDirectory() as scratch:
-        # The export may write beside the weights, and an artifact stays as its manifest has it.
-        copy = Path(shutil.copytree(getattr(evidence.folders, artifact), Path(scratch) / "model"))
-        exported = encode(load_onnx(copy, evidence.trust_remote_code), texts, evidence.params.batch_size)
-    exact = encode(evidence.model(artifact), texts, evidence.params.batch_size)
-    return list(zip(relative_differences(exact, exported).tolist(), texts, strict=True))
-
-
-def load_onnx(folder: Path, trust_remote_code: bool = False) -> "SentenceTransformer":
-    """The model in a folder, exported on the way by the library's own backend.
-
-    Raises:
-        VocabgraftError: when what that backend needs is not installed.
-    """
-    if absent := [name for name in NEEDED if not _is_installed(name)]:
-        raise VocabgraftError(
-            f"{' and '.join(absent)} is not installed, which the ONNX backend of sentence-transformers needs; install "
-            "it, or waive onnx_export in check_consistency.waived with a reason"
-        )
-    from sentence_transformers import SentenceTransformer
-
-    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    return SentenceTransformer(str(folder), device="cpu", backend="onnx", **options)
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        # Of a dotted name, the part before the dot.
-        return False

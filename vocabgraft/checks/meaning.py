@@ -9,6 +9,7 @@ no better than chance is named in a warning, since one in a thousand sound token
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from vocabgraft.checks.conditions import every_text_moves, trained_relations
 from vocabgraft.checks.context import Artifact, Evidence
 from vocabgraft.checks.result import SHOWN, Finding, TooFew, at_least, at_most, shown
 from vocabgraft.checks.rows import count_rows, rows_of
-from vocabgraft.models.encode import Embeddings, encode
+from vocabgraft.models.encode import Embeddings, encode, reading_with
 from vocabgraft.token_embeddings.sinks import own_words
 from vocabgraft.tokens.new_token import relation_token
 from vocabgraft.tokens.tokenizer import ExtendedToken
@@ -247,7 +248,9 @@ def _none_swapped(scores: Mapping[str, Floats], texts: str, alpha: float) -> Fin
         for place in np.argsort(-found.excess).tolist()
         if found.p_values[place] <= alpha
     ]
-    return at_most(worst, found.critical, swapped or [f"{of}; {power}"], weak)
+    judged = zip(tokens, found.excess.tolist(), found.p_values.tolist(), strict=True)
+    by_token = {token: (excess, p_value > alpha) for token, excess, p_value in judged if math.isfinite(excess)}
+    return replace(at_most(worst, found.critical, swapped or [f"{of}; {power}"], weak), by_token=by_token)
 
 
 def _worst(found: Sequence[Finding | TooFew]) -> Finding | TooFew:
@@ -278,12 +281,8 @@ def _read(evidence: Evidence, texts: Sequence[str]) -> Floats:
     """
     if not every_text_moves(evidence):
         return _unit(evidence.encode("base", texts))
-    transformer: Any = evidence.model("merged")[0]
-    own, transformer.processor = transformer.processor, evidence.base_tokenizer
-    try:
+    with reading_with(evidence.model("merged"), evidence.base_tokenizer):
         return _unit(encode(evidence.model("merged"), texts, evidence.params.batch_size))
-    finally:
-        transformer.processor = own
 
 
 def _unit(embeddings: Embeddings) -> Floats:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Verdict = Literal["passed", "failed", "waived", "too few to judge", "does not apply"]
@@ -23,6 +23,7 @@ class Finding:
         details: the tokens, texts or weights that broke it.
         noise: the same measurement on the base alone, where the limit depends on it.
         warnings: what stands out and breaks nothing.
+        by_token: the figure of each new token and whether it holds, for a check of single tokens.
     """
 
     figure: float
@@ -31,6 +32,7 @@ class Finding:
     details: tuple[str, ...] = ()
     noise: float | None = None
     warnings: tuple[str, ...] = ()
+    by_token: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

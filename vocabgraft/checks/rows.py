@@ -1,6 +1,7 @@
 """Checks of the rows of the input embeddings, and of the weights beside them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,7 +102,11 @@ def attention_sinks(evidence: Evidence) -> Finding:
         if limits.usual < ratios[place] <= limits.sink
     ]
     usual = f"largest of the base's own words: {limits.usual:.2f}"
-    return at_most(float(ratios.max(initial=0.0)), limits.sink, [*(sinks or named[:3]), usual], unusual)
+    found = at_most(float(ratios.max(initial=0.0)), limits.sink, [*(sinks or named[:3]), usual], unusual)
+    by_token = {
+        token.text: (float(ratio), bool(ratio <= limits.sink)) for token, ratio in zip(tokens, ratios, strict=True)
+    }
+    return replace(found, by_token=by_token)
 
 
 def other_weights(evidence: Evidence) -> Finding:

@@ -5,12 +5,12 @@ and when it does not apply. So a new one is one function, one entry, and its nam
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from vocabgraft.checks import conditions as when
-from vocabgraft.checks import encodings, meaning, rows, segmentation, silent_identity
+from vocabgraft.checks import encodings, export, meaning, rows, segmentation, silent_identity
 from vocabgraft.checks.context import Evidence
 from vocabgraft.checks.result import Finding, TooFew, Verdict
 from vocabgraft.errors import VocabgraftError
@@ -29,6 +29,7 @@ class Check:
         details: the tokens, texts or weights that broke it, at most ten.
         warnings: tokens that stand out, though the check passed, at most ten.
         setting, remedy: as in `CheckEntry`.
+        by_token: as of `Finding`; `checks.json` does not have it.
     """
 
     name: str
@@ -43,10 +44,13 @@ class Check:
     reason: str
     details: tuple[str, ...]
     warnings: tuple[str, ...]
+    by_token: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The check as a mapping for `checks.json`."""
-        return asdict(self) | {"details": list(self.details), "warnings": list(self.warnings)}
+        content = asdict(self) | {"details": list(self.details), "warnings": list(self.warnings)}
+        del content["by_token"]
+        return content
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class CheckEntry:
         remedy: what usually helps if it fails, in one sentence.
         setting: the key of params.yaml that governs the limit or the cause; None where no setting does.
         unless: the reason why the check does not apply; "" if it applies.
+        skip_if_waived: a waived check is run all the same and its value shown, but for one that costs seconds.
     """
 
     find: Callable[[Evidence], Finding | TooFew]
@@ -67,6 +72,7 @@ class CheckEntry:
     remedy: str
     setting: str | None = None
     unless: Callable[[Evidence], str] = when.never
+    skip_if_waived: bool = False
 
     @property
     def name(self) -> str:
@@ -328,11 +334,13 @@ CHECKS: tuple[CheckEntry, ...] = (
         remedy="Check that tokens.json and the rows have one order; add triples that tell the two relations apart.",
     ),
     CheckEntry(
-        encodings.onnx_export,
+        export.onnx_export,
         "export",
-        "the model exported to ONNX gives the same embeddings",
+        "the model exported to ONNX gives the same embeddings and finds the same texts",
+        unless=when.no_onnx,
         setting="check_consistency.onnx_tolerance",
-        remedy="Install what the export needs, or waive the check if the model is never exported.",
+        remedy="Waive the check if the model is never exported; torch may not export its architecture as it is.",
+        skip_if_waived=True,
     ),
 )
 
@@ -348,6 +356,8 @@ def run_check(entry: CheckEntry, evidence: Evidence) -> Check:
     try:
         if reason := entry.unless(evidence):
             return _result(entry, "does not apply", reason=reason)
+        if waived and entry.skip_if_waived:
+            return _result(entry, "waived", reason=waived)
         found = entry.find(evidence)
     except Exception as error:  # noqa: BLE001  # whatever stopped it, it did not show what it is there to show
         told = f"could not run: {error if isinstance(error, VocabgraftError) else _named(error)}"
@@ -356,9 +366,10 @@ def run_check(entry: CheckEntry, evidence: Evidence) -> Check:
         return _result(entry, "too few to judge", found.reason, figure=found.figure, warnings=found.warnings)
     verdict: Verdict = "passed" if found.holds else "waived" if waived else "failed"
     reason = waived or "" if verdict == "waived" else ""
-    return _result(
+    result = _result(
         entry, verdict, reason, found.limit, found.figure, found.details, noise=found.noise, warnings=found.warnings
     )
+    return replace(result, by_token=found.by_token)
 
 
 def _result(

@@ -1,7 +1,7 @@
 """`params.yaml`: reads it, checks it across sections, and explains its errors."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,7 @@ from vocabgraft.config.evaluators import check_evaluator
 from vocabgraft.config.losses import check_method
 from vocabgraft.config.section import Section
 from vocabgraft.config.stages import (
+    HIDDEN,
     BaseParams,
     CheckConsistencyParams,
     EvaluateModelParams,
@@ -38,6 +39,9 @@ from vocabgraft.config.stages import (
 )
 from vocabgraft.config.training import EvaluatorParams, TrainAdapterParams
 from vocabgraft.errors import VocabgraftError
+
+if TYPE_CHECKING:
+    from ruamel.yaml.error import YAMLError
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -212,7 +216,7 @@ def parse_params_text(text: str, origin: str) -> Params:
         # YAML 1.2, as DVC reads the file: in PyYAML's 1.1 `5e-4` is text and `on` is true.
         loaded = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
-        raise VocabgraftError(f"{origin} is not YAML: {error}") from error
+        raise VocabgraftError(f"{origin} is not YAML: {explain_yaml(error)}") from error
     return parse_params(loaded, origin)
 
 
@@ -227,17 +231,27 @@ def parse_params(loaded: Any, origin: str) -> Params:
         raise VocabgraftError(f"{origin}: " + "\n".join(lines)) from error
 
 
+def explain_yaml(error: "YAMLError") -> str:
+    """What a parser says, with the line, but without the text: a failure hook's address in it may be a secret."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem is None or mark is None:
+        return type(error).__name__
+    return f"line {mark.line + 1}: {problem.partition(' with value ')[0]}"
+
+
 def _explain(detail: dict[str, Any]) -> str:
     location: tuple[str | int, ...] = detail["loc"]
+    # The address of a hook may be a secret, wherever in its section it stands by mistake.
+    seen = HIDDEN if location[:1] == ("failure_hook",) else repr(detail["input"])
     key = ".".join(str(part) for part in location) or "(whole file)"
     if detail["type"] == "extra_forbidden":
         allowed = ", ".join(_fields_at(location[:-1])) or "none"
-        return f"unknown key '{key}' (value {detail['input']!r}); allowed here: {allowed}"
+        return f"unknown key '{key}' (value {seen}); allowed here: {allowed}"
     if detail["type"] == "missing":
         return f"key '{key}' is missing; add it"
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']}" if location else str(detail["ctx"]["error"])
-    return f"key '{key}' is {detail['input']!r}; {detail['msg'].replace('Input should', 'it should')}"
+    return f"key '{key}' is {seen}; {detail['msg'].replace('Input should', 'it should')}"
 
 
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:
@@ -246,7 +260,7 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
         # Names that the user gives, such as a Router's routes, are no fields.
         if isinstance(part, str) and part in model.model_fields:
             model = _section_of(model.model_fields[part].annotation)
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _section_of(annotation: Any) -> Any:

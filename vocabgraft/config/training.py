@@ -10,7 +10,7 @@ from pydantic import (
 )
 
 from vocabgraft.config.peft_methods import ROW_CLASSES, check_peft
-from vocabgraft.config.section import Count, Fraction, Name, Positive, Section
+from vocabgraft.config.section import Count, Fraction, Name, Positive, RawFile, Section
 from vocabgraft.config.training_arguments import check_training_arguments
 
 Method = Literal["tokens", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
@@ -67,6 +67,19 @@ class PhaseParams(Section):
     epochs: Count | None = None
     learning_rate: Positive | None = None
     rows_learning_rate: Positive | None = None
+
+
+class RetainParams(Section):
+    """General texts that stay near their embedding of the base.
+
+    Attributes:
+        weight: weight of the mean cosine distance to the base, beside the losses of the datasets.
+        texts: file in data/raw with one general text per line; null takes half of the retention pairs, which are then
+            not evaluated.
+    """
+
+    weight: Positive = 1.0
+    texts: RawFile | None = None
 
 
 class EvaluatorParams(Section):
@@ -130,9 +143,10 @@ class TrainAdapterParams(Section):
         best_metric: metric, such as `eval_loss` or `terms_cosine_mrr@10`, whose best evaluation gives the weights that
             are kept; null keeps the last.
         early_stopping: stops early on `best_metric`.
-        precision: `float32` gives the same result on every CPU; `auto` takes bfloat16 if the hardware multiplies it.
+        precision: `float32` gives the same result on every CPU; `auto` times both and takes the faster.
         checkpoint_every: steps between checkpoints; a killed training resumes from the last one. null saves none.
         launcher: trains in several processes; null is one process.
+        retain: keeps general texts near the base; not for `tokens`, which does not move them.
     """
 
     method: Method = "tokens"
@@ -153,6 +167,7 @@ class TrainAdapterParams(Section):
     precision: Precision = "float32"
     checkpoint_every: Count | None = 50
     launcher: LauncherParams | None = None
+    retain: RetainParams | None = None
 
     @field_validator("arguments")
     @classmethod
@@ -164,6 +179,15 @@ class TrainAdapterParams(Section):
     def _stopping_has_a_metric(self) -> Self:
         if self.early_stopping and not self.best_metric:
             raise ValueError("early_stopping watches best_metric, which is not set; set it, for example to eval_loss")
+        return self
+
+    @model_validator(mode="after")
+    def _general_texts_can_move(self) -> Self:
+        if self.retain and self.method == "tokens":
+            raise ValueError(
+                "retain is set and method is tokens, which leaves every text without a new word as it is; set retain: "
+                "null, or another method"
+            )
         return self
 
     @model_validator(mode="after")
@@ -181,10 +205,11 @@ class TrainAdapterParams(Section):
     def for_control(self) -> Self:
         """Settings of the control, LoRA over the unchanged base: one phase with the epochs of all phases.
 
-        Batch size, losses, LoRA and its learning rate stay the same. The control trains in one process.
+        Batch size, losses, LoRA and its learning rate stay the same; it has no `retain` and trains in one process.
         """
         epochs = sum(phase.epochs or self.epochs for phase in self.phases) or self.epochs
-        return self.model_copy(update={"method": "lora", "phases": [], "epochs": epochs, "launcher": None})
+        update = {"method": "lora", "phases": [], "epochs": epochs, "launcher": None, "retain": None}
+        return self.model_copy(update=update)
 
     @model_validator(mode="after")
     def _phases_have_epochs(self) -> Self:

@@ -97,7 +97,7 @@ def check_raw_files(folder: Path, params: ValidateDataParams) -> list[str]:
         columns = COLUMNS[dataset.format]
         vectors = [name for name in columns if name in VECTORS]
         for split in SPLITS:
-            for name in find_files(folder, getattr(dataset.files, split) or ()):
+            for name in find_files(folder, dataset.files_of(split)):
                 faults += column_faults(folder / name, columns, vectors)
     return list(dict.fromkeys(faults))
 

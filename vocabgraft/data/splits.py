@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
+
+from vocabgraft.config.datasets import Split
 
 if TYPE_CHECKING:
     import numpy as np
 
-Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 # A group with more than this share of the rows is cut: alone it would decide what a split holds.
 LARGEST_SHARE = 0.05
@@ -51,6 +52,11 @@ def split_of(group: str, validation: float, test: float) -> Split:
     if position < test:
         return "test"
     return "validation" if position < test + validation else "train"
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Whether a context takes no part in training, since fidelity is measured on it; its hash decides."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < share
 
 
 def fold(text: str) -> str:

@@ -17,12 +17,12 @@ from vocabgraft.config.datasets import (
     text_columns,
 )
 from vocabgraft.config.losses import Format
+from vocabgraft.data.general import GENERAL_PAIRS
 from vocabgraft.data.raw_files import RETENTION_COLUMNS, VOCABULARY_COLUMNS, find_files, scan_lines, scan_table
 from vocabgraft.data.raw_formats import RawTable
 from vocabgraft.data.splits import SPLITS, LargeGroup, fold, group_rows, split_of
-from vocabgraft.tokens.new_token import KINDS, NewToken, relation_token
+from vocabgraft.tokens.new_token import NewToken, relation_token
 from vocabgraft.tokens.tokenizer import (
-    added_token,
     hidden_by,
     is_one_token,
     matched_otherwise,
@@ -37,8 +37,6 @@ from vocabgraft.tokens.tokenizer import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Own sentences of everyday subjects with own scores, for whoever has no scored pairs.
-GENERAL_PAIRS = Path(__file__).with_name("general_pairs.csv")
 # A relation that says two things differ cannot hold beside one that says that they are alike.
 UNLIKE = frozenset({"antonym", "distinctfrom", "notisa"})
 ALIKE = frozenset({"synonym", "isa", "similarto", "definedas", "formof", "instanceof"})
@@ -68,9 +66,12 @@ def read_examples(folder: Path, dataset: DatasetParams) -> RawTable:
     vectors = [name for name in columns if name in VECTORS]
     tables = []
     for split in SPLITS:
-        for name in find_files(folder, getattr(dataset.files, split) or ()):
+        for name in find_files(folder, dataset.files_of(split)):
             table = _named(scan_table(folder / name, columns, optional, vectors), name)
             tables.append(RawTable(table.rows.assign(given_for=split), table.faults))
+    if not tables:
+        # Made later, from the words that are accepted.
+        return RawTable(pd.DataFrame({name: [] for name in (*columns, "row", "file", "given_for")}, dtype=object))
     joined = _joined_tables(tables)
     annotate = ANNOTATIONS.get(dataset.format)
     return joined if annotate is None else RawTable(annotate(joined.rows), joined.faults)
@@ -149,43 +150,6 @@ def new_tokens(frame: pd.DataFrame) -> list[NewToken]:
             described["token"], described["kind"], described["description"], strict=True
         )
     ]
-
-
-def count_uses(base: "Tokenizer", tokens: Sequence[NewToken], texts: Sequence[str]) -> list[int]:
-    """How many of the distinct texts hold each token, matched as the extended tokenizer will."""
-    from tokenizers import Tokenizer
-
-    extended = Tokenizer.from_str(base.to_str())
-    before = tokens_added_before(base)
-
-    def read(text: str, raw: bool) -> str:
-        return text if raw else normalised(base, text)
-
-    # What is nothing to the base would cut every text apart.
-    countable = {token for token in tokens if normalised(base, token.text).strip() and token.kind in KINDS}
-    # A token that is there is not added again, be it of the base or an earlier row: that would change how it matches,
-    # and of two that are the same once normalised either may match.
-    taken = {read(text, not added.normalized) for text, (_, added) in before.items()}
-    wanted = {read(token.text, token.kind == "special"): token for token in reversed(tokens) if token in countable}
-    extended.add_tokens([added_token(token) for text, token in reversed(wanted.items()) if text not in taken])
-    counts: dict[int | None, int] = {}
-    for encoding in extended.encode_batch(sorted(set(texts)), add_special_tokens=False):
-        for token_id in set(encoding.ids):
-            counts[token_id] = counts.get(token_id, 0) + 1
-    return [counts.get(extended.token_to_id(token.text), 0) if token in countable else 0 for token in tokens]
-
-
-def inside_others(tokens: Sequence[str]) -> dict[str, str]:
-    """The tokens that stand inside another of them, each with the first that it stands in."""
-    known = set(tokens)
-    found: dict[str, str] = {}
-    for token in tokens:
-        # The parts of every token, looked up: comparing every token with every other would take minutes for 30,000.
-        parts = (token[start:end] for start in range(len(token)) for end in range(start + 1, len(token) + 1))
-        for part in parts:
-            if part != token and part in known:
-                found.setdefault(part, token)
-    return found
 
 
 def texts_of(frame: pd.DataFrame, dataset_format: Format, template: str = DEFAULT_TEMPLATE) -> list[str]:

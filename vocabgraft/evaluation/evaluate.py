@@ -9,11 +9,11 @@ from vocabgraft.config.stages import EvaluateModelParams
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.beir import Benchmark
 from vocabgraft.data.splits import SPLITS
+from vocabgraft.evaluation.by_token import describe_tokens
 from vocabgraft.evaluation.control import judge_control
 from vocabgraft.evaluation.evaluated_model import NewWords, Subject
 from vocabgraft.evaluation.graded_retrieval import measure_benchmark
 from vocabgraft.evaluation.metrics import Measurement, compared_items, figures_of, problems_of, verdict_json
-from vocabgraft.evaluation.neighbors import describe_tokens
 from vocabgraft.evaluation.retention import measure_drift, moved_share, reference_corpus
 from vocabgraft.evaluation.retrieval import (
     Retention,
@@ -21,7 +21,9 @@ from vocabgraft.evaluation.retrieval import (
     measure_retention,
     measure_retrieval,
     measure_similarity,
+    retrieval_set,
 )
+from vocabgraft.evaluation.searches import benchmark_set, changed_searches
 from vocabgraft.evaluation.unlabelled import fidelity_json, held_out_texts, measure_fidelity, measure_tokens
 from vocabgraft.tokens.tokenizer import ExtendedToken, added_tokens
 
@@ -60,12 +62,13 @@ class Questions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of `metrics.json`, `comparison.json`, `retention.json` and `tokens.json`, and every item."""
+    """What goes into the files `metrics`, `comparison`, `retention`, `tokens`, `searches` and `items`."""
 
     metrics: dict[str, dict[str, Any]]
     comparison: dict[str, Any]
     retention: dict[str, Any]
     tokens: dict[str, Any]
+    searches: list[dict[str, Any]]
     measurements: Sequence[Measurement]
 
     @property
@@ -129,7 +132,8 @@ def evaluate(
             "spearman": _spearman(kept, params.smoke_under, seed),
             "problems": [*problems_of([kept]), *drift["problems"]],
         },
-        tokens=describe_tokens(models["merged"], tokens, seed),
+        tokens=describe_tokens(subjects, tokens, measured, seed),
+        searches=_searches(questions, subjects["base"], subjects["merged"], seed),
         measurements=[entry for entry in (*measured, kept, fidelity, tokens_per_text) if entry],
     )
 
@@ -197,12 +201,20 @@ def _measure_benefit(
     return measured, problems
 
 
+def _searches(questions: Questions, base: Subject, merged: Subject, seed: int) -> list[dict[str, Any]]:
+    sets = [retrieval_set(entry) for entry in questions.datasets if entry.is_retrieval and entry.rows("test")]
+    sets += [benchmark_set(benchmark) for benchmark in questions.benchmarks]
+    return [changed_searches(entry, base, merged, seed) for entry in sets]
+
+
 def _measure_without_labels(
     questions: Questions, subjects: dict[str, Subject], new_words: NewWords
 ) -> tuple[Measurement | None, Measurement | None]:
     """Fidelity, and tokens per text."""
     everyone = list(subjects.values())
-    texts = held_out_texts(questions.datasets, questions.held_out_contexts)
+    held_out = set(questions.held_out_contexts)
+    learnt = [text for text in questions.contexts if text not in held_out]
+    texts = held_out_texts(questions.datasets, questions.held_out_contexts, learnt)
     test = [text for dataset in questions.datasets for text in dataset.texts("test")]
     return (
         measure_fidelity(subjects["base"], everyone, texts, new_words),

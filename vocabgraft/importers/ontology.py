@@ -199,7 +199,7 @@ def _is_cut(base: "Tokenizer", word: str, min_pieces: int) -> bool:
 def _uses_in_the_pipeline(
     words: Sequence[str], relations: Sequence[NewToken], texts: Sequence[str], base: "Tokenizer"
 ) -> dict[str, int]:
-    from vocabgraft.data.validation import count_uses
+    from vocabgraft.data.uses import count_uses
 
     # The relations' tokens are matched first there, so that a word is not found inside <|PartOf|>.
     counts = count_uses(base, [*(NewToken(word, "word", "") for word in words), *relations], texts)

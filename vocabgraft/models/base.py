@@ -86,7 +86,11 @@ def tokenizer_file(folder: Path) -> Path:
 
 
 def load_model(
-    folder: Path, device: str | None = None, own_modules: bool = False, trust_remote_code: bool = False
+    folder: Path,
+    device: str | None = None,
+    own_modules: bool = False,
+    trust_remote_code: bool = False,
+    float32: bool = False,
 ) -> "SentenceTransformer":
     """Load a model folder from disk alone, in evaluation mode; nothing is fetched.
 
@@ -97,6 +101,7 @@ def load_model(
             working folder. For folders that the project made itself, never for a base.
         trust_remote_code: run code that lies in the folder. For the base and what is made of it, where
             `base.trust_remote_code` is true.
+        float32: load the weights in float32; by default in the type that they are stored in.
 
     Raises:
         VocabgraftError: when it does not load, or has code that may not run; nothing of it was run then.
@@ -105,7 +110,9 @@ def load_model(
 
     classes = own_module_classes(folder) if own_modules else {}
     check_code(folder, trust_remote_code, classes)
-    options = {"device": device, "local_files_only": True, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"device": device, "local_files_only": True, "trust_remote_code": trust_remote_code}
+    if float32:
+        options["model_kwargs"] = {"dtype": "float32"}
     # Code of a model's own may fail in any way, first of all for a package that it wants and that is not installed.
     told: tuple[type[Exception], ...] = (Exception,) if trust_remote_code else (OSError, ValueError)
     try:

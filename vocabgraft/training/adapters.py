@@ -1,7 +1,8 @@
 """PEFT adapters over an extended vocabulary: made, split into their parts, merged."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -13,6 +14,7 @@ from vocabgraft.config.training import PEFT_METHODS, ROW_METHODS, LoraParams, Me
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model
 from vocabgraft.models.extra_modules import custom_parameters, has_heads, load_custom_modules
+from vocabgraft.models.precision import in_float32
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.token_embeddings.trainable import ROWS
 
@@ -213,8 +215,10 @@ def require_reload(
     Raises:
         VocabgraftError: with the largest difference of an encoding.
     """
-    loaded = load_model(saved, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
-    before, after = (model.encode([A_TEXT, *texts], show_progress_bar=False) for model in (trained.to("cpu"), loaded))
+    # In float32, where a tolerance of 1e-5 can be kept: over a 16-bit base an adapter is rounded when it is loaded.
+    loaded = load_model(saved, device="cpu", own_modules=True, trust_remote_code=trust_remote_code, float32=True)
+    with in_float32(trained.to("cpu")):
+        before, after = (model.encode([A_TEXT, *texts], show_progress_bar=False) for model in (trained, loaded))
     difference = float(np.abs(before - after).max())
     # A figure that is not a number compares false, and so is refused.
     if not difference <= RELOAD_TOLERANCE:
@@ -247,9 +251,10 @@ def merge_adapter(resized: "SentenceTransformer", adapter: Path) -> None:
     with warnings.catch_warnings():
         # PEFT warns of a layer that it replaced itself a moment ago.
         warnings.simplefilter("ignore")
-        wrapped = PeftModel.from_pretrained(resized[0].auto_model, str(adapter))
-        merged = wrapped.merge_and_unload()
-    resized[0].auto_model = merged
+        # In 16 bits each product and sum of the merge would be rounded, not the result alone.
+        with in_float32(resized):
+            wrapped = PeftModel.from_pretrained(resized[0].auto_model, str(adapter))
+            resized[0].auto_model = wrapped.merge_and_unload()
     load_custom_modules(resized, adapter)
 
 
@@ -269,13 +274,31 @@ def remove_adapter(model: "SentenceTransformer", merge: bool) -> None:
     transformer = model[0].auto_model
     if not getattr(transformer, "peft_config", None):
         raise VocabgraftError("the model has no PEFT adapter, so there is nothing to merge or remove")
-    for name, layer in _adapter_layers(transformer):
-        parent, _, last = name.rpartition(".")
-        setattr(transformer.get_submodule(parent), last, _plain_layer(layer, merge))
+    with in_float32(model):
+        for name, layer in _adapter_layers(transformer):
+            parent, _, last = name.rpartition(".")
+            setattr(transformer.get_submodule(parent), last, _plain_layer(layer, merge))
     del transformer.peft_config
     transformer._hf_peft_config_loaded = False
     model.requires_grad_(True)
     model.eval()
+
+
+@contextmanager
+def adapter_off(model: "SentenceTransformer") -> Iterator[None]:
+    """Within the block, forward passes skip the PEFT adapter; what can be trained stays as it is.
+
+    PEFT's own switch also freezes the adapter's parameters, and thaws all of them afterwards.
+    """
+    layers = [layer for _, layer in _adapter_layers(model[0].auto_model)]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, was_off in zip(layers, before, strict=True):
+            layer._disable_adapters = was_off
 
 
 def _adapter_layers(transformer: torch.nn.Module) -> list[tuple[str, Any]]:

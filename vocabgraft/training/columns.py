@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vocabgraft.config.datasets import DEFAULT_TEMPLATE, MORE_NEGATIVES
+from vocabgraft.config.datasets import DEFAULT_TEMPLATE, MORE_NEGATIVES, Split
 from vocabgraft.config.losses import Format, LossEntry, Reads
 from vocabgraft.data.accepted import AcceptedDataset, fill_template
-from vocabgraft.data.splits import Split
 from vocabgraft.tokens.new_token import relation_token
 
 if TYPE_CHECKING:

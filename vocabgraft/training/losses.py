@@ -165,6 +165,8 @@ def _from_the_data(
         decoder = loss.arguments.get("decoder_name_or_path", BASE)
         own: Any = model[0]
         return {"decoder_name_or_path": own.auto_model.config._name_or_path if decoder == BASE else decoder}
+    if loss.name == "SimCSELoss":
+        _require_dropout(model, place)
     if LOSSES[loss.name].reads == "teacher":
         _require_width(model, loss, rows[0], place)
     if loss.name == "TranslationLoss":
@@ -176,6 +178,14 @@ def _from_the_data(
 
 def _candidates(loss: LossParams, rows: "Dataset") -> dict[str, Sequence[str]]:
     return {"candidates": Entities(rows)} if loss.arguments.get("negatives") else {}
+
+
+def _require_dropout(model: nn.Module, place: str) -> None:
+    if not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        raise VocabgraftError(
+            f"{place} learns from dropout, and this model has none, so both embeddings of a text are the same; take "
+            "another loss, or a base whose config.json sets hidden_dropout_prob above 0"
+        )
 
 
 def _require_width(model: "SentenceTransformer", loss: LossParams, rows: "Dataset", place: str) -> None:
@@ -191,9 +201,10 @@ def _require_width(model: "SentenceTransformer", loss: LossParams, rows: "Datase
 def _class(name: str, module: str = LIBRARY) -> Any:
     if module != LIBRARY:
         # Named here, so that dvc.yaml's deps of code can be told from the imports.
+        from vocabgraft.training import simcse
         from vocabgraft.triples import losses as objectives
 
-        return getattr(objectives, name)
+        return getattr(simcse if name == "SimCSELoss" else objectives, name)
     from sentence_transformers.sentence_transformer import losses
 
     return getattr(losses, name)

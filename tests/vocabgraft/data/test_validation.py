@@ -7,6 +7,7 @@ import pandas as pd
 
 from tests.conftest import write_lines
 from vocabgraft.config.datasets import COLUMNS, DatasetParams
+from vocabgraft.data.uses import count_uses, inside_others
 from vocabgraft.data.validation import (
     annotate_vocabulary,
     assign_splits,
@@ -15,8 +16,6 @@ from vocabgraft.data.validation import (
     compare_examples,
     compare_retention,
     compare_tokens,
-    count_uses,
-    inside_others,
     new_tokens,
     read_contexts,
     read_examples,
