@@ -1,4 +1,4 @@
-"""`vocabgraft run`: the stages of dvc.yaml under Prefect."""
+"""`vocabgraft run`: the stages of dvc.yaml, with or without Prefect."""
 
 import importlib
 import os
@@ -19,10 +19,10 @@ from flows.run import NO_REPORT, ROOT, SIGNALLED, Finished, Prepared, RunOptions
 from flows.summary import failure_summary, model_summary, stage_table
 from vocabgraft.printable import print_line, warn
 
-# The stages whose results the last table shows; a DAG of other stages has none.
+# The table of the model needs the results of these stages.
 SUMMARISED = {"validate_data", "resize_base", "evaluate_model"}
 MAY_RUN = "may run"
-UPPER_BOUND = "(may run: an upper bound; such a stage stays unchanged if what it reads turns out the same)"
+UPPER_BOUND = "(may run: an upper bound; such a stage stays unchanged if its inputs turn out the same)"
 
 
 def run(
@@ -34,7 +34,9 @@ def run(
         Option("--set", metavar="SECTION.KEY=VALUE", help="Change params.yaml first, e.g. seed=7; repeatable."),
     ] = None,
     force: Annotated[bool, Option("--force", help="Run every stage, changed or not.")] = False,
-    keep_going: Annotated[bool, Option("--keep-going", help="After a failure, run what does not need it.")] = False,
+    keep_going: Annotated[
+        bool, Option("--keep-going", help="After a failure, run the stages that do not need it.")
+    ] = False,
     jobs: Annotated[int | None, Option(metavar="N", help=f"Stages at a time. Default here: {default_jobs()}.")] = None,
     no_server: Annotated[bool, Option("--no-server", help="Run without Prefect: same plan, same results.")] = False,
     ray: Annotated[
@@ -46,7 +48,7 @@ def run(
 ) -> int:
     """Run the stages of dvc.yaml whose inputs changed.
 
-    Prefect records the run. What did not change is not run again.
+    Prefect records the run. Unchanged stages do not run again.
     """
     output = Output(as_json, quiet)
     options = RunOptions(tuple(settings or ()), until, only, force, keep_going, jobs, wait, ray)
@@ -63,7 +65,7 @@ def _run(prepared: Prepared, no_server: bool) -> Finished:
         return execute(prepared, lambda runs: run_in_threads(runs, prepared.jobs))
     from flows.prefect_flow import run_prepared
 
-    # A temporary server outlives a killed flow; with this in its environment the next run ends it.
+    # A temporary server outlives a killed flow. With this variable the next run finds it and ends it.
     os.environ[MARK] = str(ROOT.resolve())
     try:
         return run_prepared(prepared)
@@ -77,7 +79,7 @@ def _import_prefect() -> None:
 
 
 def _ignore() -> None:
-    """Have nothing to do meanwhile."""
+    """Do nothing."""
 
 
 def _show(finished: Finished, output: Output) -> int:

@@ -1,4 +1,4 @@
-"""Checks against a silent identity: trained weights that were lost, so that a model loads and acts as before."""
+"""Checks against a silent identity: lost trained weights, so that the model loads but acts like the base."""
 
 import copy
 from typing import Any
@@ -19,7 +19,7 @@ TRAINED: tuple[Artifact, Artifact] = ("resized", "merged")
 
 
 def trained_differs(evidence: Evidence) -> Finding:
-    """Least change by training of an encoding of a text with a trained token."""
+    """The least change that training made to the embedding of a text with a trained token."""
     limit, lists = evidence.params.min_change, evidence.probes.new
     texts = [text for text_list in lists for text in text_list]
     before, after = (
@@ -29,8 +29,8 @@ def trained_differs(evidence: Evidence) -> Finding:
     moved = _reads_a_trained_token(evidence, texts)
     if not moved.any():
         raise VocabgraftError(
-            "no probe text holds a token that was trained, so nothing shows that the training arrived; add retention "
-            "pairs with such words"
+            "no probe text contains a trained token, so nothing shows that the trained weights are loaded; add "
+            "retention pairs with such words"
         )
     changes = np.where(moved, relative_differences(before, after), np.inf)
     same = [
@@ -42,18 +42,19 @@ def trained_differs(evidence: Evidence) -> Finding:
 
 
 def adapter_moved(evidence: Evidence) -> Finding:
-    """Weights of the loaded adapter that are as a fresh one has them, rows and custom modules among them.
+    """Weights of the loaded adapter with their initial values, including rows and custom modules.
 
-    A fresh adapter of the same configuration is made over the resized base. What it draws at random equals nothing that
-    was trained; what starts from a fixed value (LoRA's B from zeros, a row from itself) tells whether it was trained or
-    loaded. A weight that no embedding depends on, such as a LoRA on an unused pooler, has no gradient and cannot move.
+    A fresh adapter of the same configuration is made over the resized base. Its random weights never equal trained
+    ones. Weights that start from fixed values (LoRA's B from zeros, a row from itself) show whether they were trained
+    and loaded. Weights without influence on the embedding, such as a LoRA on an unused pooler, have no gradient and are
+    skipped.
     """
     adapter = evidence.model("adapter")
     saved = dict(adapter.named_parameters())
     found = []
     for name, start in _fresh_adapter(evidence).items():
         if name not in saved:
-            found.append(f"{name}: not there")
+            found.append(f"{name}: missing")
         elif ROWS.search(name):
             found += _rows_at_their_start(evidence, saved[name], start)
         elif torch.equal(saved[name].detach(), start):
@@ -68,7 +69,7 @@ def adapter_moved(evidence: Evidence) -> Finding:
 
 
 def _reads_a_trained_token(evidence: Evidence, texts: list[str]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """For each text, whether the model reads a trained token in it; all where more than rows trains: (texts,)."""
+    """Whether the model reads a trained token in each text; true for all if more than rows was trained: (texts,)."""
     if not_rows_alone(evidence):
         return np.ones(len(texts), dtype=bool)
     trained = {token.id for token in evidence.tokens if token.text not in evidence.without_training_text}
@@ -78,7 +79,7 @@ def _reads_a_trained_token(evidence: Evidence, texts: list[str]) -> "np.ndarray[
 
 
 def _fresh_adapter(evidence: Evidence) -> dict[str, torch.Tensor]:
-    """The trainable weights of a new adapter that an embedding depends on, by name."""
+    """The trainable weights of a new adapter that influence the embedding, by name."""
     from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(str(evidence.folders.adapter))

@@ -614,7 +614,7 @@ def test_an_embedding_that_is_no_number_never_passes(sound: dict[Method, Evidenc
     with torch.no_grad():
         model[0].auto_model.encoder.layer[1].output.dense.bias[0] = float("nan")
     found = result(name, put(sound["tokens"], merged=model))
-    assert (found.verdict, found.figure, found.reason) == ("failed", None, "the figure is NaN or infinite")
+    assert (found.verdict, found.figure, found.reason) == ("failed", None, "the value is NaN or infinite")
     assert json.loads(json.dumps(found.as_json(), allow_nan=False))["figure"] is None
 
 

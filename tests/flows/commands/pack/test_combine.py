@@ -100,7 +100,7 @@ def test_conflicts_are_refused_or_told(
         (["kidney", "liver", "--out", "both", "--base", "./nowhere"], "--base is './nowhere'"),
         (["kidney", "liver", "--out", "."], "no name"),
         (["kidney", "liver", "--out", "other"], "is no vocabulary pack"),
-        (["kidney", "liver", "--out", "both", "--model", "kidney"], "is there already"),
+        (["kidney", "liver", "--out", "both", "--model", "kidney"], "exists already"),
         *((["liver", name, "--out", "both"], told) for name, told in BAD_PACKS.items()),
     ],
 )
