@@ -30,7 +30,7 @@ from vocabgraft.data.mteb import require_mteb
 from vocabgraft.data.splits import LARGEST_SHARE, NEVER_CUT, SPLITS, LargeGroup, split_of
 from vocabgraft.data.validation import count_uses, inside_others, new_tokens
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.base import tokenizer_file
+from vocabgraft.models.base import check_weights, tokenizer_file
 from vocabgraft.models.remote_code import check_code, describe_code
 from vocabgraft.storage.artifacts import new_folder, write_json
 from vocabgraft.tokens.tokenizer import load_raw_tokenizer
@@ -73,6 +73,7 @@ def validate_data(
     benchmarks, unusable = _read_benchmarks(raw, evaluate_model)
     folder, identity = resolve_base(base)
     check_code(folder, base.trust_remote_code)
+    check_weights(folder, base.trust_remote_code)
     check_settings(train_adapter, resize_base, params.datasets, folder)
     if identity.code is not None:
         logger.info("remote code: %s", describe_code(identity.code))
