@@ -12,8 +12,9 @@ import torch
 from vocabgraft.config.peft_methods import FIXED
 from vocabgraft.config.training import PEFT_METHODS, ROW_METHODS, LoraParams, Method, PeftParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.absent_weights import A_TEXT, used_by_embeddings
 from vocabgraft.models.base import load_model
-from vocabgraft.models.extra_modules import custom_parameters, has_heads, load_custom_modules
+from vocabgraft.models.extra_modules import custom_parameters, load_custom_modules
 from vocabgraft.models.precision import in_float32
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.token_embeddings.trainable import ROWS
@@ -26,8 +27,6 @@ Part = Literal["rows", "adapter", "all"]
 
 # Of an encoding, an adapter as it was trained against the same one loaded, both on a CPU: every method gave 0.
 RELOAD_TOLERANCE = 1e-5
-# Any text goes through every layer that may be trained.
-A_TEXT = "a text"
 
 
 def add_adapter(
@@ -185,21 +184,8 @@ def train_only(model: "SentenceTransformer", part: Part) -> int:
 
 
 def _freeze_unused(model: "SentenceTransformer", parameters: Sequence[torch.nn.Parameter]) -> None:
-    was_training = model.training
-    model.eval()
-    used: set[int] = set()
-    for options in ({"task": "query"}, {"task": "document"}) if has_heads(model) else ({},):
-        features = {name: _on(model.device, value) for name, value in model.preprocess([A_TEXT]).items()}
-        embedding = model(features, **options)["sentence_embedding"]
-        gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
-        used |= {place for place, gradient in enumerate(gradients) if gradient is not None}
-    for place, parameter in enumerate(parameters):
-        parameter.requires_grad_(place in used)
-    model.train(was_training)
-
-
-def _on(device: torch.device, value: Any) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+    for parameter, is_used in zip(parameters, used_by_embeddings(model, parameters), strict=True):
+        parameter.requires_grad_(is_used)
 
 
 def require_reload(
