@@ -78,7 +78,8 @@ def _measure(forms: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 def _table(seconds: dict[str, float], made: list[Export], weights: float, texts: int, threads: int) -> Table:
     table = Table(title=f"{texts:,} texts, {threads} thread(s) each, batches of {BATCH}", title_justify="left")
-    for heading in ("form", "MB", "texts/CPU s", "times torch", "cosine, mean", "lowest", "ten nearest kept", "first kept"):
+    headings = ("form", "MB", "texts/CPU s", "times torch", "cosine, mean", "lowest", "ten nearest kept", "first kept")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "form" else "right")
     table.add_row("torch float32", f"{weights:.1f}", f"{texts / seconds['torch']:.0f}", "1.0", "", "", "", "")
     for export in made:
