@@ -47,7 +47,7 @@ def lay_out(folder: Path, folded: Sequence[str], longest: int | None) -> None:
 
 
 def _write_modules(folder: Path, folded: Sequence[str]) -> None:
-    kept = []
+    kept: list[dict[str, Any]] = []
     for entry in read_json(folder / "modules.json"):
         path = folder / entry["path"]
         if entry["name"] in folded:
@@ -113,4 +113,4 @@ def length_of(model: Any) -> int | None:
 
 
 def _text_of(token: Any) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
+    return None if token is None else str(token["content"] if isinstance(token, dict) else token)

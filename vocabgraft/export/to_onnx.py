@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ def require_precision(precision: str) -> Precision:
     if precision not in PRECISIONS:
         hint = did_you_mean(precision, PRECISIONS)
         raise VocabgraftError(f"there is no precision {precision!r}{hint}; allowed: {', '.join(PRECISIONS)}")
-    return cast(Precision, precision)
+    return precision
 
 
 def write_onnx_folder(model: "SentenceTransformer", folder: Path, precision: Precision = "float32") -> None:

@@ -143,7 +143,7 @@ def _list(value: Any) -> list[str]:
 
 def _is_hub_id(name: str) -> bool:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, yet not listed
 
     try:
         validate_repo_id(name)

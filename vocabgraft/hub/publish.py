@@ -44,7 +44,7 @@ class Publication:
 def require_repo_name(repo: str) -> None:
     """Raise VocabgraftError if no repository can have this name."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, yet not listed
 
     try:
         validate_repo_id(repo)
