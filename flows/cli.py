@@ -98,6 +98,11 @@ COMMANDS: Table = {
         "Write a model as ONNX, and measure what the export keeps.",
         "vocabgraft export models:/clinic@champion --to onnx --precision int8 --out clinic-onnx",
     ),
+    "publish": Entry(
+        "publish:publish_model",
+        "Share a model on a model hub: files, card and vocabulary pack in one commit.",
+        "vocabgraft publish models:/clinic@champion --repo clinic/minilm --license apache-2.0 --dry-run",
+    ),
     "registry": Group(
         "The versions of the registered model.",
         {
