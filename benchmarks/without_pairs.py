@@ -37,7 +37,8 @@ from vocabgraft.config.stages import DistillationParams
 from vocabgraft.config.training import TrainAdapterParams
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.descriptions import OtherRows, description_pairs
-from vocabgraft.data.splits import SPLITS, fold
+from vocabgraft.data.splits import SPLITS
+from vocabgraft.data.texts import fold
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.evaluation.significance import compare_means
 from vocabgraft.models.base import load_model, locate_base, tokenizer_file

@@ -38,6 +38,19 @@ OPTIONAL_COLUMNS: dict[Format, tuple[str, ...]] = {
     "triples": (),
     "triplets": (*MORE_NEGATIVES, "group"),
 }
+# The texts that make rows one group. Negatives are left out: they are mostly answers of other rows, so that all rows
+# would be one group. So are tails: a graph is connected, and link prediction asks for entities that are known.
+JOINING: dict[Format, tuple[str, ...]] = {
+    "triples": ("head",),
+    "pairs": ("anchor", "positive"),
+    "triplets": ("anchor", "positive"),
+    "scored_pairs": ("sentence1", "sentence2"),
+    "labelled_pairs": ("sentence1", "sentence2"),
+    "labelled_texts": ("text",),
+    "texts": ("text",),
+    "teacher_embeddings": ("text",),
+    "margins": ("query", "positive"),
+}
 # Columns that hold no text; every other does.
 NUMBERS = ("score", "margin")
 LABELS = ("label",)
