@@ -235,16 +235,15 @@ def datasets_of(
 ) -> Iterator[tuple[AcceptedDataset, DatasetParams]]:
     """What an arm trains on."""
     if arm in ("descriptions", BOTH):
-        settings = {"name": "glosses", "format": "pairs", "from": "descriptions"}
+        settings: dict[str, Any] = {"name": "glosses", "format": "pairs", "from": "descriptions"}
         columns = {"anchor": [pair[0] for pair in pairs], "positive": [pair[1] for pair in pairs]}
         yield _written(folder / "glosses", settings, columns)
     if arm != "descriptions":
         loss = arm if arm != BOTH else "SimCSELoss"
         arguments = {"tie_encoder_decoder": False} if loss == "DenoisingAutoEncoderLoss" else {}
         settings = {"name": "raw", "format": "texts", "files": {"train": "x"}}
-        yield _written(
-            folder / "raw", settings | {"loss": {"name": loss, "arguments": arguments}}, {"text": list(texts)}
-        )
+        settings["loss"] = {"name": loss, "arguments": arguments}
+        yield _written(folder / "raw", settings, {"text": list(texts)})
 
 
 def _written(
