@@ -14,6 +14,7 @@ from vocabgraft.evaluation.control import judge_control
 from vocabgraft.evaluation.evaluated_model import NewWords, Subject
 from vocabgraft.evaluation.graded_retrieval import measure_benchmark
 from vocabgraft.evaluation.metrics import Measurement, compared_items, figures_of, problems_of, verdict_json
+from vocabgraft.evaluation.relations import compare_relations
 from vocabgraft.evaluation.retention import measure_drift, moved_share, reference_corpus
 from vocabgraft.evaluation.retrieval import (
     Retention,
@@ -118,6 +119,12 @@ def evaluate(
         metrics=metrics,
         comparison={
             "items": compared_items(measured, params.smoke_under, seed),
+            "relations": [
+                row
+                for dataset in questions.datasets
+                if dataset.format == "triples" and dataset.rows("test")
+                for row in compare_relations(dataset, measured, seed)
+            ],
             "without_labels": {
                 FIDELITY.dataset: found,
                 TOKENS_PER_TEXT.dataset: _compared(tokens_per_text, "all", params.smoke_under, seed),
