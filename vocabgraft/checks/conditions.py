@@ -1,7 +1,7 @@
 """When a check does not apply, in one place: each function gives the reason, or nothing where the check applies."""
 
 from vocabgraft.checks.context import Evidence
-from vocabgraft.config.training import ROW_METHODS
+from vocabgraft.config.training import ROW_METHODS, STILL_METHODS
 from vocabgraft.models.base import own_module_types
 from vocabgraft.models.extra_modules import custom_modules
 from vocabgraft.tokens.new_token import relation_token
@@ -56,8 +56,8 @@ def not_rows_alone(evidence: Evidence) -> str:
 
 def every_text_moves(evidence: Evidence) -> str:
     """Of a check that holds where a text without a new token keeps its embedding."""
-    if reason := not_rows_alone(evidence):
-        return f"{reason}, and moves every text"
+    if evidence.method not in STILL_METHODS:
+        return f"{not_rows_alone(evidence)}, and moves every text"
     return "custom modules were trained, and they move every text" if custom_modules(evidence.model("merged")) else ""
 
 

@@ -71,7 +71,8 @@ def reload(evidence: Evidence) -> Finding:
 def merged_as_adapter(evidence: Evidence) -> Finding:
     """Largest difference between the merged model and the resized base with the adapter.
 
-    Merging rounds each weight once more. So does a copy of the base with a rounding error in each weight.
+    Merging rounds each weight once more. So does a copy of the base with a rounding error in each weight. With a gate
+    the adapter is compared on texts with a new token alone, since no other text passes it.
     """
     lists = evidence.probes.few().all
     rounded = _rounded_again(evidence.model("base"))
@@ -80,7 +81,8 @@ def merged_as_adapter(evidence: Evidence) -> Finding:
         [evidence.encode("base", texts) for texts in lists],
         [encode(rounded, texts, evidence.params.batch_size) for texts in lists],
     )
-    found = _between(evidence, "adapter", "merged", evidence.probes.all)
+    probes = _opened(evidence) if evidence.method == "gated" else evidence.probes.all
+    found = _between(evidence, "adapter", "merged", probes)
     return largest(found, evidence.params.merged_tolerance, rounding_noise(evidence, noise))
 
 
@@ -211,6 +213,14 @@ def rounding_noise(evidence: Evidence, differences: Differences) -> float:
 def _between(evidence: Evidence, left: Artifact, right: Artifact, lists: Sequence[Sequence[str]]) -> Differences:
     one, other = ([evidence.encode(artifact, texts) for texts in lists] for artifact in (left, right))
     return _differences(lists, one, other)
+
+
+def _opened(evidence: Evidence) -> list[list[str]]:
+    """The lists of texts with a new token, without those where it stands after what the model reads."""
+    return [
+        [text for text, opens in zip(texts, evidence.reads(texts, evidence.new_ids), strict=True) if opens]
+        for texts in evidence.probes.new
+    ]
 
 
 def _as_the_base(

@@ -38,6 +38,7 @@ class FreshProcess:
         lists: Sequence[Sequence[str]],
         batch_size: int,
         trust_remote_code: bool = False,
+        trust_model_code: bool | None = None,
     ) -> None:
         """Note what is to be done; nothing runs yet.
 
@@ -47,12 +48,14 @@ class FreshProcess:
             others: further folders that a service does not have.
             lists: texts, each list encoded by itself.
             batch_size: of the encoding.
-            trust_remote_code: run code that lies in the folder.
+            trust_remote_code: run code that lies in the folders.
+            trust_model_code: the same of the model's folder alone; by default as of all.
         """
         self.lists = tuple(tuple(texts) for texts in lists)
         self._folder, self._base, self._batch_size = folder.resolve(), base.resolve(), batch_size
         self._others = [path.resolve() for path in (base, *others)]
         self._trust_remote_code = trust_remote_code
+        self._trust_model_code = trust_remote_code if trust_model_code is None else trust_model_code
         self._running: tuple[subprocess.Popen[str], tempfile.TemporaryDirectory[str]] | None = None
         self._found: dict[str, Embeddings | str] | None = None
 
@@ -73,6 +76,7 @@ class FreshProcess:
             "batch_size": self._batch_size,
             "threads": torch.get_num_threads(),
             "trust_remote_code": self._trust_remote_code,
+            "trust_model_code": self._trust_model_code,
         }
         write_json(root / "request.json", request)
         script = str(Path(isolated_worker.__file__).resolve())

@@ -13,9 +13,11 @@ from vocabgraft.config.peft_methods import ROW_CLASSES, check_peft
 from vocabgraft.config.section import Count, Fraction, Name, Positive, RawFile, Section
 from vocabgraft.config.training_arguments import check_training_arguments
 
-Method = Literal["tokens", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
+Method = Literal["tokens", "gated", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
 # These keep the rows of new tokens apart from the rest, so that phases and a learning rate of their own can move them.
-ROW_METHODS: tuple[Method, ...] = ("tokens", "lora_and_tokens", "peft_and_tokens")
+ROW_METHODS: tuple[Method, ...] = ("tokens", "gated", "lora_and_tokens", "peft_and_tokens")
+# These leave every text without a new token as it is.
+STILL_METHODS: tuple[Method, ...] = ("tokens", "gated")
 PEFT_METHODS: tuple[Method, ...] = ("peft", "peft_and_tokens")
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -92,19 +94,20 @@ class TrainAdapterParams(Section):
     """What is trained, and how.
 
     Attributes:
-        method: `tokens` trains the rows of new tokens; `lora` and `peft` an adapter, and with `_and_tokens` the rows
-            too; `full` every weight of the model, with `learning_rate` alone, since rows are then part of a matrix.
+        method: `tokens` trains the rows of new tokens; `gated` also LoRA that acts on texts with a new token alone;
+            `lora` and `peft` an adapter, and with `_and_tokens` the rows too; `full` every weight of the model, with
+            `learning_rate` alone, since rows are then part of a matrix.
         epochs: of a phase that sets none; 0 trains nothing, and the rows stay as they were distilled.
         learning_rate: of all that is not a row of a new token.
         rows_learning_rate: of the rows, where the method keeps them apart.
-        lora: what `lora` and `lora_and_tokens` make.
+        lora: what `lora`, `lora_and_tokens` and `gated` make.
         peft: what `peft` and `peft_and_tokens` make.
         batch_size: rows of a batch, those of all processes together.
         group_by_length: batches of rows of like length, which pad less; not for `labelled_texts`.
         precision: float32 gives one result on every CPU; `auto` is bfloat16 where the hardware multiplies it.
         checkpoint_every: steps between two checkpoints, from which a training that was killed goes on; None for none.
         launcher: of several processes; None is one.
-        retain: keeps general texts near the base; not for `tokens`, which does not move them.
+        retain: keeps general texts near the base; not for `tokens` and `gated`, which do not move them.
         arguments: of SentenceTransformerTrainingArguments, by name.
         evaluators: run with each evaluation on the validation split.
         best_metric: the weights of the evaluation that was best in it are kept; None keeps the last.
@@ -145,10 +148,10 @@ class TrainAdapterParams(Section):
 
     @model_validator(mode="after")
     def _general_texts_can_move(self) -> Self:
-        if self.retain and self.method == "tokens":
+        if self.retain and self.method in STILL_METHODS:
             raise ValueError(
-                "retain is set and method is tokens, which leaves every text without a new word as it is; set retain: "
-                "null, or another method"
+                f"retain is set and method is {self.method}, which leaves every text without a new word as it is; set "
+                "retain: null, or another method"
             )
         return self
 

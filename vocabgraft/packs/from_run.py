@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vocabgraft.config.stages import MergeAdapterParams
 from vocabgraft.models.extra_modules import custom_modules
+from vocabgraft.models.gate import is_gated
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.packs.pack import Pack, PackToken, adapter_from, choose_contexts, identify
 from vocabgraft.storage.artifacts import read_json
@@ -19,6 +20,8 @@ def why_no_pack(merged: "SentenceTransformer", adapter: Path, tokens: Sequence[E
     """What a run changed that a pack cannot hold, if anything: a pack is new rows and an adapter over the base."""
     if not (adapter / ADAPTER_CONFIG_NAME).is_file():
         return "every weight was trained (train_adapter.method: full)"
+    if is_gated(merged):
+        return "its adapter acts on texts with a new token alone (train_adapter.method: gated)"
     if custom_modules(merged):
         return f"the model has layers of its own ({', '.join(custom_modules(merged))}, resize_base.modules)"
     if retrained := [token.text for token in tokens if token.retrained]:

@@ -1,5 +1,6 @@
 """PEFT adapters over an extended vocabulary: made, split into their parts, merged."""
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from vocabgraft.config.training import PEFT_METHODS, ROW_METHODS, LoraParams, Me
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model
 from vocabgraft.models.extra_modules import custom_parameters, has_heads, load_custom_modules
+from vocabgraft.models.gate import put_gate
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.token_embeddings.trainable import ROWS
 
@@ -226,15 +228,26 @@ def require_reload(
         )
 
 
-def merged_model(resized: Path, adapter: Path, trust_remote_code: bool = False) -> "SentenceTransformer":
+def merged_model(
+    resized: Path, adapter: Path, trust_remote_code: bool = False, gate_ids: Sequence[int] = ()
+) -> "SentenceTransformer":
     """The model of an adapter's folder without PEFT, on the CPU: the resized base with the adapter folded in.
 
     A folder without an adapter is that of the method `full`, and holds the model itself.
+
+    Args:
+        resized: the resized base.
+        adapter: the folder of `train_adapter`.
+        trust_remote_code: run code that lies in the folders.
+        gate_ids: of the method `gated`: the new tokens, without one of which a text passes the resized base.
     """
     if not (adapter / ADAPTER_CONFIG_NAME).is_file():
         return load_model(adapter, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
     model = load_model(resized, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
-    merge_adapter(model, adapter)
+    if gate_ids:
+        merge_gated(model, adapter, gate_ids)
+    else:
+        merge_adapter(model, adapter)
     return model
 
 
@@ -252,6 +265,22 @@ def merge_adapter(resized: "SentenceTransformer", adapter: Path) -> None:
         merged = wrapped.merge_and_unload()
     resized[0].auto_model = merged
     load_custom_modules(resized, adapter)
+
+
+def merge_gated(resized: "SentenceTransformer", adapter: Path, gate_ids: Sequence[int]) -> None:
+    """Merge a saved adapter for texts with one of these tokens alone (the resized base is changed in place)."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = PeftModel.from_pretrained(copy.deepcopy(resized[0].auto_model), str(adapter))
+        merged = dict(wrapped.merge_and_unload().named_parameters())
+    embeddings = resized[0].auto_model.get_input_embeddings().weight
+    (name,) = (name for name, value in resized[0].auto_model.named_parameters() if value is embeddings)
+    with torch.no_grad():
+        embeddings[list(gate_ids)] = merged.pop(name)[list(gate_ids)]
+    own = dict(resized[0].auto_model.named_parameters())
+    put_gate(resized, gate_ids, {key: value for key, value in merged.items() if not torch.equal(value, own[key])})
 
 
 def remove_adapter(model: "SentenceTransformer", merge: bool) -> None:
