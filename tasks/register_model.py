@@ -14,7 +14,7 @@ from typing import Any
 from tasks.registry.champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, compare_with_champion, with_widths
 from tasks.registry.gate_results import GateResult, blocking, decision_of, evidence_of, told_with_verdict
 from tasks.registry.gates import Measured, benefit_of, gates_of, own_module_gates, speed_of
-from tasks.registry.lineage import data_splits, items_digest, lineage_tags
+from tasks.registry.lineage import CODE_TAG, data_splits, items_digest, lineage_tags
 from tasks.registry.lookup import (
     CHALLENGER,
     CHAMPION,
@@ -45,7 +45,8 @@ from vocabgraft.checks.result import count_verdicts
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import BaseParams, RegisterModelParams
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.remote_code import keep_code
+from vocabgraft.models.gate import gate_types
+from vocabgraft.models.remote_code import code_hashes, describe_code, keep_code
 from vocabgraft.models.saving import PACK_FOLDER
 from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
 from vocabgraft.tokens.tokenizer import read_tokens
@@ -134,7 +135,7 @@ def register_model(
     else:
         trusted = base.trust_remote_code
         made = Made(merged, adapter, checks, evaluation, base_identity, datasets, tokens, trusted)
-        lineage = lineage_tags(base_identity, datasets, register_model.__name__)
+        lineage = lineage_tags(base_identity, datasets, register_model.__name__) | _gate_tag(merged)
         _register(params, made, {DIGEST_TAG: digest, ITEMS_TAG: items_digest(datasets), **lineage})
     with new_folder(out) as work:
         write_json(work / "registration.json", {"name": params.name, DIGEST_TAG: digest})
@@ -167,6 +168,11 @@ def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> 
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     record = {"name": params.name, "version": registered.version, DIGEST_TAG: tags[DIGEST_TAG]}
     write_json(RECORD, {**record, **decision.as_json()})
+
+
+def _gate_tag(merged: Path) -> dict[str, str]:
+    """What code a model with a gate is loaded by, that of its base included."""
+    return {CODE_TAG: describe_code(code_hashes(merged))} if gate_types(merged) else {}
 
 
 def _benefit_tag(measured: Measured, params: RegisterModelParams) -> dict[str, str]:

@@ -11,7 +11,7 @@ from vocabgraft.tokens.tokenizer import ExtendedToken
 
 WORDS_NAMED = 40
 UNKNOWN_LICENCE = "unknown"
-# How `describe_code` begins where a base's code ran.
+# How `describe_code` begins where code of the folder runs.
 RUN = "on: "
 
 
@@ -95,7 +95,7 @@ def _loading(remote_code: str) -> list[str]:
         ]
     return [
         "`SentenceTransformer(FOLDER, trust_remote_code=True)` loads the folder `model.sentence_transformer` of the "
-        "artifact by itself, with the code of the base that lies in it. MLflow runs that code without being asked.",
+        "artifact by itself, with the code that lies in it. MLflow runs that code without being asked.",
         "",
         f"Remote code: {_plain(remote_code)}.",
     ]

@@ -4,6 +4,7 @@ A folder with a gate holds the code that a process without vocabgraft loads it b
 taken, where the file in the folder is the same.
 """
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,22 @@ def is_gated(model: Any) -> bool:
 def transformer_of_new_tokens(model: Any) -> Any:
     """The transformer that texts with a new token pass."""
     return model[0].adapted.auto_model if is_gated(model) else model[0].auto_model
+
+
+def without_gate(model: "SentenceTransformer") -> "SentenceTransformer":
+    """A model as texts without a new token see it, over the same weights; one without a gate as it is."""
+    if not is_gated(model):
+        return model
+    plain = copy.copy(model)
+    name = next(iter(model._modules))
+    plain.__dict__["_modules"] = {**model._modules, name: model[0].closed()}
+    return plain
+
+
+def gated_ids(model: Any) -> set[int]:
+    """The ids that open the gate of a model."""
+    ranges = model[0].gates if is_gated(model) else []
+    return {token_id for first, last in ranges for token_id in range(first, last + 1)}
 
 
 def gate_types(folder: Path) -> list[str]:

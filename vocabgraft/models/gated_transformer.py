@@ -45,10 +45,16 @@ class GatedTransformer(Transformer):
             gates: first and last id of each range of new tokens.
             weights: the adapted ones, as `adapt` takes them.
         """
-        gated = _empty()
-        gated.__dict__ = {**transformer.__dict__, "_modules": dict(transformer._modules)}
-        gated.gates = [[int(first), int(last)] for first, last in gates]
+        gated = cls.joined(transformer, transformer, gates)
         gated.adapt(weights)
+        return gated
+
+    @classmethod
+    def joined(cls, transformer: Any, adapted: Any, gates: Sequence[Sequence[int]]) -> Any:
+        """Two Transformers in memory with one tokenizer, as one with a gate; their weights are theirs."""
+        gated = _empty()
+        gated.__dict__ = {**transformer.__dict__, "_modules": {**transformer._modules, "adapted": adapted}}
+        gated.gates = [[int(first), int(last)] for first, last in gates]
         return gated
 
     def adapt(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -67,10 +73,17 @@ class GatedTransformer(Transformer):
         with torch.no_grad():
             for name, value in weights.items():
                 model.get_parameter(name).copy_(value)
-        adapted = Transformer.__new__(Transformer)
-        adapted.__dict__ = {**self.__dict__, "_modules": {"model": model}}
-        self.adapted = adapted
+        self.adapted = self._over(model)
         self.train(self.training)
+
+    def closed(self) -> Transformer:
+        """The Transformer that texts without a new token pass, over the same weights."""
+        return self._over(self.auto_model)
+
+    def _over(self, model: torch.nn.Module) -> Transformer:
+        made = Transformer.__new__(Transformer)
+        made.__dict__ = {**self.__dict__, "_modules": {"model": model}}
+        return made
 
     def adapted_weights(self) -> dict[str, torch.Tensor]:
         """The weights that are not shared, by name."""
