@@ -35,6 +35,14 @@ def put_gate(model: "SentenceTransformer", new_ids: Sequence[int], weights: "Map
     model._modules[name] = GatedTransformer.of(model[0], ranges_of(new_ids), weights)
 
 
+def gated(plain: Any, adapted: Any, new_ids: Sequence[int]) -> "Module":
+    """Two Transformers over one tokenizer as one: `adapted` reads texts with one of the tokens, `plain` the others."""
+    from vocabgraft.models.gated_transformer import GatedTransformer
+
+    joined: Module = GatedTransformer.joined(plain, adapted, ranges_of(new_ids))
+    return joined
+
+
 def is_gated(model: Any) -> bool:
     """Whether a loaded model has a gate, by whichever copy of the code."""
     return hasattr(model[0], "gates") and hasattr(model[0], "adapted")

@@ -20,8 +20,6 @@ def why_no_pack(merged: "SentenceTransformer", adapter: Path, tokens: Sequence[E
     """What a run changed that a pack cannot hold, if anything: a pack is new rows and an adapter over the base."""
     if not (adapter / ADAPTER_CONFIG_NAME).is_file():
         return "every weight was trained (train_adapter.method: full)"
-    if is_gated(merged):
-        return "its adapter acts on texts with a new token alone (train_adapter.method: gated)"
     if custom_modules(merged):
         return f"the model has layers of its own ({', '.join(custom_modules(merged))}, resize_base.modules)"
     if retrained := [token.text for token in tokens if token.retrained]:
@@ -58,6 +56,7 @@ def pack_run(
         tokens=tuple(PackToken.of(token.new_token) for token in tokens),
         rows=weight[[token.id for token in tokens]].clone(),
         adapter=adapter_from(adapter),
+        gate=tuple(token.text for token in tokens) if is_gated(merged) else None,
         contexts=choose_contexts(
             texts, merged.tokenizer, tokens, params.contexts_per_token, merged.tokenizer.unk_token_id
         ),
