@@ -325,6 +325,33 @@ def adapter_off(model: "SentenceTransformer") -> Iterator[None]:
             layer._disable_adapters = was_off
 
 
+def fold_behind_gate(model: "SentenceTransformer", gate_ids: Sequence[int]) -> None:
+    """Fold the adapter of a model in memory for texts with one of these tokens alone (changed in place).
+
+    Every other text passes the weights as they were before the adapter.
+
+    Raises:
+        VocabgraftError: for a model without an adapter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    transformer = model[0].auto_model
+    layers = [(name, layer) for name, layer in _adapter_layers(transformer) if isinstance(layer, BaseTunerLayer)]
+    before = {
+        f"{name}.{inner}": parameter.detach().clone()
+        for name, layer in layers
+        for inner, parameter in layer.get_base_layer().named_parameters()
+    }
+    remove_adapter(model, merge=True)
+    weights = {}
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if name in before and not torch.equal(parameter, before[name]):
+                weights[name] = parameter.detach().clone()
+                parameter.copy_(before[name])
+    put_gate(model, gate_ids, weights)
+
+
 def _adapter_layers(transformer: torch.nn.Module) -> list[tuple[str, Any]]:
     """The outermost layers that PEFT put in, by name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
