@@ -15,7 +15,7 @@ from tasks.registry.champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, comp
 from tasks.registry.exports import log_exports, made_exports, missing_exports
 from tasks.registry.gate_results import GateResult, blocking, decision_of, evidence_of, told_with_verdict
 from tasks.registry.gates import Measured, benefit_of, gates_of, own_module_gates, speed_of
-from tasks.registry.lineage import data_splits, items_digest, lineage_tags
+from tasks.registry.lineage import CODE_TAG, data_splits, items_digest, lineage_tags
 from tasks.registry.lookup import (
     CHALLENGER,
     CHAMPION,
@@ -46,7 +46,8 @@ from vocabgraft.checks.result import count_verdicts
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import BaseParams, RegisterModelParams
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.remote_code import keep_code
+from vocabgraft.models.gate import gate_types
+from vocabgraft.models.remote_code import code_hashes, describe_code, keep_code
 from vocabgraft.models.saving import PACK_FOLDER
 from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
 from vocabgraft.tokens.tokenizer import read_tokens
@@ -138,7 +139,7 @@ def register_model(
     else:
         trusted = base.trust_remote_code
         made = Made(merged, adapter, checks, evaluation, base_identity, datasets, tokens, trusted)
-        lineage = lineage_tags(base_identity, datasets, register_model.__name__)
+        lineage = lineage_tags(base_identity, datasets, register_model.__name__) | _gate_tag(merged)
         _register(params, made, {DIGEST_TAG: digest, ITEMS_TAG: items_digest(datasets), **lineage})
     with new_folder(out) as work:
         write_json(work / "registration.json", {"name": params.name, DIGEST_TAG: digest})
@@ -181,6 +182,11 @@ def _load(made: Made) -> "SentenceTransformer":
     from vocabgraft.models.base import load_model
 
     return load_model(made.merged, device="cpu", own_modules=True, trust_remote_code=made.trust_remote_code)
+
+
+def _gate_tag(merged: Path) -> dict[str, str]:
+    """What code a model with a gate is loaded by, that of its base included."""
+    return {CODE_TAG: describe_code(code_hashes(merged))} if gate_types(merged) else {}
 
 
 def _benefit_tag(measured: Measured, params: RegisterModelParams) -> dict[str, str]:

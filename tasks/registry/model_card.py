@@ -12,7 +12,7 @@ from vocabgraft.tokens.tokenizer import ExtendedToken
 
 WORDS_NAMED = 40
 UNKNOWN_LICENCE = "unknown"
-# `describe_code` begins so if code of the base ran.
+# How `describe_code` begins where code of the folder runs.
 RUN = "on: "
 
 
@@ -102,7 +102,7 @@ def _loading(remote_code: str) -> list[str]:
         ]
     return [
         "`SentenceTransformer(FOLDER, trust_remote_code=True)` loads the folder `model.sentence_transformer` of the "
-        "artifact by itself and runs the code of the base that is in the folder. MLflow runs that code without asking.",
+        "artifact by itself, with the code that lies in it. MLflow runs that code without being asked.",
         "",
         f"Remote code: {_plain(remote_code)}.",
     ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vocabgraft.config.stages import BaseParams, PromptParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.gate import gate_class
 from vocabgraft.models.remote_code import LIBRARY, check_code, code_hashes, module_types
 from vocabgraft.storage.artifacts import file_sha256, read_json
 
@@ -108,7 +109,7 @@ def load_model(
     """
     from sentence_transformers import SentenceTransformer
 
-    classes = own_module_classes(folder) if own_modules else {}
+    classes = gate_class(folder) | (own_module_classes(folder) if own_modules else {})
     check_code(folder, trust_remote_code, classes)
     options: dict[str, Any] = {"device": device, "local_files_only": True, "trust_remote_code": trust_remote_code}
     if float32:
