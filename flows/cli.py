@@ -78,8 +78,8 @@ COMMANDS: Table = {
     ),
     "ui": Entry(
         "ui:ui",
-        "Serve the pages of MLflow and Prefect on this machine until Ctrl-C.",
-        "vocabgraft ui --mlflow-port 5001",
+        "Serve the pages of MLflow and Prefect, and one to try models on, until Ctrl-C.",
+        "vocabgraft ui --corpus docs.jsonl --column body",
     ),
     "stage": Entry(
         "stage:stage",
