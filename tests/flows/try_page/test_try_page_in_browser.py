@@ -60,6 +60,8 @@ def test_the_page_fits_and_asks_no_other_host(
 
 
 def test_a_query_is_typed_and_sent_by_the_keyboard_alone(browser: Browser, address: str) -> None:
+    # A window without focus shows none.
+    browser.send("Emulation.setFocusEmulationEnabled", enabled=True)
     browser.open(address, DESK, "light")
     # Typing begins at the query.
     wait_for(browser, "document.activeElement.name === 'q'")
@@ -73,7 +75,7 @@ def test_a_query_is_typed_and_sent_by_the_keyboard_alone(browser: Browser, addre
     for _ in range(7):
         names.append(browser.evaluate("document.activeElement.name || document.activeElement.textContent"))
         outline = "getComputedStyle(document.activeElement).outlineStyle"
-        assert browser.evaluate(outline) != "none", "a person sees where they are"
+        assert browser.evaluate(outline) != "none", f"a person sees where they are: {names}"
         press(browser, "Tab", "", 9)
     assert names == ["q", "Search", "a", "b", "Compare", "w", "Find"]
 
