@@ -107,7 +107,7 @@ COMMANDS: Table = {
             ),
             "compare": Entry(
                 "registry.compare:compare_versions",
-                "Compare two versions: embeddings of the same texts, and metrics.",
+                "Compare two versions: what changed, embeddings of the same texts, and metrics.",
                 'vocabgraft registry compare 6 7 --text "renal colic"',
             ),
             "prune": Entry(

@@ -5,13 +5,14 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.registry.champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, compare_with_champion, with_widths
+from tasks.registry.changes import CHANGES_TAG, changes, of_this_run, recorded, summary
 from tasks.registry.gate_results import GateResult, blocking, decision_of, evidence_of, told_with_verdict
 from tasks.registry.gates import Measured, benefit_of, gates_of, own_module_gates, speed_of
 from tasks.registry.lineage import data_splits, items_digest, lineage_tags
@@ -19,6 +20,7 @@ from tasks.registry.lookup import (
     CHALLENGER,
     CHAMPION,
     DIGEST_TAG,
+    PREVIOUS_CHAMPION,
     Client,
     Registered,
     connect,
@@ -152,7 +154,10 @@ def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> 
         raise VocabgraftError(f"{made.checks} says that a check failed, so the model is not registered")
     client = connect()
     registered = find_by_digest(client, params.name, tags[DIGEST_TAG])
-    card = write_card(_facts(params, made, measured, tags, _evidence(client, params, measured, registered)))
+    found = _changes(client, params.name, made, tags)
+    tags |= {CHANGES_TAG: summary(found)} if found else {}
+    evidence = _evidence(client, params, measured, registered)
+    card = write_card(_facts(params, made, measured, tags, evidence, found))
     new = registered is None
     if registered is None:
         registered = _write(client, params, made, measured, {**tags, **_benefit_tag(measured, params)}, card)
@@ -166,7 +171,23 @@ def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> 
     _tell(params.name, registered, decision)
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     record = {"name": params.name, "version": registered.version, DIGEST_TAG: tags[DIGEST_TAG]}
-    write_json(RECORD, {**record, **decision.as_json()})
+    write_json(RECORD, {**record, **decision.as_json(), "changes": found})
+
+
+def _changes(client: Client, name: str, made: Made, tags: Mapping[str, str]) -> dict[str, Any] | None:
+    """What changed since the champion, or, of the champion itself, since the one before; None of a first version."""
+    versions = [find_by_alias(client, name, alias) for alias in (CHAMPION, PREVIOUS_CHAMPION)]
+    before = next((found for found in versions if found and found.tags.get(DIGEST_TAG) != tags[DIGEST_TAG]), None)
+    if before is None:
+        return None
+    settings = load_params()
+    params = _flat(settings.model_dump(mode="json"))
+    after = of_this_run(tags["base"], params, made.tokens, data_splits(made.datasets), made.evaluation)
+    try:
+        return changes(recorded(client, before), after, before, settings.seed)
+    except VocabgraftError as error:
+        logger.warning("warning: what changed since version %d is not known: %s", before.version, error)
+        return None
 
 
 def _benefit_tag(measured: Measured, params: RegisterModelParams) -> dict[str, str]:
@@ -317,7 +338,14 @@ def _beside_its_card(merged: Path, card: str) -> Iterator[Path]:
         yield folder
 
 
-def _facts(params: RegisterModelParams, made: Made, measured: Measured, tags: dict[str, str], evidence: str) -> Facts:
+def _facts(
+    params: RegisterModelParams,
+    made: Made,
+    measured: Measured,
+    tags: dict[str, str],
+    evidence: str,
+    found: dict[str, Any] | None,
+) -> Facts:
     settings = load_params()
     return Facts(
         name=params.name,
@@ -330,6 +358,7 @@ def _facts(params: RegisterModelParams, made: Made, measured: Measured, tags: di
         evidence=evidence,
         method=settings.train_adapter.method if settings.trains else None,
         checks=count_verdicts(check["verdict"] for check in read_json(made.checks)["checks"]),
+        changes=found,
     )
 
 
