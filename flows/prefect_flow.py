@@ -25,6 +25,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.console import LOGS, LogFiles
 from flows.engine.dag import Planned, Stage
 from flows.engine.run_record import failures
 from flows.engine.scheduler import Body, StageRuns, Watch
@@ -74,7 +75,7 @@ def build_model(
     try:
         options = RunOptions(tuple(settings), until, only, force, keep_going, jobs, wait, ray)
         with prepared_run(options, get_run_logger().info) as prepared:
-            return _state(_run(prepared))
+            return _state(_run(prepared, LogFiles(ROOT / LOGS)))
     except VocabgraftError as error:
         return Failed(message=str(error))
 
