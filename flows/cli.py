@@ -84,8 +84,8 @@ COMMANDS: Table = {
     ),
     "ui": Entry(
         "ui:ui",
-        "Serve the pages of MLflow and Prefect on this machine until Ctrl-C.",
-        "vocabgraft ui --mlflow-port 5001",
+        "Serve the pages of MLflow and Prefect, and one to try models on, until Ctrl-C.",
+        "vocabgraft ui --corpus docs.jsonl --column body",
     ),
     "stage": Entry(
         "stage:stage",
@@ -123,7 +123,7 @@ COMMANDS: Table = {
             ),
             "compare": Entry(
                 "registry.compare:compare_versions",
-                "Compare two versions: embeddings of the same texts, and metrics.",
+                "Compare two versions: what changed, embeddings of the same texts, and metrics.",
                 'vocabgraft registry compare 6 7 --text "renal colic"',
             ),
             "prune": Entry(

@@ -5,13 +5,14 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.registry.champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, compare_with_champion, with_widths
+from tasks.registry.changes import CHANGES_TAG, changes, of_this_run, recorded, summary
 from tasks.registry.exports import log_exports, made_exports, missing_exports
 from tasks.registry.gate_results import GateResult, blocking, decision_of, evidence_of, told_with_verdict
 from tasks.registry.gates import Measured, benefit_of, gates_of, own_module_gates, speed_of
@@ -20,6 +21,7 @@ from tasks.registry.lookup import (
     CHALLENGER,
     CHAMPION,
     DIGEST_TAG,
+    PREVIOUS_CHAMPION,
     Client,
     Registered,
     connect,
@@ -158,7 +160,10 @@ def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> 
     client = connect()
     registered = find_by_digest(client, params.name, tags[DIGEST_TAG])
     lacking = missing_exports(client, registered, params.exports)
-    card = write_card(_facts(params, made, measured, tags, _evidence(client, params, measured, registered)))
+    found = _changes(client, params.name, made, tags)
+    tags |= {CHANGES_TAG: summary(found)} if found else {}
+    evidence = _evidence(client, params, measured, registered)
+    card = write_card(_facts(params, made, measured, tags, evidence, found))
     new = registered is None
     # Exports come first, so that one that cannot be made leaves no version.
     with made_exports(_load(made) if lacking else None, lacking, made.datasets) as exports:
@@ -175,7 +180,23 @@ def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> 
     _tell(params.name, registered, decision)
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     record = {"name": params.name, "version": registered.version, DIGEST_TAG: tags[DIGEST_TAG]}
-    write_json(RECORD, {**record, **decision.as_json()})
+    write_json(RECORD, {**record, **decision.as_json(), "changes": found})
+
+
+def _changes(client: Client, name: str, made: Made, tags: Mapping[str, str]) -> dict[str, Any] | None:
+    """What changed since the champion, or, of the champion itself, since the one before; None of a first version."""
+    versions = [find_by_alias(client, name, alias) for alias in (CHAMPION, PREVIOUS_CHAMPION)]
+    before = next((found for found in versions if found and found.tags.get(DIGEST_TAG) != tags[DIGEST_TAG]), None)
+    if before is None:
+        return None
+    settings = load_params()
+    params = _flat(settings.model_dump(mode="json"))
+    after = of_this_run(tags["base"], params, made.tokens, data_splits(made.datasets), made.evaluation)
+    try:
+        return changes(recorded(client, before), after, before, settings.seed)
+    except VocabgraftError as error:
+        logger.warning("warning: what changed since version %d is not known: %s", before.version, error)
+        return None
 
 
 def _load(made: Made) -> "SentenceTransformer":
@@ -337,7 +358,14 @@ def _beside_its_card(merged: Path, card: str) -> Iterator[Path]:
         yield folder
 
 
-def _facts(params: RegisterModelParams, made: Made, measured: Measured, tags: dict[str, str], evidence: str) -> Facts:
+def _facts(
+    params: RegisterModelParams,
+    made: Made,
+    measured: Measured,
+    tags: dict[str, str],
+    evidence: str,
+    found: dict[str, Any] | None,
+) -> Facts:
     settings = load_params()
     return Facts(
         name=params.name,
@@ -350,6 +378,7 @@ def _facts(params: RegisterModelParams, made: Made, measured: Measured, tags: di
         evidence=evidence,
         method=settings.train_adapter.method if settings.trains else None,
         checks=count_verdicts(check["verdict"] for check in read_json(made.checks)["checks"]),
+        changes=found,
     )
 
 
