@@ -1,4 +1,4 @@
-"""MLflow's and Prefect's pages, on this machine alone, until Ctrl-C."""
+"""Serves the pages of MLflow and Prefect on this machine until Ctrl-C."""
 
 import signal
 import socket
