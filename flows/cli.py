@@ -1,4 +1,4 @@
-"""The command `vocabgraft`: a table of commands; each is imported only when it is chosen.
+"""The command `vocabgraft`: the table of commands, each imported when it is chosen, and the exit codes.
 
 `--help` imports only typer and rich (0.2 s of CPU). Prefect, DVC, MLflow or torch would add seconds.
 """

@@ -1,4 +1,4 @@
-"""Stage evaluate_model: base, resized, merged and the control on the same held-out texts."""
+"""Stage evaluate_model: scores base, resized, merged and control on the same held-out texts."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stage register_model: the merged model in the MLflow registry, once for each content."""
+"""Stage register_model: registers the merged model in MLflow, once per content, and promotes it by its gates."""
 
 import json
 import logging

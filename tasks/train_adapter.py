@@ -1,4 +1,4 @@
-"""Stage train_adapter: a PEFT adapter over the resized base, or the whole model (`method: full`)."""
+"""Stage train_adapter: trains new rows, an adapter, or the whole model (`method: full`)."""
 
 import logging
 import shutil

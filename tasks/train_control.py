@@ -1,4 +1,4 @@
-"""Stage train_control: LoRA without new tokens on the same data and budget, where params.yaml asks for it."""
+"""Stage train_control: trains LoRA without new tokens on the same data, if params.yaml asks for it."""
 
 from pathlib import Path
 

@@ -20,7 +20,7 @@ from flows.engine.signals import stopped_by_signals
 from flows.engine.stage_outcome import Attempt, Ending, Outcome, StageResult
 from flows.engine.stage_run import DvcProcesses, HarmlessLog, StageLog, reproduce
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.printable import warn
+from vocabgraft.printable import printable, warn
 from vocabgraft.storage.artifacts import write_json
 
 # Seconds of each stage's last run here: `--plan` shows them, and a run's table shows the time saved.

@@ -1,4 +1,4 @@
-"""The report as a page: what a run left in, HTML out. Nothing here reads a file but the template."""
+"""Renders the report as HTML, with the verdict, the gates and the tiles at its top. Reads only the template."""
 
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence

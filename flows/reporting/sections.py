@@ -1,4 +1,4 @@
-"""The sections of the report: what a run left in, what the template shows out. Nothing here reads a file."""
+"""Sections of the report: converts results to what the template shows. Reads no files."""
 
 import json
 import re

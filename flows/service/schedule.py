@@ -1,4 +1,4 @@
-"""The flow by the clock: a process that stays, runs it when its time has come, and puts in order what was left."""
+"""The schedule: a process that runs the flow at fixed times, and decides on overlapping and missed runs."""
 
 import os
 from collections.abc import Iterator

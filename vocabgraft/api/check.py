@@ -1,4 +1,4 @@
-"""Check a model in memory: the pipeline's consistency checks, over folders that are written for them."""
+"""`vg.check`: runs the pipeline's consistency checks on a model in memory."""
 
 import os
 import shutil

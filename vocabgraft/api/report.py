@@ -1,4 +1,4 @@
-"""What an extended model is known to be: its new tokens, how faithful they are, and how they were trained."""
+"""The report of an extended model: its new tokens, their fidelity, and how they were trained."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Train the new words of a model in memory, and merge what was trained."""
+"""`vg.train` trains the new words of a model in memory; `vg.merge` merges an adapter."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence

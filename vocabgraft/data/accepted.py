@@ -1,4 +1,4 @@
-"""Reading what `validate_data` accepted."""
+"""Reads the data that `validate_data` accepted."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

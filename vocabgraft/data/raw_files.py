@@ -1,4 +1,4 @@
-"""Raw files of a user: found, read as the text that stands in them, all faults of a file told at once.
+"""Finds and reads the user's raw files as text, and reports all errors of a file together.
 
 No type is guessed: `007`, `2020-01-01` and 18-digit numbers stay as they are written, gap or no gap.
 """

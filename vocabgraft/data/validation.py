@@ -1,4 +1,4 @@
-"""What is known of each raw row: what it repeats, contradicts or leaks from, and the split of each accepted row."""
+"""Annotates raw rows for the rules: repetitions, contradictions, leaks between splits, and the split."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

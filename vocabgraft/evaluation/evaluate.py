@@ -1,4 +1,4 @@
-"""The evaluation of a run: base, resized and merged (and the control) on the same texts, and what may be said of it."""
+"""The evaluation of a run: base, resized, merged (and control) on the same texts, with verdicts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

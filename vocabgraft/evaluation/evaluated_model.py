@@ -1,4 +1,4 @@
-"""A model under evaluation: how it reads texts, and every text embedded once."""
+"""A model under evaluation, whose embeddings are cached; and which texts contain a new word."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any

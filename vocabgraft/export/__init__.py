@@ -1,1 +1,1 @@
-"""A model in the forms that services deploy, and how much of it each form keeps."""
+"""Export of a model to ONNX for services, and how much of the model each export keeps."""

@@ -1,4 +1,4 @@
-"""The base model: found, identified by its content, loaded; its own code runs where it is trusted, and only there."""
+"""Finds, identifies and loads the base model; its own code runs only if it is trusted."""
 
 import importlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""Which precision to compute in, as set or as timed here, and float32 weights for a 16-bit model that trains."""
+"""Decides the precision of the computation, and keeps float32 weights for training a 16-bit model."""
 
 import time
 from collections.abc import Iterator, Mapping

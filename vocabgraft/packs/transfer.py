@@ -1,4 +1,4 @@
-"""A vocabulary pack carried to another base: the same tokens, their rows found anew.
+"""Transfers a pack to another base: the same tokens with new rows.
 
 Rows mean nothing over another base. What a pack can bring along is its texts (`distillation`: each row is pulled until
 the new base reads a text as it did with its old pieces, so what training taught the rows is not brought). Where the

@@ -1,4 +1,4 @@
-"""Initialisation by distillation: the new tokens learn to say what their old pieces said.
+"""Distillation: trains new rows until texts get the embeddings that they had with subword tokens.
 
 The pooled embedding of a text segmented with the new tokens is pulled to the one that the base gave the same text with
 its old pieces; only the new rows move.

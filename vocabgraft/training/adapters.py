@@ -1,4 +1,4 @@
-"""PEFT adapters over an extended vocabulary: made, split into their parts, merged."""
+"""Makes, splits and merges PEFT adapters over an extended vocabulary."""
 
 import copy
 import warnings

@@ -1,4 +1,4 @@
-"""Training an adapter over an extended vocabulary with the trainer of sentence-transformers."""
+"""Trains an adapter over an extended vocabulary: phases, learning rates, datasets, result."""
 
 import math
 import tempfile
