@@ -667,7 +667,19 @@ def test_a_row_without_a_training_text_may_stay_and_is_listed(sound: dict[Method
     assert "->, <|IsA|>, Thrombopenia" in result("new_rows_trained", excused).details[-1]
     all_excused = replace(reset, without_training_text=frozenset(token.text for token in graft.tokens))
     assert result("new_rows_trained", all_excused).verdict == "passed"
-    assert "no probe text holds a token that was trained" in result("trained_differs", all_excused).reason
+    assert "no probe text contains a trained token" in result("trained_differs", all_excused).reason
+
+
+def test_a_row_that_was_set_back_as_a_sink_may_be_at_its_start_and_is_listed(
+    sound: dict[Method, Evidence], graft: Graft
+) -> None:
+    reset = _reset_adapter(sound["tokens"], graft)
+    excused = replace(reset, set_back=frozenset(token.text for token in graft.tokens[1:]))
+    for name in ("new_rows_trained", "adapter_moved"):
+        found = result(name, excused)
+        assert (found.verdict, found.figure) == ("failed", 1)
+    assert "set back as attention sinks" in result("new_rows_trained", excused).details[-1]
+    assert "Thrombopenia" in result("new_rows_trained", excused).details[-1]
 
 
 def test_the_limits_are_those_of_the_parameters(sound: dict[Method, Evidence]) -> None:
