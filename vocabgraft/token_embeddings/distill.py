@@ -249,7 +249,10 @@ def _train_rows(
     batches_per_epoch = -(-len(contexts) // settings.batch_size)
     epochs = max(settings.epochs, -(-settings.least_steps // batches_per_epoch))
     with token_rows(student, [token.id for token in tokens]) as rows:
-        guard = RowGuard(student, [token.id for token in tokens], [token.text for token in tokens], rows.rows)
+        # Here the momentum helps, since every text of a token asks for the same: without it, fidelity falls from 0.935
+        # to 0.910 (an ontology with 414 words).
+        ids, texts = [token.id for token in tokens], [token.text for token in tokens]
+        guard = RowGuard(student, ids, texts, rows.rows, still=False)
         optimizer = torch.optim.Adam([rows.rows], lr=settings.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, batches_per_epoch * epochs)
         for epoch in range(epochs):

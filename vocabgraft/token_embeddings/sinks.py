@@ -29,7 +29,7 @@ ALONE_AND_IN_SENTENCE = ("{}", "the {} was done")
 REFERENCE_WORDS = 500
 # Where the base's own words come so near to the first token, the ratio tells nothing about new ones.
 TELLS_BELOW = 0.9
-TEXTS_AT_ONCE = 64
+TEXTS_AT_ONCE, ROWS_AT_ONCE = 64, 8192
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,17 @@ def own_words(model: "SentenceTransformer", new_ids: set[int], most: int) -> tup
 
 
 class RowGuard:
-    """Sets a new token's row back to where it last was no sink, and lets it move on in smaller steps.
+    """Keeps each new token's row sound while an optimizer trains the rows.
 
-    Looked at every `LOOK_EVERY` steps. Each time that a row is set back its steps are halved from then on, and after
+    With `still`, a row moves only in steps in which one of its texts is read. Without it, the momentum of Adam goes on
+    moving the row of a rare word for dozens of steps after each of its texts, by more than the row's own length in all
+    (torch's SparseAdam leaves such rows alone for the same reason). On an ontology with 414 words the rows moved by a
+    median of 0.96 that way, at a length of 1.13, and by 0.16 with `still`, at the same MRR.
+
+    No row grows longer than the longest of the base's own rows.
+
+    A row that becomes an attention sink is set back to where it last was none, and moves on in smaller steps. Looked at
+    every `LOOK_EVERY` steps. Each time that a row is set back its steps are halved from then on, and after
     `MOST_SET_BACK` times it stays where it is.
     """
 
@@ -162,7 +170,12 @@ class RowGuard:
     MOST_SET_BACK = 3
 
     def __init__(
-        self, model: "SentenceTransformer", token_ids: Sequence[int], texts: Sequence[str], rows: torch.nn.Parameter
+        self,
+        model: "SentenceTransformer",
+        token_ids: Sequence[int],
+        texts: Sequence[str],
+        rows: torch.nn.Parameter,
+        still: bool = True,
     ) -> None:
         """Measure the limits on the model as it is, and remember the rows.
 
@@ -171,7 +184,9 @@ class RowGuard:
             token_ids: of the rows, in their order.
             texts: how each token is written.
             rows: the trained parameter, (tokens, width), changed in place.
+            still: whether rows without a gradient stay where they are.
         """
+        self.still = still
         self.model, self.rows = model, rows
         self.limits = sink_limits(model, token_ids)
         self.often = SinkProbe.of(model, token_ids, texts, ALONE)
@@ -181,8 +196,9 @@ class RowGuard:
         self.rates = torch.ones(len(token_ids), 1, device=rows.device)
         self.set_back = torch.zeros(len(token_ids), dtype=torch.long, device=rows.device)
         self.texts, self.steps = list(texts), 0
-        self._slowed = torch.zeros(0, dtype=torch.long, device=rows.device)
-        self._before = self.start[:0]
+        # A little inside the limit, since rounding must not carry a row over it.
+        self.longest = longest_row(model, token_ids) * (1 - 1e-6)
+        self._before = self.start
 
     @contextmanager
     def step(self, optimizer: Any) -> Iterator[None]:
@@ -195,16 +211,22 @@ class RowGuard:
             self.look(optimizer)
 
     def before_step(self) -> None:
-        """Remember the rows whose steps are smaller than the optimizer's."""
-        self._slowed = (self.rates[:, 0] < 1).nonzero()[:, 0]
-        self._before = self.rows.detach()[self._slowed].clone()
+        """Remember the rows as they are."""
+        self._before = self.rows.detach().clone()
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Shorten the step of the rows that were set back."""
-        if len(self._slowed):
-            step = self.rows[self._slowed] - self._before
-            self.rows[self._slowed] = self._before + self.rates[self._slowed] * step
+        """Take back the step of rows without a gradient, shorten that of rows that were set back, bound the length."""
+        rates = self.rates
+        if self.still and self.rows.grad is not None:
+            rates = torch.where((self.rows.grad != 0).any(dim=1, keepdim=True), rates, torch.zeros(()))
+        changed = (rates != 1)[:, 0]
+        self.rows[changed] = self._before[changed] + rates[changed] * (self.rows[changed] - self._before[changed])
+        lengths = self.rows.norm(dim=1, keepdim=True)
+        long = (lengths > self.longest)[:, 0]
+        # A row that started longer may stay so, and grows no more.
+        limits = self._before.norm(dim=1, keepdim=True).clamp(min=self.longest)
+        self.rows[long] *= (limits / lengths).clamp(max=1)[long]
 
     def look(self, optimizer: Any) -> None:
         """Set back every row that is a sink by now, and remember the others as they are."""
@@ -252,3 +274,16 @@ class RowGuard:
         self.start, self.safe, self.rates, self.set_back = (
             state[name].to(self.rows.device) for name in ("start", "safe", "rates", "set_back")
         )
+
+
+def longest_row(model: "SentenceTransformer", token_ids: Sequence[int]) -> float:
+    """The length of the longest input embedding that is of no new token."""
+    embeddings = model[0].auto_model.get_input_embeddings()
+    new, count = set(token_ids), min(model[0].auto_model.config.vocab_size, len(model.tokenizer))
+    old = [token_id for token_id in range(count) if token_id not in new]
+    longest = 0.0
+    with torch.no_grad():
+        for start in range(0, len(old), ROWS_AT_ONCE):
+            ids = torch.tensor(old[start : start + ROWS_AT_ONCE], device=model.device)
+            longest = max(longest, float(embeddings(ids).float().norm(dim=1).max()))
+    return longest

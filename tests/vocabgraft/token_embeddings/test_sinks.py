@@ -11,7 +11,14 @@ from tests.vocabgraft.conftest import Graft, load
 from vocabgraft.models.base import load_model, locate_base
 from vocabgraft.models.resize import extended_copy
 from vocabgraft.token_embeddings.initialize import Start, initial_rows
-from vocabgraft.token_embeddings.sinks import ALONE, ALONE_AND_IN_SENTENCE, RowGuard, SinkProbe, sink_limits
+from vocabgraft.token_embeddings.sinks import (
+    ALONE,
+    ALONE_AND_IN_SENTENCE,
+    RowGuard,
+    SinkProbe,
+    longest_row,
+    sink_limits,
+)
 from vocabgraft.token_embeddings.trainable import token_rows
 from vocabgraft.tokens.new_token import NewToken
 from vocabgraft.tokens.tokenizer import extend_tokenizer, load_raw_tokenizer, load_tokenizer
@@ -125,6 +132,48 @@ def test_a_guard_goes_on_from_its_state(grown: Extended) -> None:
         second.load_state(first.state())
     assert second.report() == {WORDS[0]: 1}
     assert second.rates[:, 0].tolist() == [0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_row_moves_only_in_the_steps_that_read_it(grown: Extended, guarded: bool) -> None:
+    with token_rows(grown.model, grown.ids) as rows:
+        guard = RowGuard(grown.model, grown.ids, WORDS, rows.rows)
+        optimizer = torch.optim.Adam([rows.rows], lr=1e-3)
+        start = rows.rows.detach().clone()
+        for step in range(30):
+            optimizer.zero_grad()
+            # The first word is read once, the second in each step, the third never.
+            (rows.rows[:2].square().sum() if step == 0 else rows.rows[1].square().sum()).backward()
+            guard.before_step()
+            optimizer.step()
+            if guarded:
+                guard.after_step()
+        moved = (rows.rows.detach() - start).abs().amax(dim=1)
+    assert moved[2] == 0
+    assert moved[1] > 0.02
+    # Adam's first step is the learning rate; its momentum alone carries the row several times as far.
+    assert bool(moved[0] <= 1.01e-3) is guarded
+    assert bool(moved[0] > 5e-3) is not guarded
+
+
+def test_no_row_grows_longer_than_the_longest_of_the_base(grown: Extended) -> None:
+    longest = longest_row(grown.model, grown.ids)
+    assert longest == pytest.approx(float(grown.weight[: grown.ids[0]].norm(dim=1).max()))
+    with token_rows(grown.model, grown.ids) as rows:
+        with torch.no_grad():
+            rows.rows[1] *= 2 * longest / rows.rows[1].norm()
+        guard = RowGuard(grown.model, grown.ids, WORDS, rows.rows)
+        optimizer = torch.optim.SGD([rows.rows], lr=1.0)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (-rows.rows.square().sum()).backward()
+            guard.before_step()
+            optimizer.step()
+            guard.after_step()
+        lengths = rows.rows.detach().norm(dim=1)
+    assert float(lengths[0]) == pytest.approx(longest, rel=1e-5) and float(lengths[0]) <= longest
+    # One that was longer before may stay so.
+    assert float(lengths[1]) == pytest.approx(2 * longest, rel=1e-5)
 
 
 def test_where_words_reach_the_first_token_the_ratio_tells_nothing_and_rows_are_left_alone(graft: Graft) -> None:
