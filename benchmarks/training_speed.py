@@ -160,7 +160,7 @@ def _compare(case: Case, path: Path, rounds: int, steps: int | None) -> None:
     console = Console(width=140)
     for precision in PRECISIONS:
         model = load_model(Path(case.resized))
-        computed_in = resolve_precision("auto", model.device)
+        computed_in = resolve_precision("auto", model).name
         if precision == "bfloat16" and computed_in != precision:
             console.print(f"bfloat16: absent, the device {model.device} has no instructions that multiply it")
             continue

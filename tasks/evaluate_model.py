@@ -1,4 +1,4 @@
-"""Stage evaluate_model: base, resized, merged and the control on the same held-out texts."""
+"""Stage evaluate_model: scores base, resized, merged and control on the same held-out texts."""
 
 import logging
 from pathlib import Path
@@ -78,6 +78,7 @@ def evaluate_model(
         write_json(work / "comparison.json", found.comparison)
         write_json(work / "retention.json", found.retention)
         write_json(work / "tokens.json", found.tokens)
+        write_json(work / "searches.json", {"datasets": found.searches})
         write_json(work / "gains.json", gains_for_plots(found.comparison))
         pq.write_table(pa.table(item_columns(found.measurements)), work / "items.parquet")
     digest = read_json(merged / MANIFEST)["digest"]

@@ -2,12 +2,12 @@
 
 import logging
 import shutil
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,17 +23,19 @@ from vocabgraft.config.stages import (
     ResizeBaseParams,
     ValidateDataParams,
 )
-from vocabgraft.config.training import TrainAdapterParams
+from vocabgraft.config.training import RetainParams, TrainAdapterParams
 from vocabgraft.data.beir import Benchmark, read_beir, write_benchmarks
 from vocabgraft.data.descriptions import is_described
 from vocabgraft.data.judgement import JudgedTable, Judgement, Refusal, judge, read_raw, shorten, told_first
 from vocabgraft.data.mteb import require_mteb
-from vocabgraft.data.splits import LARGEST_SHARE, NEVER_CUT, SPLITS, LargeGroup, split_of
+from vocabgraft.data.raw_files import read_lines
+from vocabgraft.data.splits import LARGEST_SHARE, NEVER_CUT, SPLITS, LargeGroup, group_rows, split_of
 from vocabgraft.data.uses import count_uses, inside_others
 from vocabgraft.data.validation import new_tokens
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.base import tokenizer_file
+from vocabgraft.models.base import check_weights, tokenizer_file
 from vocabgraft.models.remote_code import check_code, describe_code
+from vocabgraft.printable import warn
 from vocabgraft.storage.artifacts import new_folder, write_json
 from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 
@@ -51,6 +53,8 @@ LARGE_VOCABULARY = 0.03
 
 # A word in this share of general sentences is common: in the shipped ones 36 words are, `the` to `woman`.
 COMMON_SHARE = 0.02
+# Of the retention pairs, where train_adapter.retain trains on the others.
+SHARE_EVALUATED = 0.5
 LEAST_COMMON_USES = 5
 SHOWN_WORDS = 5
 # Below this many texts a row's fidelity falls off (the table of resize_base's report shows it for each run).
@@ -75,6 +79,7 @@ def validate_data(
     benchmarks, unusable = _read_benchmarks(raw, evaluate_model)
     folder, identity = resolve_base(base)
     check_code(folder, base.trust_remote_code)
+    check_weights(folder, base.trust_remote_code)
     check_settings(train_adapter, resize_base, params.datasets, folder)
     if identity.code is not None:
         logger.info("remote code: %s", describe_code(identity.code))
@@ -95,10 +100,13 @@ def validate_data(
     ]
     for warning in doubts:
         logger.warning("warning: %s", warning)
+    general, evaluated = _general_texts(accepted["retention"], raw, train_adapter.retain)
+    accepted["retention"] = evaluated
     _write_data_docs(judgement, site)
     with new_folder(out) as work:
         write_json(work / "base.json", identity.as_json())
         _write_accepted(work, accepted, params)
+        _write_parquet(pd.DataFrame({"text": general}), work / "general_texts.parquet")
         _rejected_rows(judgement.refusals).to_csv(work / REJECTED_ROWS, index=False)
         _moved_rows(accepted, params).to_csv(work / JOINED_ROWS, index=False)
         write_benchmarks(work / "benchmarks", benchmarks)
@@ -177,7 +185,7 @@ def _show_refused(judgement: Judgement, site: Path) -> None:
     """Data Docs of rows that a rule refused; a file that cannot be read is not in them."""
     if any(table.refusals for table in judgement.tables.values()):
         _write_data_docs(judgement, site)
-        print(f"Data Docs: {site}/index.html", file=sys.stderr)
+        warn(f"Data Docs: {site}/index.html")
 
 
 def _write_data_docs(judgement: Judgement, site: Path) -> None:
@@ -220,6 +228,25 @@ def _write_accepted(work: Path, accepted: dict[str, pd.DataFrame], params: Valid
         template = {"template": dataset.template} if dataset.format == "triples" else {}
         index.append({"name": dataset.name, "format": dataset.format} | template)
     write_json(work / "datasets" / "index.json", index)
+
+
+def _general_texts(retention: pd.DataFrame, raw: Path, params: RetainParams | None) -> tuple[list[str], pd.DataFrame]:
+    """The general texts to stay near the base on, and the retention pairs that are left to evaluate."""
+    if params is None:
+        return [], retention
+    if params.texts is not None:
+        known = {*retention["sentence1"], *retention["sentence2"]}
+        lines = list(dict.fromkeys(read_lines(raw / params.texts)["text"]))
+        general = [text for text in lines if text not in known]
+        logger.info(
+            "retain: %d general texts; %d more are in the retention pairs", len(general), len(lines) - len(general)
+        )
+        return general, retention
+    groups = group_rows([None] * len(retention), list(zip(retention["sentence1"], retention["sentence2"], strict=True)))
+    trained = np.array([split_of(name, 0, SHARE_EVALUATED) == "train" for name in groups.names], dtype=bool)
+    rows, left = retention[trained], retention[~trained]
+    logger.info("retain: %d retention pairs are trained on, %d are evaluated", len(rows), len(left))
+    return list(dict.fromkeys([*rows["sentence1"], *rows["sentence2"]])), left
 
 
 def _with_numbers(frame: pd.DataFrame, dataset: DatasetParams) -> pd.DataFrame:

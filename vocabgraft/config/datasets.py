@@ -18,7 +18,9 @@ from vocabgraft.config.section import Fraction, Name, Positive, RawFiles, Sectio
 
 Split = Literal["train", "validation", "test"]
 # The metrics of `evaluate_model` have these keys beside the names of the datasets.
-RESERVED_NAMES = tuple(WITHOUT_LABELS)
+# `retain` names the general texts of train_adapter.retain, which are trained on like a dataset.
+RETAIN = "retain"
+RESERVED_NAMES = (*WITHOUT_LABELS, RETAIN)
 
 # The hash of the first column decides the split, unless a row has a group.
 COLUMNS: dict[Format, tuple[str, ...]] = {

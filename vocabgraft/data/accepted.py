@@ -1,4 +1,4 @@
-"""Reading what `validate_data` accepted."""
+"""Reads the data that `validate_data` accepted."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -112,6 +112,11 @@ def read_new_tokens(path: Path) -> list[NewToken]:
 
 def read_contexts(path: Path) -> list[str]:
     """The accepted context sentences."""
+    return cast(list[str], pq.read_table(require_artifact(path))["text"].to_pylist())
+
+
+def read_general_texts(path: Path) -> list[str]:
+    """The general texts that `train_adapter.retain` keeps near the base; none where it is not set."""
     return cast(list[str], pq.read_table(require_artifact(path))["text"].to_pylist())
 
 

@@ -1,4 +1,4 @@
-"""Pairs made from the vocabulary: each word, and sentences that use it, against the word's description."""
+"""Makes pairs from the vocabulary: a word, or a sentence that uses it, and the word's description."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass

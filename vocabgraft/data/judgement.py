@@ -1,4 +1,4 @@
-"""Which raw rows are accepted. A refused row takes part in nothing: no count, no collision, no contradiction, no leak.
+"""Decides which raw rows are accepted, by `rules`. Refused rows do not count anywhere.
 
 So rows are judged in turns: each alone, then beside those that are left. A row that repeats another is dropped and
 counted, which is no fault; one that contradicts another is.

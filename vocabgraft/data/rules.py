@@ -1,4 +1,4 @@
-"""What a raw row must hold, as data: judged here with pandas, shown by Great Expectations in Data Docs."""
+"""The rules for raw rows, such as why a word is refused; checked with pandas, shown in the Data Docs."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Splits by a hash of the group. Rows that share a text are one group, so no text stands on both sides of a split."""
+"""Decides the split of each row by the hash of its group. Rows that share a text are one group."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

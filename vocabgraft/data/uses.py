@@ -1,4 +1,4 @@
-"""Which texts hold a new token, matched as the extended tokenizer will match it."""
+"""Finds the texts that use a new token, before the tokenizer is extended."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

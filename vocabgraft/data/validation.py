@@ -1,4 +1,4 @@
-"""What is known of each raw row: what it repeats, contradicts or leaks from, and the split of each accepted row."""
+"""Annotates raw rows for the rules: repetitions, contradictions, leaks between splits, and the split."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from vocabgraft.config.datasets import (
     text_columns,
 )
 from vocabgraft.config.losses import Format
+from vocabgraft.data.general import GENERAL_PAIRS
 from vocabgraft.data.raw_files import RETENTION_COLUMNS, VOCABULARY_COLUMNS, find_files, scan_lines, scan_table
 from vocabgraft.data.raw_formats import RawTable
 from vocabgraft.data.splits import SPLITS, LargeGroup, split_rows
@@ -37,9 +38,6 @@ from vocabgraft.tokens.tokenizer import (
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-# Own sentences of everyday subjects with own scores, for whoever has no scored pairs.
-GENERAL_PAIRS = Path(__file__).with_name("general_pairs.csv")
 
 
 def read_vocabulary(folder: Path, name: str) -> RawTable:

@@ -1,4 +1,4 @@
-"""What can be measured of a vocabulary without labelled data: fidelity to the base, and tokens per text."""
+"""Metrics without labeled data: fidelity to the base, and tokens per text."""
 
 from collections.abc import Sequence
 from typing import Any

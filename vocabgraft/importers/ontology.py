@@ -1,4 +1,4 @@
-"""An ontology, wherever it was read from, as training rows and the words that a base cuts into pieces."""
+"""Converts an ontology of any format to training rows and new words."""
 
 import re
 from collections import Counter, defaultdict

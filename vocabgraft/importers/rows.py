@@ -1,4 +1,4 @@
-"""What every importer gives: rows that stage validate_data accepts as they are, written as raw files."""
+"""The output of every importer: rows that validate_data accepts, written as raw files."""
 
 import csv
 import re

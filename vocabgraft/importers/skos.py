@@ -1,4 +1,4 @@
-"""Thesauri in SKOS (w3.org/TR/skos-reference), written as RDF/XML, N-Triples or, with rdflib installed, Turtle.
+"""Reads SKOS thesauri (w3.org/TR/skos-reference) in RDF/XML, N-Triples or, with rdflib, Turtle.
 
 Labels may be literals, or resources as SKOS-XL has them (w3.org/TR/skos-reference/skos-xl.html), and so may notes.
 """

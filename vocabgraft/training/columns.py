@@ -1,4 +1,4 @@
-"""Accepted rows as the columns that a loss reads, memory-mapped from Arrow files."""
+"""Converts accepted rows to the columns that a loss reads, memory-mapped from Arrow files."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Losses made from params.yaml: classes by name, their arguments, what the data say, wrappers and weights."""
+"""Constructs losses from params.yaml: classes, arguments, wrappers and weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
