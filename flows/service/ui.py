@@ -1,11 +1,11 @@
 """MLflow's and Prefect's pages, on this machine alone, until Ctrl-C."""
 
-import signal
 import socket
 import sys
 import time
 from pathlib import Path
 
+from flows.engine.signals import interrupted_by_sigterm
 from flows.service.servers import HOST, SECONDS_BETWEEN_LOOKS, Server, prefect_server, require_running, started
 from tasks.registry.store import HTTP, require_database, store_uri
 from vocabgraft.errors import VocabgraftError
@@ -22,11 +22,9 @@ def serve(mlflow_port: int, prefect_port: int) -> None:
     Raises:
         VocabgraftError: when one cannot be served, or ends.
     """
-    # A service manager ends a program by this signal; what Ctrl-C does is done then too.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         servers = servers_of(mlflow_port, prefect_port)
-        with started(servers) as processes:
+        with interrupted_by_sigterm(), started(servers) as processes:
             for server in servers:
                 print_line(f"{server.name}: {server.address}")
             print_line("Ctrl-C stops both")
