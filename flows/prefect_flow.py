@@ -69,10 +69,15 @@ def run_prepared(prepared: Prepared) -> Finished:
         VocabgraftError: when the flow ended before its stages did.
     """
     finished: list[Finished] = []
+    refused: list[VocabgraftError] = []
     options = prepared.options
 
     def body(until: str | None, only: str | None, force: bool, keep_going: bool, jobs: int) -> Any:
-        finished.append(_run(prepared))
+        try:
+            finished.append(_run(prepared))
+        except VocabgraftError as error:
+            refused.append(error)
+            return Failed(message=printable(str(error)))
         return _state(finished[0])
 
     named = flow(
@@ -83,6 +88,8 @@ def run_prepared(prepared: Prepared) -> Finished:
         validate_parameters=False,
     )(body)
     named(options.until, options.only, options.force, options.keep_going, prepared.jobs, return_state=True)
+    if refused:
+        raise refused[0]
     if not finished:
         raise VocabgraftError("the flow ended before its stages did; its log above says why")
     return finished[0]
