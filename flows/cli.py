@@ -62,6 +62,11 @@ COMMANDS: Table = {
         "Run the stages of dvc.yaml whose inputs changed.",
         "vocabgraft run --set train_adapter.epochs=2 --until evaluate_model",
     ),
+    "new": Entry(
+        "new:new",
+        "Make a project of your own from your own files.",
+        "vocabgraft new clinic --vocabulary words.csv --pairs pairs.csv --corpus notes.txt",
+    ),
     "sweep": Entry(
         "sweep:sweep",
         "Run a grid of parameters, each point in a copy of the project.",

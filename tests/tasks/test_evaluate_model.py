@@ -158,7 +158,7 @@ def test_what_cannot_be_measured_is_said_on_the_console(project: Path, capsys: p
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"benchmarks": [BENCHMARK | {"name": "terms"}]}, "a benchmark named terms, as a dataset or figure is"),
+        ({"benchmarks": [BENCHMARK | {"name": "terms"}]}, "a benchmark named terms, the name of a dataset or metric"),
         ({"benchmarks": [BENCHMARK, BENCHMARK]}, "benchmarks share the name cases"),
         ({"benchmarks": [BENCHMARK | {"folder": "../elsewhere"}]}, "does not name a file inside data/raw/"),
         ({"benchmarks": [BENCHMARK | {"format": "trec"}]}, "evaluate_model.benchmarks.0.format"),

@@ -1,4 +1,4 @@
-"""Parameters of a dataset: its format and columns, its files, its held-out rows, its loss."""
+"""Parameters of a dataset: format and columns, files, held-out rows, loss."""
 
 from typing import Annotated, Any, Self
 
@@ -13,10 +13,10 @@ from vocabgraft.config.benefits import WITHOUT_LABELS
 from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, Format, check_loss
 from vocabgraft.config.section import Fraction, Name, Positive, RawFiles, Section
 
-# These stand beside the datasets' names in the figures of `evaluate_model`.
+# The metrics of `evaluate_model` have these keys beside the names of the datasets.
 RESERVED_NAMES = tuple(WITHOUT_LABELS)
 
-# The first column is the one whose hash splits, unless a row has a group.
+# The hash of the first column decides the split, unless a row has a group.
 COLUMNS: dict[Format, tuple[str, ...]] = {
     "triples": ("head", "relation", "tail"),
     "pairs": ("anchor", "positive"),
@@ -34,22 +34,30 @@ OPTIONAL_COLUMNS: dict[Format, tuple[str, ...]] = {
     "triples": (),
     "triplets": (*MORE_NEGATIVES, "group"),
 }
-# Columns that hold no text; every other does.
+# Columns that hold no text; every other column does.
 NUMBERS = ("score", "margin")
 LABELS = ("label",)
 VECTORS = ("embedding",)
-# Formats that ask a question and know its answer, which evaluate_model measures.
+# Formats of a query and its answer, which evaluate_model scores as retrieval.
 RETRIEVAL_FORMATS: tuple[Format, ...] = ("triples", "pairs", "triplets")
 DEFAULT_TEMPLATE = "{head} {relation}"
 
 
 def text_columns(dataset_format: Format) -> tuple[str, ...]:
-    """The columns of a format that hold texts, those that it must have."""
+    """The required columns of a format that hold texts."""
     return tuple(name for name in COLUMNS[dataset_format] if name not in (*NUMBERS, *LABELS, *VECTORS))
 
 
 class FileParams(Section):
-    """A dataset's files inside `data/raw/`: for each split a name, a pattern such as `part-*.parquet`, or several."""
+    """A dataset's files inside `data/raw/`.
+
+    A split is a file, a pattern such as `part-*.parquet`, or a list of both.
+
+    Attributes:
+        train: files of the train split.
+        validation: files of the validation split; or hold out a share (`held_out`).
+        test: files of the test split; or hold out a share (`held_out`).
+    """
 
     train: RawFiles
     validation: RawFiles | None = None
@@ -57,7 +65,12 @@ class FileParams(Section):
 
 
 class HeldOutParams(Section):
-    """Share of the groups kept out of training for each split."""
+    """Share of the groups that is held out from training for each split.
+
+    Attributes:
+        validation: share of the validation split.
+        test: share of the test split.
+    """
 
     validation: Fraction = 0.0
     test: Fraction = 0.0
@@ -70,7 +83,12 @@ class HeldOutParams(Section):
 
 
 class WrapperParams(Section):
-    """A loss around another, such as MatryoshkaLoss: its class and its arguments."""
+    """A loss that wraps another, such as MatryoshkaLoss.
+
+    Attributes:
+        name: class of the wrapper.
+        arguments: arguments of the class.
+    """
 
     name: Annotated[str, StringConstraints(min_length=1)]
     arguments: dict[str, Any] = {}
@@ -81,18 +99,28 @@ def _by_name(value: Any) -> Any:
 
 
 class LossParams(WrapperParams):
-    """The loss of a dataset: its class, its arguments, and what is put around it, innermost first."""
+    """The loss of a dataset.
+
+    Attributes:
+        name: class of the loss.
+        arguments: arguments of the class.
+        wrappers: losses that wrap it, innermost first, by name or with arguments.
+    """
 
     wrappers: list[Annotated[WrapperParams, BeforeValidator(_by_name)]] = []
 
 
 class DatasetParams(Section):
-    """One dataset: its format, its files, how its held-out rows are chosen, and what is learnt from it.
+    """One dataset.
 
     Attributes:
-        loss: by name, or with arguments and wrappers; None is the default of the format.
-        weight: of the dataset's loss.
-        template: what a triple asks for its tail, where its loss is one for pairs.
+        name: name of the dataset.
+        format: format of the rows, which says their columns and the losses that fit.
+        files: files of each split.
+        held_out: shares of the train files to hold out for validation and test.
+        loss: loss by name, or with arguments and wrappers; null takes the default of the format.
+        weight: weight of the dataset's loss.
+        template: text of the query that a triple makes for its tail; used with losses for pairs.
     """
 
     name: Name
@@ -109,9 +137,9 @@ class DatasetParams(Section):
         try:
             filled = template.format(head="\0", relation="\1")
         except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise ValueError(f"{template!r} is no template of {{head}} and {{relation}} ({error})") from error
+            raise ValueError(f"{template!r} is not a template of {{head}} and {{relation}} ({error})") from error
         if "\0" not in filled or "\1" not in filled:
-            raise ValueError(f"{template!r} leaves out {{head}} or {{relation}}; a template holds both")
+            raise ValueError(f"{template!r} lacks {{head}} or {{relation}}; a template contains both")
         return template
 
     @model_validator(mode="after")
@@ -119,7 +147,7 @@ class DatasetParams(Section):
         loss = self.chosen_loss
         check_loss(self.format, loss.name, loss.arguments, [(entry.name, entry.arguments) for entry in loss.wrappers])
         if self.template != DEFAULT_TEMPLATE and self.format != "triples":
-            raise ValueError(f"template is of triples, and the format is {self.format}; take it out")
+            raise ValueError(f"template is for triples, and the format is {self.format}; remove it")
         return self
 
     @property
@@ -129,7 +157,7 @@ class DatasetParams(Section):
 
     @property
     def is_translation(self) -> bool:
-        """Whether its loss reads a relation as a vector to add (Bordes et al., 2013)."""
+        """Whether the loss reads a relation as a vector to add (Bordes et al., 2013)."""
         return LOSSES[self.chosen_loss.name].reads == "triple"
 
     @property

@@ -1,4 +1,4 @@
-"""The whole of `params.yaml`: read, checked across its sections, explained where it is wrong."""
+"""`params.yaml`: reads it, checks it across sections, and explains its errors."""
 
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
@@ -47,7 +47,22 @@ LONGEST_VALUE = 200
 
 
 class Params(Section):
-    """The whole of `params.yaml`: the seed, the base, the failure hook and one section a stage."""
+    """All of `params.yaml`: the seed, the base, the failure hook and one section per stage.
+
+    Attributes:
+        seed: seed of initialization, distillation, training and bootstrap.
+        base: the base model.
+        failure_hook: a webhook for failed runs.
+        validate_data: files, datasets, limits, and what to do with bad rows.
+        extend_tokenizer: limits on new tokens; tokens of an earlier run to train again.
+        resize_base: initialization of new rows, distillation, your own layers.
+        train_adapter: the training.
+        merge_adapter: the vocabulary pack.
+        train_control: empty; the control is trained with the settings of `train_adapter`.
+        check_consistency: limits of the checks, and waived checks with their reasons.
+        evaluate_model: metrics, the control, your own benchmarks, MTEB tasks.
+        register_model: the registered model's name and its gates.
+    """
 
     seed: Annotated[int, Field(ge=0)]
     base: BaseParams
@@ -122,7 +137,7 @@ class Params(Section):
         names = [*(entry.name for entry in self.evaluate_model.benchmarks), *self.evaluate_model.mteb_tasks]
         if both := sorted(taken & set(names)):
             raise ValueError(
-                f"evaluate_model has a benchmark named {', '.join(both)}, as a dataset or figure is; name it otherwise"
+                f"evaluate_model has a benchmark named {', '.join(both)}, the name of a dataset or metric; rename it"
             )
         return self
 
@@ -134,12 +149,12 @@ class Params(Section):
 
     @property
     def trains(self) -> bool:
-        """Whether there are examples and epochs to train on them; otherwise rows stay as they were distilled."""
+        """Whether there are examples and epochs; otherwise rows stay as they were distilled."""
         return bool(self.validate_data.datasets) and self.train_adapter.trains
 
     @property
     def measured(self) -> dict[str, tuple[str, ...]]:
-        """The metrics that `evaluate_model` computes item by item: by dataset, benchmark or other figure."""
+        """The metrics that `evaluate_model` computes item by item, by dataset, benchmark or metric without labels."""
         datasets, evaluation = self.validate_data.datasets, self.evaluate_model
         found: dict[str, tuple[str, ...]] = {}
         if any(dataset.has_test for dataset in datasets) or self._holds_out_contexts:
@@ -179,7 +194,11 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 def read_params_text(path: Path) -> str:
-    """The text of a `params.yaml`; refused when it is missing or not UTF-8."""
+    """Read the text of a `params.yaml`.
+
+    Raises:
+        VocabgraftError: if the file is missing or not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -189,12 +208,12 @@ def read_params_text(path: Path) -> str:
 
 
 def parse_params_text(text: str, origin: str) -> Params:
-    """Turn the text of a `params.yaml` into `Params`; `origin` names it in errors."""
+    """Parse the text of a `params.yaml`; `origin` names it in errors."""
     return parse_params(load_yaml(text, origin), origin)
 
 
 def parse_params(loaded: Any, origin: str) -> Params:
-    """Turn a loaded mapping into `Params`; `origin` names it in errors."""
+    """Convert a loaded mapping to `Params`; `origin` names it in errors."""
     if not isinstance(loaded, dict):
         raise VocabgraftError(f"{origin} holds {type(loaded).__name__}, not a mapping of sections")
     try:

@@ -13,7 +13,7 @@ from vocabgraft.config.signatures import arguments_of
 from vocabgraft.errors import VocabgraftError, did_you_mean
 
 CLASS = "SentenceTransformerTrainingArguments"
-# The setting of params.yaml that says it.
+# Arguments that have a setting of their own in params.yaml.
 SETTINGS: dict[str, str] = {
     "num_train_epochs": "train_adapter.epochs",
     "per_device_train_batch_size": "train_adapter.batch_size",
@@ -27,9 +27,9 @@ SETTINGS: dict[str, str] = {
     "prompts": "base.prompts",
     "router_mapping": "resize_base.modules",
 }
-_CHECKPOINTS = "checkpoints are the pipeline's (train_adapter.checkpoint_every, train_adapter.best_metric)"
-_PUBLISHING = "a model is published by register_model alone, and nothing leaves the machine"
-_STAGES = "what is trained and evaluated is said by the stages"
+_CHECKPOINTS = "the pipeline manages checkpoints (train_adapter.checkpoint_every, train_adapter.best_metric)"
+_PUBLISHING = "only register_model publishes a model, and nothing leaves the machine"
+_STAGES = "the stages decide what is trained and evaluated"
 _FIXED = "sentence-transformers sets it itself"
 OWNED: dict[str, str] = {
     "output_dir": "the stage writes to its own folder",
@@ -56,7 +56,7 @@ OWNED: dict[str, str] = {
     "do_train": _STAGES,
     "do_eval": _STAGES,
     "do_predict": _STAGES,
-    "logging_nan_inf_filter": "a loss that is no number must be seen",
+    "logging_nan_inf_filter": "a NaN loss must be visible",
     "prediction_loss_only": _FIXED,
     "remove_unused_columns": _FIXED,
     "label_names": _FIXED,
@@ -75,16 +75,16 @@ WORDS_OF_TYPES: dict[Any, str] = {
 
 
 def check_training_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse what the library does not have, the pipeline owns, or another setting says.
+    """Refuse arguments that the library does not have, the pipeline sets, or another setting sets.
 
     Raises:
-        ValueError: naming the argument and the way out.
+        ValueError: naming the argument and the remedy.
     """
     for name, value in arguments.items():
         if name in SETTINGS:
             raise ValueError(f"{name} repeats the setting {SETTINGS[name]}; set it there")
         if name in OWNED:
-            raise ValueError(f"{name} is not yours to set: {OWNED[name]}; take it out")
+            raise ValueError(f"{name} cannot be set: {OWNED[name]}; remove it")
         if name not in (known := arguments_of("sentence_transformers", CLASS)):
             allowed = [argument for argument in known if argument not in OWNED and argument not in SETTINGS]
             hint = did_you_mean(name, [*allowed, *SETTINGS])
@@ -100,13 +100,13 @@ def _check_report(value: Any) -> None:
 
 
 def library_values(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments as the library takes them; its own fields say which types and values they may have.
+    """Convert arguments to the values that the library takes; its fields define the types and values allowed.
 
-    A value of an enumeration may be written as the library's documentation writes it, such as `NO_DUPLICATES` or
+    An enumeration value may be written as in the library's documentation, such as `NO_DUPLICATES` or
     `BatchSamplers.NO_DUPLICATES`.
 
     Args:
-        arguments: by names that `check_training_arguments` lets pass.
+        arguments: arguments that `check_training_arguments` accepts.
 
     Raises:
         VocabgraftError: naming every argument whose value is not allowed, the value and what is allowed.
