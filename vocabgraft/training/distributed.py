@@ -129,14 +129,15 @@ def _meeting_place(processes: int) -> Iterator[dict[str, str]]:
         host, _, port = address.rpartition(":")
         yield {"MASTER_ADDR": host, "MASTER_PORT": port}
         return
-    from torch.distributed import TCPStore
+    import torch.distributed
 
     with socket.socket() as listener:
         listener.bind((LOOPBACK, 0))
         port = listener.getsockname()[1]
         # The store closes it.
         listening = listener.detach()
-    store = TCPStore(
+    # PyTorch documents it under this name and does not list it in `__all__`.
+    store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
         LOOPBACK, port, processes, is_master=True, wait_for_workers=False, use_libuv=True, master_listen_fd=listening
     )
     yield {
