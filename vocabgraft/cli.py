@@ -1,4 +1,4 @@
-"""The command `vocabgraft`: it hands over to the pipeline, which is part of the project and not of the library."""
+"""The command `vocabgraft`: calls the pipeline, which is part of the project and not of the library."""
 
 import sys
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Text of any origin made safe to show: the one function for it, and the three ways to write it to a console."""
+"""Makes text of any origin safe to print, and prints it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What every command shares: --json, --quiet, and how results are printed."""
+"""Options that commands share (--json, --quiet), and the printing of results."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ from vocabgraft.printable import print_json, print_line, printable
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-# Wide enough for the tables where the output is a file or a pipe, which have no width.
+# Width of tables if the output is a file or a pipe.
 WIDTH = 140
 MODEL = "folder, Hub id, package:MODULE/FOLDER or models:/NAME@ALIAS"
 
@@ -68,7 +68,7 @@ def _printable(text: Text) -> Text:
 
 @dataclass(frozen=True)
 class Output:
-    """Where a command's result goes: tables and lines for people, or one JSON document, or nothing."""
+    """Prints a command's result: tables and lines for people, or one JSON document, or nothing."""
 
     json: bool = False
     quiet: bool = False
@@ -80,7 +80,7 @@ class Output:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Keep progress off stdout, where nothing but the JSON document is to be: it goes to stderr, or nowhere."""
+        """Keep stdout free for the JSON document: progress goes to stderr, or with --quiet nowhere."""
         if self.quiet:
             with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
                 yield
@@ -91,24 +91,24 @@ class Output:
             yield
 
     def line(self, text: str) -> None:
-        """Print a line, as it is: no markup is parsed and no word is wrapped."""
+        """Print a line as it is, without markup or wrapping."""
         if self.for_people:
             print_line(text)
 
     def show(self, result: RenderableType, **options: Any) -> None:
-        """Print a table or a text of rich."""
+        """Print a table or text of rich."""
         if self.for_people:
             PlainConsole(width=None if sys.stdout.isatty() else WIDTH).print(result, **options)
 
     def document(self, value: Any) -> None:
-        """Print the result as JSON where that was asked for."""
+        """Print the result as JSON if --json was given."""
         if self.json:
             print_json(value)
 
 
 @contextmanager
 def progress_bar(**settings: Any) -> Iterator["Progress"]:
-    """A progress bar by bytes, on standard error."""
+    """A progress bar in bytes, on stderr."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     # A file's name may hold square brackets.

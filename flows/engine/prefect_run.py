@@ -1,4 +1,4 @@
-"""Commands as Prefect flow runs, where there is a server to record them."""
+"""Commands as Prefect flow runs, if a server is configured."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,9 +12,9 @@ PREFECT_SERVER = "PREFECT_API_URL"
 
 
 def allow_temporary_server() -> None:
-    """Let Prefect, which must not be imported yet, start a server where none is named.
+    """Let Prefect start a temporary server if none is configured. Call it before Prefect is imported.
 
-    That takes 6 to 10 s here and more on a busy machine, which Prefect's own 20 s do not allow for.
+    Starting takes 6 to 10 s, and on a busy machine more than Prefect's default limit of 20 s.
     """
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
@@ -34,9 +34,9 @@ def harmless(failure: str) -> Iterator[None]:
 
 
 def recorded(name: str, work: Callable[[], Result]) -> Result:
-    """Do the work as a run of the flow `name` where PREFECT_API_URL names a server, else without Prefect.
+    """Do the work as a run of the flow `name` if PREFECT_API_URL names a server, otherwise without Prefect.
 
-    A process without a server would spend 6 to 10 s to start a temporary one, of which nobody could read the run.
+    A temporary server would take 6 to 10 s to start, and nobody could look at the run afterwards.
     """
     if not os.environ.get(PREFECT_SERVER):
         return work()

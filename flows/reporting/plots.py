@@ -1,4 +1,4 @@
-"""The report's plots: matplotlib's SVG, made to stand inside a page and to take its colours and its typeface."""
+"""Plots of the report: SVG by matplotlib, with the colors and the font of the page."""
 
 import re
 import warnings

@@ -1,4 +1,4 @@
-"""What a run tells when it ends: its record and its report, which MLflow and Prefect get too."""
+"""Writes the record and the report at the end of a run, and gives them to MLflow and Prefect."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Telling a webhook that a run failed, where `failure_hook.url` of params.yaml names one."""
+"""Sends a message to `failure_hook.url` when a run failed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Great Expectations: the rules as suites, and their results as Data Docs. The one module that imports it.
+"""Data Docs: the rules as suites of Great Expectations. Only this module imports it.
 
 Rows are judged by `vocabgraft.data.judgement`, which tells a fault at once: this import alone takes three seconds.
 """

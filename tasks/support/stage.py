@@ -1,4 +1,4 @@
-"""What every stage shares: its command line, made from its signature, and how it ends."""
+"""Runs a stage: its command line from its signature, its errors and its exit code."""
 
 import argparse
 import errno

@@ -29,8 +29,8 @@ from pathlib import Path
 from flows.service import servers, ui
 server = servers.Server("MLflow", [sys.executable, "-c", sys.argv[1]], "-", "-", Path("log"))
 servers.answers = lambda _: Path("port").is_file()
-ui.servers_of = lambda *_: [server]
-ui.serve(1, 2)
+ui.servers_of, ui.try_page = lambda *_: [server], lambda *_: server
+ui.serve(1, 2, 3, None, ())
 """
 SCHEDULE = """
 import sys
@@ -49,7 +49,7 @@ IGNORE_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 
 
 @pytest.mark.parametrize("before", [IGNORE_SIGINT, ""], ids=["SIGINT ignored", "SIGINT heard"])
-@pytest.mark.parametrize(("script", "word"), [(UI, "Ctrl-C stops both"), (SCHEDULE, "waiting")], ids=["ui", "schedule"])
+@pytest.mark.parametrize(("script", "word"), [(UI, "Ctrl-C stops all"), (SCHEDULE, "waiting")], ids=["ui", "schedule"])
 def test_sigterm_ends_a_service_and_its_servers(script: str, word: str, before: str, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     process = subprocess.Popen(

@@ -89,11 +89,21 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _gate_has_no_modules(self) -> Self:
+        if self.train_adapter.method == "gated" and self.resize_base.modules:
+            raise ValueError(
+                "train_adapter.method is gated, and resize_base.modules would move every text when they are trained; "
+                "set resize_base.modules: [], or another method"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _losses_can_be_trained(self) -> Self:
         for number, dataset in enumerate(self.validate_data.datasets):
             loss = dataset.chosen_loss
             try:
-                check_method(loss.name, loss.arguments, self.train_adapter.method)
+                wrappers = [wrapper.name for wrapper in loss.wrappers]
+                check_method(loss.name, loss.arguments, self.train_adapter.method, wrappers)
             except ValueError as error:
                 raise ValueError(f"validate_data.datasets.{number}.loss: {error}") from error
         return self
@@ -249,7 +259,7 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
         # Names that the user gives, such as a Router's routes, are no fields.
         if isinstance(part, str) and part in model.model_fields:
             model = _section_of(model.model_fields[part].annotation)
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _section_of(annotation: Any) -> Any:

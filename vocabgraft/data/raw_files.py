@@ -1,4 +1,4 @@
-"""Raw files of a user: found, read as the text that stands in them, all faults of a file told at once.
+"""Finds and reads the user's raw files as text, and reports all errors of a file together.
 
 No type is guessed: `007`, `2020-01-01` and 18-digit numbers stay as they are written, gap or no gap.
 """
@@ -110,7 +110,7 @@ def check_raw_files(folder: Path, params: ValidateDataParams) -> list[str]:
         columns = COLUMNS[dataset.format]
         vectors = [name for name in columns if name in VECTORS]
         for split in SPLITS:
-            for name in find_files(folder, getattr(dataset.files, split) or ()):
+            for name in find_files(folder, dataset.files_of(split)):
                 faults += column_faults(folder / name, columns, vectors)
     return list(dict.fromkeys(faults))
 

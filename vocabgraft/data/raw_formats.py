@@ -1,4 +1,4 @@
-"""The formats of raw tables: each reader takes the rows that it can and notes what is wrong with the others."""
+"""Readers of raw tables (CSV, JSON, Parquet, ...); each reads the valid rows and reports errors in the others."""
 
 import codecs
 import csv

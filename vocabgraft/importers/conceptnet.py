@@ -1,4 +1,4 @@
-"""ConceptNet 5 assertions, as gzip CSV: triples of one language and the tokens of their relations.
+"""Reads assertions of ConceptNet 5 (gzip CSV): triples of one language, and relation tokens.
 
 The format is described at github.com/commonsense/conceptnet5/wiki/Downloads: five columns parted by tabs, which are
 the assertion's URI, the relation (`/r/IsA`), the start (`/c/en/dog/n/wn/animal`), the end, and JSON with `weight`.

@@ -1,4 +1,4 @@
-r"""Ontologies in the OBO flat file format, versions 1.2 and 1.4.
+r"""Reads ontologies in OBO 1.2 and 1.4.
 
 The format is described at owlcollab.github.io/oboformat/doc/GO.format.obo-1_4.html: stanzas such as `[Term]` of lines
 `tag: value {modifiers} ! comment`; a backslash escapes a character, and `\n`, `\t` and `\W` are white space.

@@ -1,4 +1,4 @@
-"""Files to import from: opened as a stream of bytes, compressed or not, with what is wrong with them said plainly."""
+"""Opens files to import as byte streams, compressed or not, with clear errors."""
 
 import gzip
 import io

@@ -1,8 +1,8 @@
-"""A vocabulary pack as a folder: written whole, and checked when it is read."""
+"""Reads and writes a pack as a folder; every file is checked."""
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -16,6 +16,7 @@ from vocabgraft.packs.pack import (
     ADAPTER_WEIGHTS,
     CONTEXTS,
     FORMAT,
+    FORMAT_WITHOUT_GATE,
     PICKLES,
     READ,
     ROWS,
@@ -94,6 +95,7 @@ def read_pack(folder: Path) -> Pack:
         tokens=tokens,
         rows=rows,
         adapter=adapter,
+        gate=_gate(folder, manifest, tokens),
         contexts=tuple(_typed(text, str, "a context", folder / CONTEXTS) for text in contexts),
         figures=_typed(manifest.get("figures", {}), dict, "figures", folder / MANIFEST),
         licence=licence if licence is None else _typed(licence, str, "licence", folder / MANIFEST),
@@ -115,11 +117,12 @@ def _write_files(pack: Pack, work: Path) -> None:
 
 def _about(pack: Pack) -> dict[str, Any]:
     return {
-        "format": FORMAT,
+        "format": FORMAT_WITHOUT_GATE if pack.gate is None else FORMAT,
         "name": check_name(pack.name),
         "base": asdict(pack.base),
         "figures": dict(pack.figures),
         "licence": pack.licence,
+        **({} if pack.gate is None else {"gate": list(pack.gate)}),
     }
 
 
@@ -256,6 +259,15 @@ def _typed(value: Any, wanted: Any, name: str, path: Path) -> Any:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def _gate(folder: Path, manifest: Mapping[str, Any], tokens: Sequence[PackToken]) -> tuple[str, ...] | None:
+    if (gate := manifest.get("gate")) is None:
+        return None
+    known = {token.text for token in tokens}
+    if not isinstance(gate, list) or not all(isinstance(text, str) and text in known for text in gate):
+        raise _damaged(folder / MANIFEST, "its gate names a token that it does not have")
+    return tuple(gate)
 
 
 def _read_adapter(folder: Path) -> PackAdapter:

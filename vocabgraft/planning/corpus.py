@@ -1,4 +1,4 @@
-"""A corpus of any size: found, checked, divided into parts for several processes, read in bounded blocks."""
+"""A corpus of any size: finds and checks files, divides them for several processes, reads blocks."""
 
 import codecs
 import csv
