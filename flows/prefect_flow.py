@@ -89,10 +89,15 @@ def run_prepared(prepared: Prepared, watch: Watch | None = None) -> Finished:
         VocabgraftError: if the flow ended before its stages did.
     """
     finished: list[Finished] = []
+    refused: list[VocabgraftError] = []
     options = prepared.options
 
     def body(until: str | None, only: str | None, force: bool, keep_going: bool, jobs: int) -> Any:
-        finished.append(_run(prepared, watch))
+        try:
+            finished.append(_run(prepared, watch))
+        except VocabgraftError as error:
+            refused.append(error)
+            return Failed(message=printable(str(error)))
         return _state(finished[0])
 
     named = flow(
@@ -103,6 +108,8 @@ def run_prepared(prepared: Prepared, watch: Watch | None = None) -> Finished:
         validate_parameters=False,
     )(body)
     named(options.until, options.only, options.force, options.keep_going, prepared.jobs, return_state=True)
+    if refused:
+        raise refused[0]
     if not finished:
         raise VocabgraftError("the flow ended before its stages did; the log above gives the reason")
     return finished[0]

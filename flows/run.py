@@ -1,8 +1,8 @@
 """One run: its options, its plan in a locked workspace, and its execution."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from flows.engine.workspace import check_lock_file, workspace
 from flows.reporting.publish import publish
 from flows.reporting.webhook import tell_failure
 from tasks.support.preflight import check_project
-from tasks.support.stage import arguments_in_dvc_yaml
+from tasks.support.stage import arguments_in_dvc_yaml, explain_os_error
 from vocabgraft.config.params import PARAMS_FILE, Params, load_params, parse_params_text, read_params_text
 from vocabgraft.config.stages import BaseParams
 from vocabgraft.errors import VocabgraftError
@@ -108,24 +108,33 @@ def prepared_run(
         VocabgraftError: if another run holds the workspace, or planning fails.
     """
     started = datetime.now(UTC)
-    with workspace(ROOT, options.wait, say) as lock:
-        check_lock_file(ROOT / "dvc.lock")
-        settle(ROOT)
-        processes = DvcProcesses(ROOT, lock)
+    with ExitStack() as stack:
         try:
+            lock = stack.enter_context(workspace(ROOT, options.wait, say))
+        except OSError as error:
+            # Another run may hold the workspace, so its report is left alone.
+            tell_failure(FlowRun(started, [], [], failure=explain_os_error(error)), ROOT)
+            raise VocabgraftError(explain_os_error(error)) from error
+        processes = DvcProcesses(ROOT, lock)
+        stack.callback(processes.close)
+        try:
+            check_lock_file(ROOT / "dvc.lock")
+            settle(ROOT)
             stages, planned = _plan_beside(processes, options, say, meanwhile)
             require_registry({entry.stage.name for entry in planned if entry.runs})
-        except VocabgraftError as error:
-            processes.close()
-            if DVC_FILE.is_file():
-                run = FlowRun(started, [], [], failure=str(error))
-                publish(run, ROOT)
-                tell_failure(run, ROOT)
-            raise
-        try:
-            yield Prepared(options, started, stages, planned, processes)
-        finally:
-            processes.close()
+        except (VocabgraftError, OSError) as error:
+            raise _told(FlowRun(started, [], []), error) from error
+        yield Prepared(options, started, stages, planned, processes)
+
+
+def _told(run: FlowRun, error: VocabgraftError | OSError) -> VocabgraftError:
+    """What ended a run before its end, as the report and the hook were told."""
+    failure = explain_os_error(error) if isinstance(error, OSError) else str(error)
+    if DVC_FILE.is_file():
+        run = replace(run, failure=failure)
+        publish(run, ROOT)
+        tell_failure(run, ROOT)
+    return VocabgraftError(failure)
 
 
 def make_plan(options: RunOptions, say: Callable[[str], None]) -> tuple[list[Stage], list[Planned]]:
@@ -184,12 +193,20 @@ def execute(
     prefect_run: str | None = None,
     watch: Watch | None = None,
 ) -> Finished:
-    """Run the planned stages, leave dvc.lock as `dvc repro` would, and publish the results."""
+    """Run the planned stages, leave dvc.lock as `dvc repro` would, and publish the results.
+
+    Raises:
+        VocabgraftError: when a file of the flow itself cannot be written, as on a full disk; report and hook are told.
+    """
     keep_going, jobs = prepared.options.keep_going, prepared.jobs
-    with repro_order(ROOT, prepared.stages), _cluster(prepared.options.ray) as elsewhere:
-        runs = StageRuns(prepared.planned, ROOT, prepared.processes, jobs, keep_going, elsewhere, watch)
-        results = run(runs)
+    results: list[StageResult] = []
     record = FlowRun(prepared.started, prepared.stages, results, prefect_run=prefect_run)
+    try:
+        with repro_order(ROOT, prepared.stages), _cluster(prepared.options.ray) as elsewhere:
+            runs = StageRuns(prepared.planned, ROOT, prepared.processes, jobs, keep_going, elsewhere, watch)
+            results.extend(run(runs))
+    except OSError as error:
+        raise _told(record, error) from error
     told = publish(record, ROOT)
     tell_failure(record, ROOT)
     return Finished(prepared.stages, results, told, runs.stopped_by)

@@ -26,7 +26,7 @@ from vocabgraft.evaluation.retention import reference_corpus
 from vocabgraft.evaluation.speed import compare_speed
 from vocabgraft.models.base import load_model, prompts_of
 from vocabgraft.models.encode import encode
-from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
+from vocabgraft.storage.artifacts import new_folder, read_json, read_manifest, require_artifact, write_json
 from vocabgraft.tokens.new_token import read_with_descriptions
 from vocabgraft.tokens.tokenizer import ExtendedToken, added_tokens, read_tokens
 from vocabgraft.training.adapters import merge_adapter
@@ -81,7 +81,7 @@ def evaluate_model(
         write_json(work / "searches.json", {"datasets": found.searches})
         write_json(work / "gains.json", gains_for_plots(found.comparison))
         pq.write_table(pa.table(item_columns(found.measurements)), work / "items.parquet")
-    digest = read_json(merged / MANIFEST)["digest"]
+    digest, _ = read_manifest(merged)
     _record_speed(models, reference_corpus(questions.texts(), TEXTS_TIMED), new_tokens, params.batch_size, digest)
 
 

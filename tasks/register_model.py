@@ -51,7 +51,7 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.gate import gate_types
 from vocabgraft.models.remote_code import code_hashes, describe_code, keep_code
 from vocabgraft.models.saving import PACK_FOLDER
-from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
+from vocabgraft.storage.artifacts import new_folder, read_json, read_manifest, require_artifact, write_json
 from vocabgraft.tokens.tokenizer import read_tokens
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def register_model(
 
 def model_digest(merged: Path) -> str:
     """The content digest of the merged model, as its manifest has it."""
-    return str(read_json(require_artifact(merged / MANIFEST))["digest"])
+    return read_manifest(require_artifact(merged))[0]
 
 
 def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> None:

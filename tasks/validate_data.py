@@ -35,7 +35,7 @@ from vocabgraft.data.validation import new_tokens
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import check_weights, tokenizer_file
 from vocabgraft.models.remote_code import check_code, describe_code
-from vocabgraft.printable import warn
+from vocabgraft.printable import spreadsheet_cell, warn
 from vocabgraft.storage.artifacts import new_folder, write_json
 from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 
@@ -177,7 +177,9 @@ def _line(refusal: Refusal) -> str:
 
 def _rejected_rows(refusals: Sequence[Refusal]) -> pd.DataFrame:
     names = ["file", "row", "column", "value", "reason"]
-    rows = [(r.file, "" if r.row is None else r.row, r.column, r.value, r.reason) for r in refusals]
+    # For a person, who opens it in a spreadsheet.
+    cells = [[spreadsheet_cell(text) for text in (r.file, r.column, r.value, r.reason)] for r in refusals]
+    rows = [(file, "" if r.row is None else r.row, *rest) for r, (file, *rest) in zip(refusals, cells, strict=True)]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -385,7 +387,8 @@ def _moved_rows(accepted: dict[str, pd.DataFrame], params: ValidateDataParams) -
             own = row.get("group") if isinstance(row.get("group"), str) else row[first]
             alone = split_of(own, share.validation, share.test)
             if isinstance(row["joined"], str) and alone != row["split"]:
-                moved.append((dataset.name, row["file"], row["row"], own, row["joined"], alone, row["split"]))
+                file, own, joined = map(spreadsheet_cell, (row["file"], own, row["joined"]))
+                moved.append((dataset.name, file, row["row"], own, joined, alone, row["split"]))
     names = ["dataset", "file", "row", "own_group", "joined_group", "split_alone", "split"]
     return pd.DataFrame(moved, columns=names)
 

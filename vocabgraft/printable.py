@@ -18,6 +18,8 @@ _SEQUENCES = (
 _CONTROLS = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 _STRIPPED = re.compile(f"{_SEQUENCES}|{_CONTROLS}")
 _CONTROL = re.compile(f"{_CONTROLS}|[\ud800-\udfff]")
+FORMULA = ("=", "+", "-", "@", "\t", "\n")
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -37,6 +39,15 @@ def printable_parts(value: Any) -> Any:
     if isinstance(value, dict):
         return {printable_parts(key): printable_parts(part) for key, part in value.items()}
     return [printable_parts(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def spreadsheet_cell(text: str) -> str:
+    """A `printable` text that no spreadsheet runs: an apostrophe stands before what would be a formula (OWASP).
+
+    Numbers are left as they are.
+    """
+    text = printable(text)
+    return f"'{text}" if text.startswith(FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def json_text(value: Any) -> str:

@@ -16,7 +16,7 @@ from vocabgraft.checks.result import Verdict, count_verdicts
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.printable import printable
-from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json
+from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json, read_manifest
 
 RUN_RECORD = Path("reports/run.json")
 CHECKED_BY, CHECKS = "check_consistency", "checks.json"
@@ -98,8 +98,8 @@ def failures(results: Sequence[StageResult]) -> str:
 
 def output_digests(stages: Sequence[Stage], root: Path) -> dict[str, str]:
     """The content digest of each stage's output that exists and is complete."""
-    manifests = {stage.name: root / stage.outs[0] / MANIFEST for stage in stages if stage.outs}
-    return {name: read_json(path)["digest"] for name, path in manifests.items() if path.is_file()}
+    folders = {stage.name: root / stage.outs[0] for stage in stages if stage.outs}
+    return {name: read_manifest(folder)[0] for name, folder in folders.items() if (folder / MANIFEST).is_file()}
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM of a run, which ends its child processes itself."""
+"""SIGINT and SIGTERM of a run or a service, which ends its child processes itself."""
 
 import signal
 import threading
@@ -7,6 +7,26 @@ from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, also where SIGINT is ignored, as in what a script starts in the background.
+
+    In another thread than the main one it does nothing.
+    """
+
+    def interrupt(number: int, _: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def render(gathered: Gathered, plot: Plot) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_without_controls
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=without_controls
     )
     environment.trim_blocks = environment.lstrip_blocks = True
     filters = (figure, signed, number, rank, p_value, moment, counted)
@@ -96,7 +96,8 @@ def render(gathered: Gathered, plot: Plot) -> str:
     )
 
 
-def _without_controls(value: Any) -> Any:
+def without_controls(value: Any) -> Any:
+    """What a template shows of a value: a `printable` text; anything else, and markup, as it is."""
     from markupsafe import Markup
 
     # Markup comes from the template and from plots, which see to their own texts.

@@ -4,6 +4,7 @@ import json
 import os
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ def publish(run: FlowRun, root: Path) -> bool:
         gathered = gather(run.stages, root)
         path = write_report(gathered, root)
     except Exception as error:  # noqa: BLE001  a page that meets a file it cannot show must not undo a good run
-        (root / REPORT).unlink(missing_ok=True)
-        if not isinstance(error, VocabgraftError):
+        with suppress(OSError):
+            (root / REPORT).unlink(missing_ok=True)
+        if not isinstance(error, VocabgraftError | OSError):
             warn(traceback.format_exc())
         warn(f"the report was not made: {error or type(error).__name__}")
         return False

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flows.engine.signals import interrupted_by_sigterm
 from flows.reporting.webhook import post
 from flows.run import ROOT
 from flows.service.servers import answers, prefect_server, started
@@ -29,7 +30,7 @@ def serve_here(cron: str, timezone: str | None, name: str, overlap: str, port: i
     """
     try:
         schedule = _schedule(cron, timezone)
-        with _only_one(ROOT), _server(ROOT, port):
+        with interrupted_by_sigterm(), _only_one(ROOT), _server(ROOT, port):
             serve(schedule, name, overlap)
     except KeyboardInterrupt:
         return

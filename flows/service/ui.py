@@ -1,12 +1,12 @@
 """The pages of MLflow, Prefect and the try page, on this machine alone, until Ctrl-C or SIGTERM."""
 
-import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows.engine.signals import interrupted_by_sigterm
 from flows.service.servers import HOST, SECONDS_BETWEEN_LOOKS, Server, prefect_server, require_running, started
 from tasks.registry.store import HTTP, require_database, store_uri
 from vocabgraft.errors import VocabgraftError
@@ -31,12 +31,11 @@ def serve(mlflow_port: int, prefect_port: int, try_port: int, corpus: Path | Non
     Raises:
         VocabgraftError: when one cannot be served, or ends.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         if corpus is not None:
             find_files([corpus])
         servers = [*servers_of(mlflow_port, prefect_port), try_page(try_port, corpus, columns)]
-        with started(servers) as processes:
+        with interrupted_by_sigterm(), started(servers) as processes:
             for server in servers:
                 print_line(f"{server.name}: {server.address}")
             print_line("Ctrl-C stops all")
@@ -45,11 +44,6 @@ def serve(mlflow_port: int, prefect_port: int, try_port: int, corpus: Path | Non
                 time.sleep(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:
         print_line("stopped")
-
-
-def _interrupt(*_: object) -> None:
-    # Not by raising SIGINT: a shell starts background jobs with SIGINT ignored.
-    raise KeyboardInterrupt
 
 
 def try_page(port: int, corpus: Path | None, columns: Sequence[str]) -> Server:

@@ -26,7 +26,7 @@ from flows.sweep.grid import FigureParams, Point, SweepParams, figures_of, grid
 from flows.sweep.log import log_to_mlflow, show_in_prefect
 from vocabgraft.config.params import PARAMS_FILE
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.printable import print_line, warn
+from vocabgraft.printable import print_line, spreadsheet_cell, warn
 from vocabgraft.storage.artifacts import read_json, write_json
 
 # Inside DVC's own folder, DVC does not take the copies for parts of this project; Git ignores it too.
@@ -291,7 +291,10 @@ def _write_reports(rows: Sequence[Mapping[str, Any]], name: str) -> None:
     with (REPORTS / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(
+            {key: spreadsheet_cell(value) if isinstance(value, str) else value for key, value in row.items()}
+            for row in rows
+        )
 
 
 def _values(point: Point) -> str:

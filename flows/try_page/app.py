@@ -14,6 +14,7 @@ from typer import Option, Typer
 
 from flows.reporting.numbers import capital, counted, figure
 from flows.reporting.page import TEMPLATES as REPORT_TEMPLATES
+from flows.reporting.page import without_controls
 from flows.try_page.comparison import Comparison
 from flows.try_page.documents import Documents, held_out_documents, read_corpus
 from flows.try_page.models import Candidate, TryModel, find_candidates, load_candidate
@@ -80,7 +81,9 @@ STYLES = ((REPORT_TEMPLATES, "report.css"), (TEMPLATES, "try.css"))
 
 
 def _environment() -> Environment:
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=without_controls
+    )
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters |= {"figure": figure, "counted": counted, "capital": capital}
     return environment

@@ -14,7 +14,7 @@ from vocabgraft.data.beir import INDEX
 from vocabgraft.data.splits import SPLITS
 from vocabgraft.models.remote_code import describe_code
 from vocabgraft.printable import printable
-from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json, require_artifact
+from vocabgraft.storage.artifacts import digest_of, read_json, read_manifest, require_artifact
 
 LOCK_FILE = Path("dvc.lock")
 RAW = "data/raw"
@@ -41,7 +41,7 @@ def lineage_tags(base_identity: Path, datasets: Path, own_stage: str) -> dict[st
 
 def data_splits(datasets: Path) -> list[DataSplit]:
     """The accepted splits that have rows, with the digests of their files."""
-    files = read_json(require_artifact(datasets).parent / MANIFEST)["files"]
+    _, files = read_manifest(require_artifact(datasets).parent)
     return [
         DataSplit(
             name=dataset.name,
@@ -59,7 +59,7 @@ def data_splits(datasets: Path) -> list[DataSplit]:
 
 def items_digest(datasets: Path) -> str:
     """A digest of all examples and benchmarks, since queries and documents come from all of their splits."""
-    files = read_json(datasets.parent / MANIFEST)["files"]
+    _, files = read_manifest(datasets.parent)
     # Without the list of benchmarks, which is written even if there are none.
     folders = (f"{datasets.name}/", "benchmarks/")
     chosen = {name: digest for name, digest in files.items() if name.startswith(folders)}

@@ -173,14 +173,17 @@ def _user_message(error: Exception) -> str | None:
     if isinstance(error, VocabgraftError):
         return str(error)
     expected = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM)
-    return _explain_os_error(error) if isinstance(error, OSError) and error.errno in expected else None
+    return explain_os_error(error) if isinstance(error, OSError) and error.errno in expected else None
 
 
-def _explain_os_error(error: OSError) -> str:
+def explain_os_error(error: OSError) -> str:
+    """What a user can do about a file that cannot be read or written."""
     where = error.filename or "a file"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full while writing {where}; free some space (`dvc gc --workspace` helps) and run again"
-    return f"no permission to read or write {where}; give it and run again"
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"no permission to read or write {where}; give it and run again"
+    return f"{where} cannot be read or written: {error.strerror or error}"
 
 
 def _process_start() -> float:

@@ -80,7 +80,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # What is no JSON, not UTF-8, or nested without end.
         raise VocabgraftError(f"{path} is damaged ({error}); restore the model") from error
     if not isinstance(value, dict):
         raise VocabgraftError(f"{path} holds a {type(value).__name__}, not an object of names; restore the model")
@@ -135,9 +136,9 @@ def read_header(file: Path) -> Header:
         raw = stream.read(length)
     try:
         entries = json.loads(raw)
-        metadata = entries.pop("__metadata__", {})
+        metadata = dict(entries.pop("__metadata__", {}))
         tensors = {name: _stored(file, 8 + length, entry) for name, entry in entries.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise _damaged(file, f"its header is not one of safetensors ({error})") from error
     _check_extents(file, tensors, 8 + length, size)
     return Header(metadata, tensors)

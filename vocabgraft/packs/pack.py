@@ -42,7 +42,8 @@ READ = (TOKENS, ROWS, CONTEXTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 PICKLES = frozenset((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"))
 # A longer text costs more room than what it says of one of its words is worth.
 LONGEST_CONTEXT = 400
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# A folder has it, and file systems take 255 bytes.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Rows of new tokens among an adapter's weights; a pack has them as rows.
 TOKEN_ROWS = "trainable_tokens"
 
@@ -222,7 +223,7 @@ def check_name(name: str) -> str:
     """
     if not NAME.fullmatch(name):
         raise VocabgraftError(
-            f"{name!r} is no name for a vocabulary; allowed: letters, digits, '.', '_' and '-', "
+            f"{name[:60]!r} is no name for a vocabulary; allowed: up to 128 letters, digits, '.', '_' and '-', "
             "the first one a letter or a digit"
         )
     return name

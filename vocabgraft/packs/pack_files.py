@@ -1,20 +1,16 @@
 """Reads and writes a pack as a folder; every file is checked."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.safetensors_files import read_header
-from vocabgraft.storage.artifacts import MANIFEST, file_sha256, new_folder, write_json, write_manifest
-from vocabgraft.tokens.new_token import KINDS
-
-if TYPE_CHECKING:
-    pass
 from vocabgraft.packs.pack import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -31,6 +27,19 @@ from vocabgraft.packs.pack import (
     PackToken,
     check_name,
 )
+from vocabgraft.storage.artifacts import MANIFEST, file_sha256, new_folder, write_json, write_manifest
+from vocabgraft.storage.bounds import special_kind
+from vocabgraft.tokens.new_token import KINDS
+
+Made = TypeVar("Made", PackBase, PackToken)
+KINDS_OF_VALUES: Mapping[Any, str] = {str: "a text", int: "a whole number", bool: "true or false", dict: "an object"}
+SHA256 = re.compile(r"[0-9a-f]{64}")
+# By the largest number of a float16; embeddings of words are below 10.
+LARGEST_NUMBER = 65504.0
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_ENTRIES = 1 << 31
+# Characters of a value in a message.
+LONGEST_VALUE = 60
 
 
 def write_pack(pack: Pack, folder: Path) -> None:
@@ -69,25 +78,27 @@ def read_pack(folder: Path) -> Pack:
     manifest = _read(folder, MANIFEST)
     files = _checked_files(folder, manifest)
     tokens = tuple(_token(folder, entry) for entry in _list(_read(folder, TOKENS), folder / TOKENS))
+    if len({token.text for token in tokens}) < len(tokens):
+        raise _damaged(folder / TOKENS, "a token is there twice")
     base = _base(folder, manifest.get("base"))
     rows = _read_tensors(folder / ROWS).get("rows")
-    if rows is None or rows.shape != (len(tokens), base.width):
+    if rows is None or not tokens or rows.shape != (len(tokens), base.width):
         seen = "none" if rows is None else list(rows.shape)
-        raise _damaged(folder / ROWS, f"rows of shape {[len(tokens), base.width]} are expected, it holds {seen}")
-    if not bool(torch.isfinite(rows).all()):
-        raise _damaged(folder / ROWS, "some of its numbers are none")
+        wanted = [len(tokens) or "1 or more", base.width]
+        raise _damaged(folder / ROWS, f"rows of shape {wanted} are expected, it holds {seen}")
     contexts = _list(_read(folder, CONTEXTS), folder / CONTEXTS)
     adapter = _read_adapter(folder) if ADAPTER_CONFIG in files else None
+    licence = manifest.get("licence")
     return Pack(
-        name=str(manifest.get("name") or folder.name),
+        name=_name(folder, manifest),
         base=base,
         tokens=tokens,
         rows=rows,
         adapter=adapter,
         gate=_gate(folder, manifest, tokens),
-        contexts=tuple(str(text) for text in contexts),
-        figures=dict(manifest.get("figures") or {}),
-        licence=manifest.get("licence"),
+        contexts=tuple(_typed(text, str, "a context", folder / CONTEXTS) for text in contexts),
+        figures=_typed(manifest.get("figures", {}), dict, "figures", folder / MANIFEST),
+        licence=licence if licence is None else _typed(licence, str, "licence", folder / MANIFEST),
     )
 
 
@@ -138,7 +149,7 @@ def _checked_files(folder: Path, manifest: Any) -> Mapping[str, str]:
 
 
 def _listed_files(folder: Path, manifest: Any) -> Mapping[str, str]:
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int or manifest["format"] < 1:
         raise VocabgraftError(f"{folder} is no vocabulary pack: {MANIFEST} in it names no format; name another folder")
     if manifest["format"] > FORMAT:
         raise VocabgraftError(
@@ -149,7 +160,9 @@ def _listed_files(folder: Path, manifest: Any) -> Mapping[str, str]:
     if not isinstance(files, dict) or not {TOKENS, ROWS, CONTEXTS} <= files.keys():
         raise _damaged(folder / MANIFEST, "it does not list the pack's files")
     if unknown := sorted(set(files) - set(READ)):
-        raise _damaged(folder / MANIFEST, f"it lists {unknown[0]}, which is no part of a pack")
+        raise _damaged(folder / MANIFEST, f"it lists {_shown(unknown[0])}, which is no part of a pack")
+    if (ADAPTER_CONFIG in files) != (ADAPTER_WEIGHTS in files):
+        raise _damaged(folder / MANIFEST, f"it lists one of {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} without the other")
     return files
 
 
@@ -167,8 +180,14 @@ def _require_safetensors(path: Path) -> None:
 
 def _read(folder: Path, name: str) -> Any:
     path = folder / name
+    if kind := special_kind(path):
+        raise _damaged(path, f"it is {kind}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        # Half of a surrogate pair can be escaped in JSON, and is no character.
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
     except FileNotFoundError as error:
         if name == MANIFEST:
             raise VocabgraftError(
@@ -176,7 +195,12 @@ def _read(folder: Path, name: str) -> Any:
                 "name a pack, such as the folder pack of a merged model"
             ) from error
         raise _damaged(path, "it is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise _damaged(path, "its values are nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise _damaged(path, "it holds half of a surrogate pair, which is no character") from error
+    # Among them what is not UTF-8, no JSON, or a number with thousands of digits.
+    except (ValueError, IsADirectoryError) as error:
         raise _damaged(path, str(error)) from error
 
 
@@ -186,47 +210,96 @@ def _list(value: Any, path: Path) -> list[Any]:
     return value
 
 
-def _token(folder: Path, entry: Any) -> PackToken:
+def _name(folder: Path, manifest: Mapping[str, Any]) -> str:
+    name = _typed(manifest.get("name", folder.name), str, "name", folder / MANIFEST)
     try:
-        token = PackToken(**entry)
-    except TypeError as error:
-        raise _damaged(folder / TOKENS, str(error)) from error
-    if not isinstance(token.text, str) or not token.text or token.kind not in KINDS:
-        raise _damaged(folder / TOKENS, f"{entry} is no token; kinds: {', '.join(KINDS)}")
+        return check_name(name)
+    except VocabgraftError as error:
+        raise _damaged(folder / MANIFEST, str(error)) from error
+
+
+def _token(folder: Path, entry: Any) -> PackToken:
+    token = _made(PackToken, entry, folder / TOKENS)
+    if not token.text.strip() or token.kind not in KINDS:
+        raise _damaged(folder / TOKENS, f"{_shown(entry)} is no token; kinds: {', '.join(KINDS)}")
     return token
 
 
 def _base(folder: Path, entry: Any) -> PackBase:
-    try:
-        return PackBase(**entry)
-    except TypeError as error:
-        raise _damaged(folder / MANIFEST, f"its base is {entry!r}") from error
+    path = folder / MANIFEST
+    if not isinstance(entry, dict):
+        raise _damaged(path, f"its base is {_shown(entry)}")
+    base = _made(PackBase, entry, path)
+    for name in ("weights_sha256", "tokenizer_sha256"):
+        if not SHA256.fullmatch(getattr(base, name)):
+            raise _damaged(path, f"{name} is {_shown(getattr(base, name))}, not a SHA-256 in hex")
+    for name, number in (("width", base.width), ("tokens", base.tokens)):
+        if not 0 < number < MOST_ENTRIES:
+            raise _damaged(path, f"{name} is {_shown(number)}; allowed: 1 to {MOST_ENTRIES - 1:,}")
+    return base
+
+
+def _made(kind: type[Made], entry: Any, path: Path) -> Made:
+    """An object of this kind from a JSON object with exactly its fields, each of its type."""
+    types = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    if not isinstance(entry, dict) or set(entry) != set(names):
+        raise _damaged(path, f"{_shown(entry)} is no object of {', '.join(names)}")
+    return kind(**{name: _typed(entry[name], types[name], name, path) for name in names})
+
+
+def _typed(value: Any, wanted: Any, name: str, path: Path) -> Any:
+    # The kind of a token is a Literal of texts. True is an int to Python.
+    kind = wanted if wanted in KINDS_OF_VALUES else str
+    if type(value) is not kind:
+        raise _damaged(path, f"{name} is {_shown(value)}, not {KINDS_OF_VALUES[kind]}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _gate(folder: Path, manifest: Mapping[str, Any], tokens: Sequence[PackToken]) -> tuple[str, ...] | None:
     if (gate := manifest.get("gate")) is None:
         return None
     known = {token.text for token in tokens}
-    if not isinstance(gate, list) or not all(text in known for text in gate):
+    if not isinstance(gate, list) or not all(isinstance(text, str) and text in known for text in gate):
         raise _damaged(folder / MANIFEST, "its gate names a token that it does not have")
     return tuple(gate)
 
 
 def _read_adapter(folder: Path) -> PackAdapter:
     config = _read(folder, ADAPTER_CONFIG)
-    if not isinstance(config, dict) or "peft_type" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise _damaged(folder / ADAPTER_CONFIG, "it is no configuration of PEFT")
     return PackAdapter(config, _read_tensors(folder / ADAPTER_WEIGHTS))
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, which hold floats that can be computed with."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, str(error)) from error
+        found = load_file(path)
+    # A type that this release of safetensors or torch does not know is a KeyError or an AttributeError.
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    for name, tensor in found.items():
+        if tensor.dtype not in FLOATS:
+            allowed = ", ".join(map(_name_of, FLOATS))
+            raise _damaged(path, f"{_shown(name)} holds {_name_of(tensor.dtype)}; allowed: {allowed}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise _damaged(path, f"some of the numbers of {_shown(name)} are NaN or infinite")
+        if tensor.numel() and (largest := float(tensor.abs().max())) > LARGEST_NUMBER:
+            raise _damaged(path, f"{_shown(name)} holds {largest:.3g}; allowed: up to {LARGEST_NUMBER:g}")
+    return found
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _damaged(path: Path, how: str) -> VocabgraftError:

@@ -51,8 +51,27 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _missing(path) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # What is no JSON, not UTF-8, or nested without end.
         raise VocabgraftError(f"{path} is damaged ({error}); `dvc checkout {path.parent}` brings it back") from error
+
+
+def read_manifest(folder: Path) -> tuple[str, Mapping[str, str]]:
+    """The digest of an artifact folder's content, and the hash of each of its files.
+
+    Raises:
+        VocabgraftError: when the manifest is missing or damaged.
+    """
+    path = folder / MANIFEST
+    content = read_json(path)
+    digest, files = (content.get(key) if isinstance(content, dict) else None for key in ("digest", "files"))
+    if not isinstance(digest, str) or not isinstance(files, dict) or not all(map(_is_text, files.values())):
+        raise VocabgraftError(f"{path} is damaged (no digest and hashes); `dvc checkout {folder}` brings it back")
+    return digest, files
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def require_artifact(path: Path) -> Path:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,7 @@ LAUNCHER = "VOCABGRAFT_LAUNCHER"
 # Set where a stage runs on several machines that share no files: how many they are, which of them this one is, and
 # where the first one listens, HOST:PORT.
 NODES, NODE, RENDEZVOUS = "VOCABGRAFT_NODES", "VOCABGRAFT_NODE", "VOCABGRAFT_RENDEZVOUS"
+LOOPBACK = "127.0.0.1"
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_TO_END = 5.0
 
@@ -63,10 +64,10 @@ def launch(arguments: Sequence[str], processes: int) -> None:
     here = _share(processes)
     _require_room(here)
     first = here * int(os.environ.get(NODE, "0"))
-    with _ended_by_signals():
+    with _ended_by_signals(), _meeting_place(processes) as place:
         started: list[subprocess.Popen[bytes]] = []
         try:
-            shared = _environment(processes, here)
+            shared = _environment(processes, here, place)
             for number in range(here):
                 own = {"RANK": str(first + number), "LOCAL_RANK": str(number)}
                 started.append(subprocess.Popen([sys.executable, *arguments], env=shared | own))
@@ -117,30 +118,60 @@ def _require_room(processes: int) -> None:
         )
 
 
-def _environment(processes: int, here: int) -> dict[str, str]:
+@contextmanager
+def _meeting_place(processes: int) -> Iterator[dict[str, str]]:
+    """Where the processes find each other, as the variables that torch reads.
+
+    Several machines meet at an address of the first one. On one machine this process holds the store itself, as the
+    agent of torchrun does: one that torch opens in the first process listens on every interface.
+    """
+    if address := os.environ.get(RENDEZVOUS):
+        host, _, port = address.rpartition(":")
+        yield {"MASTER_ADDR": host, "MASTER_PORT": port}
+        return
+    import torch.distributed
+
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        port = listener.getsockname()[1]
+        # The store closes it.
+        listening = listener.detach()
+    # PyTorch documents it under this name and does not list it in `__all__`.
+    store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        LOOPBACK, port, processes, is_master=True, wait_for_workers=False, use_libuv=True, master_listen_fd=listening
+    )
+    yield {
+        "MASTER_ADDR": LOOPBACK,
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    # It ends with the last reference.
+    del store
+
+
+def _environment(processes: int, here: int, place: Mapping[str, str]) -> dict[str, str]:
     """What all processes of this machine are told."""
     # The same code as here, also where the working folder is another one.
     root = str(Path(__file__).parents[2])
     threads = max(1, (os.cpu_count() or 1) // here)
-    address = os.environ.get(RENDEZVOUS) or f"127.0.0.1:{_free_port()}"
-    host, _, port = address.rpartition(":")
     return {
         "OMP_NUM_THREADS": str(threads),
-        **(_interfaces(host, int(port)) if nodes() > 1 else {}),
+        **_interfaces(place["MASTER_ADDR"], int(place["MASTER_PORT"])),
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(here),
-        "MASTER_ADDR": host,
-        "MASTER_PORT": port,
+        **place,
         LAUNCHER: str(os.getpid()),
     }
 
 
 def _interfaces(host: str, port: int) -> dict[str, str]:
-    """The network interface by which this machine reaches the first one.
+    """The network interface by which this machine reaches the first one; its own alone where there is one machine.
 
-    By themselves the libraries take that of the machine's name, which Debian's /etc/hosts gives a loopback address.
+    By themselves the libraries take that of the machine's name, which may be open to a network, and which Debian's
+    /etc/hosts gives a loopback address.
     """
     import psutil
 
@@ -151,12 +182,6 @@ def _interfaces(host: str, port: int) -> dict[str, str]:
         own = probe.getsockname()[0]
     found = [name for name, of in psutil.net_if_addrs().items() if any(entry.address == own for entry in of)]
     return {"GLOO_SOCKET_IFNAME": found[0], "NCCL_SOCKET_IFNAME": found[0]} if found else {}
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _wait(started: Sequence["subprocess.Popen[bytes]"], first: int) -> None:
