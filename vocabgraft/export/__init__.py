@@ -1,1 +1,1 @@
-"""A model in the forms that services deploy, and how much of it each form keeps."""
+"""A model as ONNX, and how much of it the export keeps."""
