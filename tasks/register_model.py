@@ -46,6 +46,7 @@ from vocabgraft.checks.result import count_verdicts
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import BaseParams, RegisterModelParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.base import own_module_types
 from vocabgraft.models.remote_code import keep_code
 from vocabgraft.models.saving import PACK_FOLDER
 from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
@@ -205,11 +206,11 @@ def _asks_evidence(params: RegisterModelParams, champion: Registered | None) -> 
 def _write(
     client: Client, params: RegisterModelParams, made: Made, measured: Measured, tags: dict[str, str], card: str
 ) -> Registered:
-    from vocabgraft.models.base import load_model
+    from vocabgraft.models.base import carried_types, load_model
 
     with _beside_its_card(made.merged, card) as folder:
         model = load_model(folder, device="cpu", own_modules=True, trust_remote_code=made.trust_remote_code)
-        if made.trust_remote_code:
+        if made.trust_remote_code or carried_types(made.merged):
             keep_code(model, made.merged)
         tags = {**tags, WIDTH_TAG: str(model.get_embedding_dimension())}
         return log_and_register(client, params.name, model, _record(measured, made, tags, card))
@@ -344,6 +345,7 @@ def _facts(params: RegisterModelParams, made: Made, measured: Measured, tags: di
         evidence=evidence,
         method=settings.train_adapter.method if settings.trains else None,
         checks=count_verdicts(check["verdict"] for check in read_json(made.checks)["checks"]),
+        own_classes=own_module_types(made.merged),
     )
 
 

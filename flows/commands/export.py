@@ -40,8 +40,8 @@ def export_model(
     """
     if to == "static":
         raise VocabgraftError(
-            "a static export is not offered: model2vec 0.10 takes added tokens out of the tokenizer before it distills, so "
-            "the new words would be lost; allowed: onnx"
+            "a static export is not offered: model2vec 0.10 takes added tokens out of the tokenizer before it "
+            "distills, so the new words would be lost; allowed: onnx"
         )
     if to not in FORMS:
         raise VocabgraftError(f"there is no form {to!r}{did_you_mean(to, FORMS)}; allowed: {', '.join(FORMS)}")

@@ -29,6 +29,7 @@ class Facts:
     evidence: str
     method: str | None
     checks: Mapping[Verdict, int]
+    own_classes: Sequence[str] = ()
 
 
 def write_card(facts: Facts) -> str:
@@ -70,7 +71,7 @@ def write_card(facts: Facts) -> str:
             f'model = mlflow.sentence_transformers.load_model("models:/{facts.name}@champion")',
             "```",
             "",
-            *_loading(facts.tags[CODE_TAG]),
+            *_loading(facts.tags[CODE_TAG], facts.own_classes),
             "",
             "## Limits",
             "",
@@ -86,7 +87,13 @@ def _how_made(method: str | None) -> str:
     return "whose rows were distilled from the base and not trained" if method is None else f"trained with `{method}`"
 
 
-def _loading(remote_code: str) -> list[str]:
+def _loading(remote_code: str, own_classes: Sequence[str]) -> list[str]:
+    if own_classes:
+        return [
+            "`SentenceTransformer(FOLDER, trust_remote_code=True)` loads the folder `model.sentence_transformer` of "
+            "the artifact by itself. It runs the code of layers that lies in the folder: "
+            f"{', '.join(map(_plain, own_classes))}. MLflow runs that code without being asked.",
+        ]
     if not remote_code.startswith(RUN):
         return [
             "Stock sentence-transformers loads the folder `model.sentence_transformer` of the artifact by itself.",

@@ -13,9 +13,12 @@ from vocabgraft.config.training_arguments import library_values, require_reports
 from vocabgraft.data.mteb import require_mteb
 from vocabgraft.data.raw_files import check_raw_files
 from vocabgraft.errors import VocabgraftError, did_you_mean, problems_of
-from vocabgraft.models.base import REGISTRY_PREFIX, look_up_base, tokenizer_file
+from vocabgraft.models.base import REGISTRY_PREFIX, edited_code, look_up_base, tokenizer_file
 from vocabgraft.models.remote_code import check_code
 from vocabgraft.storage.artifacts import read_json
+
+# Written by resize_base with the code of the layers that were put into it.
+RESIZED = Path("data/resize_base")
 
 
 def check_project(params: Params, raw: Path | None, say: Callable[[str], None]) -> None:
@@ -37,6 +40,7 @@ def check_project(params: Params, raw: Path | None, say: Callable[[str], None]) 
             partial(require_mteb, params.evaluate_model.mteb_tasks),
         ]
     )
+    _tell_of_edits(RESIZED, say)
     folder = folders[0] if folders else None
     problems += settings_problems(params.train_adapter, params.resize_base, params.validate_data.datasets, folder)
     _refuse(problems)
@@ -86,6 +90,15 @@ def _refuse(problems: Sequence[str]) -> None:
         raise VocabgraftError("\n".join([f"{len(problems)} problems:", *(f"- {problem}" for problem in problems)]))
     if problems:
         raise VocabgraftError(problems[0])
+
+
+def _tell_of_edits(resized: Path, say: Callable[[str], None]) -> None:
+    """DVC does not see edits of a class that params.yaml names."""
+    if (resized / "modules.json").is_file() and (edited := edited_code(resized)):
+        say(
+            f"{', '.join(edited)} was edited since resize_base ran, which DVC does not see; "
+            "`dvc repro --force --downstream resize_base` uses it"
+        )
 
 
 def _look_up(base: BaseParams, say: Callable[[str], None]) -> Path | None:

@@ -3,7 +3,7 @@
 from vocabgraft.checks.context import Evidence
 from vocabgraft.config.training import ROW_METHODS
 from vocabgraft.export.graph import missing_packages
-from vocabgraft.models.base import own_module_types
+from vocabgraft.models.base import carried_types, own_module_types
 from vocabgraft.models.extra_modules import custom_modules
 from vocabgraft.tokens.new_token import relation_token
 from vocabgraft.triples.relation_ranks import HeldOutTriples
@@ -64,7 +64,8 @@ def every_text_moves(evidence: Evidence) -> str:
 
 def own_classes(evidence: Evidence) -> str:
     """Of a check in a process that has stock sentence-transformers alone."""
-    if not (names := own_module_types(evidence.folders.merged)):
+    folder = evidence.folders.merged
+    if not (names := sorted(set(own_module_types(folder)) - set(carried_types(folder)))):
         return ""
     return (
         f"the model needs {', '.join(names)}, which a process without the project does not have; "

@@ -11,7 +11,7 @@ from vocabgraft.checks.isolated import FreshProcess
 from vocabgraft.config.stages import CheckConsistencyParams
 from vocabgraft.config.training import Method
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.base import load_model
+from vocabgraft.models.base import carried_types, load_model
 from vocabgraft.models.encode import Embeddings, encode, split_by_new_token
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.storage.artifacts import read_json
@@ -233,7 +233,15 @@ def gather_evidence(
         probes=probes,
         training_texts=tuple(training_texts),
         triples=tuple(triples),
-        fresh=FreshProcess(folders.merged, folders.base, others, few, params.batch_size, trust_remote_code),
+        fresh=FreshProcess(
+            folders.merged,
+            folders.base,
+            others,
+            few,
+            params.batch_size,
+            trust_remote_code,
+            trust_model=_carries_code(folders.merged),
+        ),
         params=params,
         trust_remote_code=trust_remote_code,
         trained=training.get("examples", 1) > 0,
@@ -263,6 +271,14 @@ def _loaded(name: str, make: "Callable[[], SentenceTransformer]") -> "SentenceTr
         return error
     except Exception as error:  # noqa: BLE001  # PEFT and torch raise many kinds for weights that do not fit
         return VocabgraftError(f"{name} does not load: {type(error).__name__}: {error}")
+
+
+def _carries_code(folder: Path) -> bool:
+    """Whether the model has the files of the project's own classes; a damaged folder is told of by its own check."""
+    try:
+        return bool(carried_types(folder))
+    except VocabgraftError:
+        return False
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:

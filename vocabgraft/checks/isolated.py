@@ -38,6 +38,7 @@ class FreshProcess:
         lists: Sequence[Sequence[str]],
         batch_size: int,
         trust_remote_code: bool = False,
+        trust_model: bool = False,
     ) -> None:
         """Note what is to be done; nothing runs yet.
 
@@ -47,12 +48,13 @@ class FreshProcess:
             others: further folders that a service does not have.
             lists: texts, each list encoded by itself.
             batch_size: of the encoding.
-            trust_remote_code: run code that lies in the folder.
+            trust_remote_code: run code that lies in the folders.
+            trust_model: run code that lies in the model's folder, and none of the base's.
         """
         self.lists = tuple(tuple(texts) for texts in lists)
         self._folder, self._base, self._batch_size = folder.resolve(), base.resolve(), batch_size
         self._others = [path.resolve() for path in (base, *others)]
-        self._trust_remote_code = trust_remote_code
+        self._trusted = {"base": trust_remote_code, "model": trust_remote_code or trust_model}
         self._running: tuple[subprocess.Popen[str], tempfile.TemporaryDirectory[str]] | None = None
         self._found: dict[str, Embeddings | str] | None = None
 
@@ -72,7 +74,7 @@ class FreshProcess:
             "lists": self.lists,
             "batch_size": self._batch_size,
             "threads": torch.get_num_threads(),
-            "trust_remote_code": self._trust_remote_code,
+            "trust_remote_code": self._trusted,
         }
         write_json(root / "request.json", request)
         script = str(Path(isolated_worker.__file__).resolve())

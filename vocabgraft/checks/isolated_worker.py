@@ -1,10 +1,10 @@
 """A program of its own: what a service sees of a model, in a process that knows its folder and nothing of the project.
 
 Run as `python -P isolated_worker.py REQUEST RESULT`; it imports stock sentence-transformers alone. REQUEST is JSON:
-`base`, `folder` and `moved` (a copy of it), `lists` of texts, `batch_size`, `threads`, `trust_remote_code`, and
-`others`, the folders of the base and the other artifacts. RESULT gets the encodings of each list by the base (`base`),
-by the model where it lies (`folder`), by the copy (`moved`), and by the copy once none of the other folders can be
-opened (`alone`); a failure is written in their place.
+`base`, `folder` and `moved` (a copy of it), `lists` of texts, `batch_size`, `threads`, `trust_remote_code` (a value for
+`base` and one for `model`), and `others`, the folders of the base and the other artifacts. RESULT gets the encodings
+of each list by the base (`base`), by the model where it lies (`folder`), by the copy (`moved`), and by the copy once
+none of the other folders can be opened (`alone`); a failure is written in their place.
 """
 
 import json
@@ -32,11 +32,10 @@ def hide(folders: list[str]) -> None:
     sys.addaudithook(look)
 
 
-def encode(folder: str, request: dict[str, Any]) -> list["np.ndarray[Any, Any]"]:
+def encode(folder: str, trusted: bool, request: dict[str, Any]) -> list["np.ndarray[Any, Any]"]:
     """The encodings of each list, by the model as stock sentence-transformers loads it."""
     from sentence_transformers import SentenceTransformer
 
-    trusted = request["trust_remote_code"]
     model = SentenceTransformer(folder, device="cpu", local_files_only=True, trust_remote_code=trusted)
     options = {"batch_size": request["batch_size"], "show_progress_bar": False, "convert_to_numpy": True}
     return [np.asarray(model.encode(texts, **options), dtype=np.float32) for texts in request["lists"]]
@@ -53,7 +52,8 @@ def main(request_file: Path, result: Path) -> None:
         if place == "alone":
             hide(request["others"])
         try:
-            found = encode(request[folder], request)
+            trusted = request["trust_remote_code"]["base" if place == "base" else "model"]
+            found = encode(request[folder], trusted, request)
         except Exception as error:  # noqa: BLE001  # whatever a service would meet is what is to be told
             arrays[f"{place}_error"] = np.array(f"{type(error).__name__}: {error}")
         else:
