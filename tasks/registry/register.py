@@ -119,7 +119,14 @@ def log_and_register(client: MlflowClient, name: str, model: "SentenceTransforme
 
 def describe(client: MlflowClient, made: Registered, card: str) -> None:
     """Make a model card the description of a version."""
-    client.update_model_version(made.name, str(made.version), card[:PARAM_CHARACTERS])
+    client.update_model_version(made.name, str(made.version), page_text(card)[:PARAM_CHARACTERS])
+
+
+def page_text(card: str) -> str:
+    """A card as MLflow's pages show it: without the front matter, which they would render as text."""
+    lines = card.splitlines(keepends=True)
+    ends = [number for number, line in enumerate(lines) if line.strip() == "---"]
+    return "".join(lines[ends[1] + 1 :]).lstrip() if ends[:1] == [0] and len(ends) > 1 else card
 
 
 def remove_version(client: MlflowClient, made: Registered) -> None:
@@ -202,7 +209,7 @@ def _signature(model: "SentenceTransformer") -> ModelSignature:
 def _log_record(client: MlflowClient, run_id: str, record: RunRecord) -> None:
     """Parameters, curve, datasets and artifacts."""
     params = [Param(key, str(value)[:PARAM_CHARACTERS]) for key, value in record.params.items()]
-    client.log_batch(run_id, tags=[RunTag("mlflow.note.content", record.card or "vocabgraft registration")])
+    client.log_batch(run_id, tags=[RunTag("mlflow.note.content", page_text(record.card) or "vocabgraft registration")])
     for start in range(0, len(params), PARAMS_AT_ONCE):
         client.log_batch(run_id, params=params[start : start + PARAMS_AT_ONCE])
     _log_in_batches(client, run_id, list(_curve_metrics(record.curve)))
