@@ -17,17 +17,15 @@ from vocabgraft.models.base import REGISTRY_PREFIX, edited_code, look_up_base, t
 from vocabgraft.models.remote_code import check_code
 from vocabgraft.storage.artifacts import read_json
 
-# Written by resize_base with the code of the layers that were put into it.
-RESIZED = Path("data/resize_base")
 
-
-def check_project(params: Params, raw: Path | None, say: Callable[[str], None]) -> None:
+def check_project(params: Params, raw: Path | None, say: Callable[[str], None], resized: Path | None = None) -> None:
     """Check everything that is cheap; nothing is downloaded or written.
 
     Args:
         params: the project's parameters.
         raw: the folder of raw files; None: they are not checked.
         say: told what could not be checked.
+        resized: the folder of resize_base, with the code of the layers that were put into it.
 
     Raises:
         VocabgraftError: with every problem, not the first alone.
@@ -40,7 +38,8 @@ def check_project(params: Params, raw: Path | None, say: Callable[[str], None]) 
             partial(require_mteb, params.evaluate_model.mteb_tasks),
         ]
     )
-    _tell_of_edits(RESIZED, say)
+    if resized is not None:
+        _tell_of_edits(resized, say)
     folder = folders[0] if folders else None
     problems += settings_problems(params.train_adapter, params.resize_base, params.validate_data.datasets, folder)
     _refuse(problems)

@@ -211,7 +211,7 @@ def test_an_edit_of_an_own_layer_is_told_of(tiny_project: Path, monkeypatch: pyt
 
     def said() -> list[str]:
         found: list[str] = []
-        check_project(params_with(), RAW, found.append)
+        check_project(params_with(), RAW, found.append, resized)
         return found
 
     assert said() == []
