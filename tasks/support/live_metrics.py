@@ -44,12 +44,12 @@ def _tensorboard(name: str, params: Mapping[str, Any]) -> Iterator[Log]:
 
     taken = {path.name for path in TENSORBOARD.glob(f"{name}-*")}
     number = next(number for number in range(1, len(taken) + 2) if f"{name}-{number}" not in taken)
-    with SummaryWriter(str(TENSORBOARD / f"{name}-{number}")) as writer:  # type: ignore[no-untyped-call]
-        writer.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in params.items()))  # type: ignore[no-untyped-call]
+    with SummaryWriter(str(TENSORBOARD / f"{name}-{number}")) as writer:
+        writer.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in params.items()))
 
         def log(step: int, figures: Mapping[str, float]) -> None:
             for key, value in figures.items():
-                writer.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
+                writer.add_scalar(key, value, step)
 
         yield log
 
