@@ -1,4 +1,4 @@
-"""Graft new words onto a sentence-embedding model and prove that nothing else moved.
+"""Graft new words onto a sentence-embedding model, and prove that nothing else changed.
 
     import vocabgraft as vg
 

@@ -1,4 +1,4 @@
-"""`vocabgraft export`: a model in the form that a service without PyTorch reads."""
+"""`vocabgraft export`: exports a model to ONNX, for services without PyTorch."""
 
 from collections.abc import Sequence
 from pathlib import Path

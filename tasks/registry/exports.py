@@ -1,4 +1,4 @@
-"""Exports of a registered model, logged with its version, each with what it keeps of the model."""
+"""Logs exports of a registered model with its version, with how much each keeps of the model."""
 
 import json
 import logging

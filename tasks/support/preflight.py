@@ -1,4 +1,4 @@
-"""What is cheap to check before anything runs: files, the base, and settings that a later stage would refuse."""
+"""Cheap checks before anything runs: files, the base, and settings that a later stage would refuse."""
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase

@@ -1,4 +1,4 @@
-"""Check that the model keeps its embeddings where it is deployed as ONNX."""
+"""Checks that the model exported to ONNX gives the same embeddings."""
 
 import copy
 import tempfile

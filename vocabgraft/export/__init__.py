@@ -1,1 +1,1 @@
-"""A model as ONNX, and how much of it the export keeps."""
+"""Export of a model to ONNX for services, and how much of the model each export keeps."""

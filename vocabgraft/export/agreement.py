@@ -1,4 +1,4 @@
-"""How much of a model an export keeps: cosine per text, and the order of search results."""
+"""Measures how much of a model an export keeps: cosine per text, and the order of search results."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

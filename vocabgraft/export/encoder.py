@@ -1,4 +1,4 @@
-"""An exported folder as a service reads it: with onnxruntime and tokenizers alone, without torch."""
+"""Encodes with an exported folder as a service does: with onnxruntime and tokenizers, without torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -107,7 +107,7 @@ def write_graph(model: "SentenceTransformer", path: Path) -> None:
     parts_of(model)
     frozen = copy.deepcopy(model).cpu().float().eval()
     parts = parts_of(frozen)
-    transformer = parts.before[0].auto_model
+    transformer = cast(torch.nn.Module, parts.before[0].auto_model)
     inputs = _example(frozen, transformer)
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=frozen.max_seq_length)}
     shapes = (tuple(sizes for _ in inputs),)

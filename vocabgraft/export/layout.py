@@ -1,4 +1,4 @@
-"""The files around an exported graph, as readers of several ages expect them.
+"""The files around an exported graph, in the layouts that different versions of readers expect.
 
 Written here and read there: sentence-transformers 3 to 6 (its ONNX backend needs transformers below 4.58, so often an
 older release), text-embeddings-inference and fastembed, which know the names of sentence-transformers 2 alone.

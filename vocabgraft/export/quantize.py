@@ -1,4 +1,4 @@
-"""Weights of an ONNX model in 8 bits, activations quantized as they come."""
+"""Quantizes the weights of an ONNX model to 8 bits, with dynamic activations."""
 
 from pathlib import Path
 from typing import Literal, get_args

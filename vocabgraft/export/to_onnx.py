@@ -1,4 +1,4 @@
-"""A folder with a model in ONNX, laid out as sentence-transformers, text-embeddings-inference and fastembed read it."""
+"""Exports a model to an ONNX folder for sentence-transformers, text-embeddings-inference and fastembed."""
 
 import tempfile
 from collections.abc import Sequence

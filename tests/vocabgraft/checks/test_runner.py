@@ -135,6 +135,7 @@ def test_a_sound_chain_passes_every_check_that_applies(sound: dict[Method, Evide
         | {"attention_sinks"}
         | {
             "tokens": set(),
+            "gated": {"other_weights"},
             "lora": {"new_rows_trained", "other_weights", "untouched_texts"},
             "lora_and_tokens": {"other_weights", "untouched_texts"},
             "peft": {"new_rows_trained", "other_weights", "untouched_texts"},
@@ -153,6 +154,23 @@ def test_a_sound_chain_passes_every_check_that_applies(sound: dict[Method, Evide
     assert all(check.reason for check in checks if check.verdict in ("does not apply", "waived", "too few to judge"))
     assert [check.name for check in checks if check.verdict == "waived"] == ["onnx_export"]
     assert {check.name for check in checks if check.verdict == "too few to judge"} == TOO_FEW
+
+
+def test_a_gate_that_is_always_open_and_one_that_is_always_shut_are_found(sound: dict[Method, Evidence]) -> None:
+    evidence = sound["gated"]
+    ids = len(evidence.tokenizer)
+    faults = {"open": [[0, ids]], "shut": [[ids, ids]]}
+    found = {}
+    for name, gates in faults.items():
+        merged = changed(evidence)
+        merged[0].gates = gates
+        broken = put(evidence, merged=merged)
+        found[name] = {
+            check
+            for check in ("untouched_texts", "merged_as_adapter", "reload")
+            if result(check, broken).verdict == "failed"
+        }
+    assert found == {"open": {"untouched_texts", "reload"}, "shut": {"merged_as_adapter", "reload"}}
 
 
 Plant = Callable[[Evidence, Graft], Evidence]
@@ -614,7 +632,7 @@ def test_an_embedding_that_is_no_number_never_passes(sound: dict[Method, Evidenc
     with torch.no_grad():
         model[0].auto_model.encoder.layer[1].output.dense.bias[0] = float("nan")
     found = result(name, put(sound["tokens"], merged=model))
-    assert (found.verdict, found.figure, found.reason) == ("failed", None, "the figure is NaN or infinite")
+    assert (found.verdict, found.figure, found.reason) == ("failed", None, "the value is NaN or infinite")
     assert json.loads(json.dumps(found.as_json(), allow_nan=False))["figure"] is None
 
 
@@ -649,7 +667,19 @@ def test_a_row_without_a_training_text_may_stay_and_is_listed(sound: dict[Method
     assert "->, <|IsA|>, Thrombopenia" in result("new_rows_trained", excused).details[-1]
     all_excused = replace(reset, without_training_text=frozenset(token.text for token in graft.tokens))
     assert result("new_rows_trained", all_excused).verdict == "passed"
-    assert "no probe text holds a token that was trained" in result("trained_differs", all_excused).reason
+    assert "no probe text contains a trained token" in result("trained_differs", all_excused).reason
+
+
+def test_a_row_that_was_set_back_as_a_sink_may_be_at_its_start_and_is_listed(
+    sound: dict[Method, Evidence], graft: Graft
+) -> None:
+    reset = _reset_adapter(sound["tokens"], graft)
+    excused = replace(reset, set_back=frozenset(token.text for token in graft.tokens[1:]))
+    for name in ("new_rows_trained", "adapter_moved"):
+        found = result(name, excused)
+        assert (found.verdict, found.figure) == ("failed", 1)
+    assert "set back as attention sinks" in result("new_rows_trained", excused).details[-1]
+    assert "Thrombopenia" in result("new_rows_trained", excused).details[-1]
 
 
 def test_the_limits_are_those_of_the_parameters(sound: dict[Method, Evidence]) -> None:
