@@ -27,6 +27,7 @@ from vocabgraft.storage.artifacts import read_json
 
 DVC_FILE = Path("dvc.yaml")
 IDENTIFYING_STAGE = "validate_data"
+RESIZING_STAGE = "resize_base"
 ROOT = Path()
 # Exit code: all stages are done and the model is registered, but the report could not be written.
 NO_REPORT = 3
@@ -161,7 +162,9 @@ def _check(options: RunOptions, params: Params, say: Callable[[str], None]) -> N
     if not command:
         return
     raw = Path(command[command.index("--raw") + 1])
-    check_project(params, raw if options.only in (None, IDENTIFYING_STAGE) else None, say)
+    resizing = arguments_in_dvc_yaml(RESIZING_STAGE)
+    resized = Path(resizing[resizing.index("--out") + 1]) if resizing else None
+    check_project(params, raw if options.only in (None, IDENTIFYING_STAGE) else None, say, resized)
 
 
 def _plan_beside(

@@ -7,7 +7,7 @@ from tasks.support.models import find_base
 from tasks.support.stage import run_stage
 from vocabgraft.config.stages import BaseParams, MergeAdapterParams
 from vocabgraft.data.accepted import read_contexts, read_datasets, training_texts
-from vocabgraft.models.base import load_model
+from vocabgraft.models.base import carry_own_code, load_model
 from vocabgraft.models.remote_code import copy_code
 from vocabgraft.models.saving import PACK_FOLDER, save_model
 from vocabgraft.packs.from_run import pack_run, why_no_pack
@@ -40,6 +40,7 @@ def merge_adapter(
         save_model(merged, work)
         if trusted:
             copy_code(resized, work)
+        carry_own_code(work)
         if reason is None:
             model = load_model(find_base(base_identity, trusted), device="cpu", trust_remote_code=trusted)
             texts = training_texts(read_datasets(datasets), read_contexts(contexts))

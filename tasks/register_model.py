@@ -48,6 +48,7 @@ from vocabgraft.checks.result import count_verdicts
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import BaseParams, RegisterModelParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.base import carried_types
 from vocabgraft.models.gate import gate_types
 from vocabgraft.models.remote_code import code_hashes, describe_code, keep_code
 from vocabgraft.models.saving import PACK_FOLDER
@@ -206,8 +207,9 @@ def _load(made: Made) -> "SentenceTransformer":
 
 
 def _gate_tag(merged: Path) -> dict[str, str]:
-    """What code a model with a gate is loaded by, that of its base included."""
-    return {CODE_TAG: describe_code(code_hashes(merged))} if gate_types(merged) else {}
+    """What code a model with a gate or own classes is loaded by, that of its base included."""
+    has_code = gate_types(merged) or carried_types(merged)
+    return {CODE_TAG: describe_code(code_hashes(merged))} if has_code else {}
 
 
 def _benefit_tag(measured: Measured, params: RegisterModelParams) -> dict[str, str]:
@@ -236,7 +238,7 @@ def _write(
 
     with _beside_its_card(made.merged, card) as folder:
         model = load_model(folder, device="cpu", own_modules=True, trust_remote_code=made.trust_remote_code)
-        if made.trust_remote_code:
+        if made.trust_remote_code or carried_types(made.merged):
             keep_code(model, made.merged)
         tags = {**tags, WIDTH_TAG: str(model.get_embedding_dimension())}
         return log_and_register(client, params.name, model, _record(measured, made, tags, card))

@@ -9,6 +9,7 @@ from tasks.support.models import find_base
 from tasks.support.stage import run_stage
 from vocabgraft.config.stages import BaseParams, ResizeBaseParams
 from vocabgraft.data.accepted import read_contexts, read_datasets, training_texts
+from vocabgraft.models.base import carry_own_code
 from vocabgraft.models.embedding_tensor import find_embedding, read_rows
 from vocabgraft.models.extra_modules import add_modules
 from vocabgraft.models.resize import write_resized
@@ -38,6 +39,8 @@ def resize_base(
     with new_folder(out) as work:
         write_resized(folder, extended, rows, base.prompts, params.pad_to_multiple_of, work, trusted)
         add_modules(work, params.modules, seed, trusted)
+        # A later stage, and a run that finds nothing to do, tell an edit of an own class by it.
+        carry_own_code(work)
         report = _report(folder, work, rows, params, trusted)
         # evaluate_model measures fidelity on the contexts that this stage did not learn from.
         held_out = params.distillation.held_out if distillation else 1.0

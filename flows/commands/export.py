@@ -38,6 +38,11 @@ def export_model(
     stay are printed and written to DIR/export.json. Default texts: the contexts of the model's pack and general
     sentences.
     """
+    if to == "static":
+        raise VocabgraftError(
+            "a static export is not offered: model2vec 0.10 takes added tokens out of the tokenizer before it "
+            "distills, so the new words would be lost; allowed: onnx"
+        )
     if to not in FORMS:
         raise VocabgraftError(f"there is no form {to!r}{did_you_mean(to, FORMS)}; allowed: {', '.join(FORMS)}")
     if documents is not None and queries is None:

@@ -80,6 +80,7 @@ def _gather(model: str, repo: str, license_: str | None, onnx: Path | None, publ
         words=[token.text for token in pack.tokens] if pack else [],
         metrics=dict(_flat(pack.figures)) if pack else {},
         onnx=onnx is not None,
+        code=any(name.endswith(".py") for name in files),
     )
     return Publication(repo, public, write_hub_card(card, facts), files)
 

@@ -125,7 +125,14 @@ def log_and_register(client: MlflowClient, name: str, model: "SentenceTransforme
 
 def describe(client: MlflowClient, made: Registered, card: str) -> None:
     """Set a model card as the description of a version."""
-    client.update_model_version(made.name, str(made.version), printable(card)[:PARAM_CHARACTERS])
+    client.update_model_version(made.name, str(made.version), printable(page_text(card))[:PARAM_CHARACTERS])
+
+
+def page_text(card: str) -> str:
+    """A card as MLflow's pages show it: without the front matter, which they would render as text."""
+    lines = card.splitlines(keepends=True)
+    ends = [number for number, line in enumerate(lines) if line.strip() == "---"]
+    return "".join(lines[ends[1] + 1 :]).lstrip() if ends[:1] == [0] and len(ends) > 1 else card
 
 
 def remove_version(client: MlflowClient, made: Registered) -> None:
@@ -208,7 +215,7 @@ def _signature(model: "SentenceTransformer") -> ModelSignature:
 def _log_record(client: MlflowClient, run_id: str, record: RunRecord) -> None:
     """Log parameters, curve, datasets and artifacts."""
     params = [Param(key, value[:PARAM_CHARACTERS]) for key, value in record.params.items()]
-    client.log_batch(run_id, tags=[RunTag("mlflow.note.content", record.card or "vocabgraft registration")])
+    client.log_batch(run_id, tags=[RunTag("mlflow.note.content", page_text(record.card) or "vocabgraft registration")])
     for start in range(0, len(params), PARAMS_AT_ONCE):
         client.log_batch(run_id, params=params[start : start + PARAMS_AT_ONCE])
     _log_in_batches(client, run_id, list(_curve_metrics(record.curve)))

@@ -13,18 +13,19 @@ from vocabgraft.config.training_arguments import library_values, require_reports
 from vocabgraft.data.mteb import require_mteb
 from vocabgraft.data.raw_files import check_raw_files
 from vocabgraft.errors import VocabgraftError, did_you_mean, problems_of
-from vocabgraft.models.base import REGISTRY_PREFIX, look_up_base, tokenizer_file
+from vocabgraft.models.base import REGISTRY_PREFIX, edited_code, look_up_base, tokenizer_file
 from vocabgraft.models.remote_code import check_code
 from vocabgraft.storage.artifacts import read_json
 
 
-def check_project(params: Params, raw: Path | None, say: Callable[[str], None]) -> None:
+def check_project(params: Params, raw: Path | None, say: Callable[[str], None], resized: Path | None = None) -> None:
     """Check everything that is cheap; nothing is downloaded or written.
 
     Args:
         params: the project's parameters.
         raw: the folder of raw files; None: they are not checked.
         say: told what could not be checked.
+        resized: the folder of resize_base, with the code of the layers that were put into it.
 
     Raises:
         VocabgraftError: with every problem, not the first alone.
@@ -37,6 +38,8 @@ def check_project(params: Params, raw: Path | None, say: Callable[[str], None]) 
             partial(require_mteb, params.evaluate_model.mteb_tasks),
         ]
     )
+    if resized is not None:
+        _tell_of_edits(resized, say)
     folder = folders[0] if folders else None
     problems += settings_problems(params.train_adapter, params.resize_base, params.validate_data.datasets, folder)
     _refuse(problems)
@@ -86,6 +89,15 @@ def _refuse(problems: Sequence[str]) -> None:
         raise VocabgraftError("\n".join([f"{len(problems)} problems:", *(f"- {problem}" for problem in problems)]))
     if problems:
         raise VocabgraftError(problems[0])
+
+
+def _tell_of_edits(resized: Path, say: Callable[[str], None]) -> None:
+    """DVC does not see edits of a class that params.yaml names."""
+    if (resized / "modules.json").is_file() and (edited := edited_code(resized)):
+        say(
+            f"{', '.join(edited)} was edited since resize_base ran, which DVC does not see; "
+            "`dvc repro --force --downstream resize_base` uses it"
+        )
 
 
 def _look_up(base: BaseParams, say: Callable[[str], None]) -> Path | None:

@@ -26,7 +26,7 @@ from tasks.registry.lookup import (
     download_pack,
     find_by_alias,
 )
-from tasks.registry.register import log_report
+from tasks.registry.register import log_report, page_text
 from tasks.support.stage import run_stage
 from tests.conftest import ROOT
 from tests.flows.invoke import cli
@@ -116,6 +116,13 @@ def test_the_vocabularys_pack_comes_back_from_the_registry(make: Make, tiny_base
         assert bank.load(uri) == "kidney"
         assert bank.pack("kidney").rows.equal(pack.rows)
         bank.delete("kidney")
+
+
+def test_the_pages_of_mlflow_show_a_card_without_its_front_matter() -> None:
+    card = "---\nlicense: mit\n---\n# Kidney\n\n---\n\nText\n"
+    assert page_text(card) == "# Kidney\n\n---\n\nText\n"
+    for whole in ("# Kidney\n---\nText\n", "---\nno end\n", ""):
+        assert page_text(whole) == whole
 
 
 def test_exports_are_logged_with_the_version_also_later_and_made_once(

@@ -2,8 +2,9 @@
 
 from vocabgraft.checks.context import Evidence
 from vocabgraft.config.training import ROW_METHODS, STILL_METHODS
-from vocabgraft.export.graph import missing_packages
-from vocabgraft.models.base import own_module_types
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.export.graph import missing_packages, parts_of
+from vocabgraft.models.base import carried_types, own_module_types
 from vocabgraft.models.extra_modules import custom_modules
 from vocabgraft.tokens.new_token import relation_token
 from vocabgraft.triples.relation_ranks import HeldOutTriples
@@ -67,8 +68,9 @@ def every_text_moves(evidence: Evidence) -> str:
 
 
 def own_classes(evidence: Evidence) -> str:
-    """Skip a check in a process with only stock sentence-transformers if the model needs your own classes."""
-    if not (names := own_module_types(evidence.folders.merged)):
+    """Skip a check in a process with only stock sentence-transformers if the model needs classes that it lacks."""
+    folder = evidence.folders.merged
+    if not (names := sorted(set(own_module_types(folder)) - set(carried_types(folder)))):
         return ""
     return (
         f"the model needs {', '.join(names)}, which a process without the project does not have; "
@@ -76,10 +78,16 @@ def own_classes(evidence: Evidence) -> str:
     )
 
 
-def no_onnx(_: Evidence) -> str:
-    """Skip the check of the export where its packages are not installed."""
-    absent = missing_packages()
-    return f"{', '.join(absent)} is not installed; pip install 'vocabgraft[onnx]'" if absent else ""
+def no_onnx(evidence: Evidence) -> str:
+    """Skip the check of the export if its packages are not installed or no ONNX graph can hold the model's modules."""
+    if absent := missing_packages():
+        return f"{', '.join(absent)} is not installed; pip install 'vocabgraft[onnx]'"
+    try:
+        parts_of(evidence.model("merged"))
+    except VocabgraftError as error:
+        # A model that does not load has failed artifacts_load.
+        return str(error)
+    return ""
 
 
 def none_described(evidence: Evidence) -> str:

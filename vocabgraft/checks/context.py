@@ -13,7 +13,7 @@ from vocabgraft.checks.isolated import FreshProcess
 from vocabgraft.config.stages import CheckConsistencyParams
 from vocabgraft.config.training import Method
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.base import load_model
+from vocabgraft.models.base import carried_types, load_model
 from vocabgraft.models.encode import Embeddings, encode, split_by_new_token
 from vocabgraft.models.gate import gate_class
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
@@ -246,7 +246,7 @@ def gather_evidence(
     few = [] if not (probes.with_new and probes.without_new) else list(probes.few().all)
     others = (folders.tokenizer, folders.resized, folders.adapter)
     training = _read_if_there(folders.adapter / "report.json")
-    trusts_merged = trust_remote_code or bool(gate_class(folders.merged))
+    trusts_merged = trust_remote_code or bool(gate_class(folders.merged)) or _carries_code(folders.merged)
     return Evidence(
         folders=folders,
         models=models,
@@ -293,6 +293,14 @@ def _loaded(name: str, make: "Callable[[], SentenceTransformer]") -> "SentenceTr
         return error
     except Exception as error:  # noqa: BLE001  # PEFT and torch raise many kinds of errors for weights that do not fit
         return VocabgraftError(f"{name} does not load: {type(error).__name__}: {error}")
+
+
+def _carries_code(folder: Path) -> bool:
+    """Whether the model has the files of the project's own classes; a damaged folder is told of by its own check."""
+    try:
+        return bool(carried_types(folder))
+    except VocabgraftError:
+        return False
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:

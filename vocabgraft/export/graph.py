@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.gate import is_gated
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -79,6 +80,8 @@ def parts_of(model: "SentenceTransformer") -> Parts:
         raise _not_covered(
             f"{type(modules[0]).__name__ if modules else 'nothing'} as the first module; a Transformer is"
         )
+    if is_gated(model):
+        raise _not_covered("a gate (method gated): texts with a new token pass other weights than the rest")
     if getattr(modules[0].auto_model, "peft_config", None):
         raise VocabgraftError("the model has a PEFT adapter, which an export would keep apart; merge it first")
     pooling = [place for place, module in enumerate(modules) if isinstance(module, Pooling)]

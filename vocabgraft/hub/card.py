@@ -25,6 +25,7 @@ class CardFacts:
         words: that were added.
         metrics: figures by name; of a model without a card of its own they are listed.
         onnx: whether the repository has an ONNX model.
+        code: whether loading the model runs code of the repository.
     """
 
     repo: str
@@ -35,6 +36,7 @@ class CardFacts:
     words: Sequence[str] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     onnx: bool = False
+    code: bool = False
 
 
 def read_metadata(card: str) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def _loading(facts: CardFacts) -> list[str]:
         "```python",
         "from sentence_transformers import SentenceTransformer",
         "",
-        f'model = SentenceTransformer("{facts.repo}")',
+        f'model = SentenceTransformer("{facts.repo}"{", trust_remote_code=True" if facts.code else ""})',
         "```",
     ]
     if facts.onnx:

@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import inspect
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,6 +111,8 @@ def load_model(
     """
     from sentence_transformers import SentenceTransformer
 
+    if own_modules and not trust_remote_code:
+        _require_no_edit(folder)
     classes = gate_class(folder) | (own_module_classes(folder) if own_modules else {})
     check_code(folder, trust_remote_code, classes)
     options: dict[str, Any] = {"device": device, "local_files_only": True, "trust_remote_code": trust_remote_code}
@@ -152,9 +156,66 @@ def check_weights(folder: Path, trust_remote_code: bool = False) -> None:
 
 
 def own_module_types(folder: Path) -> list[str]:
-    """Dotted names of the classes that a saved model needs and has no code for, nor sentence-transformers has them."""
+    """Dotted names of the project's own classes that a saved model needs.
+
+    They are those that neither sentence-transformers nor the folder has code for, and those whose file in the folder is
+    a copy of the project's own (`carry_own_code`).
+    """
     names = {kind for _, kind, _ in module_types(folder) if not kind.startswith(LIBRARY)}
-    return sorted(name for name in names if not (folder / f"{name.rpartition('.')[0]}.py").is_file())
+    return sorted(name for name in names if not _code_file(folder, name).is_file() or _is_copy(folder, name))
+
+
+def carried_types(folder: Path) -> list[str]:
+    """The own classes whose file lies in the folder, so that the model loads anywhere with `trust_remote_code=True`."""
+    return [name for name in own_module_types(folder) if _code_file(folder, name).is_file()]
+
+
+def carry_own_code(folder: Path) -> None:
+    """Copy the files of own classes into a saved model's folder, where loaders with `trust_remote_code=True` look.
+
+    Loaders look for one file at the top of the folder, so a class of a module inside a package stays at home. So does
+    one inside a Router, which finds classes by their import path alone.
+    """
+    routed = {kind for file, kind, _ in module_types(folder) if file != "modules.json"}
+    for name in set(own_module_types(folder)) - routed:
+        if (source := _own_file(name)) is not None:
+            shutil.copyfile(source, _code_file(folder, name))
+
+
+def _code_file(folder: Path, name: str) -> Path:
+    return folder / f"{name.rpartition('.')[0]}.py"
+
+
+def _own_file(name: str) -> Path | None:
+    """The file of an own class that is importable here; None where it is not, or is in a package."""
+    module = name.rpartition(".")[0]
+    if not module.isidentifier():
+        return None
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(found.origin) if found is not None and found.has_location and found.origin else None
+
+
+def _is_copy(folder: Path, name: str) -> bool:
+    source = _own_file(name)
+    return source is not None and file_sha256(source) == file_sha256(_code_file(folder, name))
+
+
+def edited_code(folder: Path) -> list[str]:
+    """Names of files of own classes in the folder that differ from the project's own: they were edited since."""
+    names = {kind for _, kind, _ in module_types(folder) if not kind.startswith(LIBRARY)}
+    there = {name for name in names if _own_file(name) is not None and _code_file(folder, name).is_file()}
+    return sorted({_code_file(folder, name).name for name in there if not _is_copy(folder, name)})
+
+
+def _require_no_edit(folder: Path) -> None:
+    if edited := edited_code(folder):
+        raise VocabgraftError(
+            f"{folder} was made with another {', '.join(edited)} than the project has now; run again from resize_base "
+            "(`dvc repro --force --downstream resize_base`), or restore the file"
+        )
 
 
 def own_module_classes(folder: Path) -> dict[str, type["Module"]]:
@@ -181,13 +242,43 @@ def import_own_module(name: str) -> type["Module"]:
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         seen = "nothing" if found is None else repr(found)
         raise VocabgraftError(f"{name!r} is {seen}, not a class of torch.nn.Module; {remedy}")
-    for method in ("forward", "save", "load"):
-        if getattr(found, method, None) in (None, nn.Module.forward):
-            raise VocabgraftError(
-                f"{name!r} has no method {method}; derive it from "
-                "sentence_transformers.sentence_transformer.modules.Module"
-            )
+    if lacking := _lacking(found):
+        raise VocabgraftError(
+            f"{name!r} is no layer of sentence-transformers yet; it lacks {'; '.join(lacking)}. "
+            "docs/pipeline.md has an example (Own layers)"
+        )
     return found
+
+
+def _lacking(found: type["Module"]) -> list[str]:
+    """Everything that a class of torch needs to be a layer of sentence-transformers; nothing where it is one."""
+    from torch import nn
+
+    absent = [
+        f"a method {name}"
+        for name in ("forward", "save", "load")
+        if getattr(found, name, None) in (None, nn.Module.forward)
+    ]
+    if not absent:
+        return []
+    module = "sentence_transformers.sentence_transformer.modules.Module"
+    if not any(f"{base.__module__}".startswith("sentence_transformers.") for base in found.__mro__):
+        absent.append(f"the base class {module}, which brings save_config, load_config and load_torch_weights")
+    taken = inspect.signature(found).parameters.values()
+    named = [entry.name for entry in taken if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)]
+    arguments = [name for name in named if name not in getattr(found, "config_keys", ())]
+    if arguments:
+        absent.append(f"{', '.join(arguments)} in config_keys, so that its arguments are saved")
+    if "forward" in found.__dict__ and next(iter(_parameters(found.forward)), "features") != "features":
+        absent.append(
+            "a forward that takes and returns the mapping `features`, with features['token_embeddings'] in it"
+        )
+    return absent
+
+
+def _parameters(function: Any) -> list[str]:
+    """The names that a method takes, without the first."""
+    return list(inspect.signature(function).parameters)[1:]
 
 
 def prompts_of(stored: Mapping[str, str], prompts: PromptParams) -> dict[str, str]:

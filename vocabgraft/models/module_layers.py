@@ -156,7 +156,9 @@ def _activation(given: Any, label: str) -> Any:
     if given is None:
         return torch.nn.Identity()
     # Loading takes activations of torch alone without trust_remote_code.
-    found = getattr(torch.nn, str(given).removeprefix("torch.nn."), None)
+    # Dense itself writes the whole path of the class, such as torch.nn.modules.activation.GELU.
+    name = str(given)
+    found = getattr(torch.nn, name.rpartition(".")[2] if name.startswith("torch.nn.") else name, None)
     if not (inspect.isclass(found) and issubclass(found, torch.nn.Module)):
         raise VocabgraftError(
             f"{label}.arguments.activation_function is {given!r}; allowed: null or a class of torch.nn, such as GELU"

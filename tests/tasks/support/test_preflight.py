@@ -91,11 +91,11 @@ def test_a_sound_project_passes(tiny_project: Path) -> None:
         (["resize_base.modules=[{type: no_such.Layer, place: after_pooling}]"], ["'no_such.Layer' does not import"]),
         (
             ["resize_base.modules=[{type: checked_layers.Idle, place: after_pooling}]"],
-            ["'checked_layers.Idle' has no method forward"],
+            ["it lacks a method forward; "],
         ),
         (
             ["resize_base.modules=[{type: checked_layers.Unsaved, place: after_pooling}]"],
-            ["'checked_layers.Unsaved' has no method save"],
+            ["it lacks a method save; "],
         ),
         (
             ["resize_base.modules=[{type: checked_layers.Half, place: after_pooling, arguments: {part: 0.3}}]"],
@@ -199,3 +199,22 @@ def test_a_plan_of_another_dag_checks_nothing_of_it(tiny_project: Path, capsys: 
     Path("dvc.yaml").write_text("stages: {one: {cmd: touch x, outs: [x]}}\n", encoding="utf-8")
     (RAW / "terms.csv").unlink()
     assert main(["--plan"]) == 0
+
+
+def test_an_edit_of_an_own_layer_is_told_of(tiny_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tiny_project))
+    Path("edited_layers.py").write_text(OWN_LAYERS, encoding="utf-8")
+    resized = Path("data/resize_base")
+    resized.mkdir(parents=True)
+    (resized / "modules.json").write_text('[{"path": "1", "type": "edited_layers.Half"}]', encoding="utf-8")
+    (resized / "edited_layers.py").write_text(OWN_LAYERS, encoding="utf-8")
+
+    def said() -> list[str]:
+        found: list[str] = []
+        check_project(params_with(), RAW, found.append, resized)
+        return found
+
+    assert said() == []
+    Path("edited_layers.py").write_text(OWN_LAYERS + "# edited", encoding="utf-8")
+    (told,) = said()
+    assert told.startswith("edited_layers.py was edited since resize_base ran") and "--downstream resize_base" in told

@@ -919,6 +919,18 @@ def test_the_export_does_not_apply_where_its_packages_are_missing_and_does_not_r
     assert "onnxruntime is not installed" in found.reason and "vocabgraft[onnx]" in found.reason
 
 
+def test_the_export_does_not_apply_to_a_model_that_no_graph_holds(
+    sound: dict[Method, Evidence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise VocabgraftError("the export to ONNX does not cover module custom_0, a Router")
+
+    monkeypatch.setattr(conditions, "missing_packages", list)
+    monkeypatch.setattr(conditions, "parts_of", refuse)
+    found = result("onnx_export", replace(sound["tokens"], params=params_of(waived={})))
+    assert (found.verdict, found.figure) == ("does not apply", None) and "a Router" in found.reason
+
+
 @pytest.mark.parametrize("fault", ["none", "weights", "ranks"])
 def test_an_export_that_differs_does_not_pass(
     sound: dict[Method, Evidence], monkeypatch: pytest.MonkeyPatch, fault: str

@@ -196,6 +196,12 @@ def _routed(model: "SentenceTransformer") -> None:
     insert_modules(model, [ModuleParams.model_validate(router)], seed=1)
 
 
+def _gated(model: "SentenceTransformer") -> None:
+    from vocabgraft.models.gate import put_gate
+
+    put_gate(model, [7], {"embeddings.LayerNorm.weight": model[0].auto_model.embeddings.LayerNorm.weight.detach() * 2})
+
+
 def _unpooled_prompt(model: "SentenceTransformer") -> None:
     model[1].include_prompt = False
 
@@ -212,7 +218,13 @@ def _with_adapter(model: "SentenceTransformer") -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [(_routed, "Router"), (_unpooled_prompt, "prompt"), (_without_pooling, "0 modules"), (_with_adapter, "merge it")],
+    [
+        (_routed, "Router"),
+        (_gated, "a gate"),
+        (_unpooled_prompt, "prompt"),
+        (_without_pooling, "0 modules"),
+        (_with_adapter, "merge it"),
+    ],
 )
 def test_a_model_that_no_graph_holds_is_refused_before_anything_is_written(
     tiny_base: Path, tmp_path: Path, change: "Callable[[SentenceTransformer], None]", named: str

@@ -59,6 +59,12 @@ def test_a_base_that_the_hub_does_not_have_is_no_link(base: str, in_folder: Path
     assert "base_model" not in read_metadata(card)
 
 
+def test_code_that_loading_runs_is_in_the_call_that_loads() -> None:
+    card = write_hub_card("", CardFacts("clinic/minilm", "mit", code=True))
+    assert 'SentenceTransformer("clinic/minilm", trust_remote_code=True)' in card
+    assert "trust_remote_code" not in write_hub_card("", CardFacts("clinic/minilm", "mit"))
+
+
 def test_an_export_is_told_of() -> None:
     card = write_hub_card("", CardFacts("clinic/minilm", "mit", onnx=True))
     assert "onnx" in read_metadata(card)["tags"] and "onnx/model.onnx" in card

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from tests.markdown_files import blocks
 from tests.vocabgraft.conftest import NEW_TOKENS, Graft, WriteDataset, load, train_params
 from tests.vocabgraft.stored_encodings import stored
 from vocabgraft.checks.context import Folders, gather_evidence
@@ -19,10 +20,10 @@ from vocabgraft.config.stages import CheckConsistencyParams, ModuleParams
 from vocabgraft.config.training import Method
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.base import load_model, own_module_types
+from vocabgraft.models.base import carried_types, carry_own_code, load_model, own_module_types
 from vocabgraft.models.extra_modules import add_modules, custom_modules, custom_parameters
 from vocabgraft.models.saving import save_model
-from vocabgraft.storage.artifacts import hash_files, new_folder, read_json
+from vocabgraft.storage.artifacts import hash_files, new_folder, read_json, write_manifest
 from vocabgraft.training.adapters import merge_adapter, train_only
 from vocabgraft.training.fit import train_adapter
 
@@ -73,8 +74,13 @@ class Widens(Gate):
         features["sentence_embedding"] = torch.cat([features["sentence_embedding"]] * 2, dim=-1)
         return features
 
-class Bare(torch.nn.Linear):
-    pass
+class Notebook(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.linear = torch.nn.Linear(width, width)
+
+    def forward(self, token_embeddings):
+        return self.linear(token_embeddings)
 
 def function():
     pass
@@ -320,6 +326,60 @@ def test_an_own_class_goes_through_the_chain_and_is_refused_elsewhere(
         load_model(merged)
 
 
+def test_an_own_class_leaves_home_with_the_model(
+    graft: Graft, seat: Seat, datasets: list[AcceptedDataset], own_layers: None, tmp_path: Path
+) -> None:
+    resized = seat(OWN)
+    adapter, merged = chain(graft, resized, datasets)
+    carry_own_code(merged)
+    write_manifest(merged, {})
+    source = tmp_path / "own" / "own_layers.py"
+    assert (merged / "own_layers.py").read_bytes() == source.read_bytes()
+    assert own_module_types(merged) == carried_types(merged) == ["own_layers.Gate"]
+    # A process without the project loads it, where it lies, moved, and with everything else out of reach.
+    checks = checks_of(graft, resized, adapter, merged, "tokens")
+    assert [name for name, check in checks.items() if check.verdict == "failed"] == []
+    assert {checks[name].verdict for name in ("fresh_process", "moved_folder", "base_absent")} == {"passed"}
+    # Here the project's own class is taken, and the file in the folder is not run.
+    assert type(load_model(merged, own_modules=True)[1]).__module__ == "own_layers"
+    with pytest.raises(VocabgraftError, match=r"(?s)does not load .*trust_remote_code"):
+        load_model(merged)
+    source.write_text(OWN_SOURCE + "# edited\n", encoding="utf-8")
+    with pytest.raises(VocabgraftError, match=r"made with another own_layers\.py .*run again from resize_base"):
+        load_model(merged, own_modules=True)
+
+
+def test_a_class_that_no_loader_finds_in_the_folder_stays_at_home(
+    seat: Seat, own_layers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = {"type": OWN["type"], "arguments": OWN["arguments"]}
+    routed = seat({"type": "Router", "place": "before_pooling", "routes": {"query": [layer], "document": [layer]}})
+    (tmp_path / "own" / "parts").mkdir()
+    (tmp_path / "own" / "parts" / "inner.py").write_text(OWN_SOURCE, encoding="utf-8")
+    packaged = seat(OWN | {"type": "parts.inner.Gate"}, name="packaged")
+    for folder, name in ((routed, "own_layers.Gate"), (packaged, "parts.inner.Gate")):
+        carry_own_code(folder)
+        assert not list(folder.rglob("*.py"))
+        assert own_module_types(folder) == [name] and carried_types(folder) == []
+
+
+def test_the_example_in_the_docs_is_a_layer(seat: Seat, own_layers: None, tmp_path: Path) -> None:
+    (source,) = [block.text for block in blocks("python") if "class Gate(Module)" in block.text]
+    (tmp_path / "own" / "own_layers.py").write_text(source, encoding="utf-8")
+    folder = seat(OWN)
+    model = load_model(folder, own_modules=True)
+    assert type(model[1]).__doc__ and model[1].gate.shape == (32,)
+
+
+@pytest.mark.parametrize("name", ["torch.nn.modules.activation.GELU", "torch.nn.GELU", "GELU"])
+def test_an_activation_is_taken_as_dense_itself_writes_it(seat: Seat, name: str) -> None:
+    folder = seat({"type": "Dense", "place": "after_pooling", "arguments": {"activation_function": name}})
+    (layer,) = custom_modules(load(folder)).values()
+    assert type(layer.activation_function).__name__ == "GELU"
+    (path,) = folder.glob("custom_0_Dense/config.json")
+    assert read_json(path)["activation_function"] == "torch.nn.modules.activation.GELU"
+
+
 REFUSED = [
     ({"type": "Dens", "place": "after_pooling"}, r"modules\.0\.type is 'Dens'; allowed: CNN, Dense, .*MODULE\.CLASS"),
     ({"type": "LSTM", "place": "before_pooling"}, r"'LSTM' \(it reads .*sentence_lengths"),
@@ -366,7 +426,10 @@ REFUSED = [
     ({"type": "no_such_place.Gate", "place": "before_pooling"}, r"'no_such_place.Gate' does not import"),
     ({"type": "own_layers.Gone", "place": "before_pooling"}, r"'own_layers.Gone' is nothing, not a class"),
     ({"type": "own_layers.function", "place": "before_pooling"}, r"not a class of torch.nn.Module"),
-    ({"type": "own_layers.Bare", "place": "before_pooling"}, r"has no method save; derive it from"),
+    (
+        {"type": "own_layers.Notebook", "place": "before_pooling"},
+        r"lacks a method save; a method load; the base class .*\.Module, .*; width in config_keys.*`features`",
+    ),
     (OWN | {"arguments": {"width": 7}}, r"own_layers.Gate\) does not fit.*token_embeddings=\(2, \d+, 32\)"),
     (OWN | {"arguments": {}}, r"own_layers.Gate\(nothing\) cannot be made"),
     (OWN | {"type": "own_layers.Forgetful"}, r"does not load what it saved"),
