@@ -122,8 +122,8 @@ class DatasetParams(Section):
     Attributes:
         name: name of the dataset.
         format: format of the rows, which says their columns and the losses that fit.
-        source: `from` in params.yaml. `descriptions` makes the pairs from the vocabulary, without files: each word, and
-            contexts with it, against the word's description.
+        from: `descriptions` makes the pairs from the vocabulary, without files: each word, and contexts with it, against
+            the word's description. In Python its name is `source`.
         files: files of each split.
         held_out: shares of the train files to hold out for validation and test.
         loss: loss by name, or with arguments and wrappers; null takes the default of the format.
