@@ -649,7 +649,7 @@ def test_a_row_without_a_training_text_may_stay_and_is_listed(sound: dict[Method
     assert "->, <|IsA|>, Thrombopenia" in result("new_rows_trained", excused).details[-1]
     all_excused = replace(reset, without_training_text=frozenset(token.text for token in graft.tokens))
     assert result("new_rows_trained", all_excused).verdict == "passed"
-    assert "no probe text holds a token that was trained" in result("trained_differs", all_excused).reason
+    assert "no probe text contains a trained token" in result("trained_differs", all_excused).reason
 
 
 def test_the_limits_are_those_of_the_parameters(sound: dict[Method, Evidence]) -> None:
@@ -916,5 +916,5 @@ def test_an_export_that_differs_does_not_pass(
 def test_a_check_can_be_written_as_json(sound: dict[Method, Evidence]) -> None:
     for check in check_all(sound["lora"]):
         loaded = json.loads(json.dumps(check.as_json(), allow_nan=False))
-        assert set(loaded) == {field.name for field in fields(Check)}
+        assert set(loaded) == {field.name for field in fields(Check)} - {"by_token"}
         assert loaded["name"] in NAMES
