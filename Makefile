@@ -26,7 +26,7 @@ help: ## list the commands
 run: $(VENV)/.installed ## run the pipeline under Prefect; ARGS="--help" lists its options
 	vocabgraft run $(ARGS)
 
-ui: $(VENV)/.installed ## serve MLflow's and Prefect's pages on 127.0.0.1 until Ctrl-C
+ui: $(VENV)/.installed ## serve MLflow, Prefect and a page to type queries in on 127.0.0.1 until Ctrl-C
 	@vocabgraft ui $(ARGS)
 
 schedule: $(VENV)/.installed ## run the pipeline every night; ARGS='--cron "0 3 * * *"', ARGS="--help" lists its options

@@ -37,7 +37,8 @@ from vocabgraft.config.stages import DistillationParams
 from vocabgraft.config.training import TrainAdapterParams
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.descriptions import OtherRows, description_pairs
-from vocabgraft.data.splits import SPLITS, fold
+from vocabgraft.data.splits import SPLITS
+from vocabgraft.data.texts import fold
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.evaluation.significance import compare_means
 from vocabgraft.models.base import load_model, locate_base, tokenizer_file
@@ -197,7 +198,7 @@ def measure(material: Material, args: argparse.Namespace) -> tuple[Scorer, dict[
             result = train_adapter(model, accepted, ids, shipped_params(), args.seed, settings)
             seconds = time.perf_counter() - started
         found[arm] = scorer.score(model, count_sinks(model, ids, names), result.examples, seconds)
-        print(f"{arm}: MRR {found[arm].reciprocal.mean():.2f}, {found[arm].sinks} sinks, {seconds:.0f} s", flush=True)
+        print("done:", *row(arm, found[arm], found["base"], scorer), sep=" | ", flush=True)
     return scorer, found
 
 
@@ -241,9 +242,8 @@ def datasets_of(
         loss = arm if arm != BOTH else "SimCSELoss"
         arguments = {"tie_encoder_decoder": False} if loss == "DenoisingAutoEncoderLoss" else {}
         settings = {"name": "raw", "format": "texts", "files": {"train": "x"}}
-        yield _written(
-            folder / "raw", settings | {"loss": {"name": loss, "arguments": arguments}}, {"text": list(texts)}
-        )
+        settings["loss"] = {"name": loss, "arguments": arguments}
+        yield _written(folder / "raw", settings, {"text": list(texts)})
 
 
 def _written(
@@ -259,29 +259,33 @@ def _written(
     return AcceptedDataset(params.name, params.format, folder), params
 
 
-def table(name: str, scorer: Scorer, found: dict[str, Figures]) -> Table:
-    """A row a model: MRR, the gain over the base with its paired 95 % interval over answers, sinks, retention."""
-    material, base = scorer.material, found["base"]
+def row(arm: str, figures: Figures, base: Figures, scorer: Scorer) -> list[str]:
+    """A row of the table; gains over the base have a paired 95 % interval over answers."""
+    material = scorer.material
     groups = np.array([material.documents[answer] for answer in material.answers])
-    shown = Table(
-        title=f"{name}: {len(material.tokens)} words, {len(groups)} queries, {scorer.new_word.sum()} with a new word"
-    )
+    gains = []
+    for chosen in (np.ones(len(groups), dtype=bool), scorer.new_word):
+        gain = compare_means(base.reciprocal[chosen], figures.reciprocal[chosen], list(groups[chosen]), 0)
+        gains.append("" if arm == "base" else f"{gain.gain:+.2f} ({gain.low:+.2f} to {gain.high:+.2f})")
+    return [
+        arm,
+        str(figures.examples or ""),
+        f"{figures.reciprocal.mean():.2f}",
+        *gains,
+        "" if arm == "base" else str(figures.sinks),
+        f"{figures.spearman:.2f}",
+        f"{figures.seconds:.0f}",
+    ]
+
+
+def table(name: str, scorer: Scorer, found: dict[str, Figures]) -> Table:
+    """A row a model: MRR, the gain over the base, sinks, retention."""
+    queries, new = len(scorer.new_word), scorer.new_word.sum()
+    shown = Table(title=f"{name}: {len(scorer.ids)} words, {queries} queries, {new} with a new word")
     for heading in ("trained on", "examples", "MRR", "gain, all", "gain, new word", "sinks", "retention", "seconds"):
         shown.add_column(heading)
     for arm, figures in found.items():
-        gains = []
-        for chosen in (np.ones(len(groups), dtype=bool), scorer.new_word):
-            gain = compare_means(base.reciprocal[chosen], figures.reciprocal[chosen], list(groups[chosen]), 0)
-            gains.append("" if arm == "base" else f"{gain.gain:+.2f} ({gain.low:+.2f} to {gain.high:+.2f})")
-        shown.add_row(
-            arm,
-            str(figures.examples or ""),
-            f"{figures.reciprocal.mean():.2f}",
-            *gains,
-            "" if arm == "base" else str(figures.sinks),
-            f"{figures.spearman:.2f}",
-            f"{figures.seconds:.0f}",
-        )
+        shown.add_row(*row(arm, figures, found["base"], scorer))
     return shown
 
 

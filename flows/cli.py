@@ -84,8 +84,8 @@ COMMANDS: Table = {
     ),
     "ui": Entry(
         "ui:ui",
-        "Serve the pages of MLflow and Prefect on this machine until Ctrl-C.",
-        "vocabgraft ui --mlflow-port 5001",
+        "Serve the pages of MLflow and Prefect, and one to try models on, until Ctrl-C.",
+        "vocabgraft ui --corpus docs.jsonl --column body",
     ),
     "stage": Entry(
         "stage:stage",
@@ -97,6 +97,11 @@ COMMANDS: Table = {
         "export:export_model",
         "Write a model as ONNX, and measure what the export keeps.",
         "vocabgraft export models:/clinic@champion --to onnx --precision int8 --out clinic-onnx",
+    ),
+    "publish": Entry(
+        "publish:publish_model",
+        "Share a model on a model hub: files, card and vocabulary pack in one commit.",
+        "vocabgraft publish models:/clinic@champion --repo clinic/minilm --license apache-2.0 --dry-run",
     ),
     "registry": Group(
         "The versions of the registered model.",
@@ -118,7 +123,7 @@ COMMANDS: Table = {
             ),
             "compare": Entry(
                 "registry.compare:compare_versions",
-                "Compare two versions: embeddings of the same texts, and metrics.",
+                "Compare two versions: what changed, embeddings of the same texts, and metrics.",
                 'vocabgraft registry compare 6 7 --text "renal colic"',
             ),
             "prune": Entry(

@@ -3,9 +3,11 @@
 Importing Prefect takes two to three seconds, so `flows.build_model --no-server` does not import this module.
 """
 
+import csv
 import logging
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from prefect import allow_failure, flow, get_run_logger, task
@@ -23,23 +25,41 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.console import LOGS, LogFiles
 from flows.engine.dag import Planned, Stage
 from flows.engine.prefect_run import harmless
 from flows.engine.run_record import failures
-from flows.engine.scheduler import Body, StageRuns
+from flows.engine.scheduler import Body, StageRuns, Watch
 from flows.engine.stage_outcome import Outcome, StageResult
 from flows.reporting.gather import REPORT
 from flows.reporting.publish import metrics_against_champion
 from flows.run import ROOT, Finished, Prepared, RunOptions, execute, prepared_run
 from flows.summary import markdown
+from tasks.registry.git import commit
+from vocabgraft.config.params import load_params
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.printable import printable
 
 # Prefect's limit for the key of an asset.
 KEY_LENGTH = 512
+RAW = Path("data/raw")
+SHOWN_OF_A_COMMIT = 8
 
 
-@flow(name="build_model", persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=256))  # type: ignore[arg-type]
+def served_name() -> str:
+    """The name of a run that Prefect starts; one whose params.yaml is wrong says so when it runs."""
+    try:
+        return run_name(RunOptions())
+    except VocabgraftError:
+        return "build_model"
+
+
+@flow(
+    name="build_model",
+    flow_run_name=served_name,
+    persist_result=False,
+    task_runner=ThreadPoolTaskRunner(max_workers=256),  # type: ignore[arg-type]
+)
 def build_model(
     until: str | None = None,
     only: str | None = None,
@@ -57,12 +77,12 @@ def build_model(
     try:
         options = RunOptions(tuple(settings), until, only, force, keep_going, jobs, wait, ray)
         with prepared_run(options, get_run_logger().info) as prepared:
-            return _state(_run(prepared))
+            return _state(_run(prepared, LogFiles(ROOT / LOGS)))
     except VocabgraftError as error:
         return Failed(message=printable(str(error)))
 
 
-def run_prepared(prepared: Prepared) -> Finished:
+def run_prepared(prepared: Prepared, watch: Watch | None = None) -> Finished:
     """Run a finished plan as a flow.
 
     Raises:
@@ -72,12 +92,12 @@ def run_prepared(prepared: Prepared) -> Finished:
     options = prepared.options
 
     def body(until: str | None, only: str | None, force: bool, keep_going: bool, jobs: int) -> Any:
-        finished.append(_run(prepared))
+        finished.append(_run(prepared, watch))
         return _state(finished[0])
 
     named = flow(
         name="build_model",
-        flow_run_name=f"until {options.until}" if options.until else f"only {options.only}" if options.only else None,
+        flow_run_name=run_name(options),
         task_runner=ThreadPoolTaskRunner(max_workers=prepared.jobs),  # type: ignore[arg-type]
         persist_result=False,
         validate_parameters=False,
@@ -88,8 +108,27 @@ def run_prepared(prepared: Prepared) -> Finished:
     return finished[0]
 
 
-def _run(prepared: Prepared) -> Finished:
-    finished = execute(prepared, _run_as_tasks, str(flow_run.id))
+def run_name(options: RunOptions) -> str:
+    """What a run is: the model's name, its words, the method and the commit, and how far it goes."""
+    params = load_params()
+    parts = [params.register_model.name]
+    if words := _words(ROOT / RAW / params.validate_data.vocabulary):
+        parts.append(f"{words:,} words")
+    parts += [params.train_adapter.method, (commit() or "")[:SHOWN_OF_A_COMMIT]]
+    parts += [f"until {options.until}"] if options.until else [f"only {options.only}"] if options.only else []
+    return ", ".join(part for part in parts if part)
+
+
+def _words(vocabulary: Path) -> int:
+    """The rows of the vocabulary's file; 0 where it is no CSV file, as another project's may be."""
+    if vocabulary.suffix != ".csv" or not vocabulary.is_file():
+        return 0
+    with vocabulary.open(encoding="utf-8", errors="replace", newline="") as stream:
+        return max(0, sum(1 for row in csv.reader(stream) if row) - 1)
+
+
+def _run(prepared: Prepared, watch: Watch | None = None) -> Finished:
+    finished = execute(prepared, _run_as_tasks, str(flow_run.id), watch)
     with harmless("the artifacts of the run are not in Prefect"):
         _create_artifacts(finished)
     return finished

@@ -11,7 +11,7 @@ from flows.engine.edit_params import difference, edit_params, edited
 from flows.engine.lock_file import repro_order, settle
 from flows.engine.registry_state import REGISTERING_STAGE, require_registry
 from flows.engine.run_record import FlowRun
-from flows.engine.scheduler import Elsewhere, StageRuns, default_jobs
+from flows.engine.scheduler import Elsewhere, StageRuns, Watch, default_jobs
 from flows.engine.stage_outcome import StageResult
 from flows.engine.stage_run import DvcProcesses, Inspection
 from flows.engine.workspace import check_lock_file, workspace
@@ -179,12 +179,15 @@ def _planned(
 
 
 def execute(
-    prepared: Prepared, run: Callable[[StageRuns], list[StageResult]], prefect_run: str | None = None
+    prepared: Prepared,
+    run: Callable[[StageRuns], list[StageResult]],
+    prefect_run: str | None = None,
+    watch: Watch | None = None,
 ) -> Finished:
     """Run the planned stages, leave dvc.lock as `dvc repro` would, and publish the results."""
     keep_going, jobs = prepared.options.keep_going, prepared.jobs
     with repro_order(ROOT, prepared.stages), _cluster(prepared.options.ray) as elsewhere:
-        runs = StageRuns(prepared.planned, ROOT, prepared.processes, jobs, keep_going, elsewhere)
+        runs = StageRuns(prepared.planned, ROOT, prepared.processes, jobs, keep_going, elsewhere, watch)
         results = run(runs)
     record = FlowRun(prepared.started, prepared.stages, results, prefect_run=prefect_run)
     told = publish(record, ROOT)

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 # Speed differs from run to run, so it is no part of what is tracked.
 SPEED = Path("reports/speed.json")
 TEXTS_TIMED = 128
+# Those with the lowest gain are printed.
+RELATIONS_SHOWN = 10
 
 
 def evaluate_model(
@@ -130,6 +132,14 @@ def _tell(found: Evaluation) -> None:
                 "(%(low)+.2f to %(high)+.2f, p %(p_value).3f, %(queries)d items): %(verdict)s",
                 item,
             )
+    for row in found.comparison["relations"][:RELATIONS_SHOWN]:
+        logger.info(
+            "%(dataset)s, relation %(relation)s, %(metric)s: %(base).2f before, %(merged).2f after; %(gain)+.2f "
+            "(%(low)+.2f to %(high)+.2f, %(queries)d triples): %(verdict)s",
+            row,
+        )
+    if (more := len(found.comparison["relations"]) - RELATIONS_SHOWN) > 0:
+        logger.info("%d more relations are in comparison.json", more)
     for sentence in found.comparison["control"].get("says", ()):
         logger.info("control: %s", sentence)
     for problem in found.problems:

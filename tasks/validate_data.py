@@ -33,7 +33,7 @@ from vocabgraft.data.splits import LARGEST_SHARE, NEVER_CUT, SPLITS, LargeGroup,
 from vocabgraft.data.uses import count_uses, inside_others
 from vocabgraft.data.validation import new_tokens
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.base import tokenizer_file
+from vocabgraft.models.base import check_weights, tokenizer_file
 from vocabgraft.models.remote_code import check_code, describe_code
 from vocabgraft.printable import warn
 from vocabgraft.storage.artifacts import new_folder, write_json
@@ -79,6 +79,7 @@ def validate_data(
     benchmarks, unusable = _read_benchmarks(raw, evaluate_model)
     folder, identity = resolve_base(base)
     check_code(folder, base.trust_remote_code)
+    check_weights(folder, base.trust_remote_code)
     check_settings(train_adapter, resize_base, params.datasets, folder)
     if identity.code is not None:
         logger.info("remote code: %s", describe_code(identity.code))

@@ -9,10 +9,11 @@ from typing import Annotated
 from typer import Option
 
 from flows.commands.output import Json, Output, Quiet
+from flows.console import Shown, keep_prefect_off_the_console, watching
 from flows.engine.dag import Planned
 from flows.engine.prefect_run import allow_temporary_server
 from flows.engine.registry_state import REGISTERING_STAGE
-from flows.engine.scheduler import default_jobs, last_seconds, run_in_threads
+from flows.engine.scheduler import Watch, default_jobs, last_seconds, run_in_threads
 from flows.engine.workspace import MARK
 from flows.reporting.gather import REGISTRATION_RECORD, REPORT
 from flows.run import NO_REPORT, ROOT, SIGNALLED, Finished, Prepared, RunOptions, execute, make_plan, prepared_run
@@ -43,32 +44,48 @@ def run(
         str | None, Option(metavar="ADDRESS", help="Ray cluster for the stages whose meta names resources.")
     ] = None,
     wait: Annotated[bool, Option("--wait", help="Wait for another run in this workspace.")] = False,
+    verbose: Annotated[bool, Option("--verbose", "-v", help="Print every line of every stage.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Run the stages of dvc.yaml whose inputs changed.
 
-    Prefect records the run. Unchanged stages do not run again.
+    Prefect records the run. Unchanged stages do not run again. Every line of a stage is in reports/logs/STAGE.log.
     """
     output = Output(as_json, quiet)
     options = RunOptions(tuple(settings or ()), until, only, force, keep_going, jobs, wait, ray)
     if plan:
         _show_plan(make_plan(options, output.line)[1], last_seconds(ROOT), output)
         return 0
-    with output.working(), prepared_run(options, print_line, _ignore if no_server else _import_prefect) as prepared:
-        finished = _run(prepared, no_server)
+    meanwhile = _ignore if no_server else _import_prefect
+    with (
+        output.working(),
+        prepared_run(options, print_line, meanwhile) as prepared,
+        watching(prepared.planned, ROOT, _shown(verbose, no_server, output)) as watch,
+    ):
+        finished = _run(prepared, no_server, watch, verbose)
     return _show(finished, output)
 
 
-def _run(prepared: Prepared, no_server: bool) -> Finished:
+def _shown(verbose: bool, no_server: bool, output: Output) -> Shown:
+    if verbose:
+        # Prefect prints every line itself.
+        return "every line" if no_server else "nothing"
+    return "table or lines" if output.for_people else "lines"
+
+
+def _run(prepared: Prepared, no_server: bool, watch: Watch, verbose: bool) -> Finished:
     if no_server:
-        return execute(prepared, lambda runs: run_in_threads(runs, prepared.jobs))
+        return execute(prepared, lambda runs: run_in_threads(runs, prepared.jobs), watch=watch)
     from flows.prefect_flow import run_prepared
+
+    if not verbose:
+        keep_prefect_off_the_console()
 
     # A temporary server outlives a killed flow. With this variable the next run finds it and ends it.
     os.environ[MARK] = str(ROOT.resolve())
     try:
-        return run_prepared(prepared)
+        return run_prepared(prepared, watch)
     finally:
         del os.environ[MARK]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.bounds import special_files
 
 # Limits for one line of a plan.
 FILES_NAMED, VALUE_LENGTH = 3, 30
@@ -157,12 +158,23 @@ def _changes(repo: Any, say: Callable[[str], None]) -> dict[str, list[str]]:
     from dvc.exceptions import DvcException
 
     try:
+        _refuse_special_files(repo)
         status = _status(repo, say)
         stages = {stage.addressing: stage for stage in repo.index.stages}
     except DvcException as error:
         raise VocabgraftError(f"DVC cannot say what changed: {error}") from error
     made = {Path(out.fs_path) for stage in stages.values() for out in stage.outs}
     return {name: _reasons(stages[name], entries, made) for name, entries in status.items()}
+
+
+def _refuse_special_files(repo: Any) -> None:
+    """Refuse dependencies that DVC would hash without an end, such as a FIFO in data/raw."""
+    made = {out.fs_path for stage in repo.index.stages for out in stage.outs}
+    paths = {dep.fs_path for stage in repo.index.stages for dep in stage.deps if dep.protocol == "local"} - made
+    if found := [found for path in sorted(paths) for found in special_files(Path(repo.fs.relpath(path)))]:
+        raise VocabgraftError(
+            "\n".join(["these can be neither read nor hashed; delete them or put files there:", *found])
+        )
 
 
 def _status(repo: Any, say: Callable[[str], None]) -> Mapping[str, Any]:

@@ -6,7 +6,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from vocabgraft.config.params import explain_yaml, parse_params_text, read_params_text
+from vocabgraft.config.params import parse_params_text, read_params_text
+from vocabgraft.config.yaml_text import check_size, explain_yaml
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.atomic import replace_text
 
@@ -107,6 +108,9 @@ def _load(text: str, yaml: Any, otherwise: str) -> Any:
     from ruamel.yaml.error import YAMLError
 
     try:
+        check_size(text, otherwise.partition(" is not YAML")[0])
         return yaml.load(text)
+    except RecursionError as error:
+        raise VocabgraftError(f"{otherwise.partition(' is not YAML')[0]} nests its values too deeply") from error
     except YAMLError as error:
         raise VocabgraftError(f"{otherwise}: {explain_yaml(error)}") from error

@@ -20,7 +20,7 @@ from flows.engine.signals import stopped_by_signals
 from flows.engine.stage_outcome import Attempt, Ending, Outcome, StageResult
 from flows.engine.stage_run import DvcProcesses, HarmlessLog, StageLog, reproduce
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.printable import print_line, warn
+from vocabgraft.printable import printable, warn
 from vocabgraft.storage.artifacts import write_json
 
 # Seconds of each stage's last run here: `--plan` shows them, and a run's table shows the time saved.
@@ -43,6 +43,61 @@ class Submit(Protocol):
         """Start it and return."""
 
 
+class Watch(Protocol):
+    """What is told how the stages go on, from several threads."""
+
+    def started(self, name: str) -> None:
+        """A stage starts."""
+
+    def line(self, name: str, text: str) -> None:
+        """A stage wrote a line; a progress bar is one."""
+
+    def note(self, name: str, text: str) -> None:
+        """The run itself has something to say of a stage."""
+
+    def ended(self, result: StageResult) -> None:
+        """A stage has ended, or was left out."""
+
+
+class NoWatch:
+    """Nobody watches."""
+
+    def started(self, name: str) -> None:
+        """Nobody is told."""
+
+    def line(self, name: str, text: str) -> None:
+        """Nobody is told."""
+
+    def note(self, name: str, text: str) -> None:
+        """Nobody is told."""
+
+    def ended(self, result: StageResult) -> None:
+        """Nobody is told."""
+
+
+class _WatchedLog:
+    """Where a stage's output goes, and what watches it."""
+
+    def __init__(self, name: str, log: StageLog, watch: Watch) -> None:
+        self._name, self._log, self._watch = name, log, watch
+
+    def line(self, text: str) -> None:
+        """A line of the stage."""
+        self._log.line(text)
+        with harmless("a line of a stage's output was not shown"):
+            self._watch.line(self._name, printable(text))
+
+    def progress(self, percent: float) -> None:
+        """How far its bar is; the line of the bar says it to what watches."""
+        self._log.progress(percent)
+
+    def note(self, text: str) -> None:
+        """A line of the run itself."""
+        self._log.line(text)
+        with harmless("a note on a stage was not shown"):
+            self._watch.note(self._name, printable(text))
+
+
 def default_jobs() -> int:
     """The number of stages at the same time if --jobs is not given."""
     return max(LEAST_JOBS, os.cpu_count() or 1)
@@ -59,6 +114,7 @@ class StageRuns:
         jobs: int,
         keep_going: bool,
         elsewhere: Elsewhere | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._planned = planned
         self._root = root
@@ -66,6 +122,7 @@ class StageRuns:
         self._jobs = jobs
         self._keep_going = keep_going
         self._elsewhere = elsewhere
+        self._watch = watch or NoWatch()
         self._results: dict[str, StageResult] = {}
         self._guard = threading.Lock()
         self._stopping = threading.Event()
@@ -104,7 +161,11 @@ class StageRuns:
     def _run_stage(self, entry: Planned, log: StageLog) -> StageResult:
         name, started, log = entry.stage.name, time.perf_counter(), HarmlessLog(log)
         try:
-            result = self._left_out(entry) or self._reproduced(entry, log)
+            result = self._left_out(entry)
+            if result is None:
+                with harmless("the start of a stage was not shown"):
+                    self._watch.started(name)
+                result = self._reproduced(entry, _WatchedLog(name, log, self._watch))
         except (VocabgraftError, OSError) as error:
             result = StageResult(name, Outcome.FAILED, 0.0, str(error))
         except Exception as error:  # noqa: BLE001  a bug of the flow itself goes to the report, as any other reason
@@ -116,6 +177,8 @@ class StageRuns:
             if result.outcome is Outcome.COMPLETED:
                 with harmless("the seconds of a stage, which are a forecast, were not kept"):
                     keep_seconds(self._root, {name: result.seconds})
+        with harmless("the end of a stage was not shown"):
+            self._watch.ended(result)
         return result
 
     def _with_savings(self, result: StageResult) -> StageResult:
@@ -148,19 +211,19 @@ class StageRuns:
     def _registers(self, entry: Planned) -> bool:
         return entry.stage.name == REGISTERING_STAGE and not os.environ.get("DVC_EXP_NAME")
 
-    def _reproduced(self, entry: Planned, log: StageLog) -> StageResult:
+    def _reproduced(self, entry: Planned, log: _WatchedLog) -> StageResult:
         reasons = "; ".join(entry.reasons)
         result = StageResult(entry.stage.name, Outcome.UNCHANGED, 0.0, reasons)
         if entry.runs:
             result = self._outcome(entry, self._tried(entry, "forced" in entry.own, log))
-        if result.outcome.succeeded and self._registers(entry) and is_lost(entry.stage, self._root, log.line):
+        if result.outcome.succeeded and self._registers(entry) and is_lost(entry.stage, self._root, log.note):
             result = self._outcome(entry, self._tried(entry, True, log))
             result = replace(
                 result, reason=result.reason if not result.outcome.succeeded else "the registry had lost it"
             )
         return result
 
-    def _tried(self, entry: Planned, force: bool, log: StageLog) -> Attempt:
+    def _tried(self, entry: Planned, force: bool, log: _WatchedLog) -> Attempt:
         """The last attempt at a stage: repeated while other processes hold its files, and a few times after a crash."""
         stage, faults, started, busy = entry.stage, 0, time.monotonic(), SECONDS_BUSY
         while True:
@@ -168,11 +231,11 @@ class StageRuns:
             if self._stopping.is_set():
                 return attempt
             if attempt.ending is Ending.BUSY and time.monotonic() - started < SECONDS_TO_GIVE_UP:
-                log.line(f"{stage.name} waits: {attempt.reason}")
+                log.note(f"waits: {attempt.reason}")
                 delay, busy = busy, min(2 * busy, LONGEST_BUSY_WAIT)
             elif attempt.ending is Ending.FAULT and faults < stage.retries:
                 delay, faults = SECONDS_TO_RETRY * GROWTH**faults, faults + 1
-                log.line(f"{attempt.reason.splitlines()[0]}; try {faults + 1} of {stage.retries + 1} in {delay:g} s")
+                log.note(f"{attempt.reason.splitlines()[0]}; try {faults + 1} of {stage.retries + 1} in {delay:g} s")
             else:
                 return attempt
             self._stopping.wait(delay)
@@ -203,18 +266,14 @@ class StageRuns:
         return StageResult(name, Outcome.FAILED, 0.0, attempt.reason, log=attempt.log)
 
 
-class PrintedLog:
-    """Prints a stage's output, each line with the stage's name."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
+class NoLog:
+    """Without Prefect a stage's lines go to what watches the run, and nowhere else."""
 
     def line(self, text: str) -> None:
-        """Print it."""
-        print_line(f"{self._name} | {text}")
+        """Nobody is told."""
 
     def progress(self, percent: float) -> None:
-        """Nothing: the line of the progress bar shows it."""
+        """Nobody is told."""
 
 
 def run_in_threads(runs: StageRuns, jobs: int) -> list[StageResult]:
@@ -222,7 +281,7 @@ def run_in_threads(runs: StageRuns, jobs: int) -> list[StageResult]:
     with ThreadPoolExecutor(max_workers=jobs) as pool:
 
         def submit(entry: Planned, body: Body, done: Callable[[], None]) -> None:
-            future: Future[StageResult] = pool.submit(body, PrintedLog(entry.stage.name))
+            future: Future[StageResult] = pool.submit(body, NoLog())
             future.add_done_callback(lambda _: _ended(future, done))
 
         return runs.run(submit)

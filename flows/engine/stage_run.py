@@ -27,7 +27,9 @@ from tasks.support.stage import forget_failure, read_failure
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.printable import printable
 
-PROGRESS = re.compile(r"(\d+)%\|")
+PROGRESS = re.compile(r"(?<!\d)(\d{1,3})%\|")
+# Bytes; a longer line is cut into lines of this length.
+LONGEST_LINE = 1 << 16
 SECONDS_BETWEEN_PROGRESS = 5.0
 
 
@@ -328,8 +330,11 @@ class _Lines:
         """Take bytes that were read."""
         # A carriage return ends a line too; progress bars use it to rewrite themselves.
         *whole, self._open = (self._open + data).replace(b"\r", b"\n").split(b"\n")
+        if len(self._open) > LONGEST_LINE:
+            whole, self._open = [*whole, self._open], b""
         for raw in whole:
-            self._take(raw)
+            for start in range(0, max(len(raw), 1), LONGEST_LINE):
+                self._take(raw[start : start + LONGEST_LINE])
 
     def end(self) -> list[str]:
         """All lines, with noise but without progress bars."""

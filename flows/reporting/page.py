@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from flows.reporting.changes import changes
 from flows.reporting.numbers import (
     DASH,
     METRICS,
@@ -31,6 +32,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 TITLES = {
     "benefit": "Benefit",
     "searches": "Search, before and after",
+    "changes": "Since the champion",
     "retention": "Retention",
     "consistency": "Consistency",
     "vocabulary": "Vocabulary",
@@ -38,7 +40,7 @@ TITLES = {
     "data": "Data validation",
     "lineage": "Lineage",
 }
-VIEWS = {**SECTIONS, "searches": searches, "vocabulary": vocabulary}
+VIEWS = {**SECTIONS, "searches": searches, "changes": changes, "vocabulary": vocabulary}
 NO_FIGURE = {"value": DASH, "detail": "not measured in this run", "state": "none"}
 
 Plot = Callable[[str, Mapping[str, Any]], str]

@@ -19,6 +19,7 @@ from flows.engine.run_record import FlowRun
 from flows.engine.stage_outcome import Outcome
 from vocabgraft.config.params import PARAMS_FILE
 from vocabgraft.config.stages import FROM_ENVIRONMENT, FailureHookParams
+from vocabgraft.config.yaml_text import load_yaml
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.printable import printable_parts, warn
 
@@ -90,17 +91,16 @@ def _cut(text: str) -> str:
 
 def _hook(path: Path) -> FailureHookParams:
     """The section alone, so that a mistake elsewhere in params.yaml, which ends a run, is told too."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        loaded: Any = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        loaded = load_yaml(path.read_text(encoding="utf-8"), str(path))
         return FailureHookParams.model_validate((loaded or {}).get("failure_hook") or {})
-    # What these say repeats the file's text, and so the address, which may be a secret.
-    except (UnicodeDecodeError, YAMLError, AttributeError, RecursionError) as error:
+    except (UnicodeDecodeError, AttributeError) as error:
         raise VocabgraftError(f"failure_hook of {path} cannot be read: the file is no mapping in YAML") from error
+    except VocabgraftError as error:
+        raise VocabgraftError(f"failure_hook of {path} cannot be read: {error}") from error
     except OSError as error:
         raise VocabgraftError(f"failure_hook of {path} cannot be read: {error.strerror}") from error
+    # What it says repeats the value, and so the address, which may be a secret.
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors())
         raise VocabgraftError(f"failure_hook of {path} is not valid: {wrong}") from error

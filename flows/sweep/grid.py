@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from flows.engine.edit_params import edited
 from vocabgraft.config.params import PARAMS_FILE, parse_params_text
 from vocabgraft.config.section import Section
+from vocabgraft.config.yaml_text import load_yaml
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import digest_of
 
@@ -85,16 +86,12 @@ def read_sweep(path: Path) -> SweepParams:
     Raises:
         VocabgraftError: naming the key, the value seen and what is allowed.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        loaded: Any = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-        sweep = SweepParams.model_validate(loaded)
+        sweep = SweepParams.model_validate(load_yaml(path.read_text(encoding="utf-8"), str(path)))
     except FileNotFoundError as error:
         raise VocabgraftError(f'{path} is missing; docs/operations.md, "Sweep", shows one') from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise VocabgraftError(f"{path} is not YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise VocabgraftError(f"{path} is not YAML: it is not UTF-8") from error
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()]
         raise VocabgraftError(

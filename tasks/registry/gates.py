@@ -19,6 +19,7 @@ from vocabgraft.config.benefits import (
 from vocabgraft.config.stages import GateParams
 from vocabgraft.evaluation.significance import LEAST_GROUPS, Comparison, is_shown_above, items_needed
 from vocabgraft.models.base import own_module_types
+from vocabgraft.models.gate import gate_types
 from vocabgraft.storage.artifacts import read_json, require_artifact
 
 
@@ -85,8 +86,8 @@ def gates_of(
 
 
 def own_module_gates(merged: Path, params: GateParams) -> list[GateResult]:
-    """A gate for a model that needs your own module classes: a service without them cannot load it."""
-    if not (names := own_module_types(merged)):
+    """A gate where the model needs own module classes: a service that lacks them cannot load it."""
+    if not (names := [*own_module_types(merged), *gate_types(merged)]):
         return []
     limit = f"no own classes; it needs {', '.join(names)}; register_model.gates.allow_own_modules waives this"
     verdict: Verdict = "holds" if params.allow_own_modules else "not met"

@@ -10,9 +10,9 @@ from vocabgraft.checks.result import Verdict, describe_counts
 from vocabgraft.printable import printable
 from vocabgraft.tokens.tokenizer import ExtendedToken
 
-WORDS_NAMED = 40
+WORDS_NAMED, CHARACTERS_OF_A_VALUE = 40, 200
 UNKNOWN_LICENCE = "unknown"
-# `describe_code` begins so if code of the base ran.
+# How `describe_code` begins where code of the folder runs.
 RUN = "on: "
 
 
@@ -30,6 +30,7 @@ class Facts:
     evidence: str
     method: str | None
     checks: Mapping[Verdict, int]
+    changes: Mapping[str, Any] | None = None
 
 
 def write_card(facts: Facts) -> str:
@@ -59,6 +60,7 @@ def _lines(facts: Facts) -> list[str]:
         "",
         f"{facts.evidence[:1].upper()}{facts.evidence[1:]}.",
         "",
+        *_changes(facts.changes),
         "## Checks",
         "",
         f"{describe_counts(facts.checks)}; `checks.json` of the run has each with its limit.",
@@ -85,6 +87,42 @@ def _lines(facts: Facts) -> list[str]:
     ]
 
 
+def _changes(found: Mapping[str, Any] | None) -> list[str]:
+    """What changed since the champion; nothing of a first version."""
+    if found is None:
+        return []
+    lines = [
+        f"- `{_on_one_line(key)}`: {_set(old)} before, {_set(new)} now" for key, (old, new) in found["params"].items()
+    ]
+    for kind in ("added", "removed"):
+        if words := found["words"][kind]:
+            lines.append(f"- words {kind}: {_named([f'`{_on_one_line(word)}`' for word in words])}")
+    lines += [
+        f"- rows of {_plain(name)}: {before:,} before, {after:,} now" for name, (before, after) in found["rows"].items()
+    ]
+    lines = lines or ["No parameter, word or row of data."]
+    rows = [
+        f"| {_plain(entry['dataset'])}, {entry['subset'].replace('_', ' ')}: {entry['metric']} | "
+        f"{_number(entry['before'])} | {_number(entry['after'])} | "
+        f"{entry['gain']:+.2f} ({entry['low']:+.2f} to {entry['high']:+.2f}) |"
+        for entry in found["figures"]
+    ]
+    table = (
+        ["", "| on the same held-out items | before | now | gain, 95 % |", "|---|---|---|---|", *rows] if rows else []
+    )
+    problems = ["", *(f"{_plain(problem)}." for problem in found["problems"])] if found["problems"] else []
+    return [f"## What changed since version {found['since']}", "", *lines, *table, *problems, ""]
+
+
+def _set(value: str | None) -> str:
+    return "not there" if value is None else f"`{_on_one_line(value)[:CHARACTERS_OF_A_VALUE]}`"
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - WORDS_NAMED
+    return ", ".join(names[:WORDS_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
 def _how_made(method: str | None) -> str:
     return (
         "whose embeddings were distilled from the base and not trained"
@@ -102,7 +140,7 @@ def _loading(remote_code: str) -> list[str]:
         ]
     return [
         "`SentenceTransformer(FOLDER, trust_remote_code=True)` loads the folder `model.sentence_transformer` of the "
-        "artifact by itself and runs the code of the base that is in the folder. MLflow runs that code without asking.",
+        "artifact by itself, with the code that lies in it. MLflow runs that code without being asked.",
         "",
         f"Remote code: {_plain(remote_code)}.",
     ]
@@ -118,9 +156,7 @@ def licence_of(base: Path) -> str:
 
 
 def _words(tokens: Sequence[ExtendedToken]) -> str:
-    named = ", ".join(f"`{_on_one_line(token.text)}`" for token in tokens[:WORDS_NAMED])
-    more = len(tokens) - WORDS_NAMED
-    return (named or "none") + (f" and {more} more" if more > 0 else "")
+    return _named([f"`{_on_one_line(token.text)}`" for token in tokens]) or "none"
 
 
 def _figures(facts: Facts) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -261,6 +261,13 @@ def _curve_metrics(curve: Sequence[Mapping[str, float]]) -> Iterator[Metric]:
         for key in ("loss", "learning_rate"):
             if key in point:
                 yield Metric(f"train/{key}", float(point[key]), 0, before + last)
+
+
+def rows_of_splits(run: Run) -> dict[str, tuple[int, str]]:
+    """By `DATASET.SPLIT`, the number of rows and the digest that a run has on record."""
+    inputs = run.inputs.dataset_inputs if run.inputs else ()
+    found = {entry.dataset.name: (entry.dataset.profile, entry.dataset.digest) for entry in inputs}
+    return {name: (json.loads(profile or "{}").get("num_rows", 0), digest) for name, (profile, digest) in found.items()}
 
 
 def _dataset_input(split: DataSplit) -> DatasetInput:

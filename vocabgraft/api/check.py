@@ -166,7 +166,9 @@ def _replace_adapter(chain: Chain, training: TrainingRecord) -> None:
     shutil.rmtree(adapter)
     with new_folder(adapter) as work:
         ignored = _own_weights if training.adapter else None
-        shutil.copytree(chain.folders.merged, work, dirs_exist_ok=True, ignore=ignored)
+        # What an adapter lies over has no gate.
+        source = chain.folders.resized if training.method == "gated" else chain.folders.merged
+        shutil.copytree(source, work, dirs_exist_ok=True, ignore=ignored)
         for name, content in training.adapter.items():
             (work / name).write_bytes(content)
         if training.adapter:

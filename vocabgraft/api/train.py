@@ -14,8 +14,9 @@ from vocabgraft.api.report import ATTRIBUTE, TrainingRecord, ids_of, report_of
 from vocabgraft.api.rows import training_sets
 from vocabgraft.config.training import ROW_METHODS, Method, TrainAdapterParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.gate import is_gated
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME, save_model
-from vocabgraft.training.adapters import remove_adapter
+from vocabgraft.training.adapters import fold_behind_gate, remove_adapter
 from vocabgraft.training.columns import ids_not_in
 from vocabgraft.training.fit import TrainingResult, TrainingSet, fit
 
@@ -58,7 +59,9 @@ def train(
             MultipleNegativesRankingLoss for pairs, triplets and triples.
         evaluator: an evaluator of sentence-transformers, or a list of them, run with each evaluation.
         method: `tokens` trains the rows of the new tokens alone: every text without a new word keeps its embedding.
-            `lora` and `peft` train an adapter, `lora_and_tokens` and `peft_and_tokens` both, `full` every weight.
+            So does `gated`, which also trains LoRA that acts on texts with a new word alone; its model has code of its
+            own, which `SentenceTransformer(folder, trust_remote_code=True)` loads. `lora` and `peft` train an adapter,
+            `lora_and_tokens` and `peft_and_tokens` both, `full` every weight.
         tokens: which new tokens to train; by default all that `extend` added. Needed for a model that was loaded.
         weights: of the losses, by the name of the dataset.
         seed: of the adapter's start and of the order of the rows.
@@ -78,23 +81,24 @@ def train(
     Raises:
         VocabgraftError: for settings, rows or a loss that do not fit, if no training text holds a new token, or if the
             training fails. After an error the model is what it was before, unless `method` is `full`. After a
-            KeyboardInterrupt it keeps its adapter as far as it was trained; `merge(model)` folds that in.
+            KeyboardInterrupt it keeps its adapter as far as it was trained; `merge(model)` folds that in. With `gated`
+            it is folded in already.
     """
     params = _params(method, settings)
+    if method == "gated":
+        _require_gate(model, tokens, merge)
     if getattr(model[0].auto_model, "peft_config", None):
         raise VocabgraftError("the model has a PEFT adapter already; fold it in first: vocabgraft.merge(model)")
     ids = ids_of(model, tokens) if method in ROW_METHODS or report_of(model) or tokens else {}
     sets = training_sets(train_dataset, eval_dataset, loss, weights, seed)
     untrained = _untrained(model, ids, sets, method)
     evaluators = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []
-    try:
+    with _left_whole(model, method, list(ids.values())):
         result = fit(model, sets, list(ids.values()), params, seed, evaluators=evaluators)
-    except Exception:
-        if getattr(model[0].auto_model, "peft_config", None):
-            remove_adapter(model, merge=False)
-        raise
     _record(model, method, untrained, list(ids))
-    if merge and method != "full":
+    if method == "gated":
+        fold_behind_gate(model, list(ids.values()))
+    elif merge and method != "full":
         remove_adapter(model, merge=True)
     return replace(result, untrained=untrained)
 
@@ -109,6 +113,33 @@ def merge(model: "SentenceTransformer") -> "SentenceTransformer":
     """
     remove_adapter(model, merge=True)
     return model
+
+
+@contextmanager
+def _left_whole(model: "SentenceTransformer", method: Method, ids: Sequence[int]) -> Iterator[None]:
+    """After an error the model is without an adapter, after an interrupt it has what was trained."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if method == "gated" and getattr(model[0].auto_model, "peft_config", None):
+            fold_behind_gate(model, ids)
+        raise
+    except Exception:
+        if getattr(model[0].auto_model, "peft_config", None):
+            remove_adapter(model, merge=False)
+        raise
+
+
+def _require_gate(model: "SentenceTransformer", tokens: Any, merge: bool) -> None:
+    """Refuse what a model with a gate cannot be made from."""
+    if is_gated(model):
+        raise VocabgraftError(
+            "the model has a gate already, from a training with method='gated'; extend and train its base again"
+        )
+    if tokens is not None and report_of(model) is not None:
+        raise VocabgraftError("method='gated' trains every new token, since each opens the gate; leave tokens out")
+    if not merge:
+        raise VocabgraftError("method='gated' folds its adapter in behind the gate; leave merge as it is (True)")
 
 
 def _params(method: str, settings: Mapping[str, Any]) -> TrainAdapterParams:

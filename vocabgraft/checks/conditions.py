@@ -1,7 +1,7 @@
 """When a check does not apply. Each function returns the reason, or "" if the check applies."""
 
 from vocabgraft.checks.context import Evidence
-from vocabgraft.config.training import ROW_METHODS
+from vocabgraft.config.training import ROW_METHODS, STILL_METHODS
 from vocabgraft.export.graph import missing_packages
 from vocabgraft.models.base import own_module_types
 from vocabgraft.models.extra_modules import custom_modules
@@ -57,8 +57,8 @@ def not_rows_alone(evidence: Evidence) -> str:
 
 def every_text_moves(evidence: Evidence) -> str:
     """Skip a check of untouched texts if every text's embedding changes."""
-    if reason := not_rows_alone(evidence):
-        return f"{reason}, and changes the embedding of every text"
+    if evidence.method not in STILL_METHODS:
+        return f"{not_rows_alone(evidence)}, and changes the embedding of every text"
     return (
         "custom modules were trained, and they change the embedding of every text"
         if custom_modules(evidence.model("merged"))

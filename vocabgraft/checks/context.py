@@ -1,11 +1,13 @@
 """The evidence for the checks: the models of a run, loaded from disk, and probe texts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from vocabgraft.checks.isolated import FreshProcess
 from vocabgraft.config.stages import CheckConsistencyParams
@@ -13,12 +15,13 @@ from vocabgraft.config.training import Method
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model
 from vocabgraft.models.encode import Embeddings, encode, split_by_new_token
+from vocabgraft.models.gate import gate_class
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.storage.artifacts import read_json
 from vocabgraft.token_embeddings.distill import TEMPLATES, Context
 from vocabgraft.token_embeddings.sinks import SinkLimits, sink_limits
 from vocabgraft.token_embeddings.token_uses import find_uses
-from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer
+from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer, new_ids_in
 from vocabgraft.training.adapters import merged_model
 from vocabgraft.triples.relation_ranks import HeldOutTriples
 
@@ -184,6 +187,15 @@ class Evidence:
         """The usual ratio of hidden activations of the base's own words, and the ratio of a sink."""
         return sink_limits(self.model("base"), self.new_ids)
 
+    def reads(self, texts: Sequence[str], ids: Collection[int]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """Whether each text has one of these tokens within what the merged model reads of it: (texts,)."""
+        if not texts:
+            return np.zeros(0, dtype=bool)
+        window = self.model("merged").max_seq_length
+        options = {"truncation": window is not None, "max_length": window, "verbose": False}
+        read = self.tokenizer(list(texts), **options)["input_ids"]
+        return np.array([bool(found) for found in new_ids_in(read, ids)], dtype=bool)
+
     def encode(self, artifact: Artifact, texts: Sequence[str]) -> Embeddings:
         """Embeddings with a fixed batch size, so that equal lists are batched equally; cached."""
         key = artifact, tuple(texts)
@@ -220,11 +232,13 @@ def gather_evidence(
         VocabgraftError: if the extended tokenizer or the adapter's report cannot be read.
     """
     tokenizer = load_tokenizer(folders.tokenizer, trust_remote_code)
-    models = _load_all(folders, trust_remote_code)
+    gate_ids = [token.id for token in tokens] if method == "gated" else []
+    models = _load_all(folders, trust_remote_code, gate_ids)
     probes = choose_probes(tokenizer, texts, tokens, _window(models["resized"]))
     few = [] if not (probes.with_new and probes.without_new) else list(probes.few().all)
     others = (folders.tokenizer, folders.resized, folders.adapter)
     training = _read_if_there(folders.adapter / "report.json")
+    trusts_merged = trust_remote_code or bool(gate_class(folders.merged))
     return Evidence(
         folders=folders,
         models=models,
@@ -236,14 +250,18 @@ def gather_evidence(
         probes=probes,
         training_texts=tuple(training_texts),
         triples=tuple(triples),
-        fresh=FreshProcess(folders.merged, folders.base, others, few, params.batch_size, trust_remote_code),
+        fresh=FreshProcess(
+            folders.merged, folders.base, others, few, params.batch_size, trust_remote_code, trusts_merged
+        ),
         params=params,
         trust_remote_code=trust_remote_code,
         trained=training.get("examples", 1) > 0,
     )
 
 
-def _load_all(folders: Folders, trust_remote_code: bool) -> dict[Artifact, "SentenceTransformer | VocabgraftError"]:
+def _load_all(
+    folders: Folders, trust_remote_code: bool, gate_ids: Sequence[int]
+) -> dict[Artifact, "SentenceTransformer | VocabgraftError"]:
     def load(folder: Path, own_modules: bool = True) -> "SentenceTransformer":
         return load_model(folder, device="cpu", own_modules=own_modules, trust_remote_code=trust_remote_code)
 
@@ -254,7 +272,7 @@ def _load_all(folders: Folders, trust_remote_code: bool) -> dict[Artifact, "Sent
         "merged": _loaded("merged", lambda: load(folders.merged)),
         "merged in memory": _loaded(
             "the merge of adapter and resized base",
-            lambda: merged_model(folders.resized, folders.adapter, trust_remote_code),
+            lambda: merged_model(folders.resized, folders.adapter, trust_remote_code, gate_ids),
         ),
     }
 

@@ -66,7 +66,8 @@ def reload(evidence: Evidence) -> Finding:
 def merged_as_adapter(evidence: Evidence) -> Finding:
     """Largest difference between the merged model and the resized base with the adapter.
 
-    Merging rounds each weight once more. For comparison, a copy of the base gets a rounding error in each weight.
+    Merging rounds each weight once more. For comparison, a copy of the base gets a rounding error in each weight. With
+    a gate only texts with a new token are compared, since no other text passes the adapter.
     """
     lists = evidence.probes.few().all
     rounded = _rounded_again(evidence.model("base"))
@@ -75,7 +76,8 @@ def merged_as_adapter(evidence: Evidence) -> Finding:
         [evidence.encode("base", texts) for texts in lists],
         [encode(rounded, texts, evidence.params.batch_size) for texts in lists],
     )
-    found = _between(evidence, "adapter", "merged", evidence.probes.all)
+    probes = _opened(evidence) if evidence.method == "gated" else evidence.probes.all
+    found = _between(evidence, "adapter", "merged", probes)
     return largest(found, evidence.params.merged_tolerance, rounding_noise(evidence, noise))
 
 
@@ -208,6 +210,14 @@ def rounding_noise(evidence: Evidence, differences: Differences) -> float:
 def _between(evidence: Evidence, left: Artifact, right: Artifact, lists: Sequence[Sequence[str]]) -> Differences:
     one, other = ([evidence.encode(artifact, texts) for texts in lists] for artifact in (left, right))
     return _differences(lists, one, other)
+
+
+def _opened(evidence: Evidence) -> list[list[str]]:
+    """The lists of texts with a new token, without those where it stands after what the model reads."""
+    return [
+        [text for text, opens in zip(texts, evidence.reads(texts, evidence.new_ids), strict=True) if opens]
+        for texts in evidence.probes.new
+    ]
 
 
 def _as_the_base(

@@ -35,7 +35,8 @@ def onnx_export(evidence: Evidence) -> Finding:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_onnx_folder(model, folder)
-        encoder = OnnxEncoder.from_folder(folder)
+        # Threads that wait for a core spin, so there are no more than torch was given.
+        encoder = OnnxEncoder.from_folder(folder, torch.get_num_threads())
         differences = [
             (difference, text)
             for texts in lists

@@ -38,6 +38,7 @@ class FreshProcess:
         lists: Sequence[Sequence[str]],
         batch_size: int,
         trust_remote_code: bool = False,
+        trust_model_code: bool | None = None,
     ) -> None:
         """Prepare the process without starting it.
 
@@ -47,12 +48,14 @@ class FreshProcess:
             others: other folders that a service does not have.
             lists: lists of texts, each encoded separately.
             batch_size: batch size of the encoding.
-            trust_remote_code: whether code in the folder runs.
+            trust_remote_code: whether code in the folders runs.
+            trust_model_code: whether code in the model's folder runs; by default as `trust_remote_code`.
         """
         self.lists = tuple(tuple(texts) for texts in lists)
         self._folder, self._base, self._batch_size = folder.resolve(), base.resolve(), batch_size
         self._others = [path.resolve() for path in (base, *others)]
         self._trust_remote_code = trust_remote_code
+        self._trust_model_code = trust_remote_code if trust_model_code is None else trust_model_code
         self._running: tuple[subprocess.Popen[str], tempfile.TemporaryDirectory[str]] | None = None
         self._found: dict[str, Embeddings | str] | None = None
 
@@ -73,6 +76,7 @@ class FreshProcess:
             "batch_size": self._batch_size,
             "threads": torch.get_num_threads(),
             "trust_remote_code": self._trust_remote_code,
+            "trust_model_code": self._trust_model_code,
         }
         write_json(root / "request.json", request)
         script = str(Path(isolated_worker.__file__).resolve())

@@ -1,10 +1,10 @@
 """A separate program that encodes as a service would: with a model's folder and without the project.
 
 Run as `python -P isolated_worker.py REQUEST RESULT`; it imports only stock sentence-transformers. REQUEST is JSON with
-`base`, `folder`, `moved` (a copy of `folder`), `lists` of texts, `batch_size`, `threads`, `trust_remote_code`, and
-`others`, the folders of the base and the other artifacts. RESULT gets the encodings of each list by the base (`base`),
-by the model in its folder (`folder`), by the copy (`moved`), and by the copy while none of the other folders can be
-opened (`alone`). If one fails, its error is written instead.
+`base`, `folder`, `moved` (a copy of `folder`), `lists` of texts, `batch_size`, `threads`, `trust_remote_code` for the
+base, `trust_model_code` for the model, and `others`, the folders of the base and the other artifacts. RESULT gets the
+encodings of each list by the base (`base`), by the model in its folder (`folder`), by the copy (`moved`), and by the
+copy while none of the other folders can be opened (`alone`). If one fails, its error is written instead.
 """
 
 import json
@@ -32,11 +32,10 @@ def hide(folders: list[str]) -> None:
     sys.addaudithook(look)
 
 
-def encode(folder: str, request: dict[str, Any]) -> list["np.ndarray[Any, Any]"]:
-    """Load the model with stock sentence-transformers and encode each list."""
+def encode(folder: str, request: dict[str, Any], trusted: bool) -> list["np.ndarray[Any, Any]"]:
+    """The encodings of each list, by the model as stock sentence-transformers loads it."""
     from sentence_transformers import SentenceTransformer
 
-    trusted = request["trust_remote_code"]
     model = SentenceTransformer(folder, device="cpu", local_files_only=True, trust_remote_code=trusted)
     options = {"batch_size": request["batch_size"], "show_progress_bar": False, "convert_to_numpy": True}
     return [np.asarray(model.encode(texts, **options), dtype=np.float32) for texts in request["lists"]]
@@ -53,7 +52,8 @@ def main(request_file: Path, result: Path) -> None:
         if place == "alone":
             hide(request["others"])
         try:
-            found = encode(request[folder], request)
+            trusted = request["trust_remote_code" if place == "base" else "trust_model_code"]
+            found = encode(request[folder], request, trusted)
         except Exception as error:  # noqa: BLE001  # report any error that a service would get
             arrays[f"{place}_error"] = np.array(f"{type(error).__name__}: {error}")
         else:

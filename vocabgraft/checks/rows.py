@@ -9,6 +9,7 @@ import torch
 
 from vocabgraft.checks.context import Artifact, Evidence
 from vocabgraft.checks.result import Finding, at_most, none_of
+from vocabgraft.models.absent_weights import absent_weights
 from vocabgraft.models.extra_modules import custom_weight
 from vocabgraft.token_embeddings.sinks import ALONE_AND_IN_SENTENCE, SinkProbe
 
@@ -110,14 +111,19 @@ def attention_sinks(evidence: Evidence) -> Finding:
 
 
 def other_weights(evidence: Evidence) -> Finding:
-    """Weights other than the input embeddings that differ after merging, without custom modules."""
+    """Weights other than the input embeddings that differ after merging.
+
+    Custom modules are no part of the base, nor are weights that the base's file does not hold.
+    """
     base, merged = (evidence.model(artifact).state_dict() for artifact in ("base", "merged"))
     rows = count_rows(evidence.model("merged"))
     embeddings = {name for name, tensor in merged.items() if tensor.shape[:1] == (rows,)}
+    # Each load draws them anew, so they differ between any two loads of the base itself.
+    drawn = absent_weights(evidence.model("base"))
     return none_of(
         [
             name
-            for name in sorted((set(base) | set(merged)) - embeddings)
+            for name in sorted((set(base) | set(merged)) - embeddings - drawn)
             if not custom_weight(name)
             and (name not in base or name not in merged or not torch.equal(base[name], merged[name]))
         ]

@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from vocabgraft.checks.conditions import not_rows_alone
 from vocabgraft.checks.context import Artifact, Evidence
 from vocabgraft.checks.encodings import relative_differences
 from vocabgraft.checks.result import Finding, at_least, none_of, quoted
+from vocabgraft.config.training import STILL_METHODS
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.extra_modules import custom_modules
 from vocabgraft.token_embeddings.trainable import ROWS
-from vocabgraft.tokens.tokenizer import new_ids_in
 
 TRAINED: tuple[Artifact, Artifact] = ("resized", "merged")
 
@@ -69,13 +68,14 @@ def adapter_moved(evidence: Evidence) -> Finding:
 
 
 def _reads_a_trained_token(evidence: Evidence, texts: list[str]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """Whether the model reads a trained token in each text; true for all if more than rows was trained: (texts,)."""
-    if not_rows_alone(evidence):
+    """For each text, whether training moves it: (texts,).
+
+    Rows move texts with a trained token, an adapter with a gate those with any new token, other methods every text.
+    """
+    if evidence.method not in STILL_METHODS:
         return np.ones(len(texts), dtype=bool)
-    trained = {token.id for token in evidence.tokens if token.text not in evidence.without_training_text}
-    window = evidence.model("merged").max_seq_length
-    read = evidence.tokenizer(texts, truncation=window is not None, max_length=window, verbose=False)["input_ids"]
-    return np.array([bool(found) for found in new_ids_in(read, trained)], dtype=bool)
+    untrained = evidence.without_training_text if evidence.method == "tokens" else frozenset()
+    return evidence.reads(texts, {token.id for token in evidence.tokens if token.text not in untrained})
 
 
 def _fresh_adapter(evidence: Evidence) -> dict[str, torch.Tensor]:

@@ -40,6 +40,19 @@ OPTIONAL_COLUMNS: dict[Format, tuple[str, ...]] = {
     "triples": (),
     "triplets": (*MORE_NEGATIVES, "group"),
 }
+# The texts that make rows one group. Negatives are left out: they are mostly answers of other rows, so that all rows
+# would be one group. So are tails: a graph is connected, and link prediction asks for entities that are known.
+JOINING: dict[Format, tuple[str, ...]] = {
+    "triples": ("head",),
+    "pairs": ("anchor", "positive"),
+    "triplets": ("anchor", "positive"),
+    "scored_pairs": ("sentence1", "sentence2"),
+    "labelled_pairs": ("sentence1", "sentence2"),
+    "labelled_texts": ("text",),
+    "texts": ("text",),
+    "teacher_embeddings": ("text",),
+    "margins": ("query", "positive"),
+}
 # Columns that hold no text; every other column does.
 NUMBERS = ("score", "margin")
 LABELS = ("label",)
@@ -122,9 +135,9 @@ class DatasetParams(Section):
     Attributes:
         name: name of the dataset.
         format: format of the rows, which says their columns and the losses that fit.
-        from: `descriptions` makes the pairs from the vocabulary, without files: each word, and contexts with it, against
-            the word's description. In Python its name is `source`.
-        files: files of each split.
+        from: `descriptions` makes the pairs from the vocabulary: each word, and contexts that hold it, against its
+            description; null reads them from `files`. The field is `source`.
+        files: files of each split; null with `from`.
         held_out: shares of the train files to hold out for validation and test.
         loss: loss by name, or with arguments and wrappers; null takes the default of the format.
         weight: weight of the dataset's loss.

@@ -1,7 +1,7 @@
 """`params.yaml`: reads it, checks it across sections, and explains its errors."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -38,12 +38,12 @@ from vocabgraft.config.stages import (
     ValidateDataParams,
 )
 from vocabgraft.config.training import EvaluatorParams, TrainAdapterParams
+from vocabgraft.config.yaml_text import load_yaml
 from vocabgraft.errors import VocabgraftError
 
-if TYPE_CHECKING:
-    from ruamel.yaml.error import YAMLError
-
 PARAMS_FILE = Path("params.yaml")
+# Characters of a value in a message.
+LONGEST_VALUE = 200
 
 
 class Params(Section):
@@ -89,11 +89,21 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _gate_has_no_modules(self) -> Self:
+        if self.train_adapter.method == "gated" and self.resize_base.modules:
+            raise ValueError(
+                "train_adapter.method is gated, and resize_base.modules would move every text when they are trained; "
+                "set resize_base.modules: [], or another method"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _losses_can_be_trained(self) -> Self:
         for number, dataset in enumerate(self.validate_data.datasets):
             loss = dataset.chosen_loss
             try:
-                check_method(loss.name, loss.arguments, self.train_adapter.method)
+                wrappers = [wrapper.name for wrapper in loss.wrappers]
+                check_method(loss.name, loss.arguments, self.train_adapter.method, wrappers)
             except ValueError as error:
                 raise ValueError(f"validate_data.datasets.{number}.loss: {error}") from error
         return self
@@ -209,15 +219,7 @@ def read_params_text(path: Path) -> str:
 
 def parse_params_text(text: str, origin: str) -> Params:
     """Parse the text of a `params.yaml`; `origin` names it in errors."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        # YAML 1.2, as DVC reads the file: in PyYAML's 1.1 `5e-4` is text and `on` is true.
-        loaded = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise VocabgraftError(f"{origin} is not YAML: {explain_yaml(error)}") from error
-    return parse_params(loaded, origin)
+    return parse_params(load_yaml(text, origin), origin)
 
 
 def parse_params(loaded: Any, origin: str) -> Params:
@@ -231,18 +233,15 @@ def parse_params(loaded: Any, origin: str) -> Params:
         raise VocabgraftError(f"{origin}: " + "\n".join(lines)) from error
 
 
-def explain_yaml(error: "YAMLError") -> str:
-    """What a parser says, with the line, but without the text: a failure hook's address in it may be a secret."""
-    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    if problem is None or mark is None:
-        return type(error).__name__
-    return f"line {mark.line + 1}: {problem.partition(' with value ')[0]}"
+def _shortened(text: str) -> str:
+    """The beginning of a value that is too long for a message."""
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _explain(detail: dict[str, Any]) -> str:
     location: tuple[str | int, ...] = detail["loc"]
     # The address of a hook may be a secret, wherever in its section it stands by mistake.
-    seen = HIDDEN if location[:1] == ("failure_hook",) else repr(detail["input"])
+    seen = HIDDEN if location[:1] == ("failure_hook",) else _shortened(repr(detail["input"]))
     key = ".".join(str(part) for part in location) or "(whole file)"
     if detail["type"] == "extra_forbidden":
         allowed = ", ".join(_fields_at(location[:-1])) or "none"

@@ -13,9 +13,11 @@ from vocabgraft.config.peft_methods import ROW_CLASSES, check_peft
 from vocabgraft.config.section import Count, Fraction, Name, Positive, RawFile, Section
 from vocabgraft.config.training_arguments import check_training_arguments
 
-Method = Literal["tokens", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
+Method = Literal["tokens", "gated", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
 # These keep the rows of new tokens apart from the rest, so that the rows can have their own phases and learning rate.
-ROW_METHODS: tuple[Method, ...] = ("tokens", "lora_and_tokens", "peft_and_tokens")
+ROW_METHODS: tuple[Method, ...] = ("tokens", "gated", "lora_and_tokens", "peft_and_tokens")
+# These leave every text without a new token as it is.
+STILL_METHODS: tuple[Method, ...] = ("tokens", "gated")
 PEFT_METHODS: tuple[Method, ...] = ("peft", "peft_and_tokens")
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -70,7 +72,7 @@ class PhaseParams(Section):
 
 
 class RetainParams(Section):
-    """General texts that stay near their embedding of the base.
+    """Keep general texts near the base's embeddings while an adapter or every weight trains.
 
     Attributes:
         weight: weight of the mean cosine distance to the base, beside the losses of the datasets.
@@ -125,8 +127,9 @@ class TrainAdapterParams(Section):
     """What is trained, and how.
 
     Attributes:
-        method: `tokens` trains the rows of new tokens; `lora` and `peft` train an adapter, and with `_and_tokens` the
-            rows too; `full` trains every weight with `learning_rate` alone, since the rows are then part of the matrix.
+        method: `tokens` trains the rows of new tokens; `gated` also trains LoRA, which acts only on texts with a new
+            token; `lora` and `peft` train an adapter, and with `_and_tokens` the rows too; `full` trains every weight
+            with `learning_rate` alone, since the rows are then part of the matrix.
         epochs: epochs of each phase that sets none; 0 trains nothing, and the rows stay as they were distilled.
         batch_size: rows per batch, over all processes together.
         learning_rate: learning rate of everything except the rows of new tokens; with `full` of all weights.
@@ -134,7 +137,7 @@ class TrainAdapterParams(Section):
         warmup_ratio: share of the steps during which the learning rate rises from 0.
         scale: factor on the cosine in losses with an in-batch softmax, unless the loss's arguments set it.
         group_by_length: batches texts of similar length together, which saves padding; not for `labelled_texts`.
-        lora: settings of `lora` and `lora_and_tokens`.
+        lora: settings of `lora`, `lora_and_tokens` and `gated`.
         peft: settings of `peft` and `peft_and_tokens`.
         phases: phases of training in order, such as `[{train: rows, epochs: 2}, {train: all, epochs: 2}]`; if empty,
             one phase trains everything.
@@ -146,7 +149,7 @@ class TrainAdapterParams(Section):
         precision: `float32` gives the same result on every CPU; `auto` times both and takes the faster.
         checkpoint_every: steps between checkpoints; a killed training resumes from the last one. null saves none.
         launcher: trains in several processes; null is one process.
-        retain: keeps general texts near the base; not for `tokens`, which does not move them.
+        retain: keeps general texts near the base; not for `tokens` and `gated`, which do not move them.
     """
 
     method: Method = "tokens"
@@ -183,10 +186,10 @@ class TrainAdapterParams(Section):
 
     @model_validator(mode="after")
     def _general_texts_can_move(self) -> Self:
-        if self.retain and self.method == "tokens":
+        if self.retain and self.method in STILL_METHODS:
             raise ValueError(
-                "retain is set and method is tokens, which leaves every text without a new word as it is; set retain: "
-                "null, or another method"
+                f"retain is set and method is {self.method}, which leaves every text without a new word as it is; set "
+                "retain: null, or another method"
             )
         return self
 
@@ -205,7 +208,8 @@ class TrainAdapterParams(Section):
     def for_control(self) -> Self:
         """Settings of the control, LoRA over the unchanged base: one phase with the epochs of all phases.
 
-        Batch size, losses, LoRA and its learning rate stay the same; it has no `retain` and trains in one process.
+        Batch size, losses, LoRA and its learning rate stay the same. The control trains in one process, without
+        `retain`.
         """
         epochs = sum(phase.epochs or self.epochs for phase in self.phases) or self.epochs
         update = {"method": "lora", "phases": [], "epochs": epochs, "launcher": None, "retain": None}

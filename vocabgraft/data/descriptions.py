@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from vocabgraft.config.datasets import DatasetParams
-from vocabgraft.data.splits import LargeGroup, fold, group_rows, is_held_out
+from vocabgraft.config.datasets import JOINING, DatasetParams
+from vocabgraft.data.splits import LargeGroup, group_rows, is_held_out
+from vocabgraft.data.texts import fold
 from vocabgraft.data.uses import tokens_in
-from vocabgraft.data.validation import JOINING, assign_splits, new_tokens
+from vocabgraft.data.validation import assign_splits, new_tokens
 from vocabgraft.tokens.new_token import NewToken
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ COLUMNS = ["anchor", "positive", "group", "word", "file", "row"]
 
 @dataclass(frozen=True)
 class OtherRows:
-    """Rows of the datasets that are read from files, folded (`splits.fold`).
+    """Rows of the datasets that are read from files, folded (`texts.fold`).
 
     Attributes:
-        texts: those that may tell an answer, the columns of `validation.JOINING`.
+        texts: those that may tell an answer, the columns of `config.datasets.JOINING`.
         pairs: head and tail of triples, whose tails alone tell nothing.
     """
 

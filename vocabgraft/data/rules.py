@@ -11,12 +11,12 @@ import pandas as pd
 from vocabgraft.config.datasets import COLUMNS, MORE_NEGATIVES, DatasetParams, text_columns
 from vocabgraft.config.losses import Format
 from vocabgraft.config.stages import ValidateDataParams
+from vocabgraft.data.texts import UNPRINTABLE
 from vocabgraft.tokens.new_token import KINDS
 
 BLANK = r"^\s*$"
 # Of the sentences that come with the package.
 LONGEST_GENERAL = 200
-UNPRINTABLE = "[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffd]"
 
 
 class Check(Protocol):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from vocabgraft.config.datasets import Split
+from vocabgraft.data.texts import fold
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,11 +60,6 @@ def is_held_out(text: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < share
 
 
-def fold(text: str) -> str:
-    """A text without differences of casing and white space."""
-    return " ".join(text.casefold().split())
-
-
 def group_rows(groups: Sequence[str | None], texts: Sequence[Sequence[str]]) -> Groups:
     """Join rows that share a group or a text: the connected components of rows and texts.
 
@@ -91,6 +87,14 @@ def group_rows(groups: Sequence[str | None], texts: Sequence[Sequence[str]]) -> 
         labels[rows] = labels.max() + 1 + parts[rows]
         large.append(_large_group(graph, own, labels, rows, hubs))
     return Groups(_names(labels.tolist(), own), tuple(large))
+
+
+def split_rows(
+    groups: Sequence[str | None], texts: Sequence[Sequence[str]], validation: float, test: float
+) -> tuple[Groups, list[Split]]:
+    """The groups of rows (`group_rows`) and the split of each row, which that of its group decides (`split_of`)."""
+    found = group_rows(groups, texts)
+    return found, [split_of(name, validation, test) for name in found.names]
 
 
 def _digest(text: str) -> bytes:

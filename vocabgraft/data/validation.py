@@ -10,6 +10,7 @@ import pandas as pd
 from vocabgraft.config.datasets import (
     COLUMNS,
     DEFAULT_TEMPLATE,
+    JOINING,
     MORE_NEGATIVES,
     OPTIONAL_COLUMNS,
     VECTORS,
@@ -20,7 +21,8 @@ from vocabgraft.config.losses import Format
 from vocabgraft.data.general import GENERAL_PAIRS
 from vocabgraft.data.raw_files import RETENTION_COLUMNS, VOCABULARY_COLUMNS, find_files, scan_lines, scan_table
 from vocabgraft.data.raw_formats import RawTable
-from vocabgraft.data.splits import SPLITS, LargeGroup, fold, group_rows, split_of
+from vocabgraft.data.splits import SPLITS, LargeGroup, split_rows
+from vocabgraft.data.texts import fold, side_of
 from vocabgraft.tokens.new_token import NewToken, relation_token
 from vocabgraft.tokens.tokenizer import (
     hidden_by,
@@ -36,10 +38,6 @@ from vocabgraft.tokens.tokenizer import (
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-# A relation that says two things differ cannot hold beside one that says that they are alike.
-UNLIKE = frozenset({"antonym", "distinctfrom", "notisa"})
-ALIKE = frozenset({"synonym", "isa", "similarto", "definedas", "formof", "instanceof"})
 
 
 def read_vocabulary(folder: Path, name: str) -> RawTable:
@@ -184,25 +182,10 @@ def assign_splits(frame: pd.DataFrame, dataset: DatasetParams) -> tuple[pd.DataF
         return frame, ()
     texts = list(zip(*(drawn[name] for name in JOINING[dataset.format]), strict=True))
     explicit = drawn["group"] if "group" in drawn.columns else [None] * len(drawn)
-    found = group_rows(list(explicit), texts)
+    found, splits = split_rows(list(explicit), texts, share.validation, share.test)
     frame.loc[drawn.index, "joined"] = found.names
-    frame.loc[drawn.index, "split"] = [split_of(name, share.validation, share.test) for name in found.names]
+    frame.loc[drawn.index, "split"] = splits
     return frame, found.large
-
-
-# The texts that make rows one group. Negatives are left out: they are mostly answers of other rows, so that all rows
-# would be one group. So are tails: a graph is connected, and link prediction asks for entities that are known.
-JOINING: dict[Format, tuple[str, ...]] = {
-    "triples": ("head",),
-    "pairs": ("anchor", "positive"),
-    "triplets": ("anchor", "positive"),
-    "scored_pairs": ("sentence1", "sentence2"),
-    "labelled_pairs": ("sentence1", "sentence2"),
-    "labelled_texts": ("text",),
-    "texts": ("text",),
-    "teacher_embeddings": ("text",),
-    "margins": ("query", "positive"),
-}
 
 
 def _annotate_triples(frame: pd.DataFrame) -> pd.DataFrame:
@@ -270,7 +253,7 @@ def _compare_triples(frame: pd.DataFrame) -> pd.DataFrame:
     relation = _folded(frame["relation"])
     key = _folded(frame["head"]) + "\x1f" + relation + "\x1f" + _folded(frame["tail"])
     ends = _unordered(frame["head"], frame["tail"])
-    side = relation.map(lambda name: "unlike" if name in UNLIKE else "alike" if name in ALIKE else "")
+    side = relation.map(side_of)
     return frame.assign(
         duplicate_of=_first_seen(frame, key + "\x1f" + frame["given_for"]),
         contradicts=_other_value(frame, ends.where(side != "", key), side),

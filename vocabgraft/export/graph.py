@@ -146,7 +146,7 @@ class _Graph(torch.nn.Module):
         return tokens, features["sentence_embedding"]
 
 
-def _example(model: "SentenceTransformer", transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _example(model: "SentenceTransformer", transformer: Any) -> dict[str, torch.Tensor]:
     """The inputs that both the tokenizer gives and the architecture takes."""
     import inspect
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from vocabgraft.models.remote_code import LIBRARY
 from vocabgraft.storage.artifacts import read_json, write_json
@@ -113,4 +113,4 @@ def length_of(model: Any) -> int | None:
 
 
 def _text_of(token: Any) -> str | None:
-    return token["content"] if isinstance(token, dict) else cast("str | None", token)
+    return None if token is None else str(token["content"] if isinstance(token, dict) else token)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from vocabgraft.data.general import general_sentences
 from vocabgraft.errors import VocabgraftError, did_you_mean
@@ -132,7 +133,7 @@ def write_onnx_folder(model: "SentenceTransformer", folder: Path, precision: Pre
 
 def measure(model: "SentenceTransformer", folder: Path, queries: Sequence[str], documents: Sequence[str]) -> Agreement:
     """Encode texts with the model and with its export, and compare."""
-    encoder = OnnxEncoder.from_folder(folder)
+    encoder = OnnxEncoder.from_folder(folder, torch.get_num_threads())
 
     def exact(texts: Sequence[str]) -> Any:
         return model.encode(list(texts), batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True)

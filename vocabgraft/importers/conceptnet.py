@@ -136,7 +136,7 @@ def _term(uri: str) -> str:
 def _weight(metadata: str, place: str) -> float:
     try:
         return float(json.loads(metadata)["weight"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise VocabgraftError(
             f"{place}: the last column is {shown(metadata)}, not JSON with a number as weight; the file is damaged "
             "or cut short, so fetch it again"

@@ -293,6 +293,8 @@ def read_turtle(stream: BinaryIO, path: Path, take: Callable[[Statement], None])
 
     try:
         InOrder().parse(stream, format="turtle")
+    except RecursionError as error:
+        raise VocabgraftError(f"{path} nests its values too deeply; it is damaged or no Turtle") from error
     except (SyntaxError, ValueError, LookupError) as error:
         if isinstance(error, VocabgraftError):
             raise

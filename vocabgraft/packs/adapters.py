@@ -79,6 +79,17 @@ def merged_into(model: "PreTrainedModel", adapter: PackAdapter, name: str) -> "P
     return merged
 
 
+def changed_weights(model: "PreTrainedModel", adapter: PackAdapter, name: str) -> dict[str, torch.Tensor]:
+    """The weights that folding the adapter in would change, as they would be, by name; the model stays as it is.
+
+    Raises:
+        VocabgraftError: when peft does not take the adapter.
+    """
+    own = dict(model.named_parameters())
+    merged = dict(merged_into(copy.deepcopy(model), adapter, name).named_parameters())
+    return {key: value for key, value in merged.items() if not torch.equal(value, own[key])}
+
+
 def _wrapped(model: "PreTrainedModel", adapter: PackAdapter, name: str) -> Any:
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 

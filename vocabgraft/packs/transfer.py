@@ -162,6 +162,7 @@ def carry_over(
         tokens=tuple(PackToken.of(token.new_token) for token in target.tokens),
         rows=rows,
         adapter=None,
+        gate=None,
         figures={"carried_over": figures},
     )
     return Carried(carried, method, target.left_out, pack.adapter is not None, shared, seconds, quality)
@@ -290,7 +291,7 @@ def source_goals(
     pieces = here[: len(old)]
     if pack.adapter is not None:
         # With the adapter and without the rows, so that the difference is what the rows say.
-        bank.put(replace(pack, tokens=(), rows=pack.rows[:0]), "pieces")
+        bank.put(replace(pack, tokens=(), rows=pack.rows[:0], gate=None), "pieces")
         pieces = torch.from_numpy(_unit(bank.view("pieces"), old, size))
     return there[: len(old)] + (words - pieces) @ rotation(here, there)
 

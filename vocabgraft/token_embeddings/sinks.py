@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from vocabgraft.models.gate import transformer_of_new_tokens
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -81,7 +83,7 @@ class SinkProbe:
         The largest over all layers, and over the forms. NaN for a token that no form holds, and for a model that gives
         no hidden states.
         """
-        transformer = model[0].auto_model
+        transformer = transformer_of_new_tokens(model)
         was_training = transformer.training
         transformer.eval()
         ratios = torch.full((self.tokens,), -torch.inf, dtype=torch.float64)

@@ -25,7 +25,7 @@ from vocabgraft.storage.artifacts import read_json
 from vocabgraft.token_embeddings.sinks import RowGuard
 from vocabgraft.token_embeddings.trainable import ROWS, ROWS_PATTERN, fast_peft_rows
 from vocabgraft.training import distributed
-from vocabgraft.training.adapters import add_adapter, train_only
+from vocabgraft.training.adapters import adapter_off, add_adapter, train_only
 from vocabgraft.training.checkpoints import (
     CURVE,
     SET_BACK,
@@ -431,13 +431,30 @@ def _named_evaluators(session: Session, losses: Mapping[str, torch.nn.Module]) -
 
 
 def _constants(session: Session, checkpoints: PhaseCheckpoints | None) -> AbstractContextManager[None]:
-    """Where rows alone are trained, texts without one of them are embedded once, if no loss looks inside the model."""
+    """Embed texts without a trained token once, where they cannot change and no loss looks inside the model.
+
+    That is so where rows alone are trained, and with a gate, where the model without its adapter embeds them.
+    """
+    table = checkpoints.table if checkpoints else None
+    if session.params.method == "gated":
+        for entry in session.sets:
+            _require_constants(entry)
+        return constant_texts(session.model, session.new_ids, table, partial(adapter_off, session.model))
     trained = [name for name, parameter in session.model.named_parameters() if parameter.requires_grad]
     rows_alone = all(ROWS.search(name) for name in trained)
     seen_from_outside = all(entry.works_with_constants for entry in session.sets)
     if not (rows_alone and seen_from_outside):
         return nullcontext()
-    return constant_texts(session.model, session.new_ids, checkpoints.table if checkpoints else None)
+    return constant_texts(session.model, session.new_ids, table)
+
+
+def _require_constants(entry: TrainingSet) -> None:
+    if not entry.works_with_constants:
+        raise VocabgraftError(
+            f"the loss of the dataset {entry.name} reads more of the model than a text's embedding, and method gated "
+            "trains on stored embeddings of texts without a new token; take a loss over embeddings, such as "
+            "MultipleNegativesRankingLoss, or another method"
+        )
 
 
 def _arguments(

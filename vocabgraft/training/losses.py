@@ -107,6 +107,8 @@ def build_loss(
         arguments["guide"] = (guides or {})[loss.arguments["guide"]]
     arguments |= _from_the_data(model, loss, rows, seed, place)
     built = _make(loss_class, (model,), arguments, place)
+    if loss.name == "DenoisingAutoEncoderLoss":
+        _give_rows(built, model)
     for wrapper in loss.wrappers:
         built = _make(_class(wrapper.name), (model, built), dict(wrapper.arguments), f"{place} in {wrapper.name}")
     return built if weight == 1 else WeightedLoss(model, built, weight)
@@ -174,6 +176,13 @@ def _from_the_data(
     if loss.name == "TranslationRankingLoss":
         return {"seed": seed, "known": rows[0]} | _candidates(loss, rows[0])
     return {}
+
+
+def _give_rows(built: Any, model: "SentenceTransformer") -> None:
+    """Give a decoder that reads the model's token ids a row for each new token, which its checkpoint lacks."""
+    rows = len(model.tokenizer)
+    if not built.need_retokenization and built.decoder.get_input_embeddings().num_embeddings < rows:
+        built.decoder.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def _candidates(loss: LossParams, rows: "Dataset") -> dict[str, Sequence[str]]:

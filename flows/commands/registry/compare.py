@@ -31,10 +31,18 @@ def compare_versions(
     name: ModelName = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two versions: embeddings of the same texts, and metrics."""
+    """Compare two versions: what changed, embeddings of the same texts, and metrics.
+
+    What changed: parameters, words, rows of data, and metrics on the same held-out items with 95 % intervals.
+    """
     texts = [*(text or []), *(_texts_in(file) if file is not None else [])]
     found = recorded("compare", lambda: compare(name, (first, second), texts))
     output = Output(as_json)
+    output.show(_changes_table(found))
+    if found["changes"]["figures"]:
+        output.show(_paired_table(found))
+    for problem in found["changes"]["problems"]:
+        output.line(problem)
     output.show(_texts_table(found))
     output.show(_figures_table(found))
     output.document(found)
@@ -44,21 +52,26 @@ def compare(name: str | None, numbers: Sequence[int], texts: Sequence[str]) -> d
     """Encode texts with two versions, and compare their metrics.
 
     Returns:
-        `name` and `versions`; `texts`: for each text its tokens, the cosine between both embeddings (None if their
-        widths differ) and the cosine to the text before it, by version; `figures`: the metrics of both by name.
+        `name` and `versions`; `changes` of `tasks.registry.changes`; `texts`: for each text its tokens, the cosine
+        between both embeddings (None if their widths differ) and the cosine to the text before it, by version;
+        `figures`: the metrics of both by name.
     """
+    from tasks.registry.changes import changes, recorded
     from tasks.registry.lookup import connect
     from tasks.registry.versions import figures_on, find_version
 
-    name = name or load_params().register_model.name
+    params = load_params()
+    name = name or params.register_model.name
     client = connect()
     versions = [find_version(client, name, number) for number in numbers]
     texts = list(texts) or _held_out_texts(client, versions[1])
     told = [_encoded(version, texts) for version in versions]
     figures = [figures_on(client, version) for version in versions]
+    before, after = (recorded(client, version) for version in versions)
     return {
         "name": name,
         "versions": [version.version for version in versions],
+        "changes": changes(before, after, versions[0], params.seed),
         "texts": _texts_beside(texts, told),
         "figures": {key: [part.get(key) for part in figures] for key in sorted({*figures[0], *figures[1]})},
     }
@@ -116,6 +129,38 @@ def _texts_in(file: Path) -> list[str]:
     if not texts:
         raise VocabgraftError(f"--file {file} has no text; give one per line")
     return texts
+
+
+def _changes_table(found: dict[str, Any]) -> Table:
+    left, right = found["versions"]
+    changed = found["changes"]
+    table = Table(title=f"{found['name']}: what changed from version {left} to {right}", title_justify="left")
+    for heading in ("what", f"version {left}", f"version {right}"):
+        table.add_column(heading, overflow="fold")
+    rows = [(key, *map(str, values)) for key, values in changed["params"].items()]
+    rows += [(f"rows of {name}", f"{old:,}", f"{new:,}") for name, (old, new) in changed["rows"].items()]
+    if words := changed["words"]["removed"]:
+        rows.append((f"{len(words):,} words removed", ", ".join(words), ""))
+    if words := changed["words"]["added"]:
+        rows.append((f"{len(words):,} words added", "", ", ".join(words)))
+    for row in rows or [("no parameter, word or row of data", "", "")]:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _paired_table(found: dict[str, Any]) -> Table:
+    table = Table(title="metrics on the same held-out items", title_justify="left")
+    table.add_column("metric")
+    for heading in (*(f"version {number}" for number in found["versions"]), "gain", "95 % interval", "p", "items"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for entry in found["changes"]["figures"]:
+        named = f"{entry['dataset']}, {entry['subset'].replace('_', ' ')}: {entry['metric']}"
+        numbers = [f"{entry[key]:.2f}" for key in ("before", "after")]
+        interval = f"{entry['low']:+.2f} to {entry['high']:+.2f}"
+        told = (f"{entry['gain']:+.2f}", interval, f"{entry['p_value']:.3f}", f"{entry['items']:,}", entry["verdict"])
+        table.add_row(Text(named), *numbers, *told)
+    return table
 
 
 def _texts_table(found: dict[str, Any]) -> Table:

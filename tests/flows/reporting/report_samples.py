@@ -410,7 +410,21 @@ def broken(stage: str, said: str) -> list[StageResult]:
 def registration(champion: bool) -> dict[str, Any]:
     """The version of a run, promoted or not."""
     gates = [gate | {"verdict": "holds"} if champion else gate for gate in GATES]
-    return {"name": "sample", "version": 3, "champion": champion, "content_digest": "2" * 64, "gates": gates}
+    version = {"name": "sample", "version": 3, "champion": champion, "content_digest": "2" * 64, "gates": gates}
+    return version | {"changes": changes()}
+
+
+def changes() -> dict[str, Any]:
+    """What changed since version 2."""
+    figure = {"dataset": "terms", "subset": "new_word", "metric": "mrr", "before": 63.2, "after": 64.45, "items": 119}
+    return {
+        "since": 2,
+        "params": {"train_adapter.epochs": ["2", "3"], "merge_adapter.license": [None, HOSTILE]},
+        "words": {"added": [WORDS[0], HOSTILE], "removed": ["calculus"]},
+        "rows": {"terms.train": [800, 862], "terms.test": [119, 119]},
+        "figures": [figure | {"gain": 1.25, "low": -0.4, "high": 2.9, "p_value": 0.13, "verdict": "could be chance"}],
+        "problems": ["relations, mrr: the held-out items are others, so it is not compared"],
+    }
 
 
 def flow_run(stages: Sequence[StageResult], **changes: Any) -> FlowRun:

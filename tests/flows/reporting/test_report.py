@@ -48,7 +48,7 @@ from tests.flows.reporting.report_samples import (
 from vocabgraft.storage.artifacts import write_json
 from vocabgraft.training.curve import loss_lines
 
-SECTIONS = ["benefit", "searches", "retention", "consistency", "vocabulary", "training", "data", "lineage"]
+SECTIONS = ["benefit", "searches", "changes", "retention", "consistency", "vocabulary", "training", "data", "lineage"]
 MAKERS = {
     "benefit": "evaluate_model",
     "searches": "evaluate_model",
@@ -186,6 +186,29 @@ def test_a_search_marks_new_words_and_the_right_document_and_names_one_that_is_n
     # Of "gains" the trained model's first; of "sample" both models' second; of "losses" the base's in one dataset.
     assert len(right) == 2 * (1 + 2) + 1
     assert said.count("Right the right one") == 2, "both losses, whose right document is beyond the five"
+
+
+def test_what_changed_since_the_champion_is_shown(tmp_path: Path) -> None:
+    page = made(tmp_path, flow_run(results(), registration=registration(champion=True)))
+    said = page.text("changes")
+    for shown in (
+        "Compared with version 2.",
+        f"2 words added : {WORDS[0]} , {HOSTILE} .",
+        "1 word removed : calculus .",
+        "epochs 2 3",
+        f"license not there {HOSTILE}",
+        "rows of terms.train 800 862",
+        "rows of terms.test 119 119 other content",
+        "63.20 64.45 +1.25",
+        "0.40 to +2.90",
+        "relations, mrr: the held-out items are others",
+    ):
+        assert shown in said, (shown, said)
+
+
+def test_a_first_version_has_no_champion_before_it(tmp_path: Path) -> None:
+    first = registration(champion=True) | {"changes": None}
+    assert "no earlier champion" in made(tmp_path, flow_run(results(), registration=first)).text("changes")
 
 
 def rows_of_tokens(page: Page) -> dict[str, list[str]]:

@@ -25,7 +25,18 @@ from tests.flows.reporting.report_samples import (
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, e.g. Debian's package chromium")
 
 DESK, PHONE = 1280, 390
-SECTIONS = ["verdict", "benefit", "searches", "retention", "consistency", "vocabulary", "training", "data", "lineage"]
+SECTIONS = [
+    "verdict",
+    "benefit",
+    "searches",
+    "changes",
+    "retention",
+    "consistency",
+    "vocabulary",
+    "training",
+    "data",
+    "lineage",
+]
 PAGES = ["promoted", "registered", "failed", "nothing"]
 OPEN_ALL = "document.querySelectorAll('details').forEach(entry => entry.open = true)"
 SHOWN = """

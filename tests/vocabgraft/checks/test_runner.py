@@ -135,6 +135,7 @@ def test_a_sound_chain_passes_every_check_that_applies(sound: dict[Method, Evide
         | {"attention_sinks"}
         | {
             "tokens": set(),
+            "gated": {"other_weights"},
             "lora": {"new_rows_trained", "other_weights", "untouched_texts"},
             "lora_and_tokens": {"other_weights", "untouched_texts"},
             "peft": {"new_rows_trained", "other_weights", "untouched_texts"},
@@ -153,6 +154,23 @@ def test_a_sound_chain_passes_every_check_that_applies(sound: dict[Method, Evide
     assert all(check.reason for check in checks if check.verdict in ("does not apply", "waived", "too few to judge"))
     assert [check.name for check in checks if check.verdict == "waived"] == ["onnx_export"]
     assert {check.name for check in checks if check.verdict == "too few to judge"} == TOO_FEW
+
+
+def test_a_gate_that_is_always_open_and_one_that_is_always_shut_are_found(sound: dict[Method, Evidence]) -> None:
+    evidence = sound["gated"]
+    ids = len(evidence.tokenizer)
+    faults = {"open": [[0, ids]], "shut": [[ids, ids]]}
+    found = {}
+    for name, gates in faults.items():
+        merged = changed(evidence)
+        merged[0].gates = gates
+        broken = put(evidence, merged=merged)
+        found[name] = {
+            check
+            for check in ("untouched_texts", "merged_as_adapter", "reload")
+            if result(check, broken).verdict == "failed"
+        }
+    assert found == {"open": {"untouched_texts", "reload"}, "shut": {"merged_as_adapter", "reload"}}
 
 
 Plant = Callable[[Evidence, Graft], Evidence]

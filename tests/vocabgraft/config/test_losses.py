@@ -156,6 +156,14 @@ def test_every_wrapper_works_around_every_loss_that_it_fits(
     trains(model, dataset_of(write_dataset, LOSSES[name].formats[-1]), loss, tmp_path / "cache")
 
 
+def test_a_decoder_of_the_base_reads_new_tokens(
+    model: Any, write_dataset: WriteDataset, tmp_path: Path, tiny_base: Path
+) -> None:
+    arguments = {"tie_encoder_decoder": False, "decoder_name_or_path": str(tiny_base)}
+    loss = LossParams(name="DenoisingAutoEncoderLoss", arguments=arguments)
+    trains(model, dataset_of(write_dataset, "texts"), loss, tmp_path / "cache")
+
+
 def test_simcse_embeds_a_text_twice_and_dropout_tells_the_two_apart(
     model: Any, write_dataset: WriteDataset, tmp_path: Path
 ) -> None:
