@@ -57,6 +57,7 @@ def add_word(base: Path, folder: Path, word: str) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_one_relation_trained_alone_ends_in_a_verdict(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(ROOT / "examples" / "relations", in_folder, dirs_exist_ok=True)
     shutil.copy(ROOT / "dvc.yaml", in_folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.try_page.models import TryModel
+from flows.try_page.models import TryModel, output_of
 from vocabgraft.data.accepted import read_datasets
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.evaluation.retrieval import retrieval_set
@@ -17,7 +17,7 @@ from vocabgraft.models.encode import Embeddings
 from vocabgraft.planning.corpus import find_files, read_blocks, split_files
 from vocabgraft.storage.atomic import put_in_place, work_beside
 
-DATASETS = Path("data/validate_data/datasets")
+VALIDATING_STAGE = "validate_data"
 CACHE = Path("reports/try_page")
 BEIR_CORPUS = "corpus.jsonl"
 MOST = 100_000
@@ -48,10 +48,16 @@ def held_out_documents(root: Path) -> Documents:
     Raises:
         VocabgraftError: when there are none.
     """
-    folder = root / DATASETS
-    if not folder.is_dir():
-        raise VocabgraftError(f"{DATASETS} is missing; run the pipeline (vocabgraft run), or name a file with --corpus")
-    sets = [retrieval_set(entry) for entry in read_datasets(folder) if entry.is_retrieval and entry.rows("test")]
+    output = output_of(VALIDATING_STAGE, root)
+    if output is None or not (output / "datasets").is_dir():
+        raise VocabgraftError(
+            f"{VALIDATING_STAGE} has no output yet; run the pipeline (vocabgraft run), or name a file with --corpus"
+        )
+    sets = [
+        retrieval_set(entry)
+        for entry in read_datasets(output / "datasets")
+        if entry.is_retrieval and entry.rows("test")
+    ]
     texts = list(dict.fromkeys(text for entry in sets for text in entry.documents))
     if not texts:
         raise VocabgraftError("no dataset has held-out queries; name a file of documents with --corpus")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flows.engine.dag import read_dag
 from vocabgraft.config.params import Params
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import Embeddings, Role, encode
@@ -17,8 +18,7 @@ from vocabgraft.tokens.new_token import NewToken, read_with_descriptions
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-MERGED = Path("data/merge_adapter")
-NEW_TOKENS = Path("data/extend_tokenizer/tokens.json")
+MERGING_STAGE, EXTENDING_STAGE = "merge_adapter", "extend_tokenizer"
 BATCH_SIZE = 64
 # A query of one person at a time, which the page answers at once.
 LONGEST_WORD, SHORTEST_WORD = 40, 3
@@ -57,8 +57,9 @@ def find_candidates(params: Params, root: Path) -> tuple[list[Candidate], list[s
 
     base = Candidate("Base", params.base.model, resolve_base(params.base)[0])
     found, missing = _registered(params.register_model.name)
-    if not found and (root / MERGED / MANIFEST).is_file():
-        found = [Candidate("This run", str(MERGED), root / MERGED)]
+    merged = output_of(MERGING_STAGE, root)
+    if not found and merged is not None and (merged / MANIFEST).is_file():
+        found = [Candidate("This run", f"output of {MERGING_STAGE}", merged)]
     return [base, *found], missing
 
 
@@ -79,6 +80,12 @@ def _registered(name: str) -> tuple[list[Candidate], list[str]]:
     if len(chosen) == 1 and not missing:
         missing = [f"champion and challenger are both version {next(iter(chosen))}"]
     return candidates, missing
+
+
+def output_of(stage: str, root: Path) -> Path | None:
+    """The folder that a stage of dvc.yaml writes; None where there is no such stage."""
+    outs = [entry.outs[0] for entry in read_dag(root) if entry.name == stage and entry.outs]
+    return root / outs[0] if outs else None
 
 
 class TryModel:
@@ -176,8 +183,9 @@ def load_candidate(candidate: Candidate, params: Params, base: TryModel | None, 
     described: list[NewToken] = []
     if base is None:
         model.prompts = prompts_of(model.prompts, params.base.prompts)
-        if (root / NEW_TOKENS).is_file():
-            described = [token.new_token for token in read_tokens(root / NEW_TOKENS)]
+        extension = output_of(EXTENDING_STAGE, root)
+        if extension is not None and (extension / "tokens.json").is_file():
+            described = [token.new_token for token in read_tokens(extension / "tokens.json")]
     vocabulary = base.base_vocabulary if base else frozenset(model.tokenizer.get_vocab())
     return TryModel(candidate, model, vocabulary, described)
 

@@ -127,6 +127,8 @@ class Evidence:
         method: `train_adapter.method`.
         adapter_config: PEFT's configuration in the adapter's folder.
         without_training_text: new tokens that are in no training text.
+        set_back: new tokens whose row became an attention sink in training and was set back to a safe value, which
+            may be its initial one.
         probes: the probe texts.
         trained: whether anything was trained; otherwise rows are as they were distilled.
         training_texts: texts of the train splits and contexts.
@@ -143,6 +145,7 @@ class Evidence:
     method: Method
     adapter_config: Mapping[str, Any]
     without_training_text: frozenset[str]
+    set_back: frozenset[str]
     probes: Probes
     training_texts: tuple[str, ...]
     triples: tuple[HeldOutTriples, ...]
@@ -171,6 +174,11 @@ class Evidence:
     def base_tokenizer(self) -> "PreTrainedTokenizerFast":
         """The base's tokenizer, whether or not its model loads."""
         return load_tokenizer(self.folders.base, self.trust_remote_code)
+
+    @property
+    def may_stay(self) -> frozenset[str]:
+        """The new tokens whose row training may leave at its initial value."""
+        return self.without_training_text | self.set_back
 
     @property
     def new_ids(self) -> list[int]:
@@ -247,6 +255,7 @@ def gather_evidence(
         method=method,
         adapter_config=_read_if_there(folders.adapter / ADAPTER_CONFIG_NAME),
         without_training_text=frozenset(training.get("tokens_without_training_text", ())),
+        set_back=frozenset(training.get("set_back", ())),
         probes=probes,
         training_texts=tuple(training_texts),
         triples=tuple(triples),

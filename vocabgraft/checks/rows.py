@@ -78,8 +78,8 @@ def new_rows_apart(evidence: Evidence) -> Finding:
 
 
 def new_rows_trained(evidence: Evidence) -> Finding:
-    """New rows with a training text that training did not change."""
-    trained = [token for token in evidence.tokens if token.text not in evidence.without_training_text]
+    """New rows that training did not change, except those that no training text holds or that were set back."""
+    trained = [token for token in evidence.tokens if token.text not in evidence.may_stay]
     ids = [token.id for token in trained]
     start, end = (rows_of(evidence.model(artifact), ids) for artifact in ("resized", "merged"))
     same = (start == end).all(dim=1).tolist()
@@ -144,9 +144,14 @@ def count_rows(model: "SentenceTransformer") -> int:
 
 
 def _remark(evidence: Evidence) -> list[str]:
-    names = sorted(evidence.without_training_text)
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return [f"without a training text, so at their initial values: {', '.join(names[:20])}{more}"] if names else []
+    return [
+        f"{reason}: {', '.join(sorted(names)[:20])}{f' and {len(names) - 20} more' if len(names) > 20 else ''}"
+        for reason, names in (
+            ("without a training text, so at their initial values", evidence.without_training_text),
+            ("set back as attention sinks, some to their initial values", evidence.set_back),
+        )
+        if names
+    ]
 
 
 def _changed_rows(evidence: Evidence, artifact: Artifact) -> Finding:

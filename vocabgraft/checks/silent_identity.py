@@ -95,4 +95,4 @@ def _rows_at_their_start(evidence: Evidence, saved: torch.Tensor, start: torch.T
     same = (saved.detach() == start).all(dim=1).tolist()
     order = sorted(evidence.tokens, key=lambda token: token.id)
     names = [token.text for token, is_same in zip(order, same, strict=True) if is_same]
-    return [f"the row of {name}: as it started" for name in names if name not in evidence.without_training_text]
+    return [f"the row of {name}: as it started" for name in names if name not in evidence.may_stay]

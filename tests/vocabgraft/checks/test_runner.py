@@ -670,6 +670,18 @@ def test_a_row_without_a_training_text_may_stay_and_is_listed(sound: dict[Method
     assert "no probe text contains a trained token" in result("trained_differs", all_excused).reason
 
 
+def test_a_row_that_was_set_back_as_a_sink_may_be_at_its_start_and_is_listed(
+    sound: dict[Method, Evidence], graft: Graft
+) -> None:
+    reset = _reset_adapter(sound["tokens"], graft)
+    excused = replace(reset, set_back=frozenset(token.text for token in graft.tokens[1:]))
+    for name in ("new_rows_trained", "adapter_moved"):
+        found = result(name, excused)
+        assert (found.verdict, found.figure) == ("failed", 1)
+    assert "set back as attention sinks" in result("new_rows_trained", excused).details[-1]
+    assert "Thrombopenia" in result("new_rows_trained", excused).details[-1]
+
+
 def test_the_limits_are_those_of_the_parameters(sound: dict[Method, Evidence]) -> None:
     tight = params_of(merged_tolerance=1e-2, min_change=100.0, max_row_cosine=0.01)
     evidence = replace(sound["lora_and_tokens"], params=tight)
