@@ -958,5 +958,5 @@ def test_an_export_that_differs_does_not_pass(
 def test_a_check_can_be_written_as_json(sound: dict[Method, Evidence]) -> None:
     for check in check_all(sound["lora"]):
         loaded = json.loads(json.dumps(check.as_json(), allow_nan=False))
-        assert set(loaded) == {field.name for field in fields(Check)}
+        assert set(loaded) == {field.name for field in fields(Check)} - {"by_token"}
         assert loaded["name"] in NAMES
