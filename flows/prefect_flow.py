@@ -56,8 +56,8 @@ def served_name() -> str:
     name="build_model",
     flow_run_name=served_name,
     persist_result=False,
-    task_runner=ThreadPoolTaskRunner(max_workers=256),
-)  # type: ignore[arg-type]
+    task_runner=ThreadPoolTaskRunner(max_workers=256),  # type: ignore[arg-type]
+)
 def build_model(
     until: str | None = None,
     only: str | None = None,
