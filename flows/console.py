@@ -24,6 +24,7 @@ from flows.engine.dag import Planned, Stage
 from flows.engine.scheduler import Watch
 from flows.engine.stage_outcome import Outcome, StageResult
 from flows.key_figures import key_figure
+from vocabgraft.printable import print_line
 
 Shown = Literal["table or lines", "lines", "every line", "nothing"]
 LOGS = Path("reports/logs")
@@ -79,7 +80,7 @@ class AllLines:
 
     def line(self, name: str, text: str) -> None:
         """Print it."""
-        print(f"{name} | {text}", flush=True)
+        print_line(f"{name} | {text}")
 
     def note(self, name: str, text: str) -> None:
         """Print what the run says of the stage."""
@@ -106,20 +107,20 @@ class PlainLines:
         """Print a tenth of long work, or a warning."""
         if bar := BAR.search(text):
             if told := self._bars[name].reached(bar["what"].strip(), int(bar["percent"])):
-                print(f"{name}: {told}", flush=True)
+                print_line(f"{name}: {told}")
         elif WARNING.match(text):
-            print(f"{name}: {text.strip()}", flush=True)
+            print_line(f"{name}: {text.strip()}")
 
     def note(self, name: str, text: str) -> None:
         """Print what the run says of the stage."""
-        print(f"{name}: {text}", flush=True)
+        print_line(f"{name}: {text}")
 
     def ended(self, result: StageResult) -> None:
         """Print how it ended, with the figure that matters most."""
         figure = key_figure(self._stages.get(result.name), result, self._root)
         told = f"{result.name}: {result.outcome.value.lower()}"
         told += f" in {result.seconds:.1f} s" if result.outcome in (Outcome.COMPLETED, Outcome.FAILED) else ""
-        print(f"{told}{f'; {figure}' if figure else ''}", flush=True)
+        print_line(f"{told}{f'; {figure}' if figure else ''}")
 
 
 class _Tenths:
@@ -256,7 +257,7 @@ def watching(planned: Sequence[Planned], root: Path, shown: Shown) -> Iterator[W
         with Live(table, console=Console(), refresh_per_second=4, transient=True):
             yield Both(files, table)
         for warning in table.warnings:
-            print(warning, flush=True)
+            print_line(warning)
     else:
         yield Both(files, PlainLines([entry.stage for entry in planned], root))
 

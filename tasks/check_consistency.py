@@ -1,4 +1,4 @@
-"""Stage check_consistency: every check with its figure and limit."""
+"""Stage check_consistency: runs every check, with its value and limit."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""The one report of a run, reports/report.html: what the stages left, gathered and written as one page."""
+"""Gathers the results of the stages and writes reports/report.html."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Figures, names and times as a reader of the report expects them."""
+"""Formats numbers, names and times for the report."""
 
 import re
 from collections.abc import Iterable, Sequence

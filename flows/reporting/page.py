@@ -1,4 +1,4 @@
-"""The report as a page: what a run left in, HTML out. Nothing here reads a file but the template."""
+"""Renders the report as HTML, with the verdict, the gates and the tiles at its top. Reads only the template."""
 
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +26,7 @@ from flows.reporting.sections import SECTIONS, Gathered, gate_settings, main_row
 from flows.reporting.vocabulary import vocabulary
 from tasks.registry.gate_results import NO_EVIDENCE_ASKED, GateResult, told, told_figure, told_interval
 from vocabgraft.config.benefits import FIDELITY, TOKENS_PER_TEXT
+from vocabgraft.printable import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 TITLES = {
@@ -72,7 +73,9 @@ def render(gathered: Gathered, plot: Plot) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_without_controls
+    )
     environment.trim_blocks = environment.lstrip_blocks = True
     filters = (figure, signed, number, rank, p_value, moment, counted)
     environment.filters |= {function.__name__: function for function in filters}
@@ -91,6 +94,13 @@ def render(gathered: Gathered, plot: Plot) -> str:
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         **views,
     )
+
+
+def _without_controls(value: Any) -> Any:
+    from markupsafe import Markup
+
+    # Markup comes from the template and from plots, which see to their own texts.
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def as_markdown(gathered: Gathered, address: str) -> str:

@@ -1,4 +1,4 @@
-"""The sections of the report: what a run left in, what the template shows out. Nothing here reads a file."""
+"""Sections of the report: converts results to what the template shows. Reads no files."""
 
 import json
 import re
@@ -8,7 +8,9 @@ from typing import Any
 
 from flows.reporting.numbers import capital, figure, metric_name, number, signed
 from vocabgraft.checks.result import count_verdicts, describe_counts
+from vocabgraft.models.gate import CODE
 from vocabgraft.models.remote_code import describe_code
+from vocabgraft.storage.artifacts import file_sha256
 from vocabgraft.training.curve import loss_lines
 
 SUBSETS = {"new_word": "with a new word", "no_new_word": "without a new word", "all": "all"}
@@ -303,6 +305,14 @@ def data(gathered: Gathered) -> dict[str, Any]:
     }
 
 
+def _code_of(gathered: Gathered) -> Mapping[str, str] | None:
+    """The files of code by which the merged model is loaded: the base's that may run, and that of a gate."""
+    code: Mapping[str, str] | None = (gathered.content("base") or {}).get("code")
+    if (gathered.content("training") or {}).get("method") != "gated":
+        return code
+    return {**(code or {}), CODE.name: file_sha256(CODE)}
+
+
 def lineage(gathered: Gathered) -> dict[str, Any]:
     """What this was made from and by."""
     run = gathered.run or {}
@@ -312,7 +322,7 @@ def lineage(gathered: Gathered) -> dict[str, Any]:
         "absent": [] if gathered.run else ["The flow has not run here, so there is no reports/run.json to tell it."],
         "base": gathered.content("base"),
         "base_absence": gathered.parts["base"].absence,
-        "remote_code": describe_code((gathered.content("base") or {}).get("code")),
+        "remote_code": describe_code(_code_of(gathered)),
         "digest": inputs.get("digest"),
         "stages": done,
         "data": {path: digest for path, digest in files.items() if not path.endswith(".py")},

@@ -1,4 +1,4 @@
-"""The section of the new tokens: each in a table, worst first, with a verdict and its reason, and a map of all."""
+"""The report's section on new tokens: a table, worst first, with verdicts and reasons, and a map."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Servers started for a while: each in a process group of its own, with a log, and ended with its children."""
+"""Starts and ends temporary servers, each in a process group of its own, with a log."""
 
 import os
 import signal

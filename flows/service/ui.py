@@ -11,6 +11,7 @@ from flows.service.servers import HOST, SECONDS_BETWEEN_LOOKS, Server, prefect_s
 from tasks.registry.store import HTTP, require_database, store_uri
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.planning.corpus import find_files
+from vocabgraft.printable import print_line
 
 MLFLOW_PORT, PREFECT_PORT, TRY_PORT = 5000, 4200, 8500
 LOGS = Path("reports/servers")
@@ -37,13 +38,13 @@ def serve(mlflow_port: int, prefect_port: int, try_port: int, corpus: Path | Non
         servers = [*servers_of(mlflow_port, prefect_port), try_page(try_port, corpus, columns)]
         with started(servers) as processes:
             for server in servers:
-                print(f"{server.name}: {server.address}", flush=True)
-            print("Ctrl-C stops all", flush=True)
+                print_line(f"{server.name}: {server.address}")
+            print_line("Ctrl-C stops all")
             while True:
                 require_running(servers, processes)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:
-        print("stopped")
+        print_line("stopped")
 
 
 def _interrupt(*_: object) -> None:

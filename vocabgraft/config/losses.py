@@ -90,6 +90,7 @@ _BY_DIMENSION = ("MatryoshkaLoss",)
 # The classifier has a fixed input width.
 _BY_LAYER = ("AdaptiveLayerLoss",)
 _TRIPLES = "vocabgraft.triples.losses"
+_SIMCSE = "vocabgraft.training.simcse"
 
 LOSSES: dict[str, LossEntry] = {
     "MultipleNegativesRankingLoss": LossEntry("pair", negatives=None, in_batch_softmax=True),
@@ -119,6 +120,8 @@ LOSSES: dict[str, LossEntry] = {
     "DenoisingAutoEncoderLoss": LossEntry("noisy", wrappers=(), constants=False),
     "ContrastiveTensionLoss": LossEntry("contrast", wrappers=(), constants=False, copies_model=True),
     "ContrastiveTensionLossInBatchNegatives": LossEntry("single", wrappers=(), constants=False, copies_model=True),
+    # AdaptiveLayerLoss reads the layers from the features, of which SimCSE makes two copies.
+    "SimCSELoss": LossEntry("single", wrappers=_BY_DIMENSION, in_batch_softmax=True, module=_SIMCSE),
     "MSELoss": LossEntry("teacher"),
     "EmbedDistillLoss": LossEntry("teacher"),
     "MarginMSELoss": LossEntry("margin"),
@@ -230,12 +233,19 @@ def check_arguments(
         raise ValueError(f"{owner} needs the argument {', '.join(missing)}; give it under arguments")
 
 
-def check_method(name: str, arguments: Mapping[str, Any], method: str) -> None:
+def check_method(name: str, arguments: Mapping[str, Any], method: str, wrappers: Iterable[str] = ()) -> None:
     """Refuse a loss that a training method cannot train.
 
     Raises:
         ValueError: with the reason and the remedy.
     """
+    if method == "gated" and not works_with_constants(name, wrappers):
+        named = " in ".join([name, *wrappers])
+        raise ValueError(
+            f"{named} reads more of the model than a text's embedding, and the method gated trains on stored "
+            "embeddings of texts without a new token; take a loss over embeddings, such as "
+            "MultipleNegativesRankingLoss, or another method"
+        )
     tied = arguments.get("tie_encoder_decoder", True)
     if name == "DenoisingAutoEncoderLoss" and tied and method not in WHOLE_MODEL_METHODS:
         raise ValueError(

@@ -10,12 +10,14 @@ from pydantic import (
 )
 
 from vocabgraft.config.peft_methods import ROW_CLASSES, check_peft
-from vocabgraft.config.section import Count, Fraction, Name, Positive, Section
+from vocabgraft.config.section import Count, Fraction, Name, Positive, RawFile, Section
 from vocabgraft.config.training_arguments import check_training_arguments
 
-Method = Literal["tokens", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
+Method = Literal["tokens", "gated", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
 # These keep the rows of new tokens apart from the rest, so that the rows can have their own phases and learning rate.
-ROW_METHODS: tuple[Method, ...] = ("tokens", "lora_and_tokens", "peft_and_tokens")
+ROW_METHODS: tuple[Method, ...] = ("tokens", "gated", "lora_and_tokens", "peft_and_tokens")
+# These leave every text without a new token as it is.
+STILL_METHODS: tuple[Method, ...] = ("tokens", "gated")
 PEFT_METHODS: tuple[Method, ...] = ("peft", "peft_and_tokens")
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -69,6 +71,19 @@ class PhaseParams(Section):
     rows_learning_rate: Positive | None = None
 
 
+class RetainParams(Section):
+    """Keep general texts near the base's embeddings while an adapter or every weight trains.
+
+    Attributes:
+        weight: weight of the mean cosine distance to the base, beside the losses of the datasets.
+        texts: file in data/raw with one general text per line; null takes half of the retention pairs, which are then
+            not evaluated.
+    """
+
+    weight: Positive = 1.0
+    texts: RawFile | None = None
+
+
 class EvaluatorParams(Section):
     """An evaluator on the validation split of a dataset.
 
@@ -112,8 +127,9 @@ class TrainAdapterParams(Section):
     """What is trained, and how.
 
     Attributes:
-        method: `tokens` trains the rows of new tokens; `lora` and `peft` train an adapter, and with `_and_tokens` the
-            rows too; `full` trains every weight with `learning_rate` alone, since the rows are then part of the matrix.
+        method: `tokens` trains the rows of new tokens; `gated` also trains LoRA, which acts only on texts with a new
+            token; `lora` and `peft` train an adapter, and with `_and_tokens` the rows too; `full` trains every weight
+            with `learning_rate` alone, since the rows are then part of the matrix.
         epochs: epochs of each phase that sets none; 0 trains nothing, and the rows stay as they were distilled.
         batch_size: rows per batch, over all processes together.
         learning_rate: learning rate of everything except the rows of new tokens; with `full` of all weights.
@@ -121,7 +137,7 @@ class TrainAdapterParams(Section):
         warmup_ratio: share of the steps during which the learning rate rises from 0.
         scale: factor on the cosine in losses with an in-batch softmax, unless the loss's arguments set it.
         group_by_length: batches texts of similar length together, which saves padding; not for `labelled_texts`.
-        lora: settings of `lora` and `lora_and_tokens`.
+        lora: settings of `lora`, `lora_and_tokens` and `gated`.
         peft: settings of `peft` and `peft_and_tokens`.
         phases: phases of training in order, such as `[{train: rows, epochs: 2}, {train: all, epochs: 2}]`; if empty,
             one phase trains everything.
@@ -130,9 +146,10 @@ class TrainAdapterParams(Section):
         best_metric: metric, such as `eval_loss` or `terms_cosine_mrr@10`, whose best evaluation gives the weights that
             are kept; null keeps the last.
         early_stopping: stops early on `best_metric`.
-        precision: `float32` gives the same result on every CPU; `auto` takes bfloat16 if the hardware multiplies it.
+        precision: `float32` gives the same result on every CPU; `auto` times both and takes the faster.
         checkpoint_every: steps between checkpoints; a killed training resumes from the last one. null saves none.
         launcher: trains in several processes; null is one process.
+        retain: keeps general texts near the base; not for `tokens` and `gated`, which do not move them.
     """
 
     method: Method = "tokens"
@@ -153,6 +170,7 @@ class TrainAdapterParams(Section):
     precision: Precision = "float32"
     checkpoint_every: Count | None = 50
     launcher: LauncherParams | None = None
+    retain: RetainParams | None = None
 
     @field_validator("arguments")
     @classmethod
@@ -164,6 +182,15 @@ class TrainAdapterParams(Section):
     def _stopping_has_a_metric(self) -> Self:
         if self.early_stopping and not self.best_metric:
             raise ValueError("early_stopping watches best_metric, which is not set; set it, for example to eval_loss")
+        return self
+
+    @model_validator(mode="after")
+    def _general_texts_can_move(self) -> Self:
+        if self.retain and self.method in STILL_METHODS:
+            raise ValueError(
+                f"retain is set and method is {self.method}, which leaves every text without a new word as it is; set "
+                "retain: null, or another method"
+            )
         return self
 
     @model_validator(mode="after")
@@ -181,10 +208,12 @@ class TrainAdapterParams(Section):
     def for_control(self) -> Self:
         """Settings of the control, LoRA over the unchanged base: one phase with the epochs of all phases.
 
-        Batch size, losses, LoRA and its learning rate stay the same. The control trains in one process.
+        Batch size, losses, LoRA and its learning rate stay the same. The control trains in one process, without
+        `retain`.
         """
         epochs = sum(phase.epochs or self.epochs for phase in self.phases) or self.epochs
-        return self.model_copy(update={"method": "lora", "phases": [], "epochs": epochs, "launcher": None})
+        update = {"method": "lora", "phases": [], "epochs": epochs, "launcher": None, "retain": None}
+        return self.model_copy(update=update)
 
     @model_validator(mode="after")
     def _phases_have_epochs(self) -> Self:

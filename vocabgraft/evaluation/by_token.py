@@ -1,4 +1,4 @@
-"""Each new token on its own: its neighbors, its description, its held-out queries; and a map of all."""
+"""Results for each new token: its neighbors, its description, its held-out queries; and a map of all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

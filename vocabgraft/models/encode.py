@@ -1,4 +1,4 @@
-"""Encoding texts so that two models can be compared."""
+"""Encodes texts in equal batches, so that two models can be compared."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,9 @@
-"""PEFT adapters over an extended vocabulary: made, split into their parts, merged."""
+"""Makes, splits and merges PEFT adapters over an extended vocabulary."""
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -11,8 +13,11 @@ import torch
 from vocabgraft.config.peft_methods import FIXED
 from vocabgraft.config.training import PEFT_METHODS, ROW_METHODS, LoraParams, Method, PeftParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.absent_weights import A_TEXT, used_by_embeddings
 from vocabgraft.models.base import load_model
-from vocabgraft.models.extra_modules import custom_parameters, has_heads, load_custom_modules
+from vocabgraft.models.extra_modules import custom_parameters, load_custom_modules
+from vocabgraft.models.gate import put_gate
+from vocabgraft.models.precision import in_float32
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.token_embeddings.trainable import ROWS
 
@@ -24,8 +29,6 @@ Part = Literal["rows", "adapter", "all"]
 
 # Of an encoding, an adapter as it was trained against the same one loaded, both on a CPU: every method gave 0.
 RELOAD_TOLERANCE = 1e-5
-# Any text goes through every layer that may be trained.
-A_TEXT = "a text"
 
 
 def add_adapter(
@@ -183,21 +186,8 @@ def train_only(model: "SentenceTransformer", part: Part) -> int:
 
 
 def _freeze_unused(model: "SentenceTransformer", parameters: Sequence[torch.nn.Parameter]) -> None:
-    was_training = model.training
-    model.eval()
-    used: set[int] = set()
-    for options in ({"task": "query"}, {"task": "document"}) if has_heads(model) else ({},):
-        features = {name: _on(model.device, value) for name, value in model.preprocess([A_TEXT]).items()}
-        embedding = model(features, **options)["sentence_embedding"]
-        gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
-        used |= {place for place, gradient in enumerate(gradients) if gradient is not None}
-    for place, parameter in enumerate(parameters):
-        parameter.requires_grad_(place in used)
-    model.train(was_training)
-
-
-def _on(device: torch.device, value: Any) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+    for parameter, is_used in zip(parameters, used_by_embeddings(model, parameters), strict=True):
+        parameter.requires_grad_(is_used)
 
 
 def require_reload(
@@ -213,8 +203,10 @@ def require_reload(
     Raises:
         VocabgraftError: with the largest difference of an encoding.
     """
-    loaded = load_model(saved, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
-    before, after = (model.encode([A_TEXT, *texts], show_progress_bar=False) for model in (trained.to("cpu"), loaded))
+    # In float32, where a tolerance of 1e-5 can be kept: over a 16-bit base an adapter is rounded when it is loaded.
+    loaded = load_model(saved, device="cpu", own_modules=True, trust_remote_code=trust_remote_code, float32=True)
+    with in_float32(trained.to("cpu")):
+        before, after = (model.encode([A_TEXT, *texts], show_progress_bar=False) for model in (trained, loaded))
     difference = float(np.abs(before - after).max())
     # A figure that is not a number compares false, and so is refused.
     if not difference <= RELOAD_TOLERANCE:
@@ -225,15 +217,26 @@ def require_reload(
         )
 
 
-def merged_model(resized: Path, adapter: Path, trust_remote_code: bool = False) -> "SentenceTransformer":
+def merged_model(
+    resized: Path, adapter: Path, trust_remote_code: bool = False, gate_ids: Sequence[int] = ()
+) -> "SentenceTransformer":
     """The model of an adapter's folder without PEFT, on the CPU: the resized base with the adapter folded in.
 
     A folder without an adapter is that of the method `full`, and holds the model itself.
+
+    Args:
+        resized: the resized base.
+        adapter: the folder of `train_adapter`.
+        trust_remote_code: run code that lies in the folders.
+        gate_ids: of the method `gated`: the new tokens, without one of which a text passes the resized base.
     """
     if not (adapter / ADAPTER_CONFIG_NAME).is_file():
         return load_model(adapter, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
     model = load_model(resized, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
-    merge_adapter(model, adapter)
+    if gate_ids:
+        merge_gated(model, adapter, gate_ids)
+    else:
+        merge_adapter(model, adapter)
     return model
 
 
@@ -247,10 +250,27 @@ def merge_adapter(resized: "SentenceTransformer", adapter: Path) -> None:
     with warnings.catch_warnings():
         # PEFT warns of a layer that it replaced itself a moment ago.
         warnings.simplefilter("ignore")
-        wrapped = PeftModel.from_pretrained(resized[0].auto_model, str(adapter))
-        merged = wrapped.merge_and_unload()
-    resized[0].auto_model = merged
+        # In 16 bits each product and sum of the merge would be rounded, not the result alone.
+        with in_float32(resized):
+            wrapped = PeftModel.from_pretrained(resized[0].auto_model, str(adapter))
+            resized[0].auto_model = wrapped.merge_and_unload()
     load_custom_modules(resized, adapter)
+
+
+def merge_gated(resized: "SentenceTransformer", adapter: Path, gate_ids: Sequence[int]) -> None:
+    """Merge a saved adapter for texts with one of these tokens alone (the resized base is changed in place)."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = PeftModel.from_pretrained(copy.deepcopy(resized[0].auto_model), str(adapter))
+        merged = dict(wrapped.merge_and_unload().named_parameters())
+    embeddings = resized[0].auto_model.get_input_embeddings().weight
+    (name,) = (name for name, value in resized[0].auto_model.named_parameters() if value is embeddings)
+    with torch.no_grad():
+        embeddings[list(gate_ids)] = merged.pop(name)[list(gate_ids)]
+    own = dict(resized[0].auto_model.named_parameters())
+    put_gate(resized, gate_ids, {key: value for key, value in merged.items() if not torch.equal(value, own[key])})
 
 
 def remove_adapter(model: "SentenceTransformer", merge: bool) -> None:
@@ -269,13 +289,58 @@ def remove_adapter(model: "SentenceTransformer", merge: bool) -> None:
     transformer = model[0].auto_model
     if not getattr(transformer, "peft_config", None):
         raise VocabgraftError("the model has no PEFT adapter, so there is nothing to merge or remove")
-    for name, layer in _adapter_layers(transformer):
-        parent, _, last = name.rpartition(".")
-        setattr(transformer.get_submodule(parent), last, _plain_layer(layer, merge))
+    with in_float32(model):
+        for name, layer in _adapter_layers(transformer):
+            parent, _, last = name.rpartition(".")
+            setattr(transformer.get_submodule(parent), last, _plain_layer(layer, merge))
     del transformer.peft_config
     transformer._hf_peft_config_loaded = False
     model.requires_grad_(True)
     model.eval()
+
+
+@contextmanager
+def adapter_off(model: "SentenceTransformer") -> Iterator[None]:
+    """Within the block, forward passes skip the PEFT adapter; what can be trained stays as it is.
+
+    PEFT's own switch also freezes the adapter's parameters, and thaws all of them afterwards.
+    """
+    layers = [layer for _, layer in _adapter_layers(model[0].auto_model)]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, was_off in zip(layers, before, strict=True):
+            layer._disable_adapters = was_off
+
+
+def fold_behind_gate(model: "SentenceTransformer", gate_ids: Sequence[int]) -> None:
+    """Fold the adapter of a model in memory for texts with one of these tokens alone (changed in place).
+
+    Every other text passes the weights as they were before the adapter.
+
+    Raises:
+        VocabgraftError: for a model without an adapter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    transformer = model[0].auto_model
+    layers = [(name, layer) for name, layer in _adapter_layers(transformer) if isinstance(layer, BaseTunerLayer)]
+    before = {
+        f"{name}.{inner}": parameter.detach().clone()
+        for name, layer in layers
+        for inner, parameter in layer.get_base_layer().named_parameters()
+    }
+    remove_adapter(model, merge=True)
+    weights = {}
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if name in before and not torch.equal(parameter, before[name]):
+                weights[name] = parameter.detach().clone()
+                parameter.copy_(before[name])
+    put_gate(model, gate_ids, weights)
 
 
 def _adapter_layers(transformer: torch.nn.Module) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Two registered versions side by side: what changed, what they make of given texts, and their metrics."""
+"""`vocabgraft registry compare`: two versions, by their embeddings of the same texts and their metrics."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from vocabgraft.errors import VocabgraftError
 if TYPE_CHECKING:
     from tasks.registry.lookup import Client, Registered
 
-# Of the held-out items, where no text is given.
+# Number of held-out items if no text is given.
 TEXTS = 10
 BATCH_SIZE = 32
 
@@ -49,12 +49,12 @@ def compare_versions(
 
 
 def compare(name: str | None, numbers: Sequence[int], texts: Sequence[str]) -> dict[str, Any]:
-    """Encode texts with two versions and put their figures beside each other.
+    """Encode texts with two versions, and compare their metrics.
 
     Returns:
-        `name` and `versions`; `changes` of `tasks.registry.changes`; `texts` with the tokens and the cosine of both
-        embeddings of each (None where the embeddings have different widths); `similarities` between neighboring texts
-        by either; `figures` by name.
+        `name` and `versions`; `changes` of `tasks.registry.changes`; `texts`: for each text its tokens, the cosine
+        between both embeddings (None if their widths differ) and the cosine to the text before it, by version;
+        `figures`: the metrics of both by name.
     """
     from tasks.registry.changes import changes, recorded
     from tasks.registry.lookup import connect
@@ -78,7 +78,7 @@ def compare(name: str | None, numbers: Sequence[int], texts: Sequence[str]) -> d
 
 
 def _encoded(version: "Registered", texts: list[str]) -> tuple[Any, list[int]]:
-    """Unit embeddings of shape (texts, width), and how many tokens each text has."""
+    """Unit embeddings of shape (texts, width), and the number of tokens of each text."""
     import numpy as np
 
     from tasks.registry.lookup import download_model
@@ -95,7 +95,7 @@ def _encoded(version: "Registered", texts: list[str]) -> tuple[Any, list[int]]:
 def _texts_beside(texts: Sequence[str], told: Sequence[tuple[Any, list[int]]]) -> list[dict[str, Any]]:
     (left, left_tokens), (right, right_tokens) = told
     alike = (left * right).sum(axis=1).tolist() if left.shape == right.shape else [None] * len(texts)
-    # To the text before it: how close two texts are is what a search sees, and differs between models of any width.
+    # To the text before it: a search depends on how close two texts are, and this works for different widths.
     to_before = [[None, *(vectors[1:] * vectors[:-1]).sum(axis=1).tolist()] for vectors in (left, right)]
     return [
         {
@@ -116,7 +116,7 @@ def _held_out_texts(client: "Client", version: "Registered") -> list[str]:
 
     with artifact_of(client, version, ITEMS) as path:
         if path is None:
-            raise VocabgraftError(f"version {version.version} has no held-out items on record; give texts with --text")
+            raise VocabgraftError(f"version {version.version} has no recorded held-out items; give texts with --text")
         return list(dict.fromkeys(pq.read_table(path)["item"].to_pylist()))[:TEXTS]
 
 
@@ -127,7 +127,7 @@ def _texts_in(file: Path) -> list[str]:
         raise VocabgraftError(f"--file {file} cannot be read: {error}") from error
     texts = [line for line in lines if line.strip()]
     if not texts:
-        raise VocabgraftError(f"--file {file} holds no text; give one a line")
+        raise VocabgraftError(f"--file {file} has no text; give one per line")
     return texts
 
 
@@ -167,7 +167,7 @@ def _texts_table(found: dict[str, Any]) -> Table:
     left, right = found["versions"]
     table = Table(title=f"{found['name']}: versions {left} and {right} on the same texts", title_justify="left")
     table.add_column("text", overflow="fold")
-    headings = (f"tokens {left}", f"tokens {right}", "cosine of both", f"to the text before, {left}", f"{right}")
+    headings = (f"tokens {left}", f"tokens {right}", "cosine of both", f"cosine to the text before, {left}", f"{right}")
     for heading in headings:
         table.add_column(heading, justify="right")
     for row in found["texts"]:
@@ -177,8 +177,8 @@ def _texts_table(found: dict[str, Any]) -> Table:
 
 
 def _figures_table(found: dict[str, Any]) -> Table:
-    table = Table(title="figures on held-out items", title_justify="left")
-    table.add_column("figure")
+    table = Table(title="metrics on held-out items", title_justify="left")
+    table.add_column("metric")
     for number in found["versions"]:
         table.add_column(f"version {number}", justify="right")
     table.add_column("difference", justify="right")

@@ -49,6 +49,7 @@ def sound() -> Evidence:
         method="tokens",
         adapter_config={},
         without_training_text=frozenset(),
+        set_back=frozenset(),
         probes=Probes(TEXTS, ("a text",)),
         training_texts=TEXTS,
         triples=(),
