@@ -33,6 +33,7 @@ from benchmarks import chmo_training
 from benchmarks.chmo import DEFAULT_DATA, load_chmo, load_sts, new_words, paired_interval
 from benchmarks.robustness import copy_project
 from benchmarks.row_bounds import run_here
+from vocabgraft.config.params import load_params
 from vocabgraft.config.training import TrainAdapterParams
 from vocabgraft.data.accepted import AcceptedDataset, read_datasets
 from vocabgraft.evaluation.retrieval import RetrievalSet, ranks, retrieval_set
@@ -197,7 +198,7 @@ def params_of(method: str, settings: dict[str, Any], on: str) -> TrainAdapterPar
     shown = {"gated": "lora_and_tokens"}.get(method, method)
     if on == "chmo":
         return chmo_training.params(shown, settings)
-    shipped = chmo_training.load_params(chmo_training.ROOT / "params.yaml").train_adapter.model_dump()
+    shipped = load_params(chmo_training.ROOT / "params.yaml").train_adapter.model_dump()
     own = {"method": "lora" if method == "control" else shown}
     return TrainAdapterParams.model_validate(shipped | settings | own)
 
