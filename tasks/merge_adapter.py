@@ -1,4 +1,4 @@
-"""Stage merge_adapter: the adapter folded into the resized base, which then needs no PEFT, and the words as a pack."""
+"""Stage merge_adapter: merges the adapter into the resized base, and writes the words as a pack."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stage train_adapter: a PEFT adapter over the resized base, or the whole model (`method: full`)."""
+"""Stage train_adapter: trains new rows, an adapter, or the whole model (`method: full`)."""
 
 import logging
 import shutil
@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.support.live_metrics import live_metrics
 from tasks.support.stage import run_stage
 from vocabgraft.config.stages import BaseParams, ValidateDataParams
 from vocabgraft.config.training import PEFT_METHODS, ROW_METHODS, TrainAdapterParams
@@ -138,13 +139,11 @@ def _key(paths: Mapping[str, Path], params: TrainAdapterParams, seed: int, valid
 
 
 def _live_metrics(params: TrainAdapterParams) -> AbstractContextManager[Any]:
-    """What figures are told to while they come: an MLflow run of their own where params.yaml asks for it."""
-    if "mlflow" not in params.arguments.get("report_to", ()) or distributed.rank():
+    """What takes the figures while they come, in the first process of several."""
+    if distributed.rank():
         return nullcontext()
-    from tasks.registry.lookup import live_run
-
-    flat = {name: value for name, value in params.model_dump().items() if value not in (None, [], {})}
-    return live_run(params.arguments.get("run_name") or "train_adapter", flat)
+    settings = {name: value for name, value in params.model_dump().items() if value not in (None, [], {})}
+    return live_metrics(params.arguments, settings)
 
 
 def _report(result: TrainingResult, params: TrainAdapterParams, without_text: list[str]) -> dict[str, Any]:
@@ -153,6 +152,7 @@ def _report(result: TrainingResult, params: TrainAdapterParams, without_text: li
         "set_back": result.set_back,
         "method": params.method,
         "precision": result.precision,
+        **result.measured,
         "trainable_parameters": result.trainable_parameters,
         "examples": result.examples,
         "final_loss": result.final_loss,

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,14 +25,17 @@ from vocabgraft.config.stages import (
 )
 from vocabgraft.config.training import RetainParams, TrainAdapterParams
 from vocabgraft.data.beir import Benchmark, read_beir, write_benchmarks
+from vocabgraft.data.descriptions import is_described
 from vocabgraft.data.judgement import JudgedTable, Judgement, Refusal, judge, read_raw, shorten, told_first
 from vocabgraft.data.mteb import require_mteb
 from vocabgraft.data.raw_files import read_lines
 from vocabgraft.data.splits import LARGEST_SHARE, NEVER_CUT, SPLITS, LargeGroup, group_rows, split_of
-from vocabgraft.data.validation import count_uses, inside_others, new_tokens
+from vocabgraft.data.uses import count_uses, inside_others
+from vocabgraft.data.validation import new_tokens
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.base import tokenizer_file
+from vocabgraft.models.base import check_weights, tokenizer_file
 from vocabgraft.models.remote_code import check_code, describe_code
+from vocabgraft.printable import warn
 from vocabgraft.storage.artifacts import new_folder, write_json
 from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 
@@ -77,11 +79,13 @@ def validate_data(
     benchmarks, unusable = _read_benchmarks(raw, evaluate_model)
     folder, identity = resolve_base(base)
     check_code(folder, base.trust_remote_code)
+    check_weights(folder, base.trust_remote_code)
     check_settings(train_adapter, resize_base, params.datasets, folder)
     if identity.code is not None:
         logger.info("remote code: %s", describe_code(identity.code))
     tokenizer = load_raw_tokenizer(tokenizer_file(folder))
-    judgement = judge(data, raw, tokenizer, params, extend_tokenizer.max_token_characters)
+    longest, held_out = extend_tokenizer.max_token_characters, resize_base.distillation.held_out
+    judgement = judge(data, raw, tokenizer, params, longest, held_out)
     _refuse_or_quarantine([*judgement.refusals, *unusable], judgement, params, site)
     accepted = {name: table.accepted for name, table in judgement.tables.items()}
     for name, rows in judgement.repeated.items():
@@ -92,6 +96,7 @@ def validate_data(
     doubts = [
         *_doubts(_new(accepted["vocabulary"]), accepted["retention"], tokenizer),
         *_large_groups(judgement),
+        *_words_without_pairs(accepted, params),
     ]
     for warning in doubts:
         logger.warning("warning: %s", warning)
@@ -133,7 +138,9 @@ def _refuse_or_quarantine(
     if params.on_invalid == "fail" or fatal:
         raise ToldFirstError(_explain(refusals, params, site), lambda: _show_refused(judgement, site))
     rejected = {(refusal.file, refusal.row) for refusal in refusals}
-    total = len(rejected) + sum(len(table.accepted) + len(table.repeated) for table in judgement.tables.values())
+    made = {dataset.name for dataset in params.datasets if dataset.source}
+    read = [table for name, table in judgement.tables.items() if name not in made]
+    total = len(rejected) + sum(len(table.accepted) + len(table.repeated) for table in read)
     if (share := len(rejected) / total) > params.max_rejected_fraction:
         message = (
             f"{len(rejected)} rows ({share:.1%}) would be quarantined; allowed: {params.max_rejected_fraction:.1%} "
@@ -178,7 +185,7 @@ def _show_refused(judgement: Judgement, site: Path) -> None:
     """Data Docs of rows that a rule refused; a file that cannot be read is not in them."""
     if any(table.refusals for table in judgement.tables.values()):
         _write_data_docs(judgement, site)
-        print(f"Data Docs: {site}/index.html", file=sys.stderr)
+        warn(f"Data Docs: {site}/index.html")
 
 
 def _write_data_docs(judgement: Judgement, site: Path) -> None:
@@ -291,6 +298,27 @@ def _rare(vocabulary: pd.DataFrame) -> str | None:
         f"{len(rare)} new tokens are in fewer than {RARE_USES} training texts ({shown}); their rows start from "
         "templates and descriptions too, and are the less exact; all are in report.json"
     )
+
+
+def _words_without_pairs(accepted: dict[str, pd.DataFrame], params: ValidateDataParams) -> list[str]:
+    """Words without a pair in a dataset that is made from descriptions, and why."""
+    tokens = [token for token in new_tokens(accepted["vocabulary"]) if token.kind != "special"]
+    undescribed = [token.text for token in tokens if not is_described(token)]
+    told = []
+    for dataset in params.datasets:
+        if dataset.source:
+            paired = {*undescribed, *accepted[dataset.name]["word"]}
+            reasons = {
+                "have no description of their own": undescribed,
+                "have a description that another dataset holds out": [t.text for t in tokens if t.text not in paired],
+            }
+            told += [
+                f"dataset {dataset.name}: {len(words)} of {len(tokens)} words and symbols {reason} ({_shown(words)}), "
+                "so no pair is made of them"
+                for reason, words in reasons.items()
+                if words
+            ]
+    return told
 
 
 def _rare_words(vocabulary: pd.DataFrame) -> dict[str, int]:

@@ -81,6 +81,15 @@ def missing_modules(text: str, _: Path) -> Iterator[str]:
             yield name
 
 
+def missing_functions(text: str, _: Path) -> Iterator[str]:
+    """Names in brackets after a file, as in `tasks/x.py` (`f`, `G`), that the file does not define."""
+    for file, names in re.findall(r"`([\w/]+\.py)` \((`\w+`(?:, `\w+`)*)\)", text):
+        source = (ROOT / file).read_text(encoding="utf-8") if (ROOT / file).is_file() else ""
+        for name in CODE.findall(names):
+            if not re.search(rf"(?:def|class) {name}\b|^{name}\b", source, re.MULTILINE):
+                yield f"{file}: {name}"
+
+
 def missing_targets(text: str, _: Path) -> Iterator[str]:
     """Commands `make X` in code that the Makefile does not have."""
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
@@ -158,6 +167,7 @@ def test_what_a_page_names_exists(page: Path, check: Check) -> None:
         (missing_files, "```\npython flows/nowhere.py\n```\n", "flows/nowhere.py"),
         (missing_modules, "`python -m flows.nowhere`", "flows.nowhere"),
         (missing_modules, "`flows.prefect_flow.nowhere`", "flows.prefect_flow.nowhere"),
+        (missing_functions, "`flows/cli.py` (`main`, `nowhere`)", "flows/cli.py: nowhere"),
         (missing_targets, "```\nmake nowhere\n```\n", "make nowhere"),
         (missing_commands, "`vocabgraft nowhere`", "vocabgraft nowhere"),
         (missing_commands, "```\n.venv/bin/vocabgraft pack nowhere x\n```\n", "vocabgraft pack nowhere x"),

@@ -1,4 +1,4 @@
-"""`vocabgraft new`: a project of one's own, made from one's own files."""
+"""`vocabgraft new`: makes a new project from your own files."""
 
 import re
 from collections.abc import Mapping, Sequence

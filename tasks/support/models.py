@@ -1,4 +1,4 @@
-"""The base model as a stage sees it: named in `params.yaml`, identified in `base.json`, found on this machine."""
+"""The base model of a stage: its name in `params.yaml`, its identity in `base.json`, its folder here."""
 
 from pathlib import Path
 

@@ -90,7 +90,8 @@ def test_without_a_control_every_file_is_there_and_two_runs_give_the_same_bytes(
     assert run_stage(evaluate_model, []) == 0
     first = hash_files(OUT)
     assert first.keys() == {
-        "metrics.json", "comparison.json", "retention.json", "tokens.json", "gains.json", "items.parquet"
+        "metrics.json", "comparison.json", "retention.json", "tokens.json", "searches.json", "gains.json",
+        "items.parquet",
     }  # fmt: skip
     metrics = read_json(OUT / "metrics.json")
     assert metrics.keys() == {"base", "resized", "merged"}

@@ -1,4 +1,4 @@
-"""Check a model in memory: the pipeline's consistency checks, over folders that are written for them."""
+"""`vg.check`: runs the pipeline's consistency checks on a model in memory."""
 
 import os
 import shutil
@@ -175,7 +175,11 @@ def _replace_adapter(chain: Chain, training: TrainingRecord) -> None:
             resized = Path(os.path.relpath(chain.folders.resized)).as_posix()
             stored = read_json(work / ADAPTER_CONFIG_NAME)
             write_json(work / ADAPTER_CONFIG_NAME, {**stored, "base_model_name_or_path": resized})
-        told = {"method": training.method, "tokens_without_training_text": list(training.untrained)}
+        told = {
+            "method": training.method,
+            "tokens_without_training_text": list(training.untrained),
+            "set_back": list(training.set_back),
+        }
         write_json(work / "report.json", told)
 
 

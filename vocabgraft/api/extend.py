@@ -1,4 +1,4 @@
-"""Add words to a model in memory: `extend`, and `distill` to move the rows of its new tokens again."""
+"""`vg.extend` adds words to a model in memory; `vg.distill` distills the rows of its new tokens again."""
 
 import copy
 from collections.abc import Mapping, Sequence

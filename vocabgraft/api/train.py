@@ -1,7 +1,7 @@
-"""Train the new words of a model in memory, and merge what was trained."""
+"""`vg.train` trains the new words of a model in memory; `vg.merge` merges an adapter."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -95,7 +95,7 @@ def train(
     evaluators = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []
     with _left_whole(model, method, list(ids.values())):
         result = fit(model, sets, list(ids.values()), params, seed, evaluators=evaluators)
-    _record(model, method, untrained, list(ids))
+    _record(model, method, untrained, list(ids), result.set_back)
     if method == "gated":
         fold_behind_gate(model, list(ids.values()))
     elif merge and method != "full":
@@ -207,7 +207,13 @@ def _texts(sets: Sequence[TrainingSet]) -> Iterator[list[str]]:
             yield [text for column in batch.values() for text in column if isinstance(text, str)]
 
 
-def _record(model: "SentenceTransformer", method: Method, untrained: Sequence[str], words: Sequence[str]) -> None:
+def _record(
+    model: "SentenceTransformer",
+    method: Method,
+    untrained: Sequence[str],
+    words: Sequence[str],
+    set_back: Iterable[str],
+) -> None:
     """Keep in the report what `check` needs to know of the training."""
     if (report := report_of(model)) is None:
         return
@@ -215,12 +221,13 @@ def _record(model: "SentenceTransformer", method: Method, untrained: Sequence[st
     before = report.training
     not_chosen = {token.text for token in report.tokens} - set(words) if method in ROW_METHODS else set[str]()
     left = set(untrained) | not_chosen
+    reset = tuple(sorted({*set_back, *(before.set_back if before else ())}))
     if before is not None:
         left &= set(before.untrained)
         if (before.method, method) != ("tokens", "tokens"):
             # More than rows moved, in several steps, of which no adapter remains.
             method, adapter = "full", {}
-    setattr(model, ATTRIBUTE, replace(report, training=TrainingRecord(method, tuple(sorted(left)), adapter)))
+    setattr(model, ATTRIBUTE, replace(report, training=TrainingRecord(method, tuple(sorted(left)), adapter, reset)))
 
 
 def _adapter_files(model: "SentenceTransformer", method: Method, words: Sequence[str]) -> dict[str, bytes]:

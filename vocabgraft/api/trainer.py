@@ -10,6 +10,7 @@ from vocabgraft.api.report import ids_of
 from vocabgraft.api.rows import TARGETS
 from vocabgraft.config.training import LoraParams, Method, PeftParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.precision import in_float32
 from vocabgraft.token_embeddings.sinks import RowGuard
 from vocabgraft.token_embeddings.trainable import ROWS, ROWS_PATTERN, fast_peft_rows
 from vocabgraft.training.adapters import add_adapter, train_only
@@ -85,20 +86,25 @@ class VocabularyTrainer(AdapterTrainer):
                 "VocabularyTrainer trains one path for all texts; for method='gated' use vocabgraft.train"
             )
         ids = ids_of(model, tokens)
-        add_adapter(model, method, list(ids.values()), lora or LoraParams(), peft)
-        train_only(model, "all")
-        rows = [weight for name, weight in model.named_parameters() if weight.requires_grad and ROWS.search(name)]
-        guard = RowGuard(model, list(ids.values()), list(ids), rows[0]) if rows else None
+        with in_float32(model):
+            add_adapter(model, method, list(ids.values()), lora or LoraParams(), peft)
+            train_only(model, "all")
+            rows = [weight for name, weight in model.named_parameters() if weight.requires_grad and ROWS.search(name)]
+            guard = RowGuard(model, list(ids.values()), list(ids), rows[0]) if rows else None
         if options.get("loss") is None:
             options["loss"] = _default_loss(model, options.get("train_dataset"))
         super().__init__(model=model, args=args or VocabularyTrainingArguments(), guard=guard, **options)
 
     def train(self, *given: Any, **options: Any) -> Any:
-        """Train as the library does, with a lookup of the rows that does not copy the whole matrix."""
-        with fast_peft_rows(self.model):
-            result = super().train(*given, **options)
-        if self.guard:
-            self.guard.finish(self.optimizer)
+        """Train as the library does, with a lookup of the rows that does not copy the whole matrix.
+
+        A model stored in 16 bits trains in float32.
+        """
+        with in_float32(self.model):
+            with fast_peft_rows(self.model):
+                result = super().train(*given, **options)
+            if self.guard:
+                self.guard.finish(self.optimizer)
         return result
 
     @property

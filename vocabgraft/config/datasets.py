@@ -1,9 +1,12 @@
 """Parameters of a dataset: format and columns, files, held-out rows, loss."""
 
-from typing import Annotated, Any, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
+    ConfigDict,
+    Field,
     StringConstraints,
     field_validator,
     model_validator,
@@ -13,8 +16,9 @@ from vocabgraft.config.benefits import WITHOUT_LABELS
 from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, Format, check_loss
 from vocabgraft.config.section import Fraction, Name, Positive, RawFiles, Section
 
+Split = Literal["train", "validation", "test"]
 # The metrics of `evaluate_model` have these keys beside the names of the datasets.
-# The general texts of `train_adapter.retain` train as a dataset of this name.
+# `retain` names the general texts of train_adapter.retain, which are trained on like a dataset.
 RETAIN = "retain"
 RESERVED_NAMES = (*WITHOUT_LABELS, RETAIN)
 
@@ -35,6 +39,19 @@ OPTIONAL_COLUMNS: dict[Format, tuple[str, ...]] = {
     **dict.fromkeys(COLUMNS, ("group",)),
     "triples": (),
     "triplets": (*MORE_NEGATIVES, "group"),
+}
+# The texts that make rows one group. Negatives are left out: they are mostly answers of other rows, so that all rows
+# would be one group. So are tails: a graph is connected, and link prediction asks for entities that are known.
+JOINING: dict[Format, tuple[str, ...]] = {
+    "triples": ("head",),
+    "pairs": ("anchor", "positive"),
+    "triplets": ("anchor", "positive"),
+    "scored_pairs": ("sentence1", "sentence2"),
+    "labelled_pairs": ("sentence1", "sentence2"),
+    "labelled_texts": ("text",),
+    "texts": ("text",),
+    "teacher_embeddings": ("text",),
+    "margins": ("query", "positive"),
 }
 # Columns that hold no text; every other column does.
 NUMBERS = ("score", "margin")
@@ -118,16 +135,21 @@ class DatasetParams(Section):
     Attributes:
         name: name of the dataset.
         format: format of the rows, which says their columns and the losses that fit.
-        files: files of each split.
+        from: `descriptions` makes the pairs from the vocabulary: each word, and contexts that hold it, against its
+            description; null reads them from `files`. The field is `source`.
+        files: files of each split; null with `from`.
         held_out: shares of the train files to hold out for validation and test.
         loss: loss by name, or with arguments and wrappers; null takes the default of the format.
         weight: weight of the dataset's loss.
         template: text of the query that a triple makes for its tail; used with losses for pairs.
     """
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     name: Name
     format: Format
-    files: FileParams
+    source: Literal["descriptions"] | None = Field(default=None, alias="from")
+    files: FileParams | None = None
     held_out: HeldOutParams = HeldOutParams()
     loss: Annotated[LossParams | None, BeforeValidator(_by_name)] = None
     weight: Positive = 1.0
@@ -152,6 +174,19 @@ class DatasetParams(Section):
             raise ValueError(f"template is for triples, and the format is {self.format}; remove it")
         return self
 
+    @model_validator(mode="after")
+    def _rows_come_from_one_place(self) -> Self:
+        if (self.files is None) is (self.source is None):
+            seen = "both" if self.files else "neither"
+            raise ValueError(f"a dataset has either files or from (allowed: descriptions), and this one has {seen}")
+        if self.source and self.format != "pairs":
+            raise ValueError(f"from: {self.source} makes pairs, and the format is {self.format}; set format to pairs")
+        return self
+
+    def files_of(self, split: Split) -> Sequence[str]:
+        """The files given for a split."""
+        return (getattr(self.files, split) or ()) if self.files else ()
+
     @property
     def chosen_loss(self) -> LossParams:
         """The loss, or the default of the format."""
@@ -165,16 +200,17 @@ class DatasetParams(Section):
     @property
     def has_validation(self) -> bool:
         """Whether a file or a share is given for the validation split."""
-        return bool(self.files.validation or self.held_out.validation)
+        return bool(self.files_of("validation") or self.held_out.validation)
 
     @property
     def has_test(self) -> bool:
         """Whether a file or a share is given for the test split."""
-        return bool(self.files.test or self.held_out.test)
+        return bool(self.files_of("test") or self.held_out.test)
 
     @model_validator(mode="after")
     def _one_source_a_split(self) -> Self:
-        for split in ("validation", "test"):
-            if getattr(self.files, split) and getattr(self.held_out, split):
+        splits: tuple[Split, ...] = ("validation", "test")
+        for split in splits:
+            if self.files_of(split) and getattr(self.held_out, split):
                 raise ValueError(f"'{split}' is given as a file and as a share held out; keep one of them")
         return self

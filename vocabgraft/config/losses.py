@@ -90,6 +90,7 @@ _BY_DIMENSION = ("MatryoshkaLoss",)
 # The classifier has a fixed input width.
 _BY_LAYER = ("AdaptiveLayerLoss",)
 _TRIPLES = "vocabgraft.triples.losses"
+_SIMCSE = "vocabgraft.training.simcse"
 
 LOSSES: dict[str, LossEntry] = {
     "MultipleNegativesRankingLoss": LossEntry("pair", negatives=None, in_batch_softmax=True),
@@ -119,6 +120,8 @@ LOSSES: dict[str, LossEntry] = {
     "DenoisingAutoEncoderLoss": LossEntry("noisy", wrappers=(), constants=False),
     "ContrastiveTensionLoss": LossEntry("contrast", wrappers=(), constants=False, copies_model=True),
     "ContrastiveTensionLossInBatchNegatives": LossEntry("single", wrappers=(), constants=False, copies_model=True),
+    # AdaptiveLayerLoss reads the layers from the features, of which SimCSE makes two copies.
+    "SimCSELoss": LossEntry("single", wrappers=_BY_DIMENSION, in_batch_softmax=True, module=_SIMCSE),
     "MSELoss": LossEntry("teacher"),
     "EmbedDistillLoss": LossEntry("teacher"),
     "MarginMSELoss": LossEntry("margin"),

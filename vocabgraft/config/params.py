@@ -25,6 +25,7 @@ from vocabgraft.config.evaluators import check_evaluator
 from vocabgraft.config.losses import check_method
 from vocabgraft.config.section import Section
 from vocabgraft.config.stages import (
+    HIDDEN,
     BaseParams,
     CheckConsistencyParams,
     EvaluateModelParams,
@@ -37,9 +38,12 @@ from vocabgraft.config.stages import (
     ValidateDataParams,
 )
 from vocabgraft.config.training import EvaluatorParams, TrainAdapterParams
+from vocabgraft.config.yaml_text import load_yaml
 from vocabgraft.errors import VocabgraftError
 
 PARAMS_FILE = Path("params.yaml")
+# Characters of a value in a message.
+LONGEST_VALUE = 200
 
 
 class Params(Section):
@@ -215,15 +219,7 @@ def read_params_text(path: Path) -> str:
 
 def parse_params_text(text: str, origin: str) -> Params:
     """Parse the text of a `params.yaml`; `origin` names it in errors."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        # YAML 1.2, as DVC reads the file: in PyYAML's 1.1 `5e-4` is text and `on` is true.
-        loaded = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise VocabgraftError(f"{origin} is not YAML: {error}") from error
-    return parse_params(loaded, origin)
+    return parse_params(load_yaml(text, origin), origin)
 
 
 def parse_params(loaded: Any, origin: str) -> Params:
@@ -237,17 +233,24 @@ def parse_params(loaded: Any, origin: str) -> Params:
         raise VocabgraftError(f"{origin}: " + "\n".join(lines)) from error
 
 
+def _shortened(text: str) -> str:
+    """The beginning of a value that is too long for a message."""
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
 def _explain(detail: dict[str, Any]) -> str:
     location: tuple[str | int, ...] = detail["loc"]
+    # The address of a hook may be a secret, wherever in its section it stands by mistake.
+    seen = HIDDEN if location[:1] == ("failure_hook",) else _shortened(repr(detail["input"]))
     key = ".".join(str(part) for part in location) or "(whole file)"
     if detail["type"] == "extra_forbidden":
         allowed = ", ".join(_fields_at(location[:-1])) or "none"
-        return f"unknown key '{key}' (value {detail['input']!r}); allowed here: {allowed}"
+        return f"unknown key '{key}' (value {seen}); allowed here: {allowed}"
     if detail["type"] == "missing":
         return f"key '{key}' is missing; add it"
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']}" if location else str(detail["ctx"]["error"])
-    return f"key '{key}' is {detail['input']!r}; {detail['msg'].replace('Input should', 'it should')}"
+    return f"key '{key}' is {seen}; {detail['msg'].replace('Input should', 'it should')}"
 
 
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:
@@ -256,7 +259,7 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
         # Names that the user gives, such as a Router's routes, are no fields.
         if isinstance(part, str) and part in model.model_fields:
             model = _section_of(model.model_fields[part].annotation)
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _section_of(annotation: Any) -> Any:

@@ -6,6 +6,7 @@ from pydantic import (
     AfterValidator,
     Field,
     StringConstraints,
+    field_serializer,
     model_validator,
 )
 
@@ -89,6 +90,16 @@ class ValidateDataParams(Section):
             raise ValueError(f"a dataset is named {', '.join(reserved)}, which is a reserved name; rename it")
         return self
 
+    @model_validator(mode="after")
+    def _descriptions_are_split_once(self) -> Self:
+        made = [dataset.name for dataset in self.datasets if dataset.source]
+        if len(made) > 1:
+            raise ValueError(
+                f"datasets {', '.join(made)} are all made from the descriptions, so one would train on what another "
+                "holds out; keep one of them"
+            )
+        return self
+
 
 class ExtendTokenizerParams(Section):
     """Limits on new tokens, and which tokens of an earlier run are trained again.
@@ -114,7 +125,7 @@ class DistillationParams(Section):
         contexts_per_token: the most texts from which a token is distilled; templates fill up the rest.
         held_out: share of the contexts held out to measure fidelity.
         least_fidelity: tokens with a lower fidelity are listed.
-        precision: `float32` gives the same result on every CPU; `auto` takes bfloat16 if the hardware multiplies it.
+        precision: `float32` gives the same result on every CPU; `auto` times both and takes the faster.
     """
 
     start: Heuristic = "subword_mean"
@@ -369,20 +380,27 @@ def _registry_takes(name: str) -> str:
     return name
 
 
+ExportName = Literal["onnx", "onnx_int8", "onnx_uint8"]
+
+
 class RegisterModelParams(Section):
     """The registered model and its gates.
 
     Attributes:
         name: name of the registered model in MLflow.
         gates: what a version must show to become champion.
+        exports: forms of the model that are logged with the version, each in a folder of its name; `_int8` and `_uint8`
+            have weights of 8 bits.
     """
 
     name: Annotated[str, AfterValidator(_registry_takes)]
     gates: GateParams
+    exports: list[ExportName] = []
 
 
 # A webhook's address is often its secret, and params.yaml is in Git.
 FROM_ENVIRONMENT = "env:"
+HIDDEN = "***"
 
 
 class FailureHookParams(Section):
@@ -393,5 +411,13 @@ class FailureHookParams(Section):
         timeout_s: seconds to wait for an answer.
     """
 
-    url: Annotated[str, StringConstraints(pattern=r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*)$")] | None = None
+    url: Annotated[
+        Annotated[str, StringConstraints(pattern=r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*)$")] | None,
+        Field(repr=False),
+    ] = None
     timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
+
+    @field_serializer("url")
+    def _without_secret(self, url: str | None) -> str | None:
+        """An address that stands here itself reaches no record of a run and no parameter in MLflow."""
+        return url if url is None or url.startswith(FROM_ENVIRONMENT) else HIDDEN

@@ -146,7 +146,7 @@ class TrainAdapterParams(Section):
         best_metric: metric, such as `eval_loss` or `terms_cosine_mrr@10`, whose best evaluation gives the weights that
             are kept; null keeps the last.
         early_stopping: stops early on `best_metric`.
-        precision: `float32` gives the same result on every CPU; `auto` takes bfloat16 if the hardware multiplies it.
+        precision: `float32` gives the same result on every CPU; `auto` times both and takes the faster.
         checkpoint_every: steps between checkpoints; a killed training resumes from the last one. null saves none.
         launcher: trains in several processes; null is one process.
         retain: keeps general texts near the base; not for `tokens` and `gated`, which do not move them.

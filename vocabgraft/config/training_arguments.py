@@ -3,6 +3,7 @@
 Importing this module imports nothing heavy; `library_values` imports the library.
 """
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from enum import Enum
@@ -63,7 +64,7 @@ OWNED: dict[str, str] = {
     "ddp_broadcast_buffers": _FIXED,
     "local_rank": "the launcher of several processes sets it",
 }
-REPORTS = ("none", "mlflow")
+REPORTS = ("none", "mlflow", "tensorboard", "wandb")
 WORDS_OF_TYPES: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -97,6 +98,21 @@ def _check_report(value: Any) -> None:
     targets = value if isinstance(value, list) else [value]
     if unknown := [target for target in targets if target not in REPORTS]:
         raise ValueError(f"report_to names {', '.join(map(str, unknown))}; allowed: {', '.join(REPORTS)}")
+
+
+def report_targets(arguments: Mapping[str, Any]) -> list[str]:
+    """Where figures of the training go while it runs, as `report_to` says; each once."""
+    value = arguments.get("report_to", "none")
+    return [target for target in dict.fromkeys(value if isinstance(value, list) else [value]) if target != "none"]
+
+
+def require_reports(arguments: Mapping[str, Any]) -> None:
+    """Raise VocabgraftError if what `report_to` names is not installed."""
+    if absent := [target for target in report_targets(arguments) if importlib.util.find_spec(target) is None]:
+        raise VocabgraftError(
+            f"train_adapter.arguments.report_to names {', '.join(absent)}, not installed here; "
+            f"pip install {' '.join(absent)}"
+        )
 
 
 def library_values(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which texts two models embed differently, told from their weights and tokenizers without embedding a text."""
+"""Decides which texts two models embed differently, from weights and tokenizers, without encoding."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

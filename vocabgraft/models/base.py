@@ -1,4 +1,4 @@
-"""The base model: found, identified by its content, loaded; its own code runs where it is trusted, and only there."""
+"""Finds, identifies and loads the base model; its own code runs only if it is trusted."""
 
 import importlib
 import importlib.util
@@ -12,7 +12,7 @@ from vocabgraft.config.stages import BaseParams, PromptParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.gate import gate_class
 from vocabgraft.models.remote_code import LIBRARY, check_code, code_hashes, module_types
-from vocabgraft.storage.artifacts import file_sha256
+from vocabgraft.storage.artifacts import file_sha256, read_json
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -87,7 +87,11 @@ def tokenizer_file(folder: Path) -> Path:
 
 
 def load_model(
-    folder: Path, device: str | None = None, own_modules: bool = False, trust_remote_code: bool = False
+    folder: Path,
+    device: str | None = None,
+    own_modules: bool = False,
+    trust_remote_code: bool = False,
+    float32: bool = False,
 ) -> "SentenceTransformer":
     """Load a model folder from disk alone, in evaluation mode; nothing is fetched.
 
@@ -98,6 +102,7 @@ def load_model(
             working folder. For folders that the project made itself, never for a base.
         trust_remote_code: run code that lies in the folder. For the base and what is made of it, where
             `base.trust_remote_code` is true.
+        float32: load the weights in float32; by default in the type that they are stored in.
 
     Raises:
         VocabgraftError: when it does not load, or has code that may not run; nothing of it was run then.
@@ -106,16 +111,44 @@ def load_model(
 
     classes = gate_class(folder) | (own_module_classes(folder) if own_modules else {})
     check_code(folder, trust_remote_code, classes)
-    options = {"device": device, "local_files_only": True, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"device": device, "local_files_only": True, "trust_remote_code": trust_remote_code}
+    if float32:
+        options["model_kwargs"] = {"dtype": "float32"}
     # Code of a model's own may fail in any way, first of all for a package that it wants and that is not installed.
     told: tuple[type[Exception], ...] = (Exception,) if trust_remote_code else (OSError, ValueError)
     try:
         if classes:
             # The public way to a class of one's own, trust_remote_code, would also run code that lies in the folder.
-            return SentenceTransformer._load_with_module_classes(str(folder), classes, **options).eval()
-        return SentenceTransformer(str(folder), **options).eval()
+            model = SentenceTransformer._load_with_module_classes(str(folder), classes, **options).eval()
+        else:
+            model = SentenceTransformer(str(folder), **options).eval()
     except told as error:
         raise VocabgraftError(f"{folder} does not load as a sentence-transformers model: {error}") from error
+    _leave_out_absent_weights(model, folder)
+    return model
+
+
+def _leave_out_absent_weights(model: "SentenceTransformer", folder: Path) -> None:
+    from vocabgraft.models.absent_weights import leave_out_absent_weights
+    from vocabgraft.models.embedding_tensor import module_folders
+
+    leave_out_absent_weights(model, folder / next(iter(module_folders(folder)), ""))
+
+
+def check_weights(folder: Path, trust_remote_code: bool = False) -> None:
+    """Refuse a base whose file lacks weights that embeddings depend on.
+
+    It is loaded, which takes seconds, only if its weights were saved by another class than a plain encoder, such as a
+    masked language model, so that the encoder's may be incomplete. Every other load checks the same.
+
+    Raises:
+        VocabgraftError: naming the weights.
+    """
+    from vocabgraft.models.embedding_tensor import transformer_folder
+
+    saved_by = read_json(transformer_folder(folder) / "config.json").get("architectures") or []
+    if not all(str(name).endswith("Model") for name in saved_by):
+        load_model(folder, device="cpu", trust_remote_code=trust_remote_code)
 
 
 def own_module_types(folder: Path) -> list[str]:

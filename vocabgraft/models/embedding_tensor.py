@@ -1,4 +1,4 @@
-"""The input embeddings of a saved model, found and read without loading its weights."""
+"""Finds and reads the input embeddings of a saved model without loading its other weights."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -147,7 +147,7 @@ def embedding_of(checkpoint: Checkpoint, config: "PretrainedConfig", trust_remot
     model, weight = _model_without_memory(config, checkpoint.folder, trust_remote_code)
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
     aliases = {name for name, tensor in named if tensor is weight}
-    in_code = _names_in_code(checkpoint.tensors, model)
+    in_code = names_in_code(checkpoint.tensors, model)
     found = [name for name, code in in_code.items() if code in aliases]
     if not found:
         raise _no_embeddings(checkpoint, aliases)
@@ -188,7 +188,7 @@ def _model_without_memory(
         ) from error
 
 
-def _names_in_code(stored: Iterable[str], model: "PreTrainedModel") -> dict[str, str]:
+def names_in_code(stored: Iterable[str], model: "PreTrainedModel") -> dict[str, str]:
     """For each name in a checkpoint, sorted, the name that transformers looks for in the model when it loads it."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key

@@ -1,4 +1,4 @@
-"""Custom layers: modules of sentence-transformers, or own ones, put before or after the pooling of a resized base.
+"""Custom layers before or after the pooling: of sentence-transformers, or the user's own.
 
 They keep the names `custom_0`, `custom_1`, ... in every folder that is saved later, so training, merging and checks
 find them without being told of them.
@@ -85,6 +85,9 @@ def insert_modules(model: "SentenceTransformer", modules: Sequence[ModuleParams]
         **after,
         **{name: children[name] for name in names[cut + 1 :]},
     }
+    # Loading gives every module the type of the transformer's weights; in another they would not fit each other.
+    for module in (*before.values(), *after.values()):
+        module.to(model.dtype)
     model.eval()
     labels = {f"custom_{number}": f"{label_of(number)} ({params.type})" for number, params in enumerate(modules)}
     _probe(model, labels)
@@ -151,7 +154,8 @@ def load_custom_modules(model: "SentenceTransformer", folder: Path) -> None:
             f"{', '.join(sorted(present))}; they are not of one run, so run train_adapter again"
         )
     for name, module in present.items():
-        model._modules[name] = _load_like(module, folder, entries[name]["path"]).to(model.device).eval()
+        loaded = _load_like(module, folder, entries[name]["path"])
+        model._modules[name] = loaded.to(device=model.device, dtype=model.dtype).eval()
 
 
 def _of_place(modules: Sequence[ModuleParams], place: Place) -> Iterator[tuple[int, ModuleParams]]:

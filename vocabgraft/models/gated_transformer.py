@@ -18,7 +18,7 @@ WEIGHTS = "adapted_weights.safetensors"
 PLACES = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
 
 
-class GatedTransformer(Transformer):  # type: ignore[misc]  # its types are not followed
+class GatedTransformer(Transformer):  # type: ignore[misc]
     """Two sets of weights over one tokenizer; weights that are equal are one tensor in memory.
 
     A batch of one kind of text is one forward pass of one set of weights. A mixed batch is two passes over its two

@@ -1,4 +1,4 @@
-"""The adapter of a pack over a base that others use too: its layers are put into a copy of the model's structure."""
+"""The adapter of a pack over a shared base: its layers are put into a copy of the model's structure."""
 
 import copy
 import warnings

@@ -1,4 +1,4 @@
-"""Many vocabularies on one loaded model: added, loaded, switched, combined, trained, without a second copy of it.
+"""`VocabularyBank`: many vocabularies on one loaded model, without a second copy of it.
 
     bank = VocabularyBank(SentenceTransformer(...))
     bank.load("packs/cardiology")

@@ -1,4 +1,4 @@
-"""Several packs as one: what they share, and where they contradict each other."""
+"""Combines several packs into one, and decides which of their tokens contradict each other."""
 
 import re
 from collections import defaultdict

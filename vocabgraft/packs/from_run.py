@@ -1,4 +1,4 @@
-"""A run of the pipeline as a pack."""
+"""Makes a pack from a run of the pipeline, or says why there is none."""
 
 from collections.abc import Sequence
 from pathlib import Path

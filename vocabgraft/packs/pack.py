@@ -1,4 +1,4 @@
-"""Vocabulary packs: the words that a base learnt, as a small folder apart from the base.
+"""A vocabulary pack: tokens, rows, contexts, the base that fits, optionally an adapter.
 
 A pack holds tokens with the way they match, their rows, an adapter where one was trained, and a few texts for each
 token. Its manifest says which base it is for, since rows mean nothing over another one.

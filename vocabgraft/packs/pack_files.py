@@ -1,4 +1,4 @@
-"""A vocabulary pack as a folder: written whole, and checked when it is read."""
+"""Reads and writes a pack as a folder; every file is checked."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A vocabulary pack carried to another base: the same tokens, their rows found anew.
+"""Transfers a pack to another base: the same tokens with new rows.
 
 Rows mean nothing over another base. What a pack can bring along is its texts (`distillation`: each row is pulled until
 the new base reads a text as it did with its old pieces, so what training taught the rows is not brought). Where the
@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from vocabgraft.config.stages import DistillationParams
+from vocabgraft.data.splits import is_held_out
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import Embeddings, encode
 from vocabgraft.models.resize import extended_copy
 from vocabgraft.packs.pack import Pack, PackToken, identify, require_base
-from vocabgraft.token_embeddings.distill import Context, choose_contexts, find_contexts, is_held_out, train_rows
+from vocabgraft.token_embeddings.distill import Context, choose_contexts, find_contexts, train_rows
 from vocabgraft.token_embeddings.initialize import Start, initial_rows
 from vocabgraft.tokens.shared_tokens import shared_tokens, shared_words
 from vocabgraft.tokens.tokenizer import ExtendedToken, extend_tokenizer, is_one_token, raw_tokenizer

@@ -1,4 +1,4 @@
-"""First modules of models that read with a vocabulary, over the weights of the base."""
+"""Views: the first module of a model with a vocabulary, over the weights of the base."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

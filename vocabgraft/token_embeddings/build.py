@@ -1,4 +1,4 @@
-"""The rows of the new tokens: a heuristic start, and distillation from there."""
+"""Makes the rows of new tokens: initialization, followed by distillation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +10,9 @@ from vocabgraft.config.stages import PromptParams, ResizeBaseParams
 from vocabgraft.models.base import load_model, prompts_of
 from vocabgraft.models.embedding_tensor import find_embedding, initialiser_deviation, read_rows
 from vocabgraft.models.resize import extended_copy
-from vocabgraft.token_embeddings.distill import RARE_TEXTS, choose_contexts, distil
+from vocabgraft.token_embeddings.distill import LOWER_RATE, RARE_TEXTS, choose_contexts, distil
 from vocabgraft.token_embeddings.initialize import Start, initial_rows
+from vocabgraft.token_embeddings.trainable import require_finite
 from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer
 
 if TYPE_CHECKING:
@@ -116,7 +117,9 @@ def _distilled(
     student = extended_copy(teacher, tokenizer, rows)
     report = distil(student, teacher, contexts, tokens, params.distillation, seed)
     weight = student[0].auto_model.get_input_embeddings().weight.detach()
-    return weight[[token.id for token in tokens]].to(rows), report
+    rows = weight[[token.id for token in tokens]].to(rows)
+    require_finite(rows, [token.text for token in tokens], f"in {rows.dtype}, the type of the base", LOWER_RATE)
+    return rows, report
 
 
 def _start(base: Path, tokens: Sequence[ExtendedToken], seed: int, trust_remote_code: bool) -> Start:

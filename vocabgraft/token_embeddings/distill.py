@@ -1,10 +1,9 @@
-"""Initialisation by distillation: the new tokens learn to say what their old pieces said.
+"""Distillation: trains new rows until texts get the embeddings that they had with subword tokens.
 
 The pooled embedding of a text segmented with the new tokens is pulled to the one that the base gave the same text with
 its old pieces; only the new rows move.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,12 @@ import torch
 from tqdm.auto import tqdm
 
 from vocabgraft.config.stages import DistillationParams
+from vocabgraft.data.splits import is_held_out
+from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import Embeddings
-from vocabgraft.models.precision import autocast, resolve_precision
+from vocabgraft.models.precision import autocast, in_float32, resolve_precision
 from vocabgraft.token_embeddings.sinks import RowGuard
-from vocabgraft.token_embeddings.trainable import token_rows
+from vocabgraft.token_embeddings.trainable import require_finite, token_rows
 from vocabgraft.tokens.new_token import NewToken, read_with_descriptions
 from vocabgraft.tokens.tokenizer import ExtendedToken, new_ids_in
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 RARE_TEXTS = 8
 # The report gives fidelity for tokens of at least so many texts each.
 BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64)
+LOWER_RATE = "lower distillation.learning_rate (a tenth), or set distillation.precision to float32"
 # Plain carriers for a token that too few real texts use. They say nothing about the word, so that none is untrue.
 TEMPLATES = (
     "{}",
@@ -138,12 +140,28 @@ def distil(
     Returns:
         Fidelity, the cosine to the teacher on contexts kept out of training: mean and 10th percentile, for words and
         for special tokens, before and after, by token, and by the number of real texts that a token was trained on;
-        tokens under the limit; the precision computed in.
+        tokens under the limit; the precision computed in, with the speeds that `auto` measured.
+
+    Raises:
+        VocabgraftError: if the base embeds a text as NaN or infinite, or a row becomes so.
     """
+    with in_float32(student, teacher):
+        return _distil(student, teacher, contexts, tokens, settings, seed)
+
+
+def _distil(
+    student: "SentenceTransformer",
+    teacher: "SentenceTransformer",
+    contexts: Sequence[Context],
+    tokens: Sequence[ExtendedToken],
+    settings: DistillationParams,
+    seed: int,
+) -> dict[str, Any]:
     held_out = np.array([is_held_out(context.text, settings.held_out) for context in contexts])
     train = [context for context, held in zip(contexts, held_out, strict=True) if not held]
     test = [context for context, held in zip(contexts, held_out, strict=True) if held]
-    precision = resolve_precision(settings.precision, student.device)
+    precision = resolve_precision(settings.precision, student)
+    settings = settings.model_copy(update={"precision": precision.name})
     before = fidelity(student, teacher, test, settings.batch_size)
     set_back: dict[str, int] = {}
     if train:
@@ -151,7 +169,8 @@ def distil(
     after = fidelity(student, teacher, test, settings.batch_size)
     return {
         "contexts": {"trained_on": len(train), "held_out": len(test)},
-        "precision": precision,
+        "precision": precision.name,
+        **precision.measured,
         "set_back": set_back,
         "before": _summary(before, test, tokens),
         "after": _summary(after, test, tokens),
@@ -202,8 +221,28 @@ def train_rows(
 
     Returns:
         The tokens whose row became an attention sink on the way and was set back, with how often.
+
+    Raises:
+        VocabgraftError: if a goal, the loss or a row becomes NaN or infinite.
     """
-    precision = resolve_precision(settings.precision, student.device)
+    if broken := (~goals.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
+        raise VocabgraftError(
+            f"the base embeds {len(broken)} of {len(goals)} texts as NaN or infinite, the first: "
+            f"{contexts[broken[0]].teacher_text[:80]!r}; choose a base whose weights are intact"
+        )
+    with in_float32(student):
+        return _train_rows(student, goals, contexts, tokens, settings, seed)
+
+
+def _train_rows(
+    student: "SentenceTransformer",
+    goals: torch.Tensor,
+    contexts: Sequence[Context],
+    tokens: Sequence[ExtendedToken],
+    settings: DistillationParams,
+    seed: int,
+) -> dict[str, int]:
+    precision = resolve_precision(settings.precision, student).name
     # Evaluation mode: dropout would pull the rows towards a noisy student and draw from the global generators.
     student.eval()
     generator = torch.Generator().manual_seed(seed)
@@ -219,6 +258,7 @@ def train_rows(
                 with autocast(precision, student.device):
                     embedded = _forward(student, [contexts[place].text for place in batch], _prompt(student))
                 loss = 1 - torch.nn.functional.cosine_similarity(embedded.float(), goals[batch]).mean()
+                _require_number(loss, contexts[batch[0]])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 with guard.step(optimizer):
@@ -227,7 +267,15 @@ def train_rows(
                 progress.update()
             progress.close()
         guard.finish(optimizer)
+        require_finite(rows.rows, [token.text for token in tokens], "by distillation", LOWER_RATE)
     return guard.report()
+
+
+def _require_number(loss: torch.Tensor, context: Context) -> None:
+    if not bool(loss.isfinite()):
+        raise VocabgraftError(
+            f"the loss of the distillation is {float(loss)} in the batch of {context.text[:80]!r}; {LOWER_RATE}"
+        )
 
 
 def _batches(contexts: Sequence[Context], size: int, generator: torch.Generator) -> Iterator[list[int]]:
@@ -268,11 +316,6 @@ def _forward(model: "SentenceTransformer", texts: list[str], prompt: str | None)
     return embedded
 
 
-def is_held_out(text: str, share: float) -> bool:
-    """Whether a context is kept out of training, to measure fidelity on: by a hash of it."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < share
-
-
 def _summary(cosines: Embeddings, contexts: Sequence[Context], tokens: Sequence[ExtendedToken]) -> dict[str, Any]:
     special = {token.id for token in tokens if token.kind == "special"}
     is_special = np.array([bool(special.intersection(context.tokens)) for context in contexts], dtype=bool)
@@ -301,7 +344,8 @@ def _by_token(
             }
     return {
         "by_token": figures,
-        "under_limit": sorted(text for text, figure in figures.items() if figure["mean"] < least),
+        # A mean of NaN compares false, and so counts as under the limit.
+        "under_limit": sorted(text for text, figure in figures.items() if not figure["mean"] >= least),
         "not_measured": sorted(token.text for token in tokens if token.text not in figures),
     }
 

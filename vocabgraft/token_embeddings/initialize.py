@@ -1,4 +1,4 @@
-"""Where the rows of new tokens start, before any distillation or training.
+"""Initialization methods of new rows, before any distillation or training.
 
 Every method takes the base's matrix and the new tokens and gives one row a token, from a seed of its own: the global
 generators are neither read nor changed.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.token_embeddings.trainable import require_finite
 from vocabgraft.tokens.tokenizer import ExtendedToken
 
 NEAREST = 10
@@ -40,11 +41,14 @@ def initial_rows(method: str, start: Start) -> torch.Tensor:
     """Rows of shape (tokens, width), of the type of the matrix, by a method of `METHODS`.
 
     Raises:
-        VocabgraftError: for an unknown method, or a token that a method cannot start.
+        VocabgraftError: for an unknown method, a token that a method cannot start, or a row of NaN or infinity.
     """
     if method not in METHODS:
         raise VocabgraftError(f"there is no initialisation {method!r}; allowed: {', '.join(METHODS)}")
-    return METHODS[method](start).to(start.weight)
+    rows = METHODS[method](start).to(start.weight)
+    texts = [token.text for token in start.tokens]
+    require_finite(rows, texts, f"by the initialization {method}", "choose a base whose input embeddings are finite")
+    return rows
 
 
 def random_normal(start: Start) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Attention sinks: new tokens whose trained embedding acts like the first token of a text and no longer like a word.
+"""Attention sinks: decides when a new token acts like the first token of a text, and resets its row.
 
 A transformer parks attention on its first token, whose hidden state holds a few very large values (Xiao et al., 2023,
 "Efficient Streaming Language Models with Attention Sinks"; Sun et al., 2024, "Massive Activations in Large Language

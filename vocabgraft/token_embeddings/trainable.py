@@ -1,4 +1,4 @@
-"""Trainable rows of an embedding whose other rows are frozen, at a cost that does not grow with the vocabulary."""
+"""Trainable rows of an embedding whose other rows are frozen; the cost does not depend on the vocabulary."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ ROWS = re.compile(r"\.trainable_tokens_delta\.")
 
 # The name by which a learning rate of its own is given to the rows (a regular expression over parameter names).
 ROWS_PATTERN = r"trainable_tokens_delta"
+SHOWN_TOKENS = 5
 
 
 class TokenRows(nn.Module):
@@ -39,7 +40,8 @@ class TokenRows(nn.Module):
                 "scale_grad_by_freq and sparse can have token rows"
             )
         self.embedding = embedding
-        self.rows = nn.Parameter(rows.detach().clone())
+        # Rows of a 16-bit model train in float32: in float16 Adam makes NaN of them.
+        self.rows = nn.Parameter(rows.detach().to(torch.promote_types(rows.dtype, torch.float32)).clone())
         self.register_buffer("slots", _slots(embedding, token_ids), persistent=False)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -89,6 +91,28 @@ def _peft_forward(layer: Any) -> Callable[..., torch.Tensor]:
         return _look_up(ids, slots[name], layer.trainable_tokens_delta[name], embedding)
 
     return forward
+
+
+def require_finite(rows: torch.Tensor, texts: Sequence[str], cause: str, remedy: str) -> None:
+    """Refuse rows that hold NaN or infinity where they arise: any limit that they are compared with is passed by NaN.
+
+    Args:
+        rows: shape (tokens, width).
+        texts: of the tokens, in the order of the rows.
+        cause: what made the rows, for the message.
+        remedy: what to do.
+
+    Raises:
+        VocabgraftError: naming the tokens.
+    """
+    broken = (~rows.detach().isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+    if broken:
+        shown = ", ".join(repr(texts[place]) for place in broken[:SHOWN_TOKENS])
+        more = f" and {len(broken) - SHOWN_TOKENS} more" if len(broken) > SHOWN_TOKENS else ""
+        raise VocabgraftError(
+            f"the embeddings of {len(broken)} of {len(texts)} tokens became NaN or infinite {cause} "
+            f"({shown}{more}); {remedy}"
+        )
 
 
 def only_looks_up(embedding: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""PEFT adapters over an extended vocabulary: made, split into their parts, merged."""
+"""Makes, splits and merges PEFT adapters over an extended vocabulary."""
 
 import copy
 import warnings
@@ -13,9 +13,11 @@ import torch
 from vocabgraft.config.peft_methods import FIXED
 from vocabgraft.config.training import PEFT_METHODS, ROW_METHODS, LoraParams, Method, PeftParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.absent_weights import A_TEXT, used_by_embeddings
 from vocabgraft.models.base import load_model
-from vocabgraft.models.extra_modules import custom_parameters, has_heads, load_custom_modules
+from vocabgraft.models.extra_modules import custom_parameters, load_custom_modules
 from vocabgraft.models.gate import put_gate
+from vocabgraft.models.precision import in_float32
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.token_embeddings.trainable import ROWS
 
@@ -27,8 +29,6 @@ Part = Literal["rows", "adapter", "all"]
 
 # Of an encoding, an adapter as it was trained against the same one loaded, both on a CPU: every method gave 0.
 RELOAD_TOLERANCE = 1e-5
-# Any text goes through every layer that may be trained.
-A_TEXT = "a text"
 
 
 def add_adapter(
@@ -186,21 +186,8 @@ def train_only(model: "SentenceTransformer", part: Part) -> int:
 
 
 def _freeze_unused(model: "SentenceTransformer", parameters: Sequence[torch.nn.Parameter]) -> None:
-    was_training = model.training
-    model.eval()
-    used: set[int] = set()
-    for options in ({"task": "query"}, {"task": "document"}) if has_heads(model) else ({},):
-        features = {name: _on(model.device, value) for name, value in model.preprocess([A_TEXT]).items()}
-        embedding = model(features, **options)["sentence_embedding"]
-        gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
-        used |= {place for place, gradient in enumerate(gradients) if gradient is not None}
-    for place, parameter in enumerate(parameters):
-        parameter.requires_grad_(place in used)
-    model.train(was_training)
-
-
-def _on(device: torch.device, value: Any) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+    for parameter, is_used in zip(parameters, used_by_embeddings(model, parameters), strict=True):
+        parameter.requires_grad_(is_used)
 
 
 def require_reload(
@@ -216,8 +203,10 @@ def require_reload(
     Raises:
         VocabgraftError: with the largest difference of an encoding.
     """
-    loaded = load_model(saved, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
-    before, after = (model.encode([A_TEXT, *texts], show_progress_bar=False) for model in (trained.to("cpu"), loaded))
+    # In float32, where a tolerance of 1e-5 can be kept: over a 16-bit base an adapter is rounded when it is loaded.
+    loaded = load_model(saved, device="cpu", own_modules=True, trust_remote_code=trust_remote_code, float32=True)
+    with in_float32(trained.to("cpu")):
+        before, after = (model.encode([A_TEXT, *texts], show_progress_bar=False) for model in (trained, loaded))
     difference = float(np.abs(before - after).max())
     # A figure that is not a number compares false, and so is refused.
     if not difference <= RELOAD_TOLERANCE:
@@ -261,9 +250,10 @@ def merge_adapter(resized: "SentenceTransformer", adapter: Path) -> None:
     with warnings.catch_warnings():
         # PEFT warns of a layer that it replaced itself a moment ago.
         warnings.simplefilter("ignore")
-        wrapped = PeftModel.from_pretrained(resized[0].auto_model, str(adapter))
-        merged = wrapped.merge_and_unload()
-    resized[0].auto_model = merged
+        # In 16 bits each product and sum of the merge would be rounded, not the result alone.
+        with in_float32(resized):
+            wrapped = PeftModel.from_pretrained(resized[0].auto_model, str(adapter))
+            resized[0].auto_model = wrapped.merge_and_unload()
     load_custom_modules(resized, adapter)
 
 
@@ -299,9 +289,10 @@ def remove_adapter(model: "SentenceTransformer", merge: bool) -> None:
     transformer = model[0].auto_model
     if not getattr(transformer, "peft_config", None):
         raise VocabgraftError("the model has no PEFT adapter, so there is nothing to merge or remove")
-    for name, layer in _adapter_layers(transformer):
-        parent, _, last = name.rpartition(".")
-        setattr(transformer.get_submodule(parent), last, _plain_layer(layer, merge))
+    with in_float32(model):
+        for name, layer in _adapter_layers(transformer):
+            parent, _, last = name.rpartition(".")
+            setattr(transformer.get_submodule(parent), last, _plain_layer(layer, merge))
     del transformer.peft_config
     transformer._hf_peft_config_loaded = False
     model.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Training rows only computes what they can change: every other text has an embedding that is a constant."""
+"""Caches embeddings of texts without new tokens: they cannot change while only new rows train."""
 
 import hashlib
 import tempfile

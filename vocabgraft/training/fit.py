@@ -1,4 +1,4 @@
-"""Training an adapter over an extended vocabulary with the trainer of sentence-transformers."""
+"""Trains an adapter over an extended vocabulary: phases, learning rates, datasets, result."""
 
 import math
 import tempfile
@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vocabgraft.config.datasets import RETAIN, DatasetParams, LossParams
+from vocabgraft.config.datasets import RETAIN, DatasetParams, LossParams, Split
 from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, LossEntry, works_with_constants
 from vocabgraft.config.training import ROW_METHODS, LoraParams, PhaseParams, TrainAdapterParams
 from vocabgraft.config.training_arguments import library_values
 from vocabgraft.data.accepted import AcceptedDataset
-from vocabgraft.data.splits import Split
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import encode, split_by_new_token
 from vocabgraft.models.extra_modules import custom_parameters, has_heads
-from vocabgraft.models.precision import resolve_precision
+from vocabgraft.models.precision import ChosenPrecision, in_float32, resolve_precision
 from vocabgraft.storage.artifacts import read_json
 from vocabgraft.token_embeddings.sinks import RowGuard
 from vocabgraft.token_embeddings.trainable import ROWS, ROWS_PATTERN, fast_peft_rows
@@ -59,6 +58,7 @@ class TrainingResult:
     Attributes:
         set_back: tokens whose row became an attention sink and was set back, with how often.
         untrained: new tokens that no training text holds, where the caller asked for that.
+        measured: texts per second in each precision, where `precision: auto` timed them.
     """
 
     curve: list[dict[str, Any]] = field(repr=False)
@@ -67,6 +67,7 @@ class TrainingResult:
     precision: str
     set_back: dict[str, int]
     untrained: tuple[str, ...] = ()
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def final_loss(self) -> float | None:
@@ -120,6 +121,7 @@ class Session:
     params: TrainAdapterParams
     scratch: Path
     guides: Mapping[str, "SentenceTransformer"]
+    precision: ChosenPrecision
     checkpoints: Path | None = None
     listener: "Listener | None" = None
     evaluators: Sequence[Any] = ()
@@ -188,7 +190,8 @@ def fit(
     """Put an adapter on the model (changed in place), or with `full` none, and train it on datasets in memory.
 
     Args:
-        model: with a row for each new token; it has no adapter yet.
+        model: with a row for each new token; it has no adapter yet. One stored in 16 bits trains in float32 and has
+            its type again afterwards; its adapter stays float32.
         sets: what is trained on, each with its loss.
         new_ids: ids whose rows are trained.
         params: what is trained, and how.
@@ -203,13 +206,16 @@ def fit(
     """
     from transformers import set_seed
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, in_float32(model):
         guides = load_guides([entry.loss for entry in sets if isinstance(entry.loss, LossParams)], model)
         retained = _retained(model, general_texts, new_ids, params)
         set_seed(seed)
         add_adapter(model, params.method, new_ids, params.lora, params.peft)
+        precision = resolve_precision(params.precision, model, distributed.world_size())
         trained_on = [*sets, *retained]
-        session = Session(model, trained_on, new_ids, params, Path(scratch), guides, checkpoints, listener, evaluators)
+        session = Session(
+            model, trained_on, new_ids, params, Path(scratch), guides, precision, checkpoints, listener, evaluators
+        )
         curve: list[dict[str, Any]] = []
         trainable = 0
         for number, phase in enumerate(params.phases or [PhaseParams()], start=1):
@@ -218,7 +224,9 @@ def fit(
             curve.extend({"phase": number, **entry} for entry in logged)
     model.eval()
     examples = sum(len(entry.train) for entry in sets)
-    return TrainingResult(curve, trainable, examples, _precision(model, params), dict(sorted(session.set_back.items())))
+    computed_in = "float16" if params.arguments.get("fp16") else precision.name
+    set_back = dict(sorted(session.set_back.items()))
+    return TrainingResult(curve, trainable, examples, computed_in, set_back, measured=precision.measured)
 
 
 def leave_untrained(model: "SentenceTransformer", new_ids: Sequence[int]) -> TrainingResult:
@@ -449,10 +457,6 @@ def _require_constants(entry: TrainingSet) -> None:
         )
 
 
-def _precision(model: "SentenceTransformer", params: TrainAdapterParams) -> str:
-    return "float16" if params.arguments.get("fp16") else resolve_precision(params.precision, model.device)
-
-
 def _arguments(
     session: Session, phase: PhaseParams, seed: int, evaluated: bool, checkpoints: PhaseCheckpoints | None
 ) -> Any:
@@ -481,7 +485,7 @@ def _arguments(
         "learning_rate_mapping": {ROWS_PATTERN: rows_rate} if params.method in ROW_METHODS and not only_rows else {},
         "warmup_steps": params.warmup_ratio,
         "logging_nan_inf_filter": False,
-        "bf16": _precision(model, params) == "bfloat16",
+        "bf16": session.precision.name == "bfloat16" and not params.arguments.get("fp16"),
         # Live metrics go by the listener, which knows where the store is.
         "report_to": "none",
         **_columns(model),

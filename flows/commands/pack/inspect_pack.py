@@ -1,4 +1,4 @@
-"""`vocabgraft pack inspect`: what a pack holds."""
+"""`vocabgraft pack inspect`: the contents of a pack."""
 
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ def inspect_pack(
 
 
 def describe(pack: Pack) -> dict[str, Any]:
-    """What a pack holds, without its weights."""
+    """The contents of a pack, without its weights."""
     return {
         "name": pack.name,
         "base": pack.base.model,

@@ -135,10 +135,27 @@ def test_a_raw_file_outside_the_raw_folder_is_refused(path: str, name: str) -> N
 def test_a_split_is_a_name_or_several() -> None:
     for given, names in (("a.csv", ["a.csv"]), (["a.csv", "b-*.csv"], ["a.csv", "b-*.csv"])):
         files = parse_params(put("validate_data.datasets.0.files.train", given), "x").validate_data.datasets[0].files
+        assert files is not None
         assert files.train == names
         assert files.model_dump(exclude_none=True) == {"train": given}
     for given in (3, [], ["a.csv", 3], {"a": "b"}):
         assert "validate_data.datasets.0.files.train" in complaint(put("validate_data.datasets.0.files.train", given))
+
+
+def test_rows_are_read_from_files_or_made_from_descriptions() -> None:
+    made = {"name": "terms", "format": "pairs", "from": "descriptions", "held_out": {"test": 0.2}}
+    dataset = parse_params(put("validate_data.datasets.1", made), "x").validate_data.datasets[1]
+    assert (dataset.source, dataset.files, dataset.files_of("train")) == ("descriptions", None, ())
+    # The run record and the sweep write the name that the user writes.
+    assert dataset.model_dump(exclude_none=True)["from"] == "descriptions"
+    for changed, reason in (
+        (made | {"files": {"train": "a.csv"}}, "this one has both"),
+        ({"name": "terms", "format": "pairs"}, "this one has neither"),
+        (made | {"format": "triplets"}, "set format to pairs"),
+        (made | {"from": "contexts"}, "validate_data.datasets.1.from"),
+        (made | {"source": "descriptions"}, "allowed here: name, format, from, files, held_out, loss, weight"),
+    ):
+        assert reason in complaint(put("validate_data.datasets.1", changed))
 
 
 def test_all_mistakes_are_told_at_once() -> None:

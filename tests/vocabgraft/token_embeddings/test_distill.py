@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -10,7 +11,18 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from tests.vocabgraft.conftest import Graft, load, rows_of
 from vocabgraft.config.stages import DistillationParams
-from vocabgraft.token_embeddings.distill import TEMPLATES, Context, choose_contexts, distil, fidelity, is_held_out
+from vocabgraft.data.splits import is_held_out
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.token_embeddings.distill import (
+    TEMPLATES,
+    Context,
+    _by_token,
+    choose_contexts,
+    distil,
+    fidelity,
+)
+from vocabgraft.token_embeddings.sinks import RowGuard
+from vocabgraft.tokens.tokenizer import ExtendedToken
 
 WORDS = ("stone", "liver", "sugar", "patient", "doctor", "heart", "drug", "pain")
 TEXTS = [
@@ -143,3 +155,47 @@ def test_few_contexts_are_passed_over_until_there_are_enough_steps(graft: Graft)
         distil(student, teacher, few, graft.tokens, settings, seed=3)
         reports[least] = fidelity(student, teacher, few, 16).mean()
     assert reports[60] > reports[1] + 0.01
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_models_in_float16_are_distilled_in_float32_and_stay_float16(graft: Graft, precision: str) -> None:
+    student, teacher = load(graft.resized).half(), load(graft.base).half()
+    settings = SETTINGS.model_copy(update={"precision": precision})
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    report = distil(student, teacher, contexts_of(graft), graft.tokens, settings, seed=3)
+    assert report["after"]["all"]["mean"] > report["before"]["all"]["mean"]
+    assert rows_of(student).dtype == torch.float16 and bool(rows_of(student).isfinite().all())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_a_base_that_embeds_a_text_as_nan_is_refused(graft: Graft) -> None:
+    teacher = load(graft.base)
+    with torch.no_grad():
+        rows_of(teacher)[teacher.tokenizer.convert_tokens_to_ids("liver")] = torch.nan
+    with pytest.raises(VocabgraftError, match=r"NaN or infinite.*liver"):
+        distil(load(graft.resized), teacher, contexts_of(graft), graft.tokens, SETTINGS, seed=3)
+
+
+def test_a_student_whose_loss_is_nan_is_refused(graft: Graft) -> None:
+    student = load(graft.resized)
+    with torch.no_grad():
+        student[0].auto_model.encoder.layer[0].output.dense.weight[0, 0] = torch.nan
+    with pytest.raises(VocabgraftError, match="loss of the distillation is nan"):
+        distil(student, load(graft.base), contexts_of(graft), graft.tokens, SETTINGS, seed=3)
+
+
+def test_rows_that_the_last_step_makes_infinite_are_refused_by_name(
+    graft: Graft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(guard: RowGuard, optimizer: object) -> None:
+        guard.rows.data[0] = torch.inf
+
+    monkeypatch.setattr(RowGuard, "finish", finish)
+    with pytest.raises(VocabgraftError, match=f"1 of {len(graft.tokens)} tokens.*'nephrolith'"):
+        distil(load(graft.resized), load(graft.base), contexts_of(graft), graft.tokens, SETTINGS, seed=3)
+
+
+def test_a_fidelity_of_nan_is_under_the_limit() -> None:
+    token = ExtendedToken("nephrolith", "word", "", 7, (1,), ())
+    figures = _by_token(np.array([np.nan], dtype=np.float32), [Context("t", "t", (7,), 1)], [token], 0.5)
+    assert figures["under_limit"] == ["nephrolith"]

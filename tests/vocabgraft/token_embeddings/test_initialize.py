@@ -115,3 +115,10 @@ def test_a_token_of_one_piece_is_most_like_that_piece() -> None:
 def test_an_unknown_method_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(VocabgraftError, match="no initialisation 'mean'; allowed: random_normal, vocabulary_mean"):
         started(WEIGHT, [token((2,))], "mean")
+
+
+def test_a_row_of_nan_is_refused_by_name() -> None:
+    weight = WEIGHT.clone()
+    weight[3] = torch.nan
+    with pytest.raises(VocabgraftError, match=r"1 of 2 tokens.*'renal'.*finite"):
+        started(weight, [token((2,)), token((2, 3))])
