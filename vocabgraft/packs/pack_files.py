@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.safetensors_files import read_header
+from vocabgraft.models.safetensors_header import read_header
 from vocabgraft.storage.artifacts import MANIFEST, file_sha256, new_folder, write_json, write_manifest
 from vocabgraft.tokens.new_token import KINDS
 

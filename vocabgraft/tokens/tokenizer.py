@@ -68,7 +68,10 @@ def load_raw_tokenizer(path: Path) -> "Tokenizer":
     """The Rust tokenizer of a `tokenizer.json`, without the padding and truncation that the file may ask for."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise VocabgraftError(f"{path} is damaged or incomplete ({error}); restore the model") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
