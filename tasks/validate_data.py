@@ -30,10 +30,10 @@ from vocabgraft.data.mteb import require_mteb
 from vocabgraft.data.splits import LARGEST_SHARE, NEVER_CUT, SPLITS, LargeGroup, split_of
 from vocabgraft.data.validation import count_uses, inside_others, new_tokens
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.base import check_weights, tokenizer_file
+from vocabgraft.models.base import check_weights
 from vocabgraft.models.remote_code import check_code, describe_code
 from vocabgraft.storage.artifacts import new_folder, write_json
-from vocabgraft.tokens.tokenizer import load_raw_tokenizer
+from vocabgraft.tokens.tokenizer import load_base_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -77,7 +77,7 @@ def validate_data(
     check_settings(train_adapter, resize_base, params.datasets, folder)
     if identity.code is not None:
         logger.info("remote code: %s", describe_code(identity.code))
-    tokenizer = load_raw_tokenizer(tokenizer_file(folder))
+    tokenizer = load_base_tokenizer(folder, base.trust_remote_code)
     judgement = judge(data, raw, tokenizer, params, extend_tokenizer.max_token_characters)
     _refuse_or_quarantine([*judgement.refusals, *unusable], judgement, params, site)
     accepted = {name: table.accepted for name, table in judgement.tables.items()}
