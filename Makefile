@@ -26,7 +26,7 @@ help: ## list the commands
 run: $(VENV)/.installed ## run the pipeline under Prefect; ARGS="--help" lists its options
 	vocabgraft run $(ARGS)
 
-ui: $(VENV)/.installed ## serve MLflow's and Prefect's pages on 127.0.0.1 until Ctrl-C
+ui: $(VENV)/.installed ## serve MLflow, Prefect and a page to type queries in on 127.0.0.1 until Ctrl-C
 	@vocabgraft ui $(ARGS)
 
 schedule: $(VENV)/.installed ## run the pipeline every night; ARGS='--cron "0 3 * * *"', ARGS="--help" lists its options
@@ -79,13 +79,15 @@ push: $(VENV)/.installed ## give data, models and the run cache to the remote
 pull: $(VENV)/.installed ## bring data, models and the run cache from the remote
 	dvc pull --run-cache
 
-lock: ## resolve the whole tree anew and write constraints.txt
+lock: ## resolve the whole tree anew and write constraints.txt and constraints.hashes.txt
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet -e ".[test]"
 	{ sed -n '/^#/p' constraints.txt; $(VENV)-lock/bin/pip freeze --all --exclude-editable \
 		| grep -vE ' @ |^(pip|wheel)==' | sed -E 's/\+[A-Za-z0-9.]+$$//' | LC_ALL=C sort -f; } > constraints.new
 	mv constraints.new constraints.txt
+	$(VENV)-lock/bin/pip install --quiet --dry-run --ignore-installed --report - -c constraints.txt -e ".[test]" \
+		| $(PYTHON) .ci/hashes.py > constraints.hashes.txt
 	rm -rf $(VENV)-lock
 
 clean: ## delete what a run made, except the DVC cache and the registry

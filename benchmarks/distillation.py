@@ -52,7 +52,7 @@ def main() -> None:
     tokens = extend_tokenizer(tokenizer, raw, [NewToken(word, "word", "") for word in words], 64)
     contexts = find_contexts(_texts(words, args.contexts), tokenizer, tokens, None)
     settings = DistillationParams(held_out=0.0)
-    table = Table(title=f"distillation on {model.device}, {resolve_precision('auto', model.device)}")
+    table = Table(title=f"distillation on {model.device}, {resolve_precision('auto', model).name}")
     for heading in ("what", "seen", "goal"):
         table.add_column(heading)
     ratio = _ratio_of_a_step(model, tokenizer, tokens, contexts, settings, args.repeats)

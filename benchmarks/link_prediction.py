@@ -139,7 +139,7 @@ class Bench:
         weight = self.base[0].auto_model.get_input_embeddings().weight.detach().cpu()
         start = Start(weight, tuple(self.tokens), self.tokenizer.unk_token_id, seed)
         self.start = initial_rows("description_mean", start)
-        self.precision = resolve_precision("auto", self.base.device)
+        self.precision = resolve_precision("auto", self.base).name
 
         self.entities = self._encode_entities()
 

@@ -30,10 +30,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.chmo import DEFAULT_DATA, load_chmo, new_words, paired_interval
+from vocabgraft.config.datasets import Split
 from vocabgraft.config.params import load_params
 from vocabgraft.config.training import TrainAdapterParams
 from vocabgraft.data.accepted import AcceptedDataset, read_datasets
-from vocabgraft.data.splits import Split
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.evaluation.retrieval import RetrievalSet, ranks, retrieval_set
 from vocabgraft.models.base import load_model, locate_base, tokenizer_file
@@ -160,7 +160,7 @@ def _compare(case: Case, path: Path, rounds: int, steps: int | None) -> None:
     console = Console(width=140)
     for precision in PRECISIONS:
         model = load_model(Path(case.resized))
-        computed_in = resolve_precision("auto", model.device)
+        computed_in = resolve_precision("auto", model).name
         if precision == "bfloat16" and computed_in != precision:
             console.print(f"bfloat16: absent, the device {model.device} has no instructions that multiply it")
             continue

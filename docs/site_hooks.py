@@ -1,4 +1,4 @@
-"""Pages of the site that are made at build: the files of the project's root, every setting, the API, the rooms.
+"""Pages that the build of the site generates: the files of the project's root, the settings, the API, the rooms.
 
 MkDocs calls the functions `on_...` (mkdocs.yml names this file).
 """
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-# Files of the root and their pages. Links between them and docs/ work on a Git host, and are rewritten for the site.
+# Files of the root and their pages. Links between them and docs/ work on a Git host; the site gets rewritten ones.
 ROOT_PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-# Other files that pages link: the page that shows the same, or None, where the link's text is enough.
+# Other files that pages link to: the page with the same content, or None to show the link's text alone.
 SHOWN_BY = {
     "docs/README.md": "index.md",
     "params.yaml": "params.md",
@@ -26,7 +26,7 @@ ROOMS_MARK = "<!-- rooms -->"
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that are no files of docs/."""
+    """Add the pages that are not files of docs/."""
     from mkdocs.structure.files import File
 
     made = {page: (ROOT / name).read_text(encoding="utf-8") for name, page in ROOT_PAGES.items()}
@@ -37,13 +37,13 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill in the rooms, and let links to files of the project lead to pages of the site."""
+    """Fill in the rooms, and rewrite links to files of the project as links to pages."""
     source = {made: name for name, made in ROOT_PAGES.items()}.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     return site_links(markdown.replace(ROOMS_MARK, "\n".join(rooms())), posixpath.dirname(source))
 
 
 def site_links(markdown: str, folder: str) -> str:
-    """A page's Markdown with its links to files as links to pages; `folder` is the page's, below the root."""
+    """Rewrite links to files as links to pages; `folder` is the page's folder, relative to the root."""
 
     def replaced(found: re.Match[str]) -> str:
         text, target, anchor = found[1], found[2], found[3] or ""
@@ -58,47 +58,80 @@ def site_links(markdown: str, folder: str) -> str:
     return LINK.sub(replaced, markdown)
 
 
+class Settings:
+    """The sections of params.yaml.
+
+    Attributes:
+        schema: the JSON schema of `Params`.
+        known: the schema of each class of parameters, by its name.
+        keys: the dotted key of each of these classes in params.yaml, in the order of the file.
+    """
+
+    def __init__(self) -> None:
+        from vocabgraft.config.params import Params
+
+        self.schema = Params.model_json_schema()
+        self.known = self.schema["$defs"]
+        self.keys = dict(self._sections(self.schema, ""))
+
+    def _sections(self, schema: Any, prefix: str) -> Iterator[tuple[str, str]]:
+        for key, field in schema["properties"].items():
+            for name in re.findall(r"#/\$defs/(\w+)", json.dumps(field)):
+                if self.known[name].get("properties"):
+                    yield name, prefix + key
+                    yield from self._sections(self.known[name], f"{prefix}{key}.")
+
+    def page(self) -> Iterator[str]:
+        """Lines of a table of the top-level keys, and of a chapter for each section."""
+        yield from ("", "## Top level", "", *self._table(self.schema))
+        for name, key in self.keys.items():
+            summary, _ = _described(self.known[name])
+            yield from ("", f"## `{key}`", "", summary, "", *self._table(self.known[name]))
+
+    def _table(self, schema: Any) -> Iterator[str]:
+        _, meanings = _described(schema)
+        required = schema.get("required", ())
+        yield from ("| key | type | default | meaning |", "|---|---|---|---|")
+        for key, field in schema["properties"].items():
+            default = "required" if key in required else f"`{json.dumps(_plain(field.get('default')))}`"
+            meaning = meanings.get(key, "").replace("|", "\\|")
+            yield f"| `{key}` | {self._type(field)} | {default} | {meaning} |"
+
+    def _type(self, field: Any) -> str:
+        if "$ref" in field:
+            name = field["$ref"].rsplit("/", 1)[1]
+            if name not in self.keys:
+                return self._type(self.known[name])
+            # Python-Markdown drops the dots of a heading from its anchor.
+            return f"[{self.keys[name]}](#{self.keys[name].replace('.', '')})"
+        if "anyOf" in field:
+            return " or ".join(self._type(choice) for choice in field["anyOf"])
+        if field.get("type") == "array":
+            return f"list of {self._type(field.get('items', {}))}"
+        if isinstance(values := field.get("additionalProperties"), dict):
+            return f"mapping to {self._type(values)}"
+        return _simple_type(field)
+
+
 def params_page() -> str:
     """Every setting of params.yaml with its type, its default and its meaning, from the typed parameters."""
-    from vocabgraft.config.params import Params
-
-    schema = Params.model_json_schema()
-    known = schema["$defs"]
     lines = [
         "# Every setting",
         "",
-        "Made from the typed parameters (`vocabgraft/config/`). The shipped file with its comments is at the end.",
+        "Generated from the typed parameters (`vocabgraft/config/`). The shipped file with its comments is at the end.",
+        *Settings().page(),
     ]
-    rest = [name for name in known if any(True for _ in known[name].get("properties", {}))]
-    lines += ["", "## Top level", "", *_table(schema, known)]
-    for name in rest:
-        lines += ["", f"## {name}", "", *_section(known[name], known)]
     shipped = (ROOT / "params.yaml").read_text(encoding="utf-8")
     return "\n".join([*lines, "", "## The shipped params.yaml", "", "```yaml", shipped.rstrip(), "```", ""])
 
 
-def _section(schema: Any, known: Any) -> Iterator[str]:
-    summary, _ = _described(schema)
-    yield from (summary, "", *_table(schema, known))
-
-
-def _table(schema: Any, known: Any) -> Iterator[str]:
-    _, meanings = _described(schema)
-    required = schema.get("required", ())
-    yield from ("| key | type | default | meaning |", "|---|---|---|---|")
-    for key, field in schema["properties"].items():
-        default = "required" if key in required else f"`{json.dumps(_plain(field.get('default')))}`"
-        meaning = meanings.get(key, "").replace("|", "\\|")
-        yield f"| `{key}` | {_type(field, known)} | {default} | {meaning} |"
-
-
 def _plain(default: Any) -> Any:
-    """A default that is a section of its own is described there."""
+    """The default; that of a section is in the section's own table."""
     return {} if isinstance(default, dict) else default
 
 
 def _described(schema: Any) -> tuple[str, dict[str, str]]:
-    """The docstring of a section without its attributes, and the meaning of each attribute."""
+    """A section's docstring without its attributes, and the meaning of each attribute."""
     from griffe import Docstring, DocstringSectionKind
 
     prose, meanings = [], {}
@@ -110,32 +143,28 @@ def _described(schema: Any) -> tuple[str, dict[str, str]]:
     return "\n\n".join(prose), meanings
 
 
-def _type(field: Any, known: Any) -> str:
-    if "$ref" in field:
-        name = field["$ref"].rsplit("/", 1)[1]
-        return f"[{name}](#{name.lower()})" if known[name].get("properties") else _type(known[name], known)
-    if "anyOf" in field:
-        return " or ".join(_type(choice, known) for choice in field["anyOf"])
-    if "enum" in field:
-        return ", ".join(f"`{value}`" for value in field["enum"])
-    if "const" in field:
-        return f"`{field['const']}`"
-    if field.get("type") == "array":
-        return f"list of {_type(field.get('items', {}), known)}"
-    return f"{field.get('type', 'mapping')}{_limits(field)}"
+def _simple_type(field: Any) -> str:
+    if values := field.get("enum", [field["const"]] if "const" in field else []):
+        return ", ".join(f"`{value}`" for value in values)
+    return f"{field.get('type', 'mapping').replace('object', 'mapping')}{_limits(field)}"
 
 
 def _limits(field: Any) -> str:
     words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
-    told = [f"{word} {field[key]:g}" for key, word in words.items() if key in field]
-    return f" ({', '.join(told)})" if told else ""
+    limits = [f"{word} {field[key]:g}" for key, word in words.items() if key in field]
+    return f" ({', '.join(limits)})" if limits else ""
 
 
 def api_page() -> str:
-    """The reference of every public name; mkdocstrings fills it in from the docstrings."""
+    """The reference of every public name, which mkdocstrings fills in from the docstrings."""
     import vocabgraft
 
-    parts = ["# Python API", "", "All of these are names of `vocabgraft`. [Python](python.md) shows them at work.", ""]
+    parts = [
+        "# Python API",
+        "",
+        "All of these are names in `vocabgraft`. [Python](python.md) shows how to use them.",
+        "",
+    ]
     for name in sorted(vocabgraft._MODULES, key=lambda name: (name[0].isupper(), name)):
         module = f"vocabgraft.{vocabgraft._MODULES[name]}"
         parts += [f"::: {module}.{name}", ""]

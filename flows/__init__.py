@@ -1,1 +1,1 @@
-"""Prefect flows over the DAG that dvc.yaml defines."""
+"""Orchestration and commands: the DAG of dvc.yaml, run with or without Prefect."""

@@ -1,4 +1,4 @@
-"""`vocabgraft run`, by the name that cron lines and images know: python -m flows.build_model --help."""
+"""`python -m flows.build_model`: the same as `vocabgraft run`, for cron lines and images."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""The command `vocabgraft`: one table of commands, each imported only when it is chosen.
+"""The command `vocabgraft`: the table of commands, each imported when it is chosen, and the exit codes.
 
-`--help` imports typer and rich alone (0.2 s of CPU); Prefect, DVC, MLflow or torch would add seconds.
+`--help` imports only typer and rich (0.2 s of CPU). Prefect, DVC, MLflow or torch would add seconds.
 """
 
 import gc
@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import warn
 
 USAGE_ERROR = 2
 EXIT_CODES = """Exit codes:
@@ -23,9 +24,9 @@ EXIT_CODES = """Exit codes:
 
 1  a stage, a check or a point of a sweep failed
 
-2  nothing was done: an option, a file, a setting or a gate stands in the way
+2  nothing was done: an option, a file, a setting or a gate prevents it
 
-3  all is done, but the report or the log of it could not be written
+3  everything is done, but its report or log could not be written
 
 130, 143  stopped by Ctrl-C or by SIGTERM"""
 SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}}
@@ -36,7 +37,7 @@ class Entry:
     """A command: `module:function` below flows.commands, its one-line help, and an example.
 
     Attributes:
-        passes_on: whether arguments that the signature lacks are passed on instead of refused.
+        passes_on: whether unknown arguments are passed on instead of refused.
     """
 
     target: str
@@ -61,6 +62,11 @@ COMMANDS: Table = {
         "Run the stages of dvc.yaml whose inputs changed.",
         "vocabgraft run --set train_adapter.epochs=2 --until evaluate_model",
     ),
+    "new": Entry(
+        "new:new",
+        "Make a project of your own from your own files.",
+        "vocabgraft new clinic --vocabulary words.csv --pairs pairs.csv --corpus notes.txt",
+    ),
     "sweep": Entry(
         "sweep:sweep",
         "Run a grid of parameters, each point in a copy of the project.",
@@ -68,7 +74,7 @@ COMMANDS: Table = {
     ),
     "schedule": Entry(
         "schedule:schedule",
-        "Run the pipeline by the clock until Ctrl-C.",
+        "Run the pipeline at fixed times until Ctrl-C.",
         'vocabgraft schedule --cron "0 3 * * *" --timezone Europe/Berlin',
     ),
     "report": Entry(
@@ -78,14 +84,24 @@ COMMANDS: Table = {
     ),
     "ui": Entry(
         "ui:ui",
-        "Serve the pages of MLflow and Prefect on this machine until Ctrl-C.",
-        "vocabgraft ui --mlflow-port 5001",
+        "Serve the pages of MLflow and Prefect, and one to try models on, until Ctrl-C.",
+        "vocabgraft ui --corpus docs.jsonl --column body",
     ),
     "stage": Entry(
         "stage:stage",
         "Run one stage here, without DVC or Prefect.",
         "vocabgraft stage evaluate_model",
         passes_on=True,
+    ),
+    "export": Entry(
+        "export:export_model",
+        "Write a model as ONNX, and measure what the export keeps.",
+        "vocabgraft export models:/clinic@champion --to onnx --precision int8 --out clinic-onnx",
+    ),
+    "publish": Entry(
+        "publish:publish_model",
+        "Share a model on a model hub: files, card and vocabulary pack in one commit.",
+        "vocabgraft publish models:/clinic@champion --repo clinic/minilm --license apache-2.0 --dry-run",
     ),
     "registry": Group(
         "The versions of the registered model.",
@@ -107,7 +123,7 @@ COMMANDS: Table = {
             ),
             "compare": Entry(
                 "registry.compare:compare_versions",
-                "Compare two versions: embeddings of the same texts, and metrics.",
+                "Compare two versions: what changed, embeddings of the same texts, and metrics.",
                 'vocabgraft registry compare 6 7 --text "renal colic"',
             ),
             "prune": Entry(
@@ -143,7 +159,7 @@ COMMANDS: Table = {
         },
     ),
     "vocab": Group(
-        "Which words to add, and where they come from.",
+        "Choose words to add, or import them.",
         {
             "plan": Entry(
                 "vocab.plan:plan_words",
@@ -178,7 +194,7 @@ COMMANDS: Table = {
         },
     ),
     "index": Group(
-        "An index of embeddings, and what a new model does to it.",
+        "Update an index of embeddings for a new model.",
         {
             "reembed": Entry(
                 "index.reembed:reembed_index",
@@ -206,18 +222,18 @@ class Commands(TyperGroup):
         return list(self.table)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command by its name: with its one-line help alone, so that a list of them imports nothing."""
+        """A command by name, with only its one-line help, so that listing commands imports nothing."""
         entry = self.table.get(cmd_name)
         return None if entry is None else TyperCommand(cmd_name, help=entry.summary)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the arguments choose, imported."""
+        """Import the command that the arguments choose."""
         if args[0] not in self.table:
             ctx.fail(f"there is no command {args[0]!r}; allowed: {', '.join(self.table)}")
         return args[0], _load(args[0], self.table[args[0]]), args[1:]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Show the help where nothing is chosen."""
+        """Show the help if no command is given."""
         return super().parse_args(ctx, args or ["--help"])
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
@@ -249,7 +265,7 @@ app = typer.Typer(
 
 @app.callback()
 def _vocabgraft() -> None:
-    """Graft new words onto a sentence-embedding model, and prove that nothing else moved.
+    """Graft new words onto a sentence-embedding model, and prove that nothing else changed.
 
     MODEL and PACK are a folder, a Hub id, package:MODULE/FOLDER or models:/NAME@ALIAS.
     """
@@ -260,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         app(args=arguments, prog_name="vocabgraft")
     finally:
-        # Everything ends with the process; collecting Prefect's objects first takes half a second.
+        # Collecting Prefect's objects at exit would take half a second.
         gc.freeze()
     raise AssertionError
 
@@ -284,7 +300,7 @@ def _load(name: str, entry: Entry | Group) -> Any:
 
 
 def _fail(message: str) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
+    warn(message)
     sys.exit(USAGE_ERROR)
 
 

@@ -1,11 +1,13 @@
-"""The flow under Prefect: every stage a task run, with its log, progress, artifacts and assets there.
+"""A run as a Prefect flow: each stage is a task run, with its log, progress, artifacts and assets.
 
 Importing Prefect takes two to three seconds, so `flows.build_model --no-server` does not import this module.
 """
 
+import csv
 import logging
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from prefect import allow_failure, flow, get_run_logger, task
@@ -23,21 +25,41 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.console import LOGS, LogFiles
 from flows.engine.dag import Planned, Stage
+from flows.engine.prefect_run import harmless
 from flows.engine.run_record import failures
-from flows.engine.scheduler import Body, StageRuns
+from flows.engine.scheduler import Body, StageRuns, Watch
 from flows.engine.stage_outcome import Outcome, StageResult
 from flows.reporting.gather import REPORT
 from flows.reporting.publish import metrics_against_champion
 from flows.run import ROOT, Finished, Prepared, RunOptions, execute, prepared_run
 from flows.summary import markdown
+from tasks.registry.git import commit
+from vocabgraft.config.params import load_params
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import printable
 
-# Of an asset in Prefect.
+# Prefect's limit for the key of an asset.
 KEY_LENGTH = 512
+RAW = Path("data/raw")
+SHOWN_OF_A_COMMIT = 8
 
 
-@flow(name="build_model", persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=256))  # type: ignore[arg-type]
+def served_name() -> str:
+    """The name of a run that Prefect starts; one whose params.yaml is wrong says so when it runs."""
+    try:
+        return run_name(RunOptions())
+    except VocabgraftError:
+        return "build_model"
+
+
+@flow(
+    name="build_model",
+    flow_run_name=served_name,
+    persist_result=False,
+    task_runner=ThreadPoolTaskRunner(max_workers=256),  # type: ignore[arg-type]
+)
 def build_model(
     until: str | None = None,
     only: str | None = None,
@@ -48,52 +70,79 @@ def build_model(
     wait: bool = True,
     ray: str | None = None,
 ) -> Any:
-    """The whole of it as a flow that can be served or deployed; it runs in the project's folder.
+    """A run as a flow that can be served or deployed. It runs in the project's folder.
 
-    Its parameters are those of `python -m flows.build_model`; where another run holds the workspace it waits.
+    Its parameters are those of `vocabgraft run`. If another run holds the workspace, it waits.
     """
     try:
         options = RunOptions(tuple(settings), until, only, force, keep_going, jobs, wait, ray)
         with prepared_run(options, get_run_logger().info) as prepared:
-            return _state(_run(prepared))
+            return _state(_run(prepared, LogFiles(ROOT / LOGS)))
     except VocabgraftError as error:
-        return Failed(message=str(error))
+        return Failed(message=printable(str(error)))
 
 
-def run_prepared(prepared: Prepared) -> Finished:
-    """Run a plan that is made already as a flow.
+def run_prepared(prepared: Prepared, watch: Watch | None = None) -> Finished:
+    """Run a finished plan as a flow.
 
     Raises:
-        VocabgraftError: when the flow ended before its stages did.
+        VocabgraftError: if the flow ended before its stages did.
     """
     finished: list[Finished] = []
     options = prepared.options
 
     def body(until: str | None, only: str | None, force: bool, keep_going: bool, jobs: int) -> Any:
-        finished.append(_run(prepared))
+        finished.append(_run(prepared, watch))
         return _state(finished[0])
 
     named = flow(
         name="build_model",
-        flow_run_name=f"until {options.until}" if options.until else f"only {options.only}" if options.only else None,
+        flow_run_name=run_name(options),
         task_runner=ThreadPoolTaskRunner(max_workers=prepared.jobs),  # type: ignore[arg-type]
         persist_result=False,
         validate_parameters=False,
     )(body)
     named(options.until, options.only, options.force, options.keep_going, prepared.jobs, return_state=True)
     if not finished:
-        raise VocabgraftError("the flow ended before its stages did; its log above says why")
+        raise VocabgraftError("the flow ended before its stages did; the log above gives the reason")
     return finished[0]
 
 
-def _run(prepared: Prepared) -> Finished:
-    finished = execute(prepared, _run_as_tasks, str(flow_run.id))
-    create_markdown_artifact(markdown(finished.results), key="build-model", description="What became of each stage")
+def run_name(options: RunOptions) -> str:
+    """What a run is: the model's name, its words, the method and the commit, and how far it goes."""
+    params = load_params()
+    parts = [params.register_model.name]
+    if words := _words(ROOT / RAW / params.validate_data.vocabulary):
+        parts.append(f"{words:,} words")
+    parts += [params.train_adapter.method, (commit() or "")[:SHOWN_OF_A_COMMIT]]
+    parts += [f"until {options.until}"] if options.until else [f"only {options.only}"] if options.only else []
+    return ", ".join(part for part in parts if part)
+
+
+def _words(vocabulary: Path) -> int:
+    """The rows of the vocabulary's file; 0 where it is no CSV file, as another project's may be."""
+    if vocabulary.suffix != ".csv" or not vocabulary.is_file():
+        return 0
+    with vocabulary.open(encoding="utf-8", errors="replace", newline="") as stream:
+        return max(0, sum(1 for row in csv.reader(stream) if row) - 1)
+
+
+def _run(prepared: Prepared, watch: Watch | None = None) -> Finished:
+    finished = execute(prepared, _run_as_tasks, str(flow_run.id), watch)
+    with harmless("the artifacts of the run are not in Prefect"):
+        _create_artifacts(finished)
+    return finished
+
+
+def _create_artifacts(finished: Finished) -> None:
+    table = printable(markdown(finished.results))
+    create_markdown_artifact(table, key="build-model", description="The outcome of each stage")
     if finished.told:
         create_link_artifact((ROOT / REPORT).resolve().as_uri(), key="report-page", link_text="the report")
-        if table := metrics_against_champion(finished.stages, finished.results, ROOT):
-            create_markdown_artifact(table, key="metrics", description="This model against the champion")
-    return finished
+        if compared := metrics_against_champion(finished.stages, finished.results, ROOT):
+            create_markdown_artifact(
+                printable(compared), key="metrics", description="This model compared with the champion"
+            )
 
 
 def _state(finished: Finished) -> Any:
@@ -109,7 +158,8 @@ def _run_as_tasks(runs: StageRuns) -> list[StageResult]:
 
     def submit(entry: Planned, body: Body, done: Callable[[], None]) -> None:
         name = entry.stage.name
-        # They have ended; this draws the edges of the graph. Behind a cancelled one Prefect would not start it at all.
+        # These have ended; waiting for them draws the edges of the graph. A cancelled one would keep Prefect from
+        # starting this stage at all.
         upstream = [futures[n] for n in entry.stage.upstream if n in futures and not _is_cancelled(futures[n])]
         named = run_stage.with_options(name=name, task_run_name=name)
         future: Any = named.submit(
@@ -132,7 +182,7 @@ def _is_cancelled(future: Any) -> bool:
 
 
 class _Unresolved:
-    """A stage's body, which Prefect need not search for futures, copy or hash."""
+    """Wraps a stage's body, so that Prefect does not search it for futures, copy or hash it."""
 
     def __init__(self, body: Body) -> None:
         self.body = body
@@ -140,7 +190,7 @@ class _Unresolved:
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: Stage, wrapped: _Unresolved) -> Any:
-    """One stage as a task run, whose final state has the name of its outcome."""
+    """One stage as a task run; the final state is named after the outcome."""
     result = wrapped.body(_TaskRunLog(stage.name, get_run_logger()))
     name, message = result.outcome.value, result.explanation() or None
     if result.outcome is Outcome.CANCELLED:
@@ -149,12 +199,13 @@ def run_stage(stage: Stage, wrapped: _Unresolved) -> Any:
         return Failed(name=name, message=message)
     state: Any = Completed(name=name, message=message)
     if result.outcome is not Outcome.UNCHANGED:
-        _emit_assets(stage, result, state)
+        with harmless(f"the assets of {stage.name} are not in Prefect"):
+            _emit_assets(stage, result, state)
     return state
 
 
 class _TaskRunLog:
-    """A stage's lines in the task run's log, and its progress bar as an artifact of it."""
+    """Sends a stage's lines to the task run's log, and its progress bar to an artifact."""
 
     def __init__(self, name: str, logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
         self._name = name
@@ -162,25 +213,25 @@ class _TaskRunLog:
         self._artifact: Any = None
 
     def line(self, text: str) -> None:
-        """Log it."""
+        """Log a line."""
         self._logger.info(text)
 
     def progress(self, percent: float) -> None:
-        """Show it."""
+        """Show the progress."""
         if self._artifact is None:
-            self._artifact = create_progress_artifact(percent, description=f"{self._name} at work")
+            self._artifact = create_progress_artifact(percent, description=f"progress of {self._name}")
         else:
             update_progress_artifact(self._artifact, percent)
 
 
 def asset_key(project: str, out: str) -> str:
-    """The name of a stage's output as an asset; Prefect refuses spaces there, and % too."""
+    """The asset key of a stage's output; Prefect refuses spaces and % in it."""
     path = re.sub(r"[^\w.\-/]", "_", f"{project}/{out}")
     return f"dvc://{path}"[:KEY_LENGTH]
 
 
 def _emit_assets(stage: Stage, result: StageResult, state: Any) -> None:
-    """Tell Prefect that a stage's outputs were made; what did not change was not."""
+    """Report the outputs that a stage made to Prefect; unchanged stages make none."""
     assets = {Asset(key=asset_key(ROOT.resolve().name, out.as_posix())) for out in stage.outs}
     metadata = {"seconds": round(result.seconds, 1), "outcome": result.outcome.value, "why": result.reason}
     AssetContext(

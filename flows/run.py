@@ -1,4 +1,4 @@
-"""From the options of a run to its plan, in a workspace that is locked for it."""
+"""One run: its options, its plan in a locked workspace, and its execution."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from flows.engine.edit_params import difference, edit_params, edited
 from flows.engine.lock_file import repro_order, settle
 from flows.engine.registry_state import REGISTERING_STAGE, require_registry
 from flows.engine.run_record import FlowRun
-from flows.engine.scheduler import Elsewhere, StageRuns, default_jobs
+from flows.engine.scheduler import Elsewhere, StageRuns, Watch, default_jobs
 from flows.engine.stage_outcome import StageResult
 from flows.engine.stage_run import DvcProcesses, Inspection
 from flows.engine.workspace import check_lock_file, workspace
@@ -28,24 +28,25 @@ from vocabgraft.storage.artifacts import read_json
 DVC_FILE = Path("dvc.yaml")
 IDENTIFYING_STAGE = "validate_data"
 ROOT = Path()
-# Exit codes. All stages are done and the model is where it belongs, but the report of it could not be written.
+# Exit code: all stages are done and the model is registered, but the report could not be written.
 NO_REPORT = 3
-# As a shell has it: 128 and the signal's number.
+# Exit code after a signal, as in a shell: 128 plus the signal's number.
 SIGNALLED = 128
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is asked for.
+    """The options of a run.
 
     Attributes:
-        settings: assignments `SECTION.KEY=VALUE` to edit params.yaml by first.
-        until: the last stage, `only` the one stage to run; None for all.
-        force: whether stages run that did not change.
-        keep_going: whether a failure stops only what needs the failed stage.
-        jobs: how many stages run at the same time; None for the default.
-        wait: whether to wait for another run in this workspace instead of ending at once.
-        ray: the address of a Ray cluster for the stages whose `meta` names resources; None: they run here too.
+        settings: assignments `SECTION.KEY=VALUE`, applied to params.yaml first.
+        until: last stage to run; None for all.
+        only: the only stage to run; None for all.
+        force: whether unchanged stages run too.
+        keep_going: whether a failure stops only the stages that need the failed one.
+        jobs: number of stages at the same time; None for the default.
+        wait: whether to wait for another run in this workspace instead of refusing.
+        ray: address of a Ray cluster for the stages whose `meta` has resources; None runs them here too.
     """
 
     settings: tuple[str, ...] = ()
@@ -59,14 +60,14 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         if self.until is not None and self.only is not None:
-            raise VocabgraftError(f"--until {self.until} and --only {self.only} exclude each other; give one of them")
+            raise VocabgraftError(f"--until {self.until} and --only {self.only} exclude each other; give only one")
         if self.jobs is not None and self.jobs < 1:
-            raise VocabgraftError(f"--jobs is {self.jobs}; it should be 1 or more")
+            raise VocabgraftError(f"--jobs is {self.jobs}; it must be 1 or more")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan in a locked workspace: what `execute` needs."""
+    """A plan in a locked workspace, ready for `execute`."""
 
     options: RunOptions
     started: datetime
@@ -76,7 +77,7 @@ class Prepared:
 
     @property
     def jobs(self) -> int:
-        """How many stages run at the same time."""
+        """Number of stages that run at the same time."""
         return self.options.jobs or default_jobs()
 
 
@@ -91,7 +92,7 @@ class Finished:
 
     @property
     def failed(self) -> list[str]:
-        """The stages that are not done."""
+        """Names of the stages that did not succeed."""
         return [result.name for result in self.results if not result.outcome.succeeded]
 
 
@@ -99,12 +100,12 @@ class Finished:
 def prepared_run(
     options: RunOptions, say: Callable[[str], None], meanwhile: Callable[[], None] = lambda: None
 ) -> Iterator[Prepared]:
-    """Lock the workspace, put in order what a killed run left, and plan; a plan that fails is told in the report.
+    """Lock the workspace, repair what a killed run left, and plan. If planning fails, the report says so.
 
     `meanwhile` is called while another process reads the DAG.
 
     Raises:
-        VocabgraftError: when another run holds the workspace, or nothing can be planned.
+        VocabgraftError: if another run holds the workspace, or planning fails.
     """
     started = datetime.now(UTC)
     with workspace(ROOT, options.wait, say) as lock:
@@ -128,12 +129,12 @@ def prepared_run(
 
 
 def make_plan(options: RunOptions, say: Callable[[str], None]) -> tuple[list[Stage], list[Planned]]:
-    """Every stage, and those of this run with their reasons to run, as if params.yaml had the settings already.
+    """All stages, and the stages of this run with their reasons, as if params.yaml already had the settings.
 
-    No file of the project is written; DVC keeps what it knows of files in its own folder.
+    Writes no file of the project; DVC caches file hashes in its own folder.
 
     Raises:
-        VocabgraftError: for settings, stages or files that are wrong.
+        VocabgraftError: for wrong settings, stages or files.
     """
     check_lock_file(ROOT / "dvc.lock")
     text = read_params_text(PARAMS_FILE)
@@ -146,7 +147,7 @@ def make_plan(options: RunOptions, say: Callable[[str], None]) -> tuple[list[Sta
 
 
 def _check(options: RunOptions, params: Params, say: Callable[[str], None]) -> None:
-    """What validate_data checks first of all in a run; of a DAG without that stage nothing."""
+    """Run the checks with which validate_data starts; nothing if the DAG lacks that stage."""
     command = arguments_in_dvc_yaml(IDENTIFYING_STAGE)
     if not command:
         return
@@ -157,9 +158,9 @@ def _check(options: RunOptions, params: Params, say: Callable[[str], None]) -> N
 def _plan_beside(
     processes: DvcProcesses, options: RunOptions, say: Callable[[str], None], meanwhile: Callable[[], None]
 ) -> tuple[list[Stage], list[Planned]]:
-    """`make_plan` of a run, which edits params.yaml, with the DAG read in another process.
+    """The plan of a run: edits params.yaml, and reads the DAG in another process.
 
-    Importing DVC and reading the DAG take over a second of CPU.
+    Importing DVC and reading the DAG take more than a second of CPU.
     """
     processes.warm_up()
     check_lock_file(ROOT / "dvc.lock")
@@ -178,12 +179,15 @@ def _planned(
 
 
 def execute(
-    prepared: Prepared, run: Callable[[StageRuns], list[StageResult]], prefect_run: str | None = None
+    prepared: Prepared,
+    run: Callable[[StageRuns], list[StageResult]],
+    prefect_run: str | None = None,
+    watch: Watch | None = None,
 ) -> Finished:
     """Run the planned stages, leave dvc.lock as `dvc repro` would, and publish the results."""
     keep_going, jobs = prepared.options.keep_going, prepared.jobs
     with repro_order(ROOT, prepared.stages), _cluster(prepared.options.ray) as elsewhere:
-        runs = StageRuns(prepared.planned, ROOT, prepared.processes, jobs, keep_going, elsewhere)
+        runs = StageRuns(prepared.planned, ROOT, prepared.processes, jobs, keep_going, elsewhere, watch)
         results = run(runs)
     record = FlowRun(prepared.started, prepared.stages, results, prefect_run=prefect_run)
     told = publish(record, ROOT)
@@ -209,7 +213,7 @@ def _forced(stages: Sequence[Stage], options: RunOptions, base: BaseParams) -> f
 
 
 def base_moved(stages: Sequence[Stage], base: BaseParams) -> bool:
-    """Whether a base that may change under the same name (an alias, a folder) is another than the last run's."""
+    """Whether the base differs from that of the last run, although its name (an alias, a folder) is the same."""
     floating = base.model.startswith(REGISTRY_PREFIX) or Path(base.model).is_dir()
     identity = _output(stages, IDENTIFYING_STAGE, "base.json")
     if not floating or identity is None or _is_own_result(stages, base.model):
@@ -220,7 +224,7 @@ def base_moved(stages: Sequence[Stage], base: BaseParams) -> bool:
 
 
 def _is_own_result(stages: Sequence[Stage], model: str) -> bool:
-    """Whether a registered model is what this chain made: growing on it again would find nothing to add."""
+    """Whether this pipeline made the registered model; growing on it again would add nothing."""
     registration = _output(stages, REGISTERING_STAGE, "registration.json")
     if registration is None or not model.startswith(REGISTRY_PREFIX):
         return False
@@ -230,6 +234,6 @@ def _is_own_result(stages: Sequence[Stage], model: str) -> bool:
 
 
 def _output(stages: Sequence[Stage], name: str, file: str) -> Path | None:
-    """A file of a stage's output, where the graph has the stage and the file is there."""
+    """A file of a stage's output; None if the stage or the file does not exist."""
     found = next((stage.outs[0] / file for stage in stages if stage.name == name), None)
     return found if found is not None and found.is_file() else None

@@ -1,4 +1,4 @@
-"""The short table at the end of a run."""
+"""The tables and lines that a run prints at its end."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +15,8 @@ from tasks.registry.gate_results import GateResult, Verdict, told
 from vocabgraft.storage.artifacts import read_json
 
 HEADINGS_OF_STAGES = ("stage", "state", "seconds", "saved", "why")
-# The models that may have been scored, as the table calls them.
 STYLES: dict[Verdict, str] = {"holds": "", "not met": "red", "not shown": "yellow"}
+# The models that may have been scored, and their headings.
 HEADINGS = {"base": "base", "resized": "resized", "merged": "trained", "control": "control"}
 
 
@@ -40,7 +40,7 @@ def failure_summary(results: Sequence[StageResult]) -> Text:
 
 
 def model_summary(stages: Sequence[Stage], registration: Path) -> Group:
-    """What was added, quality before and after, retention, and how to load the model."""
+    """The added tokens, metrics before and after, retention, and how to load the model."""
     folder = {stage.name: stage.outs[0] for stage in stages}
     figures, comparison, retention = (
         read_json(folder["evaluate_model"] / f"{name}.json") for name in ("metrics", "comparison", "retention")
@@ -50,7 +50,7 @@ def model_summary(stages: Sequence[Stage], registration: Path) -> Group:
     verdicts = {(item["dataset"], item["subset"], item["metric"]): item for item in comparison["items"]}
     models = [name for name in HEADINGS if name in figures]
     table = Table(title="model", title_justify="left")
-    table.add_column("figure")
+    table.add_column("metric")
     for name in models:
         table.add_column(HEADINGS[name], justify="right")
     table.add_column("gain, 95 %")
@@ -79,7 +79,7 @@ def markdown(results: Sequence[StageResult]) -> str:
 
 
 def _saved(result: StageResult) -> str:
-    """The seconds that a stage would have taken, had it not been unchanged or restored."""
+    """The seconds saved because a stage was unchanged or restored."""
     return "" if result.saved is None else f"{result.saved:.1f}"
 
 
@@ -94,21 +94,20 @@ def _gain(item: dict[str, Any] | None) -> str:
 
 
 def _kept(retention: dict[str, Any]) -> list[str]:
-    """How many vectors of the reference corpus stay valid, and how far the others moved."""
+    """The share of reference vectors that stay valid, and how far the others moved."""
     if retention["valid_share"] is None:
         return []
     neighbours = retention["neighbours_kept"]
-    kept = "" if neighbours is None else f", {neighbours:.1f} % of ten nearest neighbours are kept"
+    kept = "" if neighbours is None else f", {neighbours:.1f} % of the ten nearest neighbors stay the same"
     return [
-        f"of {retention['corpus']} texts, {retention['valid_share']:.1f} % have vectors that stay valid{kept} "
+        f"the vectors of {retention['valid_share']:.1f} % of {retention['corpus']} texts stay valid{kept} "
         f"(drift, 1 - cosine: {_drifted(retention['drift'])})"
     ]
 
 
 def _drifted(drift: dict[str, Any]) -> str:
     named = {"no_new_word": "without a new word", "new_word": "with one"}
-    told = [f"{text} {_share(drift[name]['mean'])}" for name, text in named.items()]
-    return ", ".join(told)
+    return ", ".join(f"{text} {_share(drift[name]['mean'])}" for name, text in named.items())
 
 
 def _share(value: float | None) -> str:
@@ -122,13 +121,13 @@ def _rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
         if isinstance(subsets, dict)
         for subset, metrics in subsets.items()
         for metric in metrics
-        # The hits follow link_mrr; metrics.json has them.
+        # metrics.json has the hits, which follow link_mrr.
         if metric not in ("queries", "pairs") and not metric.startswith("link_hits")
     ]
 
 
 def _fidelity(distilled: dict[str, Any] | None) -> list[str]:
-    """How near texts with new tokens are to what the base makes of them; nothing where rows were not distilled."""
+    """Fidelity after distillation; nothing if rows were not distilled."""
     if not distilled or not distilled["after"]:
         return []
     groups = [
@@ -139,24 +138,24 @@ def _fidelity(distilled: dict[str, Any] | None) -> list[str]:
     under = len(distilled["under_limit"])
     kept_out = distilled["contexts"]["held_out"]
     return [
-        f"fidelity of the distilled rows, cosine to the base on {kept_out} texts kept out: {', '.join(groups)}; "
-        f"tokens under the limit: {under}"
+        f"fidelity of the distilled rows (cosine to the base on {kept_out} held-out texts): {', '.join(groups)}; "
+        f"tokens below the limit: {under}"
     ]
 
 
 def _without_labels(comparison: dict[str, Any]) -> list[str]:
-    """How near the trained model's texts with a new word are to the base's own reading of them."""
+    """Fidelity of the trained model."""
     found = comparison.get("without_labels", {}).get("fidelity")
     if not found:
         return []
     return [
-        f"fidelity of the trained model, cosine to the base on {found['queries']} held-out texts with a new word: "
+        f"fidelity of the trained model (cosine to the base on {found['queries']} held-out texts with a new word): "
         f"{found['gain']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
     ]
 
 
 def _registered(record: dict[str, Any] | None) -> list[Text]:
-    """The version, its decision, and every gate that does not hold: yellow where it is not shown, red where not met."""
+    """The version, its alias, and each gate that does not hold: yellow if not shown, red if not met."""
     if record is None:
         return [Text("nothing was registered")]
     name, version = record["name"], record["version"]

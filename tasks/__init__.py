@@ -1,1 +1,1 @@
-"""One module a stage of dvc.yaml: load, one domain call, save."""
+"""The stages of dvc.yaml, one module per stage: load, one domain call, save."""

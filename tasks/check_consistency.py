@@ -1,4 +1,4 @@
-"""Stage check_consistency: every check with its figure and limit."""
+"""Stage check_consistency: runs every check, with its value and limit."""
 
 import logging
 import time
@@ -62,6 +62,7 @@ def check_consistency(
     content = {"passed": not failed, "counts": counts, "checks": [check.as_json() for check in checks]}
     with new_folder(out) as work:
         write_json(work / "checks.json", content)
+        write_json(work / "tokens.json", {check.name: check.by_token for check in checks if check.by_token})
     if failed:
         names = ", ".join(check.name for check in failed)
         raise VocabgraftError(

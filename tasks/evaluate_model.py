@@ -1,4 +1,4 @@
-"""Stage evaluate_model: base, resized, merged and the control on the same held-out texts."""
+"""Stage evaluate_model: scores base, resized, merged and control on the same held-out texts."""
 
 import logging
 from pathlib import Path
@@ -13,6 +13,7 @@ from vocabgraft.config.stages import BaseParams, EvaluateModelParams, ValidateDa
 from vocabgraft.data.accepted import read_contexts, read_datasets, read_retention
 from vocabgraft.data.beir import read_benchmarks
 from vocabgraft.data.mteb import load_tasks, score_tasks
+from vocabgraft.data.splits import is_held_out
 from vocabgraft.evaluation.evaluate import (
     WITHOUT_NEW_TOKENS,
     Evaluation,
@@ -26,7 +27,6 @@ from vocabgraft.evaluation.speed import compare_speed
 from vocabgraft.models.base import load_model, prompts_of
 from vocabgraft.models.encode import encode
 from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
-from vocabgraft.token_embeddings.distill import is_held_out
 from vocabgraft.tokens.new_token import read_with_descriptions
 from vocabgraft.tokens.tokenizer import ExtendedToken, added_tokens, read_tokens
 from vocabgraft.training.adapters import merge_adapter
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 # Speed differs from run to run, so it is no part of what is tracked.
 SPEED = Path("reports/speed.json")
 TEXTS_TIMED = 128
+# Those with the lowest gain are printed.
+RELATIONS_SHOWN = 10
 
 
 def evaluate_model(
@@ -76,6 +78,7 @@ def evaluate_model(
         write_json(work / "comparison.json", found.comparison)
         write_json(work / "retention.json", found.retention)
         write_json(work / "tokens.json", found.tokens)
+        write_json(work / "searches.json", {"datasets": found.searches})
         write_json(work / "gains.json", gains_for_plots(found.comparison))
         pq.write_table(pa.table(item_columns(found.measurements)), work / "items.parquet")
     digest = read_json(merged / MANIFEST)["digest"]
@@ -129,6 +132,14 @@ def _tell(found: Evaluation) -> None:
                 "(%(low)+.2f to %(high)+.2f, p %(p_value).3f, %(queries)d items): %(verdict)s",
                 item,
             )
+    for row in found.comparison["relations"][:RELATIONS_SHOWN]:
+        logger.info(
+            "%(dataset)s, relation %(relation)s, %(metric)s: %(base).2f before, %(merged).2f after; %(gain)+.2f "
+            "(%(low)+.2f to %(high)+.2f, %(queries)d triples): %(verdict)s",
+            row,
+        )
+    if (more := len(found.comparison["relations"]) - RELATIONS_SHOWN) > 0:
+        logger.info("%d more relations are in comparison.json", more)
     for sentence in found.comparison["control"].get("says", ()):
         logger.info("control: %s", sentence)
     for problem in found.problems:

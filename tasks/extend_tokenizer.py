@@ -1,4 +1,4 @@
-"""Stage extend_tokenizer: the base's tokenizer with the accepted vocabulary added."""
+"""Stage extend_tokenizer: adds the accepted vocabulary to the base's tokenizer."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

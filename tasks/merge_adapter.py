@@ -1,4 +1,4 @@
-"""Stage merge_adapter: the adapter folded into the resized base, which then needs no PEFT, and the words as a pack."""
+"""Stage merge_adapter: merges the adapter into the resized base, and writes the words as a pack."""
 
 import logging
 from pathlib import Path
@@ -32,8 +32,9 @@ def merge_adapter(
 ) -> None:
     """Merge on the CPU, so that the result does not depend on where it is made; beside it, the vocabulary's pack."""
     trusted = base.trust_remote_code
-    merged = merged_model(require_artifact(resized), require_artifact(adapter), trusted)
     new = read_tokens(tokens)
+    gated = read_json(require_artifact(adapter) / "report.json")["method"] == "gated"
+    merged = merged_model(require_artifact(resized), adapter, trusted, [token.id for token in new] if gated else ())
     reason = why_no_pack(merged, adapter, new)
     with new_folder(out) as work:
         save_model(merged, work)

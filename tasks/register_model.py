@@ -1,24 +1,27 @@
-"""Stage register_model: the merged model in the MLflow registry, once for each content."""
+"""Stage register_model: registers the merged model in MLflow, once per content, and promotes it by its gates."""
 
 import json
 import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.registry.champion import ITEMS_TAG, WIDTH_TAG, Candidate, Rival, compare_with_champion, with_widths
+from tasks.registry.changes import CHANGES_TAG, changes, of_this_run, recorded, summary
+from tasks.registry.exports import log_exports, made_exports, missing_exports
 from tasks.registry.gate_results import GateResult, blocking, decision_of, evidence_of, told_with_verdict
 from tasks.registry.gates import Measured, benefit_of, gates_of, own_module_gates, speed_of
-from tasks.registry.lineage import data_splits, items_digest, lineage_tags
+from tasks.registry.lineage import CODE_TAG, data_splits, items_digest, lineage_tags
 from tasks.registry.lookup import (
     CHALLENGER,
     CHAMPION,
     DIGEST_TAG,
+    PREVIOUS_CHAMPION,
     Client,
     Registered,
     connect,
@@ -45,10 +48,14 @@ from vocabgraft.checks.result import count_verdicts
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import BaseParams, RegisterModelParams
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.remote_code import keep_code
+from vocabgraft.models.gate import gate_types
+from vocabgraft.models.remote_code import code_hashes, describe_code, keep_code
 from vocabgraft.models.saving import PACK_FOLDER
 from vocabgraft.storage.artifacts import MANIFEST, new_folder, read_json, require_artifact, write_json
 from vocabgraft.tokens.tokenizer import read_tokens
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +141,7 @@ def register_model(
     else:
         trusted = base.trust_remote_code
         made = Made(merged, adapter, checks, evaluation, base_identity, datasets, tokens, trusted)
-        lineage = lineage_tags(base_identity, datasets, register_model.__name__)
+        lineage = lineage_tags(base_identity, datasets, register_model.__name__) | _gate_tag(merged)
         _register(params, made, {DIGEST_TAG: digest, ITEMS_TAG: items_digest(datasets), **lineage})
     with new_folder(out) as work:
         write_json(work / "registration.json", {"name": params.name, DIGEST_TAG: digest})
@@ -152,21 +159,55 @@ def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> 
         raise VocabgraftError(f"{made.checks} says that a check failed, so the model is not registered")
     client = connect()
     registered = find_by_digest(client, params.name, tags[DIGEST_TAG])
-    card = write_card(_facts(params, made, measured, tags, _evidence(client, params, measured, registered)))
+    lacking = missing_exports(client, registered, params.exports)
+    found = _changes(client, params.name, made, tags)
+    tags |= {CHANGES_TAG: summary(found)} if found else {}
+    evidence = _evidence(client, params, measured, registered)
+    card = write_card(_facts(params, made, measured, tags, evidence, found))
     new = registered is None
-    if registered is None:
-        registered = _write(client, params, made, measured, {**tags, **_benefit_tag(measured, params)}, card)
-        logger.info("registered %s version %d", params.name, registered.version)
-    else:
-        logger.info("%s version %d has this content already", params.name, registered.version)
-        replace_card(client, registered, card)
+    # Exports come first, so that one that cannot be made leaves no version.
+    with made_exports(_load(made) if lacking else None, lacking, made.datasets) as exports:
+        if registered is None:
+            registered = _write(client, params, made, measured, {**tags, **_benefit_tag(measured, params)}, card)
+            logger.info("registered %s version %d", params.name, registered.version)
+        else:
+            logger.info("%s version %d has this content already", params.name, registered.version)
+            replace_card(client, registered, card)
+        log_exports(client, registered, exports)
     _require_readable(client, registered, made, new)
     set_alias(client, params.name, CHALLENGER, registered.version)
     decision = _decide(client, params, made, registered, measured, tags)
     _tell(params.name, registered, decision)
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     record = {"name": params.name, "version": registered.version, DIGEST_TAG: tags[DIGEST_TAG]}
-    write_json(RECORD, {**record, **decision.as_json()})
+    write_json(RECORD, {**record, **decision.as_json(), "changes": found})
+
+
+def _changes(client: Client, name: str, made: Made, tags: Mapping[str, str]) -> dict[str, Any] | None:
+    """What changed since the champion, or, of the champion itself, since the one before; None of a first version."""
+    versions = [find_by_alias(client, name, alias) for alias in (CHAMPION, PREVIOUS_CHAMPION)]
+    before = next((found for found in versions if found and found.tags.get(DIGEST_TAG) != tags[DIGEST_TAG]), None)
+    if before is None:
+        return None
+    settings = load_params()
+    params = _flat(settings.model_dump(mode="json"))
+    after = of_this_run(tags["base"], params, made.tokens, data_splits(made.datasets), made.evaluation)
+    try:
+        return changes(recorded(client, before), after, before, settings.seed)
+    except VocabgraftError as error:
+        logger.warning("warning: what changed since version %d is not known: %s", before.version, error)
+        return None
+
+
+def _load(made: Made) -> "SentenceTransformer":
+    from vocabgraft.models.base import load_model
+
+    return load_model(made.merged, device="cpu", own_modules=True, trust_remote_code=made.trust_remote_code)
+
+
+def _gate_tag(merged: Path) -> dict[str, str]:
+    """What code a model with a gate is loaded by, that of its base included."""
+    return {CODE_TAG: describe_code(code_hashes(merged))} if gate_types(merged) else {}
 
 
 def _benefit_tag(measured: Measured, params: RegisterModelParams) -> dict[str, str]:
@@ -317,7 +358,14 @@ def _beside_its_card(merged: Path, card: str) -> Iterator[Path]:
         yield folder
 
 
-def _facts(params: RegisterModelParams, made: Made, measured: Measured, tags: dict[str, str], evidence: str) -> Facts:
+def _facts(
+    params: RegisterModelParams,
+    made: Made,
+    measured: Measured,
+    tags: dict[str, str],
+    evidence: str,
+    found: dict[str, Any] | None,
+) -> Facts:
     settings = load_params()
     return Facts(
         name=params.name,
@@ -330,6 +378,7 @@ def _facts(params: RegisterModelParams, made: Made, measured: Measured, tags: di
         evidence=evidence,
         method=settings.train_adapter.method if settings.trains else None,
         checks=count_verdicts(check["verdict"] for check in read_json(made.checks)["checks"]),
+        changes=found,
     )
 
 

@@ -1,4 +1,4 @@
-"""Stage resize_base: the base with a row for each new token, saved before any adapter sees it."""
+"""Stage resize_base: adds an initialized row for each new token to the base."""
 
 from pathlib import Path
 from typing import Any

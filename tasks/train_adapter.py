@@ -1,4 +1,4 @@
-"""Stage train_adapter: a PEFT adapter over the resized base, or the whole model (`method: full`)."""
+"""Stage train_adapter: trains new rows, an adapter, or the whole model (`method: full`)."""
 
 import logging
 import shutil
@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.support.live_metrics import live_metrics
 from tasks.support.stage import run_stage
 from vocabgraft.config.stages import BaseParams, ValidateDataParams
 from vocabgraft.config.training import PEFT_METHODS, ROW_METHODS, TrainAdapterParams
-from vocabgraft.data.accepted import read_datasets
+from vocabgraft.data.accepted import read_datasets, read_general_texts
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model
 from vocabgraft.models.remote_code import copy_code
@@ -39,6 +40,7 @@ def train_adapter(
     resized: Path,
     tokens: Path,
     datasets: Path,
+    general_texts: Path,
     out: Path,
     params: TrainAdapterParams,
     base: BaseParams,
@@ -53,7 +55,13 @@ def train_adapter(
     if not (validate_data.datasets and params.trains):
         _leave_untrained(resized, tokens, out, base)
         return
-    paths = {"resized": resized, "tokens": tokens, "datasets": datasets, "out": out}
+    paths = {
+        "resized": resized,
+        "tokens": tokens,
+        "datasets": datasets,
+        "general-texts": general_texts,
+        "out": out,
+    }
     if max(params.processes, distributed.nodes()) > 1 and not distributed.is_worker():
         options = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
         distributed.launch(["-m", "tasks.train_adapter", *options], params.processes)
@@ -70,7 +78,8 @@ def train_adapter(
     # A copy on a machine of a cluster is gone when its run ends: nobody would go on from what lies there.
     checkpoints = None if distributed.nodes() > 1 else CHECKPOINTS / _key(paths, params, seed, validate_data)
     with _live_metrics(params) as listener:
-        result = train(model, accepted, new_ids, params, seed, validate_data.datasets, checkpoints, listener)
+        general = read_general_texts(general_texts)
+        result = train(model, accepted, new_ids, params, seed, validate_data.datasets, checkpoints, listener, general)
     without_text = [token.text for token in new_tokens if token.id in untrained]
     if distributed.writes():
         with new_folder(out) as work:
@@ -120,6 +129,7 @@ def _key(paths: Mapping[str, Path], params: TrainAdapterParams, seed: int, valid
             "resized": content_digest(paths["resized"]),
             "tokens": paths["tokens"].read_text(encoding="utf-8"),
             "datasets": content_digest(paths["datasets"]),
+            "general_texts": read_general_texts(paths["general-texts"]) if params.retain else [],
             "params": params.model_dump(exclude={"checkpoint_every"}),
             "seed": seed,
             "settings": [dataset.model_dump() for dataset in validate_data.datasets],
@@ -129,13 +139,11 @@ def _key(paths: Mapping[str, Path], params: TrainAdapterParams, seed: int, valid
 
 
 def _live_metrics(params: TrainAdapterParams) -> AbstractContextManager[Any]:
-    """What figures are told to while they come: an MLflow run of their own where params.yaml asks for it."""
-    if "mlflow" not in params.arguments.get("report_to", ()) or distributed.rank():
+    """What takes the figures while they come, in the first process of several."""
+    if distributed.rank():
         return nullcontext()
-    from tasks.registry.lookup import live_run
-
-    flat = {name: value for name, value in params.model_dump().items() if value not in (None, [], {})}
-    return live_run(params.arguments.get("run_name") or "train_adapter", flat)
+    settings = {name: value for name, value in params.model_dump().items() if value not in (None, [], {})}
+    return live_metrics(params.arguments, settings)
 
 
 def _report(result: TrainingResult, params: TrainAdapterParams, without_text: list[str]) -> dict[str, Any]:
@@ -144,6 +152,7 @@ def _report(result: TrainingResult, params: TrainAdapterParams, without_text: li
         "set_back": result.set_back,
         "method": params.method,
         "precision": result.precision,
+        **result.measured,
         "trainable_parameters": result.trainable_parameters,
         "examples": result.examples,
         "final_loss": result.final_loss,

@@ -1,4 +1,4 @@
-"""Stage train_control: LoRA without new tokens on the same data and budget, where params.yaml asks for it."""
+"""Stage train_control: trains LoRA without new tokens on the same data, if params.yaml asks for it."""
 
 from pathlib import Path
 
@@ -47,6 +47,7 @@ def train_control(
             "trained": True,
             "epochs": params.epochs,
             "precision": result.precision,
+            **result.measured,
             "trainable_parameters": result.trainable_parameters,
             "examples": result.examples,
             "log": result.curve,

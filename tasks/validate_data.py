@@ -2,12 +2,12 @@
 
 import logging
 import shutil
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,15 +23,19 @@ from vocabgraft.config.stages import (
     ResizeBaseParams,
     ValidateDataParams,
 )
-from vocabgraft.config.training import TrainAdapterParams
+from vocabgraft.config.training import RetainParams, TrainAdapterParams
 from vocabgraft.data.beir import Benchmark, read_beir, write_benchmarks
+from vocabgraft.data.descriptions import is_described
 from vocabgraft.data.judgement import JudgedTable, Judgement, Refusal, judge, read_raw, shorten, told_first
 from vocabgraft.data.mteb import require_mteb
-from vocabgraft.data.splits import LARGEST_SHARE, NEVER_CUT, SPLITS, LargeGroup, split_of
-from vocabgraft.data.validation import count_uses, inside_others, new_tokens
+from vocabgraft.data.raw_files import read_lines
+from vocabgraft.data.splits import LARGEST_SHARE, NEVER_CUT, SPLITS, LargeGroup, group_rows, split_of
+from vocabgraft.data.uses import count_uses, inside_others
+from vocabgraft.data.validation import new_tokens
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import check_weights
 from vocabgraft.models.remote_code import check_code, describe_code
+from vocabgraft.printable import warn
 from vocabgraft.storage.artifacts import new_folder, write_json
 from vocabgraft.tokens.tokenizer import load_base_tokenizer
 
@@ -49,6 +53,8 @@ LARGE_VOCABULARY = 0.03
 
 # A word in this share of general sentences is common: in the shipped ones 36 words are, `the` to `woman`.
 COMMON_SHARE = 0.02
+# Of the retention pairs, where train_adapter.retain trains on the others.
+SHARE_EVALUATED = 0.5
 LEAST_COMMON_USES = 5
 SHOWN_WORDS = 5
 # Below this many texts a row's fidelity falls off (the table of resize_base's report shows it for each run).
@@ -78,7 +84,8 @@ def validate_data(
     if identity.code is not None:
         logger.info("remote code: %s", describe_code(identity.code))
     tokenizer = load_base_tokenizer(folder, base.trust_remote_code)
-    judgement = judge(data, raw, tokenizer, params, extend_tokenizer.max_token_characters)
+    longest, held_out = extend_tokenizer.max_token_characters, resize_base.distillation.held_out
+    judgement = judge(data, raw, tokenizer, params, longest, held_out)
     _refuse_or_quarantine([*judgement.refusals, *unusable], judgement, params, site)
     accepted = {name: table.accepted for name, table in judgement.tables.items()}
     for name, rows in judgement.repeated.items():
@@ -89,13 +96,17 @@ def validate_data(
     doubts = [
         *_doubts(_new(accepted["vocabulary"]), accepted["retention"], tokenizer),
         *_large_groups(judgement),
+        *_words_without_pairs(accepted, params),
     ]
     for warning in doubts:
         logger.warning("warning: %s", warning)
+    general, evaluated = _general_texts(accepted["retention"], raw, train_adapter.retain)
+    accepted["retention"] = evaluated
     _write_data_docs(judgement, site)
     with new_folder(out) as work:
         write_json(work / "base.json", identity.as_json())
         _write_accepted(work, accepted, params)
+        _write_parquet(pd.DataFrame({"text": general}), work / "general_texts.parquet")
         _rejected_rows(judgement.refusals).to_csv(work / REJECTED_ROWS, index=False)
         _moved_rows(accepted, params).to_csv(work / JOINED_ROWS, index=False)
         write_benchmarks(work / "benchmarks", benchmarks)
@@ -127,7 +138,9 @@ def _refuse_or_quarantine(
     if params.on_invalid == "fail" or fatal:
         raise ToldFirstError(_explain(refusals, params, site), lambda: _show_refused(judgement, site))
     rejected = {(refusal.file, refusal.row) for refusal in refusals}
-    total = len(rejected) + sum(len(table.accepted) + len(table.repeated) for table in judgement.tables.values())
+    made = {dataset.name for dataset in params.datasets if dataset.source}
+    read = [table for name, table in judgement.tables.items() if name not in made]
+    total = len(rejected) + sum(len(table.accepted) + len(table.repeated) for table in read)
     if (share := len(rejected) / total) > params.max_rejected_fraction:
         message = (
             f"{len(rejected)} rows ({share:.1%}) would be quarantined; allowed: {params.max_rejected_fraction:.1%} "
@@ -172,7 +185,7 @@ def _show_refused(judgement: Judgement, site: Path) -> None:
     """Data Docs of rows that a rule refused; a file that cannot be read is not in them."""
     if any(table.refusals for table in judgement.tables.values()):
         _write_data_docs(judgement, site)
-        print(f"Data Docs: {site}/index.html", file=sys.stderr)
+        warn(f"Data Docs: {site}/index.html")
 
 
 def _write_data_docs(judgement: Judgement, site: Path) -> None:
@@ -215,6 +228,25 @@ def _write_accepted(work: Path, accepted: dict[str, pd.DataFrame], params: Valid
         template = {"template": dataset.template} if dataset.format == "triples" else {}
         index.append({"name": dataset.name, "format": dataset.format} | template)
     write_json(work / "datasets" / "index.json", index)
+
+
+def _general_texts(retention: pd.DataFrame, raw: Path, params: RetainParams | None) -> tuple[list[str], pd.DataFrame]:
+    """The general texts to stay near the base on, and the retention pairs that are left to evaluate."""
+    if params is None:
+        return [], retention
+    if params.texts is not None:
+        known = {*retention["sentence1"], *retention["sentence2"]}
+        lines = list(dict.fromkeys(read_lines(raw / params.texts)["text"]))
+        general = [text for text in lines if text not in known]
+        logger.info(
+            "retain: %d general texts; %d more are in the retention pairs", len(general), len(lines) - len(general)
+        )
+        return general, retention
+    groups = group_rows([None] * len(retention), list(zip(retention["sentence1"], retention["sentence2"], strict=True)))
+    trained = np.array([split_of(name, 0, SHARE_EVALUATED) == "train" for name in groups.names], dtype=bool)
+    rows, left = retention[trained], retention[~trained]
+    logger.info("retain: %d retention pairs are trained on, %d are evaluated", len(rows), len(left))
+    return list(dict.fromkeys([*rows["sentence1"], *rows["sentence2"]])), left
 
 
 def _with_numbers(frame: pd.DataFrame, dataset: DatasetParams) -> pd.DataFrame:
@@ -266,6 +298,27 @@ def _rare(vocabulary: pd.DataFrame) -> str | None:
         f"{len(rare)} new tokens are in fewer than {RARE_USES} training texts ({shown}); their rows start from "
         "templates and descriptions too, and are the less exact; all are in report.json"
     )
+
+
+def _words_without_pairs(accepted: dict[str, pd.DataFrame], params: ValidateDataParams) -> list[str]:
+    """Words without a pair in a dataset that is made from descriptions, and why."""
+    tokens = [token for token in new_tokens(accepted["vocabulary"]) if token.kind != "special"]
+    undescribed = [token.text for token in tokens if not is_described(token)]
+    told = []
+    for dataset in params.datasets:
+        if dataset.source:
+            paired = {*undescribed, *accepted[dataset.name]["word"]}
+            reasons = {
+                "have no description of their own": undescribed,
+                "have a description that another dataset holds out": [t.text for t in tokens if t.text not in paired],
+            }
+            told += [
+                f"dataset {dataset.name}: {len(words)} of {len(tokens)} words and symbols {reason} ({_shown(words)}), "
+                "so no pair is made of them"
+                for reason, words in reasons.items()
+                if words
+            ]
+    return told
 
 
 def _rare_words(vocabulary: pd.DataFrame) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 import vocabgraft
+from flows.cli import COMMANDS, Entry, Group
 from tests.conftest import ROOT
 from tests.markdown_files import FENCED, blocks, markdown_files, without_blocks
 from vocabgraft.config.evaluators import EVALUATORS
@@ -26,6 +28,7 @@ PLACEHOLDER = re.compile(r"[A-Z]{3,}")
 FIRST_PARTY = ("vocabgraft", "tasks", "flows", "benchmarks")
 MODULE = re.compile(rf"(?:-m |(?<![\w./`])`)((?:{'|'.join(FIRST_PARTY)})(?:\.\w+)+)")
 MAKE = re.compile(r"(?<![\w-])make ([a-z][a-z0-9-]*)")
+COMMAND = re.compile(r"(?:^|(?<=[ `/])(?<!import ))vocabgraft [a-z-].*", re.MULTILINE)
 PUBLIC = frozenset(vocabgraft.__all__)
 Check = Callable[[str, Path], Iterator[str]]
 
@@ -78,11 +81,44 @@ def missing_modules(text: str, _: Path) -> Iterator[str]:
             yield name
 
 
+def missing_functions(text: str, _: Path) -> Iterator[str]:
+    """Names in brackets after a file, as in `tasks/x.py` (`f`, `G`), that the file does not define."""
+    for file, names in re.findall(r"`([\w/]+\.py)` \((`\w+`(?:, `\w+`)*)\)", text):
+        source = (ROOT / file).read_text(encoding="utf-8") if (ROOT / file).is_file() else ""
+        for name in CODE.findall(names):
+            if not re.search(rf"(?:def|class) {name}\b|^{name}\b", source, re.MULTILINE):
+                yield f"{file}: {name}"
+
+
 def missing_targets(text: str, _: Path) -> Iterator[str]:
     """Commands `make X` in code that the Makefile does not have."""
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for span in code(text):
         yield from (f"make {name}" for name in MAKE.findall(span) if name not in targets)
+
+
+def missing_commands(text: str, _: Path) -> Iterator[str]:
+    """Subcommands and options of `vocabgraft` in code that the command does not have."""
+    for span in code(text):
+        for line in COMMAND.findall(span.replace("\\\n", " ")):
+            words = line.partition("#")[0].split()[1:]
+            found: Any = Group("", COMMANDS)
+            while isinstance(found, Group) and words and re.fullmatch(r"[a-z]+", words[0]):
+                name = words.pop(0)
+                found = found.entries.get(name)
+            given = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
+            if found is None or (isinstance(found, Entry) and given - options(found)):
+                yield line.strip()
+
+
+@cache
+def options(entry: Entry) -> set[str]:
+    """The options of a command, read from its source: importing all commands takes seconds."""
+    module, _, function = entry.target.partition(":")
+    source = (ROOT / "flows" / "commands" / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    (found,) = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == function]
+    names = {argument.arg for argument in (*found.args.args, *found.args.kwonlyargs)}
+    return {f"--{name.replace('_', '-')}" for name in names} | set(re.findall(r'"(--[\w-]+)', source))
 
 
 def missing_imports(text: str, _: Path) -> Iterator[str]:
@@ -100,7 +136,14 @@ def missing_imports(text: str, _: Path) -> Iterator[str]:
                 yield f"vg.{node.attr}"
 
 
-CHECKS: tuple[Check, ...] = (broken_links, missing_files, missing_modules, missing_targets, missing_imports)
+CHECKS: tuple[Check, ...] = (
+    broken_links,
+    missing_files,
+    missing_modules,
+    missing_targets,
+    missing_commands,
+    missing_imports,
+)
 
 
 def test_readme_and_docs_are_among_the_pages() -> None:
@@ -124,7 +167,15 @@ def test_what_a_page_names_exists(page: Path, check: Check) -> None:
         (missing_files, "```\npython flows/nowhere.py\n```\n", "flows/nowhere.py"),
         (missing_modules, "`python -m flows.nowhere`", "flows.nowhere"),
         (missing_modules, "`flows.prefect_flow.nowhere`", "flows.prefect_flow.nowhere"),
+        (missing_functions, "`flows/cli.py` (`main`, `nowhere`)", "flows/cli.py: nowhere"),
         (missing_targets, "```\nmake nowhere\n```\n", "make nowhere"),
+        (missing_commands, "`vocabgraft nowhere`", "vocabgraft nowhere"),
+        (missing_commands, "```\n.venv/bin/vocabgraft pack nowhere x\n```\n", "vocabgraft pack nowhere x"),
+        (
+            missing_commands,
+            "```\nvocabgraft vocab plan x \\\n  --nowhere 2\n```\n",
+            "vocabgraft vocab plan x    --nowhere 2",
+        ),
         (
             missing_imports,
             "```python\nfrom vocabgraft.packs.bank import Nowhere\n```\n",
@@ -144,6 +195,10 @@ def test_what_is_missing_is_found(check: Check, text: str, found: str) -> None:
         (missing_files, "`vocabgraft/packs/bank.py`, `flows/`, `tasks/NAME.py`, `data/vocabgraft/x.py`"),
         (missing_modules, "`python -m flows.build_model`, `flows.prefect_flow.build_model`"),
         (missing_targets, "`make run ARGS=...`, and words that make sense"),
+        (
+            missing_commands,
+            "`vocabgraft run --plan`, `vocabgraft registry list  # --nowhere`, `.venv/bin/vocabgraft ui`",
+        ),
     ],
 )
 def test_what_is_there_is_accepted(check: Check, text: str) -> None:

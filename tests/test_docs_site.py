@@ -35,6 +35,19 @@ def test_the_settings_page_has_every_key(hooks: Any) -> None:
     assert "| `epochs` | integer (at least 1) | `2` |" in page
 
 
+def test_the_settings_page_gives_the_meaning_of_every_key(hooks: Any) -> None:
+    rows = [line for line in hooks.params_page().splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
+def test_the_headings_of_the_settings_page_are_the_keys_of_params_yaml(hooks: Any) -> None:
+    page = hooks.params_page()
+    headings = re.findall(r"^## `([\w.]+)`$", page, re.MULTILINE)
+    assert {"base", "train_adapter", "train_adapter.lora", "validate_data.datasets.loss"} <= set(headings)
+    linked = set(re.findall(r"\]\(#(\w+)\)", page))
+    assert linked == {heading.replace(".", "") for heading in headings}
+
+
 def test_the_reference_has_every_public_name(hooks: Any) -> None:
     page = hooks.api_page()
     named = set(re.findall(r"^::: [\w.]+\.(\w+)$", page, re.MULTILINE))

@@ -1,14 +1,20 @@
 """The examples run as they are, on the tiny models, where the store that they use is installed."""
 
+import importlib
 import importlib.util
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tasks.support.stage import run_stage
 from tests.conftest import ROOT
+from vocabgraft.storage.artifacts import read_json
 
 
 @pytest.mark.parametrize(
@@ -48,3 +54,30 @@ def add_word(base: Path, folder: Path, word: str) -> Path:
         embeddings.weight[-1] = 3 * torch.randn(32, generator=torch.Generator().manual_seed(1))
     save_model(model, folder)
     return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_one_relation_trained_alone_ends_in_a_verdict(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(ROOT / "examples" / "relations", in_folder, dirs_exist_ok=True)
+    shutil.copy(ROOT / "dvc.yaml", in_folder)
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for name, defined in stages.items():
+        stage = getattr(importlib.import_module(f"tasks.{name}"), name)
+        assert run_stage(stage, shlex.split(defined["cmd"])[3:]) == 0, name
+    splits = read_json(Path("data/validate_data/report.json"))["datasets"]["relations"]
+    assert splits["train"] + splits["test"] == 304
+    log = [entry["loss"] for entry in read_json(Path("data/train_adapter/report.json"))["log"] if "loss" in entry]
+    assert sum(log[-5:]) / 5 < 0.95 * log[0]
+    checks = {check["name"]: check for check in read_json(Path("data/check_consistency/checks.json"))["checks"]}
+    assert checks["new_rows_trained"]["verdict"] == checks["untouched_texts"]["verdict"] == "passed"
+    # Ranks among relations take two of them, and one relation is still judged by its triples.
+    assert checks["relations_told_apart"]["verdict"] == "too few to judge"
+    comparison = read_json(Path("data/evaluate_model/comparison.json"))
+    (row,) = comparison["relations"]
+    whole = next(item for item in comparison["items"] if (item["subset"], item["metric"]) == ("all", "link_mrr"))
+    assert (row["relation"], row["queries"]) == ("AtLocation", splits["test"])
+    assert [row[name] for name in ("base", "merged", "gain")] == [whole[name] for name in ("base", "merged", "gain")]
+    assert row["verdict"] == whole["verdict"]
+    assert "relation AtLocation, link_mrr" in capsys.readouterr().out
+    assert read_json(Path("data/register_model/registration.json"))["name"] == "relations-minilm"

@@ -1,4 +1,4 @@
-"""Graft new words onto a sentence-embedding model and prove that nothing else moved.
+"""Graft new words onto a sentence-embedding model, and prove that nothing else changed.
 
     import vocabgraft as vg
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vocabgraft.api.trainer import VocabularyTrainer as VocabularyTrainer
     from vocabgraft.api.trainer import VocabularyTrainingArguments as VocabularyTrainingArguments
     from vocabgraft.errors import VocabgraftError as VocabgraftError
+    from vocabgraft.export.encoder import OnnxEncoder as OnnxEncoder
+    from vocabgraft.export.to_onnx import export_onnx as export_onnx
     from vocabgraft.index.model_diff import compare_models as compare_models
     from vocabgraft.index.reembed import updated_vectors as updated_vectors
     from vocabgraft.packs.bank import VocabularyBank as VocabularyBank
@@ -41,6 +43,7 @@ _MODULES = {
     "FailedChecksError": "api.check",
     "LinkPredictionEvaluator": "triples.link_prediction",
     "NewToken": "tokens.new_token",
+    "OnnxEncoder": "export.encoder",
     "TrainingResult": "training.fit",
     "TranslationLoss": "triples.losses",
     "TranslationRankingLoss": "triples.losses",
@@ -53,6 +56,7 @@ _MODULES = {
     "check": "api.check",
     "compare_models": "index.model_diff",
     "distill": "api.extend",
+    "export_onnx": "export.to_onnx",
     "extend": "api.extend",
     "merge": "api.train",
     "plan_vocabulary": "api.plan",

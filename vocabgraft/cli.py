@@ -1,9 +1,11 @@
-"""The command `vocabgraft`: it hands over to the pipeline, which is part of the project and not of the library."""
+"""The command `vocabgraft`: calls the pipeline, which is part of the project and not of the library."""
 
 import sys
 from importlib import import_module
 from importlib.util import find_spec
 from typing import NoReturn
+
+from vocabgraft.printable import warn
 
 WORKFLOW_TOOLS = ("dvc", "great_expectations", "mlflow", "prefect", "typer")
 USAGE_ERROR = 2
@@ -26,5 +28,5 @@ def main() -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    print(f"vocabgraft: {message}", file=sys.stderr)
+    warn(f"vocabgraft: {message}")
     sys.exit(USAGE_ERROR)

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake or a failed check raises."""
+"""The project's exception, for mistakes of the user and for failed checks."""
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches

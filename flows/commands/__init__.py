@@ -1,1 +1,1 @@
-"""The commands of `vocabgraft`: one function each, whose signature is the command line."""
+"""The commands of `vocabgraft`, one function each; its signature is the command line."""

@@ -1,16 +1,17 @@
-"""The code deps of dvc.yaml, written from the import graph.
+"""`make deps`: writes the code deps of dvc.yaml from the import graph.
 
 python -m flows.commands.code_deps
 
-A stage depends on its own module, `tasks/<stage>.py`, and on every first-party module that it imports, directly or not,
-inside functions too. So a change of code runs again exactly the stages that can see it.
+A stage depends on its own module, `tasks/<stage>.py`, and on every first-party module that it imports, directly or
+indirectly, also inside functions. So a code change reruns exactly the stages that may be affected.
 """
 
 import ast
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from vocabgraft.printable import warn
 
 FIRST_PARTY = ("tasks", "vocabgraft")
 STAGE = re.compile(r"  (?P<name>[\w-]+):\s*(#.*)?")
@@ -18,7 +19,7 @@ ENTRY = re.compile(r"(?P<indent> +)- (?P<path>\S+)\s*(#.*)?")
 
 
 def imported_modules(file: Path, root: Path) -> Iterator[str]:
-    """Dotted names that a module may import, those inside functions too."""
+    """Dotted names that a module may import, also inside functions."""
     package = file.relative_to(root).parent.parts
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -46,9 +47,9 @@ def first_party_files(root: Path, file: str) -> set[str]:
 
 
 def with_code_deps(text: str, root: Path) -> str:
-    """The text of a dvc.yaml with the code deps of every stage that has a module, below its data deps.
+    """The text of a dvc.yaml with code deps below the data deps of every stage that has a module.
 
-    Every other byte stays. A stage without a module `tasks/<stage>.py`, or without a block of deps, stays as it is.
+    Everything else stays the same. A stage without `tasks/<stage>.py`, or without deps, stays as it is.
     """
     lines = (text if text.endswith("\n") else f"{text}\n").splitlines(keepends=True)
     written: list[str] = []
@@ -77,7 +78,7 @@ def _entries(root: Path, stage: str) -> list[str]:
 
 
 def rewrite(root: Path) -> bool:
-    """Write the code deps into the root's dvc.yaml; return whether that changed anything."""
+    """Write the code deps into the root's dvc.yaml; returns whether that changed anything."""
     file = root / "dvc.yaml"
     before = file.read_text(encoding="utf-8")
     after = with_code_deps(before, root)
@@ -87,4 +88,4 @@ def rewrite(root: Path) -> bool:
 
 
 if __name__ == "__main__":
-    print("dvc.yaml: code deps written" if rewrite(Path.cwd()) else "dvc.yaml: code deps were right", file=sys.stderr)
+    warn("dvc.yaml: code deps written" if rewrite(Path.cwd()) else "dvc.yaml: code deps are up to date")

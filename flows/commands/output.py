@@ -1,21 +1,24 @@
-"""What every command shares: --json, --quiet, and how results are printed."""
+"""Options that commands share (--json, --quiet), and the printing of results."""
 
-import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from vocabgraft.printable import print_json, print_line, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-# Wide enough for the tables where the output is a file or a pipe, which have no width.
+# Width of tables if the output is a file or a pipe.
 WIDTH = 140
 MODEL = "folder, Hub id, package:MODULE/FOLDER or models:/NAME@ALIAS"
 
@@ -35,9 +38,37 @@ Columns = Annotated[
 ]
 
 
+class PlainConsole(Console):
+    """A console that shows every text as it is: no markup, no emoji code, no highlighting, no control character.
+
+    Cells, headings, titles and captions of tables are texts of users, models and stages, whoever wrote the table.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text made `printable` before rich removes the bell alone, which ends a sequence that is to go whole."""
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of anything that rich can render, those with text `printable`."""
+        if isinstance(renderable, Text):
+            # Before its lines are broken and its columns are measured by what will be seen.
+            renderable = _printable(renderable)
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def _printable(text: Text) -> Text:
+    """The text without control characters; where it has some, its own styles go with them."""
+    plain = printable(text.plain)
+    return text if plain == text.plain else Text(plain, style=text.style)
+
+
 @dataclass(frozen=True)
 class Output:
-    """Where a command's result goes: tables and lines for people, or one JSON document, or nothing."""
+    """Prints a command's result: tables and lines for people, or one JSON document, or nothing."""
 
     json: bool = False
     quiet: bool = False
@@ -49,7 +80,7 @@ class Output:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Keep progress off stdout, where nothing but the JSON document is to be: it goes to stderr, or nowhere."""
+        """Keep stdout free for the JSON document: progress goes to stderr, or with --quiet nowhere."""
         if self.quiet:
             with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
                 yield
@@ -60,29 +91,28 @@ class Output:
             yield
 
     def line(self, text: str) -> None:
-        """Print a line, as it is: no markup is parsed and no word is wrapped."""
+        """Print a line as it is, without markup or wrapping."""
         if self.for_people:
-            print(text, flush=True)
+            print_line(text)
 
     def show(self, result: RenderableType, **options: Any) -> None:
-        """Print a table or a text of rich."""
+        """Print a table or text of rich."""
         if self.for_people:
-            console = Console(width=None if sys.stdout.isatty() else WIDTH, markup=False, highlight=False)
-            console.print(result, **options)
+            PlainConsole(width=None if sys.stdout.isatty() else WIDTH).print(result, **options)
 
     def document(self, value: Any) -> None:
-        """Print the result as JSON where that was asked for."""
+        """Print the result as JSON if --json was given."""
         if self.json:
-            print(json.dumps(value, indent=2, ensure_ascii=False))
+            print_json(value)
 
 
 @contextmanager
 def progress_bar(**settings: Any) -> Iterator["Progress"]:
-    """A progress bar by bytes, on standard error."""
+    """A progress bar in bytes, on stderr."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     # A file's name may hold square brackets.
     name = TextColumn("{task.description}", markup=False)
     columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), **settings) as progress:
+    with Progress(*columns, console=PlainConsole(stderr=True), **settings) as progress:
         yield progress

@@ -1,4 +1,4 @@
-"""`vocabgraft report`: the page of what the stages left."""
+"""`vocabgraft report`: the report of the last run."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`vocabgraft stage NAME`: one stage, as `python -m tasks.NAME` runs it."""
+"""`vocabgraft stage NAME`: one stage, as with `python -m tasks.NAME`."""
 
 import importlib
 from pathlib import Path
@@ -17,8 +17,8 @@ def stage(
 ) -> int:
     """Run one stage here, without DVC or Prefect.
 
-    Paths are those of the stage's cmd in dvc.yaml, or given as options of the stage (python -m tasks.NAME --help). DVC
-    does not record such a run: it is for trying out a change of code.
+    Paths are those of the stage's cmd in dvc.yaml, unless given as options (python -m tasks.NAME --help lists them).
+    DVC does not record such a run. Use it to try out a code change.
     """
     allowed = sorted(path.stem for path in Path(tasks.__path__[0]).glob("[!_]*.py"))
     if name not in allowed:

@@ -30,6 +30,6 @@ def sweep(
         done = recorded("sweep", lambda: run_sweep(asked, file, jobs, ray))
     output.show(table(done.results, asked, done.best))
     if done.best is not None:
-        output.line(f"the best: vocabgraft run {done.best.point.as_options()}")
+        output.line(f"best: vocabgraft run {done.best.point.as_options()}")
     output.document(done.rows)
     return done.exit_code

@@ -1,4 +1,4 @@
-"""Editing params.yaml from the command line, comments kept."""
+"""`--set`: edits params.yaml and keeps its comments."""
 
 import difflib
 from collections.abc import Sequence
@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from vocabgraft.config.params import parse_params_text, read_params_text
+from vocabgraft.config.yaml_text import check_size, explain_yaml
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.atomic import replace_text
 
 
 def edit_params(path: Path, assignments: Sequence[str]) -> str:
-    """Set `SECTION.KEY=VALUE` in `params.yaml`, check the whole, write it, and return the difference.
+    """Set `SECTION.KEY=VALUE` in `params.yaml`, check and write it, and return the difference.
 
     Raises:
-        VocabgraftError: as `edited`; the file is then left as it was.
+        VocabgraftError: as for `edited`; the file then stays unchanged.
     """
     before = read_params_text(path)
     after = edited(before, assignments, str(path))
@@ -31,21 +32,21 @@ def difference(before: str, after: str, name: str) -> str:
 
 
 def edited(text: str, assignments: Sequence[str], origin: str) -> str:
-    """The text of a `params.yaml` with `SECTION.KEY=VALUE` set, comments kept; it is checked as a whole.
+    """The checked text of a `params.yaml` with `SECTION.KEY=VALUE` set and comments kept.
 
     Args:
         text: the file's text.
-        assignments: what to set.
-        origin: names the file in errors.
+        assignments: the assignments.
+        origin: name of the file in errors.
 
     Raises:
-        VocabgraftError: for an assignment that is none, an unknown key or a value that is not allowed.
+        VocabgraftError: for a malformed assignment, an unknown key or a value that is not allowed.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.representer import RoundTripRepresenter
 
     class OwnRepresenter(RoundTripRepresenter):
-        """Representers belong to a class: added to the shared one, `null` would reach dvc.lock, which DVC writes."""
+        """Representers belong to a class. In the shared class, ours would change the dvc.lock that DVC writes."""
 
     yaml = YAML(typ="rt")
     yaml.Representer = OwnRepresenter
@@ -99,7 +100,7 @@ def _no_such(place: Any, part: str, key: str) -> VocabgraftError:
     elif isinstance(place, list) and place:
         allowed = f"allowed: 0 to {len(place) - 1}"
     else:
-        allowed = f"{place!r} has no parts; set it as a whole"
+        allowed = f"{place!r} cannot be set in part; set it as a whole"
     return VocabgraftError(f"--set {key}: there is no {part!r}; {allowed}")
 
 
@@ -107,6 +108,9 @@ def _load(text: str, yaml: Any, otherwise: str) -> Any:
     from ruamel.yaml.error import YAMLError
 
     try:
+        check_size(text, otherwise.partition(" is not YAML")[0])
         return yaml.load(text)
+    except RecursionError as error:
+        raise VocabgraftError(f"{otherwise.partition(' is not YAML')[0]} nests its values too deeply") from error
     except YAMLError as error:
-        raise VocabgraftError(f"{otherwise}: {error}") from error
+        raise VocabgraftError(f"{otherwise}: {explain_yaml(error)}") from error

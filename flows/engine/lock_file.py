@@ -1,4 +1,4 @@
-"""The order of the stages in dvc.lock: stages that run side by side are written as they end, `dvc repro` in its own."""
+"""The order of stages in dvc.lock: parallel stages are written as they end, and this restores `dvc repro`'s order."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,15 +9,15 @@ from typing import Any
 from flows.engine.dag import Stage
 from vocabgraft.storage.atomic import replace_text
 
-# The order that is due, kept while stages run, so that the run after a killed one still knows it.
+# The order to restore, kept while stages run, so that it survives a killed run.
 DUE = Path(".dvc/tmp/build_model.order.json")
 
 
 @contextmanager
 def repro_order(root: Path, stages: Sequence[Stage]) -> Iterator[None]:
-    """Leave each dvc.lock in the order in which `dvc repro` would have left it, whatever runs meanwhile.
+    """Leave each dvc.lock in the order of `dvc repro`, whatever order the stages end in.
 
-    DVC keeps the order that a file has and adds what is new behind it, in the order of the DAG.
+    DVC keeps the order of a file and appends new stages in the order of the DAG.
     """
     due = {}
     for lock_file in sorted({stage.lock_file for stage in stages}):
@@ -36,10 +36,10 @@ def repro_order(root: Path, stages: Sequence[Stage]) -> Iterator[None]:
 
 
 def settle(root: Path) -> None:
-    """Put each dvc.lock into the order that a run, maybe one that was killed, left due.
+    """Restore the order of each dvc.lock after a run, also after a killed one.
 
-    DVC writes the file in place: killed meanwhile it leaves a part of it. Such a file becomes again what it was before
-    that run, and what the run did comes back from the run cache.
+    DVC writes the file in place, so a kill can truncate it. A truncated file gets its content from before that run; the
+    run cache still has the run's results.
     """
     path = root / DUE
     try:
@@ -47,11 +47,11 @@ def settle(root: Path) -> None:
     except FileNotFoundError:
         return
     except ValueError:
-        # Killed while it was written, so before the first stage ran: the order is still the one before.
+        # Truncated: the run was killed before its first stage, so the order has not changed.
         path.unlink()
         return
     if all(_holds(root / lock_file, before["text"]) for lock_file, before in due.items()):
-        # Nothing ran; importing DVC's Repo would take half a second of a core.
+        # Nothing ran, so skip importing DVC's Repo (0.5 s of CPU).
         path.unlink()
         return
     from dvc.repo import Repo
@@ -65,14 +65,14 @@ def settle(root: Path) -> None:
 
 
 def restore_lock_order(lock_file: Path, order: Sequence[str]) -> None:
-    """Put the stages of dvc.lock into an order; those that it does not name stay behind the others."""
+    """Sort the stages of dvc.lock; stages that `order` lacks stay at the end."""
     from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 
     names = list(_stages_of(lock_file) or ())
     wanted = [name for name in order if name in names] + [name for name in names if name not in order]
     if names == wanted:
         return
-    # DVC's own reader and writer, so that lines are folded as DVC folds them.
+    # DVC's own reader and writer fold lines as DVC does.
     content = parse_yaml_for_update(lock_file.read_text(encoding="utf-8"), str(lock_file))
     for name in wanted:
         content["stages"][name] = content["stages"].pop(name)
@@ -80,7 +80,7 @@ def restore_lock_order(lock_file: Path, order: Sequence[str]) -> None:
 
 
 def _holds(path: Path, text: str | None) -> bool:
-    # As bytes: a file that was cut off may end inside of a character.
+    # As bytes: a truncated file may end inside a character.
     return (path.read_bytes() if path.is_file() else None) == (None if text is None else text.encode())
 
 
@@ -93,7 +93,7 @@ def _replace(path: Path, text: str | None) -> None:
 
 
 def _stages_of(lock_file: Path) -> dict[str, Any] | None:
-    """The stages of a dvc.lock; none where there is no file, None where DVC would call it broken."""
+    """The stages of a dvc.lock: empty if the file does not exist, None if it is broken."""
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from dvc.utils.serialize import YAMLFileCorruptedError, load_yaml
     from voluptuous import Invalid
@@ -105,5 +105,5 @@ def _stages_of(lock_file: Path) -> dict[str, Any] | None:
         COMPILED_LOCKFILE_SCHEMA(content)
     except (YAMLFileCorruptedError, Invalid):
         return None
-    # What was cut down to nothing is no lock file that DVC wrote.
+    # An empty file is a truncated one, because DVC never writes one.
     return dict(content["stages"]) if "stages" in content else ({} if content else None)

@@ -1,6 +1,6 @@
-"""The registry as a run needs it: there before any training, and after it with what DVC believes to be registered.
+"""Checks that the registry is reachable before a run, and that it still has the registered version afterwards.
 
-DVC knows the file that registration leaves, no more.
+DVC knows only the file that the stage register_model writes.
 """
 
 import os
@@ -17,7 +17,7 @@ from vocabgraft.storage.artifacts import read_json
 
 REGISTERING_STAGE = "register_model"
 DEFAULT_STORE = "sqlite:///mlflow.db"
-# MLflow's tables: importing MLflow takes about two seconds of a core, this query a millisecond.
+# Reads MLflow's tables: importing MLflow takes about 2 s of CPU, this query a millisecond.
 QUERY = """
 SELECT version, storage_location FROM model_versions JOIN model_version_tags AS tag USING (name, version)
 WHERE name = ? AND tag.key = 'content_digest' AND tag.value = ? AND current_stage != 'Deleted_Internal'
@@ -28,7 +28,7 @@ ALIASES = "SELECT alias FROM registered_model_aliases WHERE name = ? AND version
 
 @dataclass(frozen=True)
 class Found:
-    """The newest version with some content, its aliases, and where its files lie as the store's table says."""
+    """The newest version with some content, its aliases, and the location of its files in the store's table."""
 
     version: int
     aliases: tuple[str, ...]
@@ -36,19 +36,19 @@ class Found:
 
     @property
     def files_are_here(self) -> bool:
-        """Whether they were seen on this machine; those of another store are not looked for."""
+        """Whether its files are on this machine; files of other stores are not checked."""
         folder = Path(self.location.removeprefix("file://"))
         return bool(self.location) and folder.is_dir() and any(folder.iterdir())
 
 
 def find_registered(name: str, digest: str, root: Path) -> Found | None:
-    """The newest version of a model with this content, or None; MLflow is asked where the store is no SQLite file.
+    """The newest version of a model with this content, or None. Reads SQLite directly, other stores through MLflow.
 
     Raises:
-        VocabgraftError: when the registry cannot be read.
+        VocabgraftError: if the registry cannot be read.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
-    # A query that finds it is proof; one that does not may have been put to tables of another layout.
+    # A hit is proof. A miss is not, because the tables may have another layout.
     if uri.startswith("sqlite:///") and (found := _look_up(root / uri.removeprefix("sqlite:///"), name, digest)):
         return found
     from tasks.registry.lookup import connect, find_by_digest
@@ -59,7 +59,7 @@ def find_registered(name: str, digest: str, root: Path) -> Found | None:
 
 def _look_up(path: Path, name: str, digest: str) -> Found | None:
     try:
-        # Read only, so that a missing store is not made by looking for it.
+        # Read only, so that looking does not create a missing store.
         connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
         try:
             row = connection.execute(QUERY, (name, digest)).fetchone()
@@ -67,26 +67,26 @@ def _look_up(path: Path, name: str, digest: str) -> Found | None:
         finally:
             connection.close()
     except sqlite3.Error:
-        # MLflow itself says what is wrong with its store, or knows the layout that this does not.
+        # MLflow itself reports what is wrong with its store, or reads a layout that this query does not know.
         return None
     return Found(int(row[0]), tuple(alias for (alias,) in aliases), row[1] or "") if row else None
 
 
 def registered_content(stage: Stage, root: Path) -> dict[str, Any]:
-    """The name and the content digest that the registering stage left.
+    """The name and the content digest from the output of register_model.
 
     Raises:
-        VocabgraftError: when its file is missing or damaged.
+        VocabgraftError: if its file is missing or damaged.
     """
     content: dict[str, Any] = read_json(root / stage.outs[0] / "registration.json")
     return content
 
 
 def require_registry(names: Collection[str]) -> None:
-    """Ask the store whether it is there, when the named stages are to register a model.
+    """Check that the registry is reachable, if one of the named stages registers a model.
 
     Raises:
-        VocabgraftError: when it is not, before hours of training end in that.
+        VocabgraftError: if it is not; better now than after hours of training.
     """
     if REGISTERING_STAGE not in names or os.environ.get("DVC_EXP_NAME"):
         return
@@ -96,11 +96,11 @@ def require_registry(names: Collection[str]) -> None:
 
 
 def is_lost(stage: Stage, root: Path, say: Callable[[str], None]) -> bool:
-    """Whether the registry lacks what the registering stage left a record of.
+    """Whether the registry lacks the version that register_model recorded.
 
     Raises:
-        VocabgraftError: for a version whose files are not there. It is not replaced: the folder may only have been
-            moved, and with the version its aliases would go.
+        VocabgraftError: for a version whose files are missing. It is not replaced: the folder may only have been moved,
+            and replacing the version would delete its aliases.
     """
     made = registered_content(stage, root)
     found = find_registered(made["name"], made["content_digest"], root)
@@ -120,7 +120,7 @@ def _require_files(name: str, digest: str) -> None:
     found = find_by_digest(client, name, digest)
     if found is not None and not has_files(client, found):
         raise VocabgraftError(
-            f"{name} version {found.version} is in the registry, but its files are not where it says; after the "
-            "folder was moved, vocabgraft registry relocate finds them again; when they are lost, "
-            "delete the version in MLflow and run again, which registers the model anew"
+            f"{name} version {found.version} is in the registry, but its files are not at the recorded location; if "
+            "the folder was moved, vocabgraft registry relocate finds them again; if they are lost, delete the version "
+            "in MLflow and run again, which registers the model again"
         )

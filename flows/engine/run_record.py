@@ -1,4 +1,4 @@
-"""reports/run.json: what a run of the flow did, also when it failed."""
+"""reports/run.json: the record of a run, also of a failed one."""
 
 import os
 import platform
@@ -15,6 +15,7 @@ from tasks.registry import git
 from vocabgraft.checks.result import Verdict, count_verdicts
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import printable
 from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json
 
 RUN_RECORD = Path("reports/run.json")
@@ -26,15 +27,15 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class FlowRun:
-    """What a run of the flow knows of itself.
+    """A run of the pipeline.
 
     Attributes:
-        started: when, in UTC.
+        started: start time in UTC.
         stages: every stage of the DAG.
-        results: of the stages that were part of the run; empty when it ended before the first.
-        failure: why the run ended before its stages did; None where it did not.
-        registration: the registered version of this run's model; None where the run registered none.
-        prefect_run: the id of the Prefect run; None where there was none.
+        results: results of the stages in the run; empty if it ended before the first stage.
+        failure: why the run ended before its stages; None if it did not.
+        registration: the version that the run registered; None if it registered none.
+        prefect_run: id of the Prefect run; None without Prefect.
     """
 
     started: datetime
@@ -44,9 +45,12 @@ class FlowRun:
     registration: Mapping[str, Any] | None = None
     prefect_run: str | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "failure", self.failure and printable(self.failure))
+
 
 def run_record(run: FlowRun, root: Path) -> dict[str, Any]:
-    """What `reports/run.json` has to say of a run."""
+    """The content of `reports/run.json`."""
     done = [result.name for result in run.results if result.outcome.succeeded]
     inputs = recorded_inputs(root / "dvc.lock", run.stages, done)
     return {
@@ -72,13 +76,13 @@ def run_record(run: FlowRun, root: Path) -> dict[str, Any]:
 
 
 def counted_checks(run: FlowRun, root: Path) -> dict[Verdict, int] | None:
-    """How many checks of this run's model have each verdict; None where the run checked none."""
+    """The number of checks of this run by verdict; None if it ran no checks."""
     result = next((entry for entry in run.results if entry.name == CHECKED_BY), None)
     folder = next((root / stage.outs[0] for stage in run.stages if stage.name == CHECKED_BY), None)
     path = folder / CHECKS if folder else None
     if result is None or path is None or not path.is_file():
         return None
-    # A stage that failed may have failed before it wrote, and then the file is of an earlier run.
+    # A stage may fail before it writes; the file is then from an earlier run.
     is_new = path.stat().st_mtime >= run.started.replace(microsecond=0).timestamp()
     if not (result.outcome.succeeded or (result.outcome is Outcome.FAILED and is_new)):
         return None
@@ -86,20 +90,20 @@ def counted_checks(run: FlowRun, root: Path) -> dict[Verdict, int] | None:
 
 
 def failures(results: Sequence[StageResult]) -> str:
-    """Why stages failed, each with its name; where none did, why the others did not run. "" after a good run."""
+    """Why each failed stage failed; if none failed, why the others did not run. "" after a good run."""
     undone = [result for result in results if not result.outcome.succeeded]
     failed = [result for result in undone if result.outcome is Outcome.FAILED]
     return "\n".join(f"{result.name}: {result.reason}" for result in failed or undone)
 
 
 def output_digests(stages: Sequence[Stage], root: Path) -> dict[str, str]:
-    """The content digest of each stage's output, where it is there and complete."""
+    """The content digest of each stage's output that exists and is complete."""
     manifests = {stage.name: root / stage.outs[0] / MANIFEST for stage in stages if stage.outs}
     return {name: read_json(path)["digest"] for name, path in manifests.items() if path.is_file()}
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of what decides a result; a package that is missing is left out."""
+    """The installed versions of the packages that influence results; missing packages are left out."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -110,7 +114,7 @@ def versions() -> dict[str, str]:
 
 
 def valid_params(path: Path) -> dict[str, Any] | None:
-    """The parameters as they count; None where the file is not valid, which a run's failure then says."""
+    """The parameters with defaults filled in; None if the file is not valid, which the run's failure reports."""
     try:
         return load_params(path).model_dump(mode="json")
     except VocabgraftError:

@@ -1,4 +1,4 @@
-"""The stages of a plan, each started when those before it have ended; under Prefect or without it."""
+"""Runs the stages of a plan, each after those before it have ended; with or without Prefect."""
 
 import json
 import os
@@ -14,35 +14,92 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from flows.engine.dag import Planned, Stage, cached_since
+from flows.engine.prefect_run import harmless
 from flows.engine.registry_state import REGISTERING_STAGE, is_lost
 from flows.engine.signals import stopped_by_signals
 from flows.engine.stage_outcome import Attempt, Ending, Outcome, StageResult
-from flows.engine.stage_run import DvcProcesses, StageLog, reproduce
+from flows.engine.stage_run import DvcProcesses, HarmlessLog, StageLog, reproduce
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import printable, warn
 from vocabgraft.storage.artifacts import write_json
 
-# How long each stage took in its last run here: `--plan` shows it, and the table of a run says what was saved.
+# Seconds of each stage's last run here: `--plan` shows them, and a run's table shows the time saved.
 HISTORY = Path(".dvc/tmp/build_model.seconds.json")
-# Stages that wait (for a service, a disk, a lock) are worth starting beyond the number of cores; a graph is rarely this
-# wide, and --jobs says otherwise where its stages are heavy.
+# More than the number of cores, because some stages wait (for a service, a disk, a lock). Graphs are rarely this wide;
+# lower --jobs if stages are heavy.
 LEAST_JOBS = 8
 SECONDS_TO_RETRY, GROWTH = 2.0, 4.0
 SECONDS_BUSY, LONGEST_BUSY_WAIT, SECONDS_TO_GIVE_UP = 0.5, 10.0, 3600.0
 Body = Callable[[StageLog], StageResult]
-# Makes a stage's outputs on another machine and leaves them in DVC's remote: the stage, whether it is forced, its log,
-# and what says that the run is being stopped. An attempt says why it could not.
+# Makes a stage's outputs on another machine and pushes them to DVC's remote. Takes the stage, whether it is forced, its
+# log, and a function that says whether the run is being stopped. Returns an attempt if it failed.
 Elsewhere = Callable[[Stage, bool, StageLog, Callable[[], bool]], Attempt | None]
 
 
 class Submit(Protocol):
-    """Starts a stage's body somewhere, and calls `done` when it has ended, however it ended."""
+    """Starts a stage's body, and calls `done` when it has ended, whatever the outcome."""
 
     def __call__(self, entry: Planned, body: Body, done: Callable[[], None]) -> None:
         """Start it and return."""
 
 
+class Watch(Protocol):
+    """What is told how the stages go on, from several threads."""
+
+    def started(self, name: str) -> None:
+        """A stage starts."""
+
+    def line(self, name: str, text: str) -> None:
+        """A stage wrote a line; a progress bar is one."""
+
+    def note(self, name: str, text: str) -> None:
+        """The run itself has something to say of a stage."""
+
+    def ended(self, result: StageResult) -> None:
+        """A stage has ended, or was left out."""
+
+
+class NoWatch:
+    """Nobody watches."""
+
+    def started(self, name: str) -> None:
+        """Nobody is told."""
+
+    def line(self, name: str, text: str) -> None:
+        """Nobody is told."""
+
+    def note(self, name: str, text: str) -> None:
+        """Nobody is told."""
+
+    def ended(self, result: StageResult) -> None:
+        """Nobody is told."""
+
+
+class _WatchedLog:
+    """Where a stage's output goes, and what watches it."""
+
+    def __init__(self, name: str, log: StageLog, watch: Watch) -> None:
+        self._name, self._log, self._watch = name, log, watch
+
+    def line(self, text: str) -> None:
+        """A line of the stage."""
+        self._log.line(text)
+        with harmless("a line of a stage's output was not shown"):
+            self._watch.line(self._name, printable(text))
+
+    def progress(self, percent: float) -> None:
+        """How far its bar is; the line of the bar says it to what watches."""
+        self._log.progress(percent)
+
+    def note(self, text: str) -> None:
+        """A line of the run itself."""
+        self._log.line(text)
+        with harmless("a note on a stage was not shown"):
+            self._watch.note(self._name, printable(text))
+
+
 def default_jobs() -> int:
-    """How many stages run at the same time where nobody says."""
+    """The number of stages at the same time if --jobs is not given."""
     return max(LEAST_JOBS, os.cpu_count() or 1)
 
 
@@ -57,6 +114,7 @@ class StageRuns:
         jobs: int,
         keep_going: bool,
         elsewhere: Elsewhere | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._planned = planned
         self._root = root
@@ -64,6 +122,7 @@ class StageRuns:
         self._jobs = jobs
         self._keep_going = keep_going
         self._elsewhere = elsewhere
+        self._watch = watch or NoWatch()
         self._results: dict[str, StageResult] = {}
         self._guard = threading.Lock()
         self._stopping = threading.Event()
@@ -73,7 +132,7 @@ class StageRuns:
     def run(self, submit: Submit) -> list[StageResult]:
         """Run every stage, and return the results in the order of the plan.
 
-        SIGINT and SIGTERM end what runs and leave the rest out; they are handled only where this is the main thread.
+        SIGINT and SIGTERM end the running stages and skip the rest. They are handled only in the main thread.
         """
         waiting = {entry.stage.name: entry for entry in self._planned}
         running: set[str] = set()
@@ -85,7 +144,7 @@ class StageRuns:
                     running.add(name)
                     submit(entry, partial(self._run_stage, entry), partial(ended.put, name))
                 running.discard(ended.get())
-        unexpected = "ended unexpectedly; the log above says why"
+        unexpected = "ended unexpectedly; the log above gives the reason"
         names = [entry.stage.name for entry in self._planned]
         return [self._results.get(name, StageResult(name, Outcome.FAILED, 0.0, unexpected)) for name in names]
 
@@ -100,19 +159,26 @@ class StageRuns:
         self._processes.stop_all()
 
     def _run_stage(self, entry: Planned, log: StageLog) -> StageResult:
-        name, started = entry.stage.name, time.perf_counter()
+        name, started, log = entry.stage.name, time.perf_counter(), HarmlessLog(log)
         try:
-            result = self._left_out(entry) or self._reproduced(entry, log)
+            result = self._left_out(entry)
+            if result is None:
+                with harmless("the start of a stage was not shown"):
+                    self._watch.started(name)
+                result = self._reproduced(entry, _WatchedLog(name, log, self._watch))
         except (VocabgraftError, OSError) as error:
             result = StageResult(name, Outcome.FAILED, 0.0, str(error))
-        except Exception as error:  # noqa: BLE001  a fault of the flow itself: the report has it, as any other reason
+        except Exception as error:  # noqa: BLE001  a bug of the flow itself goes to the report, as any other reason
             trace = traceback.format_exc()
             result = StageResult(name, Outcome.FAILED, 0.0, f"unexpected {type(error).__name__}: {error}", log=trace)
         result = self._with_savings(replace(result, seconds=time.perf_counter() - started))
         with self._guard:
             self._results[name] = result
             if result.outcome is Outcome.COMPLETED:
-                keep_seconds(self._root, {name: result.seconds})
+                with harmless("the seconds of a stage, which are a forecast, were not kept"):
+                    keep_seconds(self._root, {name: result.seconds})
+        with harmless("the end of a stage was not shown"):
+            self._watch.ended(result)
         return result
 
     def _with_savings(self, result: StageResult) -> StageResult:
@@ -122,7 +188,7 @@ class StageRuns:
         return replace(result, saved=max(took - result.seconds, 0.0))
 
     def _left_out(self, entry: Planned) -> StageResult | None:
-        """The result of a stage that is not run: cancelled, behind a failure, or unchanged; None for one that is."""
+        """The result of a stage that does not run (cancelled, after a failure, unchanged); None if it runs."""
         name, upstream = entry.stage.name, self._of(entry.stage.upstream)
         if self._stopping.is_set():
             return StageResult(name, Outcome.CANCELLED, 0.0, "the run was cancelled before it started")
@@ -134,7 +200,7 @@ class StageRuns:
             return None if lost else StageResult(name, Outcome.UNCHANGED, 0.0, "")
         failed = [result.name for result in self._of(tuple(self._results)) if result.outcome is Outcome.FAILED]
         if failed and not self._keep_going:
-            reason = f"not started after {', '.join(failed)} failed; --keep-going runs what does not need it"
+            reason = f"not started after {', '.join(failed)} failed; --keep-going runs the stages that do not need it"
             return StageResult(name, Outcome.NOT_READY, 0.0, reason)
         return None
 
@@ -145,31 +211,31 @@ class StageRuns:
     def _registers(self, entry: Planned) -> bool:
         return entry.stage.name == REGISTERING_STAGE and not os.environ.get("DVC_EXP_NAME")
 
-    def _reproduced(self, entry: Planned, log: StageLog) -> StageResult:
+    def _reproduced(self, entry: Planned, log: _WatchedLog) -> StageResult:
         reasons = "; ".join(entry.reasons)
         result = StageResult(entry.stage.name, Outcome.UNCHANGED, 0.0, reasons)
         if entry.runs:
             result = self._outcome(entry, self._tried(entry, "forced" in entry.own, log))
-        if result.outcome.succeeded and self._registers(entry) and is_lost(entry.stage, self._root, log.line):
+        if result.outcome.succeeded and self._registers(entry) and is_lost(entry.stage, self._root, log.note):
             result = self._outcome(entry, self._tried(entry, True, log))
             result = replace(
                 result, reason=result.reason if not result.outcome.succeeded else "the registry had lost it"
             )
         return result
 
-    def _tried(self, entry: Planned, force: bool, log: StageLog) -> Attempt:
-        """The last attempt at a stage: again while other processes hold it, and a few times after a fault."""
+    def _tried(self, entry: Planned, force: bool, log: _WatchedLog) -> Attempt:
+        """The last attempt at a stage: repeated while other processes hold its files, and a few times after a crash."""
         stage, faults, started, busy = entry.stage, 0, time.monotonic(), SECONDS_BUSY
         while True:
             attempt = self._attempt(stage, force, log)
             if self._stopping.is_set():
                 return attempt
             if attempt.ending is Ending.BUSY and time.monotonic() - started < SECONDS_TO_GIVE_UP:
-                log.line(f"{stage.name} waits: {attempt.reason}")
+                log.note(f"waits: {attempt.reason}")
                 delay, busy = busy, min(2 * busy, LONGEST_BUSY_WAIT)
             elif attempt.ending is Ending.FAULT and faults < stage.retries:
                 delay, faults = SECONDS_TO_RETRY * GROWTH**faults, faults + 1
-                log.line(f"{attempt.reason.splitlines()[0]}; try {faults + 1} of {stage.retries + 1} in {delay:g} s")
+                log.note(f"{attempt.reason.splitlines()[0]}; try {faults + 1} of {stage.retries + 1} in {delay:g} s")
             else:
                 return attempt
             self._stopping.wait(delay)
@@ -181,14 +247,14 @@ class StageRuns:
             return reproduce(self._processes, self._root, stage.name, force, log, stage.timeout)
         if (failed := self._elsewhere(stage, force, log, self._stopping.is_set)) is not None:
             return failed
-        # DVC itself brings the outputs here and writes dvc.lock, as for any result that its run cache has.
+        # DVC itself pulls the outputs and writes dvc.lock, as for any result in its run cache.
         attempt = reproduce(self._processes, self._root, stage.name, False, log, stage.timeout, pull=True)
         return Attempt(Ending.RAN) if attempt.ending is Ending.RESTORED else attempt
 
     def _outcome(self, entry: Planned, attempt: Attempt) -> StageResult:
         name, reasons = entry.stage.name, "; ".join(entry.reasons)
         if attempt.ending is Ending.SKIPPED:
-            return StageResult(name, Outcome.UNCHANGED, 0.0, "what it reads turned out the same")
+            return StageResult(name, Outcome.UNCHANGED, 0.0, "its inputs turned out the same")
         if attempt.ending is Ending.RAN:
             return StageResult(name, Outcome.COMPLETED, 0.0, reasons)
         if attempt.ending is Ending.RESTORED:
@@ -200,26 +266,22 @@ class StageRuns:
         return StageResult(name, Outcome.FAILED, 0.0, attempt.reason, log=attempt.log)
 
 
-class PrintedLog:
-    """A stage's output on standard output, each line with its stage's name."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
+class NoLog:
+    """Without Prefect a stage's lines go to what watches the run, and nowhere else."""
 
     def line(self, text: str) -> None:
-        """Print it."""
-        print(f"{self._name} | {text}", flush=True)
+        """Nobody is told."""
 
     def progress(self, percent: float) -> None:
-        """The line of the progress bar says it."""
+        """Nobody is told."""
 
 
 def run_in_threads(runs: StageRuns, jobs: int) -> list[StageResult]:
-    """Run a plan with nothing but threads."""
+    """Run a plan in threads, without Prefect."""
     with ThreadPoolExecutor(max_workers=jobs) as pool:
 
         def submit(entry: Planned, body: Body, done: Callable[[], None]) -> None:
-            future: Future[StageResult] = pool.submit(body, PrintedLog(entry.stage.name))
+            future: Future[StageResult] = pool.submit(body, NoLog())
             future.add_done_callback(lambda _: _ended(future, done))
 
         return runs.run(submit)
@@ -227,7 +289,7 @@ def run_in_threads(runs: StageRuns, jobs: int) -> list[StageResult]:
 
 def _ended(future: "Future[StageResult]", done: Callable[[], None]) -> None:
     if error := future.exception():
-        traceback.print_exception(error)
+        warn("".join(traceback.format_exception(error)))
     done()
 
 
@@ -236,15 +298,15 @@ def _ignore(_: str) -> None:
 
 
 def last_seconds(root: Path) -> dict[str, float]:
-    """The seconds of each stage's last completed run in this workspace; what never ran here is left out."""
+    """The seconds of each stage's last completed run in this workspace."""
     try:
         content = json.loads((root / HISTORY).read_text(encoding="utf-8"))
         return {str(name): float(seconds) for name, seconds in content.items()}
     except (FileNotFoundError, ValueError, AttributeError, TypeError):
-        # It is only a forecast: a damaged one, as a full disk leaves it, is ignored.
+        # It is only a forecast, so a damaged file (after a full disk, for example) is ignored.
         return {}
 
 
 def keep_seconds(root: Path, seconds: dict[str, float]) -> None:
-    """Keep how long stages took, beside what is known of the others."""
+    """Record the seconds of stages, and keep those of the others."""
     write_json(root / HISTORY, last_seconds(root) | {name: round(value, 2) for name, value in seconds.items()})

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM for a run that ends its children itself."""
+"""SIGINT and SIGTERM of a run, which ends its child processes itself."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[int], None]) -> Iterator[None]:
-    """Call `stop` with the number of a signal that comes meanwhile; in another thread than the main one none does."""
+    """Call `stop` with the number of each signal that arrives; does nothing outside the main thread."""
 
     def handle(number: int, _: Any) -> None:
         stop(number)

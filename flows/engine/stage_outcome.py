@@ -1,4 +1,4 @@
-"""How a stage ended: its outcome, and the reason, found in what DVC and the stage wrote."""
+"""How a stage ended: its outcome and the reason, from the output of DVC and the stage."""
 
 import re
 import signal
@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import takewhile
 
+from vocabgraft.printable import printable
+
 SKIPPED = re.compile(r"^Stage '.+' didn't change, skipping")
 
 
 RESTORED = re.compile(r"^Stage '.+' is cached - skipping run")
 
 
-# What DVC says on the way, which its exit code and the table say better, and rewritten progress bars.
+# Lines of DVC that repeat its exit code or the table, and rewritten progress bars.
 NOISE = re.compile(
     r"^(To track the changes|\s+git add|To enable auto staging|\s+dvc config|Use `dvc push`|(Updating|Generating) lock"
     r"|Data and pipelines are up to date|Running stage|> |ERROR: failed to reproduce)|^\s*$"
@@ -32,7 +34,7 @@ STAGE_FAILED = re.compile(r"failed to run: .*, exited with (-?\d+)", re.DOTALL)
 LOG_LINES = 15
 
 
-# sysexits.h: "the user is invited to retry", by which a stage can say that its fault may pass.
+# EX_TEMPFAIL of sysexits.h ("the user is invited to retry"): a stage uses it for temporary failures.
 TEMPORARY_FAILURE = 75
 
 
@@ -57,10 +59,9 @@ class StageResult:
     """A stage's outcome, how long it took, and why it ran or did not.
 
     Attributes:
-        reason: why it ran, was restored or did not run; of a failed stage the error itself.
+        reason: why it ran, was restored or did not run; for a failed stage the error itself.
         log: the last lines of a failed stage's output, without the error; "" for any other stage.
-        saved: seconds that it would have taken, by its last run, had it not been unchanged or restored; None where
-            that is not known, or nothing was saved.
+        saved: seconds saved because it was unchanged or restored, from its last run; None if unknown or none.
     """
 
     name: str
@@ -70,8 +71,13 @@ class StageResult:
     saved: float | None = None
     log: str = ""
 
+    def __post_init__(self) -> None:
+        # What a stage says reaches consoles, pages, chat messages and stores from here.
+        object.__setattr__(self, "reason", printable(self.reason))
+        object.__setattr__(self, "log", printable(self.log))
+
     def explanation(self) -> str:
-        """The reason, then the last lines of output: what every place that names a failure shows."""
+        """The reason, followed by the last lines of output."""
         return f"{self.reason}\n\nlast lines of its output:\n{self.log}" if self.log else self.reason
 
 
@@ -82,7 +88,7 @@ class Ending(StrEnum):
     SKIPPED = "skipped"
     RESTORED = "restored"
     FAILED = "failed"
-    # Worth another try: another DVC is at work on these files, or something outside of the stage ended it.
+    # Retried: another DVC process uses the files, or something outside of the stage ended it.
     BUSY = "busy"
     FAULT = "fault"
     TIMED_OUT = "timed out"
@@ -98,20 +104,20 @@ class Attempt:
 
 
 def judge(lines: Sequence[str], code: int | None, name: str, failure: str | None) -> Attempt:
-    """How a `dvc repro` of one stage ended, and why: the one place where a stage's end becomes its reason.
+    """Decide how a `dvc repro` of one stage ended, and why.
 
     Args:
-        lines: what DVC and the stage wrote.
-        code: DVC's exit code; negative for a signal, None when the process that watched it was killed.
-        name: of the stage.
-        failure: what the stage itself left as its reason (`tasks.support.stage.read_failure`).
+        lines: output of DVC and the stage.
+        code: DVC's exit code; negative for a signal, None if its supervisor was killed.
+        name: name of the stage.
+        failure: the reason that the stage itself left (`tasks.support.stage.read_failure`).
     """
     if code == 0:
         if any(RESTORED.match(line) for line in lines):
             return Attempt(Ending.RESTORED)
         return Attempt(Ending.SKIPPED if any(SKIPPED.match(line) for line in lines) else Ending.RAN)
     if code is None or code < 0:
-        who = "the process that watched it was killed" if code is None else f"DVC was ended by {_signal_name(-code)}"
+        who = "its supervisor process was killed" if code is None else f"DVC was ended by {_signal_name(-code)}"
         return Attempt(Ending.FAULT, who, last_lines(lines))
     whole = "\n".join(lines)
     if BUSY.search(whole):
@@ -122,29 +128,29 @@ def judge(lines: Sequence[str], code: int | None, name: str, failure: str | None
 
 
 def _failed(lines: Sequence[str], name: str, failure: str | None, status: int) -> Attempt:
-    """The end of a stage whose command failed: its own words, else the signal or the exit code."""
+    """The attempt of a stage whose command failed: its own reason, or else the signal or exit code."""
     signalled = status < 0 or status > 128
     if signalled:
         ended_by = _signal_name(-status if status < 0 else status - 128)
-        memory = "; if nobody did that, the machine may have run out of memory" if ended_by == "SIGKILL" else ""
+        memory = "; unless somebody did that, the machine probably ran out of memory" if ended_by == "SIGKILL" else ""
         reason = f"the stage was ended by {ended_by}{memory}"
     else:
         reason = f"its command ended with exit code {status}"
     ending = Ending.FAULT if signalled or status == TEMPORARY_FAILURE else Ending.FAILED
-    # What DVC says at last repeats the command; the stage printed its error, too.
+    # DVC's last lines repeat the command, and the stage has printed its error already.
     said = list(takewhile(lambda line: not line.startswith("ERROR: failed to reproduce"), lines))
     return Attempt(ending, failure or reason, last_lines(said, f"{name}: {failure}" if failure else ""))
 
 
 def _not_started(lines: Sequence[str]) -> Attempt:
-    """The end of a stage that DVC refused to start; DVC says why in lines of its own alone."""
+    """The attempt of a stage that DVC refused to start; the reason is in DVC's own lines."""
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
     rest = [line for line in lines if not line.startswith("ERROR")]
     return Attempt(Ending.FAILED, "\n".join(errors) or "DVC did not run it and gave no reason", last_lines(rest))
 
 
 def last_lines(lines: Sequence[str], error: str = "") -> str:
-    """The last lines of output, without DVC's usual ones and those of an error that is shown beside them."""
+    """The last lines of output, without DVC's noise and without the lines of `error`, which is shown separately."""
     repeated = set(error.splitlines())
     return "\n".join([line for line in lines if not NOISE.match(line) and line not in repeated][-LOG_LINES:])
 

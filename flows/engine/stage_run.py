@@ -1,4 +1,4 @@
-"""One stage run through DVC: its processes, and what they write."""
+"""Runs one stage through DVC: its processes and their output."""
 
 import base64
 import json
@@ -20,24 +20,44 @@ from pydantic import TypeAdapter
 
 from flows.engine import supervisor
 from flows.engine.dag import Stage
+from flows.engine.prefect_run import harmless
 from flows.engine.stage_outcome import LOG_LINES, NOISE, Attempt, Ending, judge, last_lines
 from flows.engine.workspace import MARK, end_leftovers
 from tasks.support.stage import forget_failure, read_failure
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import printable
 
-PROGRESS = re.compile(r"(\d+)%\|")
-COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+PROGRESS = re.compile(r"(?<!\d)(\d{1,3})%\|")
+# Bytes; a longer line is cut into lines of this length.
+LONGEST_LINE = 1 << 16
 SECONDS_BETWEEN_PROGRESS = 5.0
 
 
 class StageLog(Protocol):
-    """Where a stage's output goes while it runs."""
+    """Receives a stage's output while it runs."""
 
     def line(self, text: str) -> None:
         """Take a line."""
 
     def progress(self, percent: float) -> None:
-        """Take how far a progress bar is."""
+        """Take the percentage of a progress bar."""
+
+
+class HarmlessLog:
+    """A log that gets printable text alone, and whose faults decide nothing: the stage goes on without it."""
+
+    def __init__(self, log: StageLog) -> None:
+        self._log = log
+
+    def line(self, text: str) -> None:
+        """Hand it on."""
+        with harmless("a line of a stage's output was not logged"):
+            self._log.line(printable(text))
+
+    def progress(self, percent: float) -> None:
+        """Hand it on."""
+        with harmless("the progress of a stage was not logged"):
+            self._log.progress(percent)
 
 
 class DvcProcesses:
@@ -52,7 +72,7 @@ class DvcProcesses:
         self._running: set[DvcRun] = set()
 
     def warm_up(self) -> None:
-        """Start importing DVC, beside whatever the caller does next."""
+        """Start importing DVC in the background."""
         with self._guard:
             if self._process is None or self._process.poll() is not None:
                 self._start_launcher()
@@ -61,7 +81,7 @@ class DvcProcesses:
         """Start `dvc ARGUMENTS` in the project's folder.
 
         Raises:
-            OSError: when the processes cannot be started.
+            OSError: if the processes cannot be started.
         """
         reader, writer = os.pipe()
         control, theirs = socket.socketpair()
@@ -79,27 +99,27 @@ class DvcProcesses:
         return run
 
     def finish(self, run: "DvcRun") -> None:
-        """Let go of a run that has ended."""
+        """Close a run that has ended."""
         self._running.discard(run)
         run.close()
 
     def stop_all(self) -> None:
-        """Ask every supervisor to end what it watches; safe in a signal handler."""
+        """Ask every supervisor to end its processes; safe in a signal handler."""
         for run in tuple(self._running):
             run.stop()
 
     def close(self) -> None:
-        """End the process that forks the others."""
+        """End the launcher process, which forks the others."""
         if self._channel is not None:
             self._channel.close()
         if self._process is not None:
-            # It may still be importing; what it forked does not hear of this.
+            # It may still be importing. Its forks are not affected.
             self._process.terminate()
             self._process.wait()
 
     def _request(self, message: bytes, descriptors: list[int]) -> int:
         with self._guard:
-            # One that was killed is replaced; what it had forked goes on.
+            # A killed launcher is replaced; its forks keep running.
             for _ in range(2):
                 if self._process is None or self._process.poll() is not None:
                     self._start_launcher()
@@ -112,7 +132,7 @@ class DvcProcesses:
                     pass
                 assert self._process is not None, "it was started above"
                 self._process.wait()
-        raise OSError("the process that starts DVC ended twice at once; is there memory left?")
+        raise OSError("the process that starts DVC ended twice in a row; check that memory is free")
 
     def _start_launcher(self) -> None:
         if self._channel is not None:
@@ -121,7 +141,7 @@ class DvcProcesses:
         with theirs:
             descriptors = (theirs.fileno(), self._workspace_lock)
             self._process = subprocess.Popen(
-                # By its path: the project's folder need not hold this package, and may hold a module of any name.
+                # By path: the project's folder may lack this package, or contain a module of the same name.
                 [sys.executable, "-P", supervisor.__file__, *map(str, descriptors)],
                 cwd=self._root,
                 env=environment() | {MARK: str(self._root.resolve())},
@@ -132,7 +152,7 @@ class DvcProcesses:
 
 
 class DvcRun:
-    """A running `dvc`: what it writes, and the control socket of its supervisor."""
+    """A running `dvc`: its output, and the control socket of its supervisor."""
 
     def __init__(self, pid: int, output: int, control: socket.socket) -> None:
         self.pid = pid
@@ -144,18 +164,18 @@ class DvcRun:
         try:
             self.control.send(supervisor.STOP)
         except OSError:
-            # The supervisor is gone, and so is what it watched or will be.
+            # The supervisor is gone, and its processes are ending too.
             return
 
     def kill(self) -> None:
-        """Kill the process group at once, for when its supervisor is gone."""
+        """Kill the process group at once; used if its supervisor is gone."""
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             return
 
     def close(self) -> None:
-        """Let go of the descriptors."""
+        """Close the descriptors."""
         os.close(self.output)
         self.control.close()
 
@@ -169,11 +189,11 @@ def reproduce(
     timeout: float | None = None,
     pull: bool = False,
 ) -> Attempt:
-    """Run `dvc repro --single-item` in a process group of its own; hand every line of it to `log`.
+    """Run `dvc repro --single-item` in a process group of its own, and send every line to `log`.
 
-    With `pull` results that the remote's run cache has are taken from there.
+    With `pull`, results are taken from the remote's run cache if it has them.
     """
-    # DVC may fail before the stage starts and deletes it itself.
+    # The stage deletes an old reason itself, but DVC may fail before it starts.
     forget_failure(root, name)
     options = [*(["--force"] * force), *(["--pull"] * pull)]
     run = processes.start(["--wait-for-lock", "repro", "--single-item", *options, name])
@@ -185,31 +205,31 @@ def reproduce(
     finally:
         processes.finish(run)
     if timed_out:
-        limit = f"stopped after its time-out of {timeout:g} s (meta: timeout_s in dvc.yaml)"
+        limit = f"stopped after its timeout of {timeout:g} s (meta: timeout_s in dvc.yaml)"
         return Attempt(Ending.TIMED_OUT, limit, last_lines(lines))
     return judge(lines, code, name, read_failure(root, name))
 
 
 class Inspection:
-    """The DAG and what changed, read by a process that imports DVC while this one does something else."""
+    """Reads the DAG and the changes in another process, while this one does something else."""
 
     def __init__(self, processes: DvcProcesses) -> None:
         self._processes = processes
-        # In a thread, since nothing is started before DVC is imported.
+        # In a thread, because starting waits for the import of DVC.
         self._starting = ThreadPoolExecutor(1)
         self._started = self._starting.submit(processes.start, supervisor.INSPECT)
 
     @property
     def pid(self) -> int:
-        """Of the process that watches the reader, which is their process group."""
+        """Process id of the reader's supervisor, which is also the process group."""
         return self._started.result().pid
 
     def result(self, say: Callable[[str], None]) -> tuple[list[Stage], dict[str, list[str]]]:
-        """Wait for it: what `flows.engine.dag.inspect` returns.
+        """Wait for the result of `flows.engine.dag.inspect`.
 
         Raises:
-            VocabgraftError: as `flows.engine.dag.inspect`, and when the process was ended.
-            OSError: when it cannot be started.
+            VocabgraftError: as for `flows.engine.dag.inspect`, or if the process was ended.
+            OSError: if the process cannot be started.
         """
         with self._starting:
             run = self._started.result()
@@ -230,25 +250,26 @@ class Inspection:
 
 
 class _Said:
-    """Hands on what a process says, but for its answer."""
+    """Passes on a process's lines, except for its answer."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
 
     def line(self, text: str) -> None:
-        """Hand it on."""
+        """Pass on a line."""
         if not text.startswith(supervisor.INSPECTED):
             self._say(text)
 
     def progress(self, percent: float) -> None:
-        """Reading shows none."""
+        """Nothing: reading has no progress."""
 
 
 def environment() -> dict[str, str]:
-    """The environment of a stage: this interpreter's programs first on the path, as the `cmd` lines expect."""
+    """The environment of a stage, with this interpreter's programs first on the path, as `cmd` lines expect."""
     programs = str(Path(sys.executable).parent)
-    # Stages that run side by side share the cores, and threads that wait by spinning take time from each other: beside
-    # another busy process on 2 cores an encoder did 104 and 121 texts a second sleeping, 95 and 97 spinning.
+    # Parallel stages share the cores, and threads that spin while they wait take time from each other. Beside another
+    # busy process on 2 cores, an encoder did 104 and 121 texts per second with sleeping threads, 95 and 97 with
+    # spinning ones.
     waiting = {"OMP_WAIT_POLICY": "PASSIVE"}
     return {
         **waiting,
@@ -259,10 +280,10 @@ def environment() -> dict[str, str]:
 
 
 def _follow(run: DvcRun, log: StageLog, timeout: float | None) -> tuple[list[str], int | None, bool]:
-    """Read what DVC and the stage write until both have ended.
+    """Read the output of DVC and the stage until both have ended.
 
     Returns:
-        The lines, DVC's exit code (None when its supervisor was killed), and whether the time-out was reached.
+        The lines, DVC's exit code (None if its supervisor was killed), and whether the timeout was reached.
     """
     lines = _Lines(log)
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -276,7 +297,7 @@ def _follow(run: DvcRun, log: StageLog, timeout: float | None) -> tuple[list[str
         if run.output in ready and (data := os.read(run.output, 65536)):
             lines.add(data)
         elif run.control.fileno() in ready:
-            # All that wrote is gone, so what is left in the pipe is the rest.
+            # All writers have ended, so the pipe has only the rest.
             answer = _receive(run.control)
             code: int | None = json.loads(answer)["code"] if answer else None
             if code is None:
@@ -285,7 +306,7 @@ def _follow(run: DvcRun, log: StageLog, timeout: float | None) -> tuple[list[str
                 lines.add(data)
             return lines.end(), code, timed_out
         elif run.output in ready:
-            # The pipe has ended before the supervisor said so; its word is all that is waited for.
+            # The pipe has ended before the supervisor's answer; wait for the answer.
             select.select([run.control], [], [])
 
 
@@ -297,7 +318,7 @@ def _receive(control: socket.socket) -> bytes:
 
 
 class _Lines:
-    """Output as lines, handed on as they come; of a rewritten progress bar one state every few seconds."""
+    """Splits output into lines and passes them on at once; a progress bar only every few seconds."""
 
     def __init__(self, log: StageLog) -> None:
         self._log = log
@@ -306,20 +327,23 @@ class _Lines:
         self._last_progress = time.monotonic()
 
     def add(self, data: bytes) -> None:
-        """Take what was read."""
-        # A carriage return ends a line too: with it a progress bar rewrites itself.
+        """Take bytes that were read."""
+        # A carriage return ends a line too; progress bars use it to rewrite themselves.
         *whole, self._open = (self._open + data).replace(b"\r", b"\n").split(b"\n")
+        if len(self._open) > LONGEST_LINE:
+            whole, self._open = [*whole, self._open], b""
         for raw in whole:
-            self._take(raw)
+            for start in range(0, max(len(raw), 1), LONGEST_LINE):
+                self._take(raw[start : start + LONGEST_LINE])
 
     def end(self) -> list[str]:
-        """Every line, noise included, progress bars left out."""
+        """All lines, with noise but without progress bars."""
         if self._open:
             self._take(self._open)
         return self._lines
 
     def _take(self, raw: bytes) -> None:
-        line = COLOUR.sub("", raw.decode(errors="replace")).rstrip()
+        line = printable(raw.decode(errors="replace")).rstrip()
         if bar := PROGRESS.search(line):
             if time.monotonic() - self._last_progress < SECONDS_BETWEEN_PROGRESS:
                 return

@@ -1,12 +1,13 @@
-"""Processes for DVC: forked from one that has imported it, each watched by a supervisor that ends everything under it.
+"""Starts DVC processes by fork, each under a supervisor that ends everything below it.
 
-A flow that is killed cannot end its children, and DVC that is killed leaves its stage writing. So between the flow and
-DVC stands a supervisor: it learns from the closed control socket that the flow is gone and from the kernel that DVC is,
-and then ends whatever still runs. Importing DVC takes half a second of a core, a fork of what has it none.
+A killed flow cannot end its children, and a killed DVC leaves its stage running. So a supervisor stands between the
+flow and DVC. If the control socket closes, the flow is gone; the kernel reports the end of DVC. In both cases the
+supervisor ends all processes that still run. Importing DVC costs 0.5 s of CPU; forking a process that has already
+imported it costs nothing.
 
-The same process reads the DAG, since it has what that takes while the flow still imports Prefect.
+The same process reads the DAG, because it has imported DVC while the flow still imports Prefect.
 
-Started by flows.engine.stage_run as `python -P supervisor.py SOCKET LOCK`, with two inherited file descriptors.
+flows.engine.stage_run starts it as `python -P supervisor.py SOCKET LOCK`, with two inherited file descriptors.
 """
 
 import base64
@@ -24,14 +25,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# All of it within the ten seconds in which a cancelled run has to be over.
+# Together within the 10 s in which a cancelled run must end.
 SECONDS_FOR_THE_STAGE = 3.0
 SECONDS_FOR_DVC = 3.0
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 SECONDS_BETWEEN_LOOKS, SECONDS_FOR_A_SHORT_LOCK = 0.02, 60.0
 STOP = b"stop"
-# Instead of dvc's command line: the DAG and what changed, in a last line that begins so and goes on in base64, whose
-# letters no reader of output takes for anything else.
+# A request for the DAG and the changes, instead of dvc's command line. The answer is a last line with this prefix and
+# base64, which cannot be mistaken for other output.
 INSPECT = ["inspect"]
 INSPECTED = "inspected:"
 
@@ -39,14 +40,14 @@ INSPECTED = "inspected:"
 def main(channel: socket.socket, lock: int) -> None:
     """Fork a supervisor for each request until the flow closes the channel.
 
-    A request is `{"arguments": [...]}`, dvc's command line or INSPECT, with two file descriptors: where it writes, and
-    the control socket. The answer is `{"pid": ...}`, the supervisor's, which is also its session and process group. The
-    workspace lock is inherited, so that it holds until the last supervisor has ended what it watches.
+    A request is `{"arguments": [...]}` (dvc's command line or INSPECT) with two file descriptors: the output and the
+    control socket. The answer is `{"pid": ...}`, the supervisor's process id, session and process group. Supervisors
+    inherit the workspace lock, so it holds until the last one has ended its processes.
     """
     _import_dvc()
-    # Behind everything else: the project's own packages, wherever they are installed, for what reads the DAG.
+    # Last on the path: the project's own packages, which reading the DAG needs.
     sys.path.append(str(Path(__file__).parents[2]))
-    # The supervisors are not waited for; whoever asked knows from the control socket when one is done.
+    # Nobody waits for supervisors here; the control socket tells the flow when one is done.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         message, descriptors, _, _ = socket.recv_fds(channel, 65536, 2)
@@ -63,7 +64,7 @@ def main(channel: socket.socket, lock: int) -> None:
 
 
 def _import_dvc() -> None:
-    # What a `dvc repro` imports on its way, as seen in sys.modules after one; nothing here starts a thread.
+    # The modules that a `dvc repro` imports, from sys.modules after one. None of them starts a thread.
     modules = """
         configobj dvc.cachemgr dvc.cli.parser dvc.commands.repro dvc.data_cloud dvc.dirs dvc.parsing.context
         dvc.repo.artifacts dvc.repo.datasets dvc.repo.metrics dvc.repo.open_repo dvc.repo.params dvc.repo.plots
@@ -77,19 +78,19 @@ def _import_dvc() -> None:
         importlib.import_module(name)
     from dvc.cli.parser import get_main_parser
 
-    # It imports every command's module.
+    # This imports the modules of all commands.
     get_main_parser()
-    # A collection in a child would touch, and so copy, every page of the modules.
+    # A garbage collection in a child would copy every memory page of the modules.
     gc.collect()
     gc.freeze()
 
 
 def _supervise(arguments: list[str], output: int, control: socket.socket, lock: int) -> None:
-    """Run DVC to its end, or end it when told to or left alone; never returns."""
+    """Run DVC to its end, or end it on request or if the flow is gone; never returns."""
     os.setsid()
     _name_process(f"watch {arguments[-1]}")
     if sys.platform == "linux":
-        # Orphans below become this process's children, whatever session they went to, and can be found and ended.
+        # Orphaned descendants become children of this process, whatever their session, so it can find and end them.
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -101,7 +102,7 @@ def _supervise(arguments: list[str], output: int, control: socket.socket, lock: 
         for descriptor in (woken, wake, control.fileno(), lock):
             os.close(descriptor)
         _become(_inspect if arguments == INSPECT else _run_dvc, arguments, output)
-    # Only DVC and what is under it hold the pipe, so that its end is the end of all of them.
+    # Only DVC and its descendants hold the pipe, so the pipe ends when they have all ended.
     os.close(output)
     code, told = None, False
     while code is None and not told:
@@ -115,7 +116,7 @@ def _supervise(arguments: list[str], output: int, control: socket.socket, lock: 
     try:
         control.send(json.dumps({"code": code}).encode())
     except OSError:
-        # The flow is gone: nobody is left to tell.
+        # The flow is gone; nobody reads the answer.
         os._exit(1)
     os._exit(0)
 
@@ -150,7 +151,7 @@ def _become(work: Callable[[list[str]], int], arguments: list[str], output: int)
 def _run_dvc(arguments: list[str]) -> int:
     from dvc.cli import main as dvc
 
-    # DVC writes it into its locks, as what a user who meets them is told.
+    # DVC writes this into its locks and shows it to users who run into them.
     sys.argv = ["dvc", *arguments]
     return int(dvc(arguments))
 
@@ -158,22 +159,23 @@ def _run_dvc(arguments: list[str]) -> int:
 def _inspect(_: list[str]) -> int:
     from flows.engine.dag import inspect
     from vocabgraft.errors import VocabgraftError
+    from vocabgraft.printable import print_line
 
     try:
-        stages, changed = inspect(Path(), print)
+        stages, changed = inspect(Path(), print_line)
     except VocabgraftError as error:
         answer: dict[str, Any] = {"error": str(error)}
     else:
         answer = {"stages": [dataclasses.asdict(stage) for stage in stages], "changed": changed}
-    print(INSPECTED + base64.b64encode(json.dumps(answer, default=str).encode()).decode())
+    print_line(INSPECTED + base64.b64encode(json.dumps(answer, default=str).encode()).decode())
     return 0
 
 
 def _look_at_locks_often() -> None:
-    """Let this process wait for DVC's locks in short steps, and for the short-lived ones too.
+    """Make this process check DVC's locks more often, and wait longer for the short-lived one.
 
-    DVC looks every half second: of eight stages that end together the last then waits four. And it gives up on the lock
-    of its record of readers after three seconds, which on a busy machine fails a stage that has done its work.
+    DVC checks every 0.5 s, so the last of eight stages that end together waits 4 s. DVC also gives up on the lock of
+    its record of readers after 3 s; on a busy machine a stage would then fail after its work is done.
     """
     from dvc.lock import FAILED_TO_LOCK_MESSAGE, Lock, LockError
 
@@ -192,7 +194,7 @@ def _look_at_locks_often() -> None:
 
 
 def _reap(dvc: int) -> int | None:
-    """Collect every child that has ended; DVC's exit code, negative for a signal, where it was among them."""
+    """Reap ended children; gives DVC's exit code (negative for a signal) if DVC was among them."""
     code = None
     while True:
         try:
@@ -206,12 +208,12 @@ def _reap(dvc: int) -> int | None:
 
 
 def _end_descendants(dvc: int, told: bool) -> int | None:
-    """End everything below this process: asked first, then killed.
+    """End all descendants of this process: SIGTERM first, then SIGKILL.
 
-    The stage is asked before DVC is, so that DVC sees it fail, and lets go of its locks and of a half-written file.
+    The stage gets SIGTERM before DVC, so that DVC sees it fail and releases its locks.
 
     Returns:
-        DVC's exit code, where it was still running.
+        DVC's exit code, if it was still running.
     """
     started = time.monotonic()
     asked: set[int] = set()
@@ -243,12 +245,12 @@ def _signal(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
     except ProcessLookupError:
-        # It ended between being listed and being asked.
+        # It ended after it was listed.
         return
 
 
 def _name_process(name: str) -> None:
-    """What `ps -o comm` and `top` show, up to 15 characters; all of these processes have one command line."""
+    """Set the name that `ps -o comm` and `top` show (15 characters); these processes share one command line."""
     if sys.platform == "linux":
         _prctl(PR_SET_NAME, name.encode()[:15])
 

@@ -1,4 +1,4 @@
-"""The workspace of a run: locked for it, freed of what a killed run left, and checked before anything starts."""
+"""The workspace of a run: locks it, cleans up after a killed run, and checks dvc.lock."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ from vocabgraft.storage.atomic import replace_text
 from vocabgraft.storage.locks import acquire, holder_of
 
 LOCK = Path(".dvc/tmp/build_model.lock")
-# In the environment of everything that a run starts in a workspace; its value is the workspace.
+# Environment variable of every process that a run starts; its value is the workspace.
 MARK = "VOCABGRAFT_WORKSPACE"
 SECONDS_FOR_A_KILLED_RUN = 30.0
 SECONDS_TO_END = 5.0
@@ -24,16 +24,16 @@ Say = Callable[[str], None]
 
 @contextmanager
 def workspace(root: Path, wait: bool, say: Say) -> Iterator[int]:
-    """Hold the workspace for one run of the flow, with what an earlier, killed one left there put in order.
+    """Lock the workspace for one run, and clean up after an earlier, killed run.
 
     Yields:
-        The lock's file descriptor: a child that inherits it keeps the workspace locked until it ends.
+        The lock's file descriptor. A child that inherits it keeps the workspace locked until it ends.
 
     Raises:
-        VocabgraftError: when another run holds it and `wait` is false, or what is left of one does not end.
+        VocabgraftError: if another run holds it and `wait` is false, or processes of a killed run do not end.
     """
     if not (root / ".dvc").is_dir():
-        raise VocabgraftError(f"{root.resolve()} is no DVC project; run from the project's root")
+        raise VocabgraftError(f"{root.resolve()} is not a DVC project; run from the project's root")
     (root / LOCK).parent.mkdir(exist_ok=True, parents=True)
     with (root / LOCK).open("a+", encoding="utf-8") as stream:
         _wait_for(stream, wait, say)
@@ -47,20 +47,21 @@ def _wait_for(stream: IO[str], wait: bool, say: Say) -> None:
     while not acquire(stream):
         holder = holder_of(stream)
         alive = holder is not None and _runs(holder.pid)
-        killed = "a run that was killed" if holder is None else f"process {holder.pid}, which was killed,"
+        killed = "a killed run" if holder is None else f"the killed process {holder.pid}"
         waited = time.monotonic() - started
         if alive and not wait:
             raise VocabgraftError(
-                f"another run of the flow is at work in this workspace: {holder}; let it end, or wait for it with "
-                "--wait"
+                f"another run is in progress in this workspace: {holder}; let it end, or wait for it with --wait"
             )
         if not alive and waited > SECONDS_FOR_A_KILLED_RUN:
             raise VocabgraftError(
-                f"what {killed} started still holds this workspace after {waited:.0f} s; "
-                f"`fuser {LOCK}` names the processes"
+                f"processes that {killed} started still hold this workspace after {waited:.0f} s; "
+                f"`fuser {LOCK}` lists them"
             )
         if not told:
-            say("waiting for another run in this workspace" if alive else f"waiting for what {killed} started to end")
+            say(
+                "waiting for another run in this workspace" if alive else f"waiting for processes that {killed} started"
+            )
             told = True
         time.sleep(0.2)
 
@@ -72,9 +73,9 @@ def _runs(pid: int) -> bool:
 
 
 def end_leftovers(root: Path, say: Say, stage: str | None = None) -> None:
-    """End processes that an earlier run, killed with all that watched them, left writing in this workspace.
+    """End processes that a killed run, whose supervisors were killed too, left in this workspace.
 
-    Whoever holds the lock may do so: no other run can have living processes here. `stage` ends those of one stage.
+    Call it with the lock held: no other run can then have living processes here. `stage` limits it to one stage.
     """
     import psutil
 
@@ -96,7 +97,7 @@ def _is_left(process: Any, root: Path, stage: str | None) -> bool:
         variables = process.environ()
         mine = variables.get(MARK) == str(root.resolve()) and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, OSError):
-        # Ended meanwhile, or of another user, which no run here can have started.
+        # It has ended, or belongs to another user, so no run here started it.
         return False
     return mine and (stage is None or variables.get("DVC_STAGE") == stage)
 
@@ -120,10 +121,10 @@ def _signal(process: Any, number: int) -> None:
 
 
 def heal_rwlock(root: Path, say: Say) -> None:
-    """Make DVC's record of who reads and writes what usable again after a crash.
+    """Repair DVC's record of readers and writers after a crash.
 
-    Killed while it is written it is no JSON, and DVC refuses to work; after a restart of the machine a process that has
-    nothing to do with DVC may have the number of one that it names, and DVC would wait for it without end.
+    If DVC was killed while writing it, the file is not JSON and DVC refuses to work. After a restart of the machine, an
+    unrelated process may have the process id of an entry, and DVC would wait for it forever.
     """
     path = root / ".dvc" / "tmp" / "rwlock"
     if not path.is_file():
@@ -135,7 +136,7 @@ def heal_rwlock(root: Path, say: Say) -> None:
             content = json.loads(path.read_text(encoding="utf-8"))
             kept = _living(content)
         except (ValueError, AttributeError, KeyError, TypeError):
-            say(f"{path} was damaged and is made anew (a DVC process was killed while it wrote it)")
+            say(f"{path} was damaged and is deleted (a DVC process was killed while it wrote it)")
             path.unlink()
             return
         if kept != content:
@@ -143,7 +144,7 @@ def heal_rwlock(root: Path, say: Say) -> None:
 
 
 def _living(content: dict[str, Any]) -> dict[str, Any]:
-    """The entries whose process is a living DVC."""
+    """The entries whose process is a running DVC."""
     write = {path: info for path, info in content.get("write", {}).items() if _is_dvc(info["pid"])}
     read = {path: [info for info in infos if _is_dvc(info["pid"])] for path, infos in content.get("read", {}).items()}
     return {"write": write, "read": {path: infos for path, infos in read.items() if infos}}
@@ -161,10 +162,10 @@ def _is_dvc(pid: int) -> bool:
 
 
 def check_lock_file(path: Path) -> None:
-    """Refuse a dvc.lock with the marks of a merge conflict, before DVC calls it broken.
+    """Refuse a dvc.lock with merge conflict markers, with a clearer message than DVC's.
 
     Raises:
-        VocabgraftError: with the line, and with what to do.
+        VocabgraftError: with the line and the remedy.
     """
     if not path.is_file():
         return
@@ -172,5 +173,5 @@ def check_lock_file(path: Path) -> None:
         if line.startswith(CONFLICT):
             raise VocabgraftError(
                 f"{path}, line {number}: an unresolved merge ({line}); take either side, `git checkout --ours {path}` "
-                "or with --theirs, and run again: what is known comes back from the run cache, the rest is made anew"
+                "or with --theirs, and run again: known results come from the run cache, the others are made again"
             )

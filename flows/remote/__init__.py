@@ -1,1 +1,1 @@
-"""Work on other machines."""
+"""Stages and sweep points on other machines of a Ray cluster."""

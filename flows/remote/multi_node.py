@@ -1,8 +1,8 @@
-"""A stage on several machines of a Ray cluster at the same time.
+"""Runs one stage on several machines of a Ray cluster at the same time.
 
-Each runs it in a copy of the project, as one machine alone would, and is told in its environment which of them it is:
-`vocabgraft.training.distributed` joins what they start. All of them end with the same outputs; the first one's
-are pushed.
+Each machine runs the stage in a copy of the project, as a single machine would. Environment variables give its number,
+and `vocabgraft.training.distributed` connects the processes. All machines end with the same outputs; those of the first
+one are pushed.
 """
 
 import time
@@ -18,16 +18,16 @@ from flows.remote.work import Work, carry_out_anywhere, free_address, why_failed
 from vocabgraft.training.distributed import NODE, NODES, RENDEZVOUS
 
 SECONDS_BETWEEN_LOOKS = 1.0
-# When one has failed: the others hear of it by their connections, and the cluster of a machine that is lost by five
-# health checks that it missed, each of at most 13 s.
+# After one machine has failed: the others notice by their connections, and the cluster notices a lost machine after
+# five missed health checks of at most 13 s each.
 SECONDS_FOR_THE_OTHERS = 90.0
 Halted = Callable[[], Attempt | None]
 
 
 def made_together(work: Work, stage: Stage, log: StageLog, halted: Halted) -> Attempt | None:
-    """Make a stage's outputs on `stage.nodes` machines; None when the first one has pushed them.
+    """Make a stage's outputs on `stage.nodes` machines; returns None when the first one has pushed them.
 
-    The loss of a machine is a fault: whoever asked does it again, and all of it on machines that are there then.
+    A lost machine counts as a crash: the caller retries the whole stage on the machines that are left.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -43,7 +43,7 @@ def made_together(work: Work, stage: Stage, log: StageLog, halted: Halted) -> At
     except ray.exceptions.RayError as error:
         return Attempt(Ending.FAULT, f"one of its {stage.nodes} machines was lost: {error}")
     finally:
-        # Ends what still runs of it.
+        # This ends everything of it that still runs.
         remove_placement_group(group)
 
 
@@ -64,7 +64,7 @@ def _started(work: Work, stage: Stage, group: Any) -> list[Any]:
     def on(number: int, function: Callable[..., Any]) -> Any:
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
         share = _share(stage)
-        # The others would wait for the one that is begun anew, so all of them are.
+        # No retries by Ray: if one machine started again, the others would wait for it, so all must start again.
         return ray.remote(function).options(
             num_cpus=share["CPU"], num_gpus=share["GPU"], max_retries=0, scheduling_strategy=place
         )
@@ -79,7 +79,7 @@ def _started(work: Work, stage: Stage, group: Any) -> list[Any]:
 
 
 def _outcome(pieces: Sequence[Any], log: StageLog, halted: Halted) -> Attempt | None:
-    """What came of them: none waits for ever for one that has failed."""
+    """Wait for all machines, but not much longer once one has failed; the first failure, or None."""
     import ray
 
     failed: Attempt | None = None
@@ -96,7 +96,7 @@ def _outcome(pieces: Sequence[Any], log: StageLog, halted: Halted) -> Attempt | 
 
 
 def told(done: Mapping[str, Any], log: StageLog) -> Attempt | None:
-    """Log what a piece of work said; why it failed, or None where it did not."""
+    """Log the output of a finished job; the reason if it failed, or None."""
     for line in done["said"].splitlines():
         log.line(line)
     if done["ok"]:

@@ -1,4 +1,4 @@
-"""What a copy of this project needs: its code at the commit, and where its copies find the cache and the remote."""
+"""Contents of a project copy: the code at the commit, and DVC's configuration of cache and remote."""
 
 import subprocess
 from collections.abc import Collection
@@ -7,35 +7,35 @@ from typing import Any
 
 from vocabgraft.errors import VocabgraftError
 
-# They go with each copy as they are in the working tree.
+# Each copy gets these files from the working tree.
 CARRIED = ("params.yaml", "dvc.lock")
 LOCAL_CONFIG = ".dvc/config.local"
 
 
 def committed_code(root: Path, beside: Collection[str] = ()) -> tuple[str, bytes]:
-    """The commit that is checked out, and its files below `root` as a tar archive.
+    """The current commit, and its files below `root` as a tar archive.
 
     Args:
         root: the project's folder.
-        beside: files that may differ from the commit, beside params.yaml and dvc.lock.
+        beside: files that may differ from the commit, in addition to params.yaml and dvc.lock.
 
     Raises:
-        VocabgraftError: without a commit, or when code or data differ from it: a copy would run something else.
+        VocabgraftError: without a commit, or if code or data differ from it, because a copy would run something else.
     """
     commit = _git(root, "rev-parse", "HEAD").decode().strip()
     changed = _git(root, "status", "--porcelain", "-uall", ".").decode().splitlines()
     other = [line for line in changed if _matters(line, {*CARRIED, *beside})]
     if other:
         raise VocabgraftError(
-            f"copies are made from the commit {commit[:12]}, and these differ from it:\n"
+            f"copies are made from the commit {commit[:12]}, but these files differ from it:\n"
             + "\n".join(other[:10])
-            + "\ncommit them first (params.yaml and dvc.lock may differ: they go with each copy)"
+            + "\ncommit them first (only params.yaml and dvc.lock may differ; each copy gets them as they are)"
         )
     return commit, _git(root, "archive", "--format=tar", commit)
 
 
 def _matters(line: str, carried: Collection[str]) -> bool:
-    """Whether a line of `git status` is a difference that a copy would lack: code, raw data, or a tracked file."""
+    """Whether a line of `git status` is a change that a copy would lack: code, raw data, or a tracked file."""
     state, name = line[:2], line[3:].strip('"')
     if state == "??":
         return name.endswith(".py") or name.startswith("data/raw/")
@@ -54,14 +54,14 @@ def _git(root: Path, *arguments: str) -> bytes:
 
 
 def carried_files(root: Path) -> dict[str, str]:
-    """The text of the files that go with each copy as they are."""
+    """The text of the files that each copy gets from the working tree."""
     return {name: (root / name).read_text(encoding="utf-8") for name in CARRIED if (root / name).is_file()}
 
 
 def local_config(root: Path, share_cache: bool) -> str:
-    """DVC's local configuration for a copy: no Git there, this project's remotes, and its cache where it is at hand.
+    """DVC's local configuration for a copy: no Git, this project's remotes and, if shared, its cache.
 
-    Remotes keep their credentials, so the text is a secret where they have some.
+    The text includes the credentials of the remotes, so treat it as a secret.
     """
     from configobj import ConfigObj
 
@@ -84,7 +84,7 @@ def require_remote(root: Path) -> None:
     """Raise unless the project has a default DVC remote."""
     if not _open(root).config["core"].get("remote"):
         raise VocabgraftError(
-            "machines of a cluster share data through a DVC remote, and this project has none; "
+            "the machines of a cluster share data through a DVC remote, but this project has none; "
             '`dvc remote add -d store s3://bucket/path` (docs/operations.md, "Storage")'
         )
 

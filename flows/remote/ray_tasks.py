@@ -1,8 +1,8 @@
-"""Work on a Ray cluster: each piece is a task of Prefect's, done in a copy of the project on whatever machine is free.
+"""Jobs on a Ray cluster: each is a Prefect task that runs in a copy of the project on any free machine.
 
-No file system is shared: a machine takes the code from the task itself, and data from the DVC remote and gives it back
-there. A machine that is lost takes its pieces with it, and Ray starts them again on another; what they had pushed is
-found there, and nothing is made twice under two names, since everything is stored by its content.
+The machines share no file system. Each gets the code from the task itself, pulls data from the DVC remote and pushes
+its results there. If a machine is lost, Ray starts its jobs again on another one, which finds the results already
+pushed. Results are stored by content, so none is stored twice.
 """
 
 import os
@@ -27,9 +27,9 @@ from flows.remote.project_copy import LOCAL_CONFIG, carried_files, committed_cod
 from flows.remote.work import Here, Work, carry_out_anywhere
 from vocabgraft.errors import VocabgraftError
 
-# How often a piece is begun anew because its machine was lost.
+# How often a job is started again after its machine was lost.
 RETRIES = 10
-# Ray repeats a whole argument where it cannot pickle it.
+# Ray's message repeats a whole argument if it cannot be pickled.
 MESSAGE_LENGTH = 500
 
 
@@ -40,26 +40,27 @@ def require_ray() -> None:
         import prefect_ray
         import ray
     except ImportError as error:
-        raise VocabgraftError(f'--ray needs Ray ({error}); `pip install -e ".[cluster]"` brings it') from error
+        raise VocabgraftError(f'--ray needs Ray ({error}); install it with `pip install -e ".[cluster]"`') from error
     del prefect_ray
-    # The machines need not have this project installed.
+    # The machines may not have this project installed.
     ray.cloudpickle.register_pickle_by_value(experiment)
 
 
 def run_works(address: str, works: Mapping[str, Work], cpus: float = 1, gpus: float = 0) -> Iterator[tuple[str, Any]]:
-    """Run pieces of work on a cluster, under a Prefect flow.
+    """Run jobs on a cluster, under a Prefect flow.
 
     Args:
-        address: of the cluster, as `ray.init` takes it: HOST:PORT of its head from one of its machines, or
+        address: address of the cluster, as `ray.init` takes it: HOST:PORT of its head from one of its machines, or
             ray://HOST:10001 from elsewhere.
-        works: the pieces, by a name of their own.
-        cpus, gpus: what each of them takes.
+        works: the jobs, each by a unique name.
+        cpus: CPUs of each job.
+        gpus: GPUs of each job.
 
     Yields:
-        The name of each piece that has ended, and what `carry_out` says of it.
+        The name of each job that has ended, and its result from `carry_out`.
 
     Raises:
-        VocabgraftError: when Ray is not installed, or the cluster does not answer.
+        VocabgraftError: if Ray is not installed, or the cluster does not answer.
     """
     allow_temporary_server()
     require_ray()
@@ -72,12 +73,12 @@ def run_works(address: str, works: Mapping[str, Work], cpus: float = 1, gpus: fl
     def body() -> None:
         try:
             _flow(address, works, {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES}, ended)
-        except Exception as error:  # noqa: BLE001  it is raised below, in the caller's thread
+        except Exception as error:  # noqa: BLE001  raised again below, in the caller's thread
             failure.append(error)
         finally:
             ended.put(None)
 
-    # A driver that is stopped does not wait for its cluster, which gives up what it had started for it.
+    # A daemon, so that a stopped driver does not wait for its cluster, which then gives up the driver's jobs.
     thread = Thread(target=body, daemon=True)
     thread.start()
     while (item := ended.get()) is not None:
@@ -96,7 +97,7 @@ def _flow(address: str, works: Mapping[str, Work], options: Mapping[str, Any], e
     here = Here(partial(_spread, piece, works, options, ended))
 
     def body() -> None:
-        # The flow travels with each of its tasks, to machines that have none of this code: so it names nothing of it.
+        # The flow is pickled with each task, for machines without this code, so it must not refer to any of it.
         here.value()
 
     flow(name="cluster", task_runner=RayTaskRunner(address=address, init_kwargs={"log_to_driver": False}))(body)()
@@ -122,10 +123,10 @@ def _result(future: Any) -> dict[str, Any]:
 
 @contextmanager
 def stages_on(address: str, root: Path) -> Iterator[Elsewhere]:
-    """A cluster, as what makes the outputs of stages that `meta` marks with resources.
+    """A function that runs stages on a cluster, for stages whose `meta` has resources.
 
     Raises:
-        VocabgraftError: when Ray is not installed, the cluster does not answer, there is no DVC remote, or code differs
+        VocabgraftError: if Ray is not installed, the cluster does not answer, there is no DVC remote, or code differs
             from the commit.
     """
     require_ray()
@@ -162,14 +163,14 @@ def stages_on(address: str, root: Path) -> Iterator[Elsewhere]:
 
 
 def push(root: Path, *targets: str) -> str:
-    """Give outputs, and what the run cache has, to the DVC remote; what DVC said where that failed, else nothing."""
+    """Push outputs and the run cache to the DVC remote; returns DVC's error, or "" on success."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "push", "--quiet", "--run-cache", *targets]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     return (done.stderr or done.stdout or f"exit code {done.returncode}").strip() if done.returncode else ""
 
 
 def _settled_files(root: Path) -> dict[str, str]:
-    """The files that go with a copy, read while no DVC writes them."""
+    """The files from the working tree, read while no DVC process writes them."""
     from dvc.repo import Repo
 
     with Repo(str(root), _wait_for_lock=True).lock:
@@ -177,12 +178,12 @@ def _settled_files(root: Path) -> dict[str, str]:
 
 
 def _halt(stage: Stage, stopped: Callable[[], bool]) -> Callable[[], Attempt | None]:
-    """What says, when it is asked, why a stage that was started now must not go on."""
+    """A function that returns why a stage started now must stop, or None."""
     deadline = None if stage.timeout is None else time.monotonic() + stage.timeout
 
     def halted() -> Attempt | None:
         if deadline is not None and time.monotonic() > deadline:
-            return Attempt(Ending.TIMED_OUT, f"stopped after its time-out of {stage.timeout:g} s")
+            return Attempt(Ending.TIMED_OUT, f"stopped after its timeout of {stage.timeout:g} s")
         return Attempt(Ending.FAULT, "stopped") if stopped() else None
 
     return halted
@@ -197,7 +198,7 @@ def _made(work: Work, stage: Stage, log: StageLog, halted: Callable[[], Attempt 
     log.line(f"{stage.name} goes to the cluster: {cpus:g} cores, {gpus:g} GPUs")
     while not ray.wait([piece], timeout=SECONDS_BETWEEN_LOOKS)[0]:
         if (why := halted()) is not None:
-            # Its worker's end ends what it started.
+            # Everything that the worker started ends with it.
             ray.cancel(piece, force=True)
             return why
     try:

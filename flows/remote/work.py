@@ -1,8 +1,8 @@
-"""A copy of the project at a commit, somewhere else, and a run of the flow in it.
+"""A job: a run of the pipeline in a copy of the project at a commit, here or on another machine.
 
-What is sent to another machine is `Work`, which holds no path of this one, and `carry_out`, which does it there. So
-this module uses the standard library alone and is pickled by value: a machine of the cluster needs Python and the
-project's dependencies, and takes the project's code from the commit.
+Another machine gets `Work`, which has no path of this machine, and `carry_out`, which does the job. This module
+therefore uses only the standard library and is pickled by value. A machine of the cluster needs Python and the
+project's dependencies; the project's code comes from the commit.
 """
 
 import ctypes
@@ -29,16 +29,17 @@ Watch = Callable[["subprocess.Popen[str]"], None]
 
 @dataclass(frozen=True)
 class Work:
-    """A run of the flow in a copy of the project.
+    """A run of the pipeline in a copy of the project.
 
     Attributes:
-        name: what DVC_EXP_NAME says in it, which keeps every stage from registering anything.
+        name: value of DVC_EXP_NAME, which keeps every stage from registering anything.
         code: the project's files at a commit, as a tar archive.
-        files: what is written over them, by relative path: params.yaml, dvc.lock and DVC's local configuration.
-        arguments: those of `python -m flows.build_model`.
-        before, after: command lines of DVC that bring what the run needs and take away what it made.
-        wanted: files whose text is brought back where they are there.
-        variables: of the environment of all of it.
+        files: files written over them, by relative path: params.yaml, dvc.lock and DVC's local configuration.
+        arguments: arguments of `python -m flows.build_model`.
+        before: DVC commands before the run, which fetch what it needs.
+        after: DVC commands after the run, which push its results.
+        wanted: files whose text is returned, if they exist.
+        variables: environment variables of all commands.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Work:
 
 
 class Here:
-    """What stays on this machine: where it is pickled it travels as nothing."""
+    """Holds a value that stays on this machine: it is pickled as None."""
 
     def __init__(self, value: Any = None) -> None:
         self.value = value
@@ -62,7 +63,7 @@ class Here:
 
 
 def carry_out_anywhere(work: Work) -> dict[str, Any]:
-    """Do it in a new temporary folder of the machine at hand, which is gone afterwards."""
+    """Do the job in a new temporary folder of this machine, which is deleted afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="vocabgraft-"))
     try:
         unpack(work, folder)
@@ -72,7 +73,7 @@ def carry_out_anywhere(work: Work) -> dict[str, Any]:
 
 
 def free_address() -> str:
-    """HOST:PORT of the machine at hand, as the other machines of its cluster see it, where nothing listens yet."""
+    """A free HOST:PORT of this machine, as the other machines of its cluster see it."""
     import ray
 
     with socket.create_server(("", 0)) as listener:
@@ -89,22 +90,22 @@ def unpack(work: Work, folder: Path) -> None:
 
 
 def write_over(work: Work, folder: Path) -> None:
-    """Write the files that differ from the commit's."""
+    """Write the job's files over those of the commit."""
     for name, text in work.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
 
 
 def carry_out(work: Work, folder: Path, watch: Watch | None = None) -> dict[str, Any]:
-    """Run the flow in a copy that is there.
+    """Do the job in an existing copy.
 
     Args:
-        work: what to do.
+        work: the job.
         folder: the copy.
-        watch: called with each process that is started, so that it can be ended.
+        watch: called with each started process, so that it can be ended.
 
     Returns:
-        `ok`; `said`, the end of what was printed; `files`, the wanted ones by name; `seconds`; `host` and `pid`.
+        `ok`; `said`, the end of the output; `files`, the text of the wanted files by name; `seconds`; `host` and `pid`.
     """
     started = time.monotonic()
     said: list[str] = []
@@ -118,10 +119,10 @@ def carry_out(work: Work, folder: Path, watch: Watch | None = None) -> dict[str,
         return 0
 
     flow = [sys.executable, "-m", "flows.build_model", "--no-server", "--wait", *work.arguments]
-    # What cannot be brought is made again, or missed by the stage that needs it, which says so.
+    # A failed fetch is not fatal: results are made again, or the stage that needs them says so.
     run([_dvc(arguments) for arguments in work.before])
     code = run([flow])
-    # Also when a stage failed: what those before it made need not be made again.
+    # Also after a failed stage, so that the results before it need not be made again.
     code = run([_dvc(arguments) for arguments in work.after]) or code
     files = {name: (folder / name).read_text(encoding="utf-8") for name in work.wanted if (folder / name).is_file()}
     return {
@@ -135,23 +136,23 @@ def carry_out(work: Work, folder: Path, watch: Watch | None = None) -> dict[str,
 
 
 def why_failed(done: Mapping[str, Any], record: str) -> tuple[str, str]:
-    """Why a run failed, by its record among the files that were brought back, and its last lines of output.
+    """Why a run failed, from its record, and its last lines of output.
 
     Args:
-        done: what `carry_out` returned.
-        record: the name of the run's record.
+        done: the result of `carry_out`.
+        record: name of the run's record among the returned files.
 
     Returns:
-        The reason, and the last lines of the failed stages' output; of a run without a record those that it printed.
+        The reason and the last lines of the failed stages' output. Without a record, the last lines that it printed.
     """
     content = json.loads(done["files"][record]) if record in done["files"] else {}
     stages = [stage for stage in content.get("stages", ()) if stage["outcome"] == "Failed"]
     log = "\n".join(stage["log"] for stage in stages if stage["log"])
-    # A copy that runs one stage need not name it.
+    # If the copy ran only one stage, its name is not repeated.
     reason = stages[0]["reason"] if len(content.get("stages", ())) == 1 and stages else content.get("failed")
     if reason:
         return str(reason), log
-    return "it ended without saying why", str(done["said"]).strip()
+    return "it ended without giving a reason", str(done["said"]).strip()
 
 
 def _dvc(arguments: Sequence[str]) -> list[str]:
@@ -191,7 +192,7 @@ def _run(command: Sequence[str], folder: Path, environment: Mapping[str, str], w
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """What a child does to be asked to end when the thread that started it is gone, however that came."""
+    """A function for the child: asks the kernel to end it when the thread that started it is gone."""
     if sys.platform != "linux":
         return None
     library = ctypes.CDLL(None)

@@ -1,1 +1,1 @@
-"""What a run tells people: the report and the webhook."""
+"""The report of a run, and the webhook for failures."""

@@ -1,4 +1,4 @@
-"""The one report of a run, reports/report.html: what the stages left, gathered and written as one page."""
+"""Gathers the results of the stages and writes reports/report.html."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
@@ -32,10 +32,12 @@ PARTS = {
     "resizing": ("resize_base", "report.json"),
     "training": ("train_adapter", "report.json"),
     "checks": ("check_consistency", "checks.json"),
+    "token_checks": ("check_consistency", "tokens.json"),
     "metrics": ("evaluate_model", "metrics.json"),
     "comparison": ("evaluate_model", "comparison.json"),
     "retention": ("evaluate_model", "retention.json"),
     "tokens": ("evaluate_model", "tokens.json"),
+    "searches": ("evaluate_model", "searches.json"),
 }
 
 

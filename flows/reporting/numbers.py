@@ -1,4 +1,4 @@
-"""Figures, names and times as a reader of the report expects them."""
+"""Formats numbers, names and times for the report."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -33,6 +33,11 @@ def number(value: float | None) -> str:
     return DASH if value is None else re.sub("^-", MINUS, f"{value:.3g}")
 
 
+def rank(value: float) -> str:
+    """A rank: `1,402`; of ties, their mean."""
+    return f"{value:,.1f}".removesuffix(".0")
+
+
 def p_value(value: float | None) -> str:
     """A probability as it is quoted."""
     if value is None:
@@ -45,9 +50,9 @@ def moment(stamp: str) -> str:
     return f"{datetime.fromisoformat(stamp):%Y-%m-%d %H:%M} UTC"
 
 
-def counted(number: int, name: str) -> str:
-    """`1 word`, `1,117 words`."""
-    return f"{number:,} {name}" + "s" * (number != 1)
+def counted(number: int, name: str, plural: str = "") -> str:
+    """`1 word`, `1,117 words`; `plural` where it is not the name with an s."""
+    return f"{number:,} {name if number == 1 else plural or name + 's'}"
 
 
 def capital(text: str) -> str:

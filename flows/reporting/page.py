@@ -1,18 +1,38 @@
-"""The report as a page: what a run left in, HTML out. Nothing here reads a file but the template."""
+"""Renders the report as HTML, with the verdict, the gates and the tiles at its top. Reads only the template."""
 
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from flows.reporting.numbers import DASH, METRICS, capital, counted, figure, listed, moment, number, p_value, signed
+from flows.reporting.changes import changes
+from flows.reporting.numbers import (
+    DASH,
+    METRICS,
+    capital,
+    counted,
+    figure,
+    listed,
+    moment,
+    number,
+    p_value,
+    rank,
+    signed,
+)
+from flows.reporting.searches import searches
 from flows.reporting.sections import SECTIONS, Gathered, gate_settings, main_row
+from flows.reporting.vocabulary import vocabulary
 from tasks.registry.gate_results import NO_EVIDENCE_ASKED, GateResult, told, told_figure, told_interval
 from vocabgraft.config.benefits import FIDELITY, TOKENS_PER_TEXT
+from vocabgraft.printable import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 TITLES = {
     "benefit": "Benefit",
+    "searches": "Search, before and after",
+    "changes": "Since the champion",
     "retention": "Retention",
     "consistency": "Consistency",
     "vocabulary": "Vocabulary",
@@ -20,6 +40,7 @@ TITLES = {
     "data": "Data validation",
     "lineage": "Lineage",
 }
+VIEWS = {**SECTIONS, "searches": searches, "changes": changes, "vocabulary": vocabulary}
 NO_FIGURE = {"value": DASH, "detail": "not measured in this run", "state": "none"}
 
 Plot = Callable[[str, Mapping[str, Any]], str]
@@ -52,11 +73,14 @@ def render(gathered: Gathered, plot: Plot) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_without_controls
+    )
     environment.trim_blocks = environment.lstrip_blocks = True
-    filters = (figure, signed, number, p_value, moment, counted)
+    filters = (figure, signed, number, rank, p_value, moment, counted)
     environment.filters |= {function.__name__: function for function in filters}
-    views = {name: section(gathered) for name, section in SECTIONS.items()}
+    views = {name: section(gathered) for name, section in VIEWS.items()}
+    script = (TEMPLATES / "sort.js").read_text(encoding="utf-8")
     drawn = dict(view["plot"] for view in views.values() if "plot" in view)
     return environment.get_template("report.html.jinja").render(
         run=gathered.run,
@@ -65,9 +89,18 @@ def render(gathered: Gathered, plot: Plot) -> str:
         tiles=_tiles(gathered, views),
         titles=TITLES,
         plots={name: Markup(plot(name, data)) for name, data in drawn.items()},
+        sort_script=Markup(script),
+        sort_digest=f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}",
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         **views,
     )
+
+
+def _without_controls(value: Any) -> Any:
+    from markupsafe import Markup
+
+    # Markup comes from the template and from plots, which see to their own texts.
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def as_markdown(gathered: Gathered, address: str) -> str:

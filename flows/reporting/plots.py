@@ -1,4 +1,4 @@
-"""The report's plots: matplotlib's SVG, made to stand inside a page and to take its colours and its typeface."""
+"""Plots of the report: SVG by matplotlib, with the colors and the font of the page."""
 
 import re
 import warnings
@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vocabgraft.printable import printable
 from vocabgraft.storage.artifacts import digest_of, file_sha256
 from vocabgraft.storage.atomic import replace_text
 
@@ -161,9 +162,7 @@ def _token_map(data: Mapping[str, Any], width: str) -> str:
     axes.tick_params(labelbottom=False, labelleft=False, length=0)
     svg = _svg(figure)
     for place, (_, _, token) in enumerate(data["new"]):
-        svg = svg.replace(
-            f'<g id="token-{place}">', f'<g id="token-{place}"><title>{escape(_printable(token))}</title>'
-        )
+        svg = svg.replace(f'<g id="token-{place}">', f'<g id="token-{place}"><title>{escape(_drawable(token))}</title>')
     return svg
 
 
@@ -289,12 +288,13 @@ def _name_rows(axes: "Axes", names: Sequence[tuple[str, str]], width: str) -> No
 
 
 def _shortened(text: str, longest: int) -> str:
-    text = _printable(text)
+    text = _drawable(text)
     return text if len(text) <= longest else f"{text[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
+def _drawable(text: str) -> str:
+    """A text as a plot can draw it, on one line."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in printable(text))
 
 
 def _svg(figure: "Figure") -> str:

@@ -1,8 +1,7 @@
-"""What a run tells when it ends: its record and its report, which MLflow and Prefect get too."""
+"""Writes the record and the report at the end of a run, and gives them to MLflow and Prefect."""
 
 import json
 import os
-import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.engine.dag import Stage
+from flows.engine.prefect_run import harmless
 from flows.engine.registry_state import REGISTERING_STAGE, find_registered, registered_content
 from flows.engine.run_record import RUN_RECORD, FlowRun, run_record
 from flows.engine.stage_outcome import Outcome, StageResult
@@ -18,6 +18,7 @@ from flows.reporting.numbers import markdown_table
 from flows.reporting.page import as_markdown
 from flows.reporting.sections import Gathered
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import printable, warn
 from vocabgraft.storage.artifacts import read_json, write_json
 
 
@@ -41,15 +42,16 @@ def publish(run: FlowRun, root: Path) -> bool:
     except Exception as error:  # noqa: BLE001  a page that meets a file it cannot show must not undo a good run
         (root / REPORT).unlink(missing_ok=True)
         if not isinstance(error, VocabgraftError):
-            traceback.print_exc()
-        print(f"the report was not made: {error or type(error).__name__}", file=sys.stderr)
+            warn(traceback.format_exc())
+        warn(f"the report was not made: {error or type(error).__name__}")
         return False
     if run.prefect_run:
-        _give_to_prefect(as_markdown(gathered, path.resolve().as_uri()))
+        with harmless(f"the report is in {path}, but not in Prefect"):
+            _give_to_prefect(printable(as_markdown(gathered, path.resolve().as_uri())))
     try:
         _give_to_mlflow(run, path, gathered, root)
     except VocabgraftError as error:
-        print(f"the report is in {path}, but not in MLflow: {error}", file=sys.stderr)
+        warn(f"the report is in {path}, but not in MLflow: {error}")
         return False
     return True
 
@@ -115,7 +117,7 @@ def metrics_against_champion(stages: Sequence[Stage], results: Sequence[StageRes
             return f"version {version.version} of {version.name} is the champion"
         own, best = (figures_of(client, entry) for entry in (version, champion))
     except VocabgraftError as error:
-        print(f"no comparison with the champion: {error}", file=sys.stderr)
+        warn(f"no comparison with the champion: {error}")
         return None
     rows = [
         (key.removeprefix("merged."), f"{own[key]:.2f}", f"{best[key]:.2f}", f"{own[key] - best[key]:+.2f}")

@@ -1,4 +1,4 @@
-"""The sections of the report: what a run left in, what the template shows out. Nothing here reads a file."""
+"""Sections of the report: converts results to what the template shows. Reads no files."""
 
 import json
 import re
@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.reporting.numbers import capital, counted, figure, metric_name, number, signed
+from flows.reporting.numbers import capital, figure, metric_name, number, signed
 from vocabgraft.checks.result import count_verdicts, describe_counts
+from vocabgraft.models.gate import CODE
 from vocabgraft.models.remote_code import describe_code
+from vocabgraft.storage.artifacts import file_sha256
 from vocabgraft.training.curve import loss_lines
 
 SUBSETS = {"new_word": "with a new word", "no_new_word": "without a new word", "all": "all"}
-KINDS = {"word": "word", "symbol": "symbol", "special": "special token"}
 COUNTS = ("queries", "pairs", "triples", "items", "texts", "groups")  # in an order of preference
 # Far more would make a page that no browser scrolls well; the files hold all.
-SHOWN_TOKENS, SHOWN_ROWS, SHOWN_OLD_ROWS, SHOWN_NEW_ROWS = 500, 100, 2000, 400
+SHOWN_ROWS = 100
 JUDGED = ("low", "high", "p_value", "verdict")
 LIMIT = re.compile(r"^(at most|at least) ([-+.\de]+)$")
 
@@ -253,60 +254,6 @@ def share_of_limit(check: Mapping[str, Any]) -> float | None:
     return min(100.0, 100 * least / most) if most > 0 and least >= 0 else None
 
 
-def vocabulary(gathered: Gathered) -> dict[str, Any]:
-    """What was added: each token with what it replaces and what it lies near."""
-    extension, placed = gathered.content("extension"), gathered.content("tokens") or {}
-    if extension is None:
-        return {"absent": gathered.absences("extension")}
-    distilled = (gathered.content("resizing") or {}).get("distillation") or {}
-    near = {entry["token"]: entry for entry in placed.get("tokens", ())}
-    kinds = [token["kind"] for token in extension["tokens"]]
-    view = {
-        "absent": gathered.absences("tokens"),
-        "tokens": [_token(token, near, distilled.get("by_token", {})) for token in extension["tokens"][:SHOWN_TOKENS]],
-        "total": len(kinds),
-        "kinds": [counted(kinds.count(kind), KINDS[kind]) for kind in dict.fromkeys(kinds)],
-        "kept": len(extension.get("kept", ())),
-        "changed": extension["texts_changed"],
-        "texts": extension["texts"],
-        "fidelity": [
-            {"group": name.replace("_", " "), **figures}
-            for name, figures in (distilled.get("after") or {}).items()
-            if name != "all"
-        ],
-        "under_limit": distilled.get("under_limit", []),
-        "by_texts": distilled.get("by_texts", []),
-        "neighbours": bool(near),
-    }
-    points = placed.get("map") or {}
-    return view | ({"plot": ("token_map", _map_plot(points))} if points.get("new") else {})
-
-
-def _token(token: Mapping[str, Any], near: Mapping[str, Any], fidelity: Mapping[str, Any]) -> dict[str, Any]:
-    name = token["text"]
-    return {
-        "token": name,
-        "kind": token["kind"],
-        "pieces": token["read_as"],
-        "texts": token["texts"],
-        "fidelity": fidelity.get(name, {}).get("mean"),
-        "nearest_old": near.get(name, {}).get("nearest_old", []),
-        "nearest_new": near.get(name, {}).get("nearest_new", []),
-    }
-
-
-def _map_plot(points: Mapping[str, Any]) -> dict[str, Any]:
-    old, new = points["old"][:SHOWN_OLD_ROWS], points["new"][:SHOWN_NEW_ROWS]
-    return {
-        "label": "Map of new tokens among old ones",
-        "description": f"{len(new)} new tokens among {len(old)} old ones, by the first two principal components.",
-        "old": [[round(x, 4), round(y, 4)] for x, y in old],
-        "new": new,
-        # A matrix of rank one has no second component.
-        "explained": [*points["explained"], 0.0, 0.0][:2],
-    }
-
-
 def training(gathered: Gathered) -> dict[str, Any]:
     """How the losses went, and what was trained."""
     report = gathered.content("training")
@@ -358,6 +305,14 @@ def data(gathered: Gathered) -> dict[str, Any]:
     }
 
 
+def _code_of(gathered: Gathered) -> Mapping[str, str] | None:
+    """The files of code by which the merged model is loaded: the base's that may run, and that of a gate."""
+    code: Mapping[str, str] | None = (gathered.content("base") or {}).get("code")
+    if (gathered.content("training") or {}).get("method") != "gated":
+        return code
+    return {**(code or {}), CODE.name: file_sha256(CODE)}
+
+
 def lineage(gathered: Gathered) -> dict[str, Any]:
     """What this was made from and by."""
     run = gathered.run or {}
@@ -367,7 +322,7 @@ def lineage(gathered: Gathered) -> dict[str, Any]:
         "absent": [] if gathered.run else ["The flow has not run here, so there is no reports/run.json to tell it."],
         "base": gathered.content("base"),
         "base_absence": gathered.parts["base"].absence,
-        "remote_code": describe_code((gathered.content("base") or {}).get("code")),
+        "remote_code": describe_code(_code_of(gathered)),
         "digest": inputs.get("digest"),
         "stages": done,
         "data": {path: digest for path, digest in files.items() if not path.endswith(".py")},
@@ -394,7 +349,6 @@ SECTIONS: dict[str, Callable[[Gathered], dict[str, Any]]] = {
     "benefit": benefit,
     "retention": retention,
     "consistency": consistency,
-    "vocabulary": vocabulary,
     "training": training,
     "data": data,
     "lineage": lineage,

@@ -1,1 +1,1 @@
-"""Processes that stay: the schedule and the web pages."""
+"""Long-running processes: the schedule and the web pages."""

@@ -1,4 +1,4 @@
-"""The flow by the clock: a process that stays, runs it when its time has come, and puts in order what was left."""
+"""The schedule: a process that runs the flow at fixed times, and decides on overlapping and missed runs."""
 
 import os
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from flows.reporting.webhook import post
 from flows.run import ROOT
 from flows.service.servers import answers, prefect_server, started
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import print_line
 from vocabgraft.storage.locks import only_one
 
 FLOW = "build_model"
@@ -186,7 +187,7 @@ def _why(error: ValueError) -> str:
 def _only_one(root: Path) -> Iterator[None]:
     """Hold this folder's schedule: two would each take the other's runs for crashed."""
     if not (root / ".dvc").is_dir():
-        raise VocabgraftError(f"{root.resolve()} is no DVC project; run from the project's root")
+        raise VocabgraftError(f"{root.resolve()} is not a DVC project; run from the project's root")
     with only_one(root / LOCK, "a schedule serves this folder already"):
         yield
 
@@ -222,4 +223,4 @@ def _as_the_api(address: str) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    print(f"schedule: {text}", flush=True)
+    print_line(f"schedule: {text}")

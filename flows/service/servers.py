@@ -1,4 +1,4 @@
-"""Servers started for a while: each in a process group of its own, with a log, and ended with its children."""
+"""Starts and ends temporary servers, each in a process group of its own, with a log."""
 
 import os
 import signal
@@ -81,9 +81,15 @@ def require_running(servers: Sequence[Server], processes: Sequence[Process]) -> 
     for server, process in zip(servers, processes, strict=True):
         if process.poll() is not None:
             raise VocabgraftError(
-                f"{server.name} ended with code {process.returncode}; {server.log} says why; "
+                f"{server.name} ended with code {process.returncode}; {server.log} says why{_last_line(server.log)}; "
                 "if its port is taken, choose another"
             )
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    said = [line.strip() for line in lines if line.strip()]
+    return f": {said[-1]}" if said else ""
 
 
 def answers(address: str) -> bool:

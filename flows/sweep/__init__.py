@@ -1,1 +1,1 @@
-"""A grid of settings, run and compared."""
+"""A sweep: a grid of settings, each point run in a copy of the project, and compared."""

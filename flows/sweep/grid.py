@@ -1,4 +1,4 @@
-"""The grid of a sweep: the points that a sweep.yaml means, each with its params.yaml."""
+"""The grid of a sweep.yaml: its points, each with its params.yaml, and the metrics that compare them."""
 
 import itertools
 import json
@@ -13,15 +13,23 @@ from pydantic import Field, ValidationError
 from flows.engine.edit_params import edited
 from vocabgraft.config.params import PARAMS_FILE, parse_params_text
 from vocabgraft.config.section import Section
+from vocabgraft.config.yaml_text import load_yaml
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import digest_of
 
-# It measures on the test splits, which must not choose: the figure of the chosen point would be too good.
+# It measures on the test splits. Selecting by them would make the metric of the selected point too good.
 TESTING_STAGE = "evaluate_model"
 
 
 class FigureParams(Section):
-    """The figure that chooses: its stage, the JSON file in the stage's output, its name there, and which is better."""
+    """The metric that selects the best point.
+
+    Attributes:
+        stage: the stage that measures it.
+        file: JSON file in the stage's output.
+        name: name of the metric in that file.
+        goal: whether the smallest or the largest value is best.
+    """
 
     stage: str = "train_adapter"
     file: str = "report.json"
@@ -30,7 +38,13 @@ class FigureParams(Section):
 
 
 class SweepParams(Section):
-    """A sweep.yaml: values to try, by parameter, and the figure that chooses."""
+    """A sweep.yaml.
+
+    Attributes:
+        params: values to try, by parameter.
+        figure: the metric that selects the best point.
+        until: last stage of each point; None for the stage of the metric.
+    """
 
     params: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
     figure: FigureParams = FigureParams()
@@ -38,7 +52,7 @@ class SweepParams(Section):
 
     @property
     def last_stage(self) -> str:
-        """The stage after which a point is done."""
+        """The last stage of a point."""
         return self.until or self.figure.stage
 
 
@@ -49,7 +63,7 @@ class Point:
     Attributes:
         values: the parameters that it sets.
         params: the text of its params.yaml.
-        digest: of the commit, of every parameter and of the last stage: what its result depends on.
+        digest: digest of everything that its result depends on: the commit, all parameters, the last stage.
     """
 
     values: Mapping[str, Any]
@@ -62,7 +76,7 @@ class Point:
         return f"point-{self.digest[:12]}"
 
     def as_options(self) -> str:
-        """Its parameters as options of `vocabgraft run`, quoted for a shell."""
+        """Its parameters as options of `vocabgraft run`, quoted for the shell."""
         return " ".join(f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in self.values.items())
 
 
@@ -72,36 +86,33 @@ def read_sweep(path: Path) -> SweepParams:
     Raises:
         VocabgraftError: naming the key, the value seen and what is allowed.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        loaded: Any = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-        sweep = SweepParams.model_validate(loaded)
+        sweep = SweepParams.model_validate(load_yaml(path.read_text(encoding="utf-8"), str(path)))
     except FileNotFoundError as error:
         raise VocabgraftError(f'{path} is missing; docs/operations.md, "Sweep", shows one') from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise VocabgraftError(f"{path} is not YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise VocabgraftError(f"{path} is not YAML: it is not UTF-8") from error
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()]
         raise VocabgraftError(
-            f"{path}: {'; '.join(lines)}. It has params (a list of values each, none empty), figure and until"
+            f"{path}: {'; '.join(lines)}. It takes params (a non-empty list of values for each), figure and until"
         ) from error
     if sweep.figure.stage == TESTING_STAGE:
         raise VocabgraftError(
-            f"{path}: figure.stage is {TESTING_STAGE}, which measures on the test splits, and those must not choose; "
-            "take a validation figure, e.g. {stage: train_adapter, file: report.json, name: eval_loss, goal: min}"
+            f"{path}: figure.stage is {TESTING_STAGE}, which measures on the test splits; they must not select "
+            "settings; take a validation metric, e.g. {stage: train_adapter, file: report.json, name: eval_loss, "
+            "goal: min}"
         )
     return sweep
 
 
 def grid(sweep: SweepParams, params: str, commit: str) -> list[Point]:
-    """Every point, in the order of the file, the last parameter fastest; equal ones once.
+    """Every point in the order of the file, with the last parameter varying fastest; equal points appear once.
 
     Args:
-        sweep: what to try.
-        params: the text of the params.yaml that the points start from.
-        commit: whose code and data they run on.
+        sweep: the sweep.
+        params: text of the params.yaml that the points change.
+        commit: commit of the code and data.
 
     Raises:
         VocabgraftError: for a parameter or a value that params.yaml does not allow.
@@ -130,8 +141,8 @@ def _told(values: Mapping[str, Any]) -> str:
 def figures_of(text: str) -> dict[str, float]:
     """The metrics of a stage's JSON file, by name.
 
-    Those of a training are of the evaluation whose weights were kept, which its log names (`kept_step`): without
-    `best_metric` the last one. Those of any other file are its numbers, by dotted key.
+    For a training they are those of the evaluation whose weights were kept (`kept_step` in its log; without
+    `best_metric` the last one). For any other file they are its numbers, by dotted key.
     """
     content = json.loads(text)
     found = content.get("log") if isinstance(content, dict) else None

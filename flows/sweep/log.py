@@ -1,4 +1,4 @@
-"""The table of a sweep where others look for it: in MLflow, and in Prefect where the sweep is a flow's run."""
+"""Logs the table of a sweep to MLflow, and to Prefect if the sweep is a flow run."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,27 +6,28 @@ from typing import Any
 
 from flows.reporting.numbers import markdown_table
 from flows.sweep.grid import SweepParams
+from vocabgraft.printable import printable
 from vocabgraft.storage.artifacts import digest_of
 
 Row = Mapping[str, Any]
 DIGEST_TAG, PARENT_TAG = "vocabgraft.sweep", "mlflow.parentRunId"
 TABLE = "sweep.json"
-# As many characters as MLflow takes for a parameter.
+# MLflow's limit for a parameter, in characters.
 VALUE_LENGTH = 6000
 
 
 def log_to_mlflow(name: str, rows: Sequence[Row], sweep: SweepParams) -> None:
-    """Log a run with the table and the best point's figure, and under it a run of each point; nothing is registered.
+    """Log a run with the table and the best point's metric, with a child run per point; nothing is registered.
 
-    The same table is not logged again.
+    The same table is logged only once.
 
     Args:
-        name: of the sweep.
-        rows: a point each: its parameters, the figure (None where it failed), `seconds`, `best`, `reason`, `digest`.
-        sweep: what was tried.
+        name: name of the sweep.
+        rows: one per point: its parameters, the metric (None if it failed), `seconds`, `best`, `reason`, `digest`.
+        sweep: the sweep.
 
     Raises:
-        VocabgraftError: when the store cannot be reached or refuses it.
+        VocabgraftError: if the store cannot be reached or refuses the table.
     """
     from tasks.registry.lookup import connect, experiment_id, metric_name, store_errors
 
@@ -44,7 +45,7 @@ def log_to_mlflow(name: str, rows: Sequence[Row], sweep: SweepParams) -> None:
         if best := next((row for row in rows if row["best"]), None):
             client.log_metric(whole, figure, best[sweep.figure.name])
         client.log_table(whole, {key: [row[key] for row in rows] for key in rows[0]}, TABLE)
-        # The last of it: without it this was cut off, and is logged again.
+        # Set last: if it is missing, the logging was interrupted and is repeated.
         client.set_tag(whole, DIGEST_TAG, content)
         client.set_terminated(whole, "FINISHED")
 
@@ -53,7 +54,7 @@ def _log_point(client: Any, experiment: str, whole: str, row: Row, sweep: SweepP
     named = ", ".join(f"{key.rpartition('.')[2]}={json.dumps(row[key])}" for key in sweep.params)
     tags = {PARENT_TAG: whole, "vocabgraft.kind": "sweep point", "best": str(row["best"]).lower()}
     if row["reason"]:
-        tags["reason"] = row["reason"]
+        tags["reason"] = printable(row["reason"])
     run = client.create_run(experiment, run_name=named, tags=tags).info.run_id
     for key in sweep.params:
         client.log_param(run, key, json.dumps(row[key])[:VALUE_LENGTH])
@@ -65,14 +66,14 @@ def _log_point(client: Any, experiment: str, whole: str, row: Row, sweep: SweepP
 
 
 def show_in_prefect(rows: Sequence[Row]) -> None:
-    """Keep the table as an artifact of the flow's run, where this is one."""
+    """Keep the table as an artifact of the flow run, if there is one."""
     from prefect.runtime import flow_run
 
     if flow_run.id is None:
         return
     from prefect.artifacts import create_markdown_artifact
 
-    create_markdown_artifact(as_markdown(rows), key="sweep", description="Every point, and the best of them")
+    create_markdown_artifact(printable(as_markdown(rows)), key="sweep", description="All points, with the best one")
 
 
 def as_markdown(rows: Sequence[Row]) -> str:

@@ -1,11 +1,10 @@
-"""A grid of parameters, each point run in a copy of the project; one table, the best on the validation split marked."""
+"""Runs the points of a grid in copies of the project, and marks the best one on the validation split."""
 
 import csv
 import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from flows.engine.dag import read_dag, stage_named
-from flows.engine.prefect_run import PREFECT_SERVER
+from flows.engine.prefect_run import PREFECT_SERVER, harmless
 from flows.engine.run_record import RUN_RECORD
 from flows.engine.signals import stopped_by_signals
 from flows.remote.project_copy import LOCAL_CONFIG, carried_files, committed_code, local_config, require_remote
@@ -27,16 +26,17 @@ from flows.sweep.grid import FigureParams, Point, SweepParams, figures_of, grid
 from flows.sweep.log import log_to_mlflow, show_in_prefect
 from vocabgraft.config.params import PARAMS_FILE
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import print_line, warn
 from vocabgraft.storage.artifacts import read_json, write_json
 
-# DVC ignores its own folder, so it does not take the copies for parts of this project; Git ignores this one.
+# Inside DVC's own folder, DVC does not take the copies for parts of this project; Git ignores it too.
 PLACE = Path(".dvc/tmp/sweep")
 REPORTS = Path("reports")
 
 
 @dataclass(frozen=True)
 class PointResult:
-    """The result of a point: its metric (None where it failed), its seconds, and why it failed."""
+    """The result of a point: its metric (None if it failed), its seconds, and the reason of a failure."""
 
     point: Point
     figure: float | None
@@ -59,17 +59,17 @@ def run_sweep(sweep: SweepParams, file: Path, jobs: int, ray: str | None) -> Swe
     """Run the points that are not done, and write reports/NAME.json and .csv.
 
     Args:
-        sweep: what to try.
-        file: the sweep.yaml, whose name the reports bear.
-        jobs: points at a time on this machine.
-        ray: the address of a Ray cluster that runs them instead; None for this machine.
+        sweep: the sweep.
+        file: the sweep.yaml; the reports take its name.
+        jobs: points at the same time on this machine.
+        ray: address of a Ray cluster that runs them instead; None for this machine.
 
     Returns:
-        The results. The exit code is 0; 1 when a point failed; 3 when the table could not be logged; 130 or 143 when a
-        signal stopped it.
+        The results. The exit code is 0; 1 if a point failed; 3 if the table could not be logged; 130 or 143 if a signal
+        stopped the sweep.
 
     Raises:
-        VocabgraftError: when no point could start.
+        VocabgraftError: if no point could start.
     """
     points, works = _planned(sweep, file, remote=ray is not None)
     runner = Runner(sweep.figure, _measured_file(sweep), ROOT)
@@ -78,7 +78,7 @@ def run_sweep(sweep: SweepParams, file: Path, jobs: int, ray: str | None) -> Swe
     rows = _rows(results, sweep, best)
     _write_reports(rows, file.stem)
     if runner.stopped_by is not None:
-        print("sweep: stopped; run it again and it goes on with the points that are not done", file=sys.stderr)
+        warn("sweep: stopped; run it again to continue with the points that are not done")
         return Swept(results, best, rows, SIGNALLED + runner.stopped_by)
     logged = _log(rows, sweep, file.stem)
     failed = any(result.figure is None for result in results)
@@ -86,20 +86,21 @@ def run_sweep(sweep: SweepParams, file: Path, jobs: int, ray: str | None) -> Swe
 
 
 def _log(rows: Sequence[Mapping[str, Any]], sweep: SweepParams, name: str) -> bool:
-    """Give the table to Prefect and MLflow; whether they took it: the points are done whatever they say."""
+    """Log the table to Prefect and MLflow; returns whether that worked. The points are done in any case."""
     try:
         if os.environ.get(PREFECT_SERVER):
-            show_in_prefect(rows)
+            with harmless("the table of the sweep is not in Prefect"):
+                show_in_prefect(rows)
         log_to_mlflow(name, rows, sweep)
     except VocabgraftError as error:
-        print(f"sweep: the table is in {REPORTS / name}.json, but not in MLflow: {error}", file=sys.stderr)
+        warn(f"sweep: the table is in {REPORTS / name}.json, but not in MLflow: {error}")
         return False
     return True
 
 
 def _planned(sweep: SweepParams, file: Path, remote: bool) -> tuple[list[Point], dict[str, Work]]:
     if not (ROOT / ".dvc").is_dir():
-        raise VocabgraftError(f"{ROOT.resolve()} is no DVC project; run from the project's root")
+        raise VocabgraftError(f"{ROOT.resolve()} is not a DVC project; run from the project's root")
     if remote:
         require_remote(ROOT)
     commit, code = committed_code(ROOT, beside=[os.path.relpath(file, ROOT)])
@@ -134,14 +135,14 @@ def _run(
 ) -> list[PointResult]:
     earlier = {point.digest: found for point in points if (found := runner.earlier(point))}
     todo = [point for point in points if point.digest not in earlier]
-    print(f"sweep: {len(points)} points, {len(earlier)} of them done before", flush=True)
+    print_line(f"sweep: {len(points)} points, {len(earlier)} of them done earlier")
     made = {}
     if todo and ray is not None:
         from flows.remote.ray_tasks import push, run_works
 
-        # What is missing there is made again by each point, so a part is better than nothing.
+        # Each point makes missing results again, so a partial push still helps.
         if (ROOT / "dvc.lock").is_file() and (said := push(ROOT)):
-            print(f"sweep: not everything could be pushed: {said}", file=sys.stderr)
+            warn(f"sweep: not everything could be pushed: {said}")
         chosen = {point.digest: works[point.digest] for point in todo}
         by_digest = {point.digest: point for point in todo}
         for digest, done in run_works(ray, chosen):
@@ -152,7 +153,7 @@ def _run(
 
 
 class Runner:
-    """Runs points in copies on this machine, and keeps the results of those that are done."""
+    """Runs points in copies on this machine, and records the results of finished ones."""
 
     def __init__(self, figure: FigureParams, measured: str, root: Path) -> None:
         self._figure = figure
@@ -170,16 +171,16 @@ class Runner:
         return self._judged(point, read_json(path)["done"], earlier=True)
 
     def run(self, points: Sequence[Point], works: Mapping[str, Work], jobs: int) -> Iterator[PointResult]:
-        """Run points side by side; yields each when it has ended."""
+        """Run points in parallel; yields each when it has ended."""
         with stopped_by_signals(self._stop), ThreadPoolExecutor(max_workers=jobs) as pool:
             futures = [pool.submit(self._point, point, works[point.digest]) for point in points]
             for future in as_completed(futures):
                 result = future.result()
-                print(f"sweep: {_values(result.point)}: {_told(result)}", flush=True)
+                print_line(f"sweep: {_values(result.point)}: {_told(result)}")
                 yield result
 
     def keep(self, point: Point, done: Mapping[str, Any]) -> PointResult:
-        """Write down the result of a point; one that failed is tried again by the next sweep."""
+        """Record the result of a point, unless it failed; the next sweep then retries it."""
         result = self._judged(point, done)
         if result.figure is not None:
             content = {"values": dict(point.values), "params": point.params, "done": dict(done)}
@@ -198,7 +199,7 @@ class Runner:
         except (OSError, VocabgraftError) as error:
             return PointResult(point, None, time.monotonic() - started, str(error))
         if result.figure is not None:
-            # Its outputs are in the cache; what a failed one left is what a person wants to see.
+            # Its outputs are in the cache. The copy of a failed point stays, so that somebody can look into it.
             shutil.rmtree(folder, ignore_errors=True)
         return result
 
@@ -213,7 +214,7 @@ class Runner:
         name = self._figure.name
         figure = figures.get(name, figures.get(f"eval_{name}"))
         if figure is None:
-            reason = f"{self._measured} has no figure {name!r}; allowed: {', '.join(figures) or 'none'}"
+            reason = f"{self._measured} has no metric {name!r}; allowed: {', '.join(figures) or 'none'}"
             return PointResult(point, None, seconds, reason)
         return PointResult(point, figure, seconds, earlier=earlier)
 
@@ -229,13 +230,13 @@ class Runner:
     def _stop(self, number: int) -> None:
         self.stopped_by = number
         for process in tuple(self._processes):
-            # Each ends its stages within ten seconds. One that has ended is not signalled: poll() was told.
+            # Each ends its stages within 10 s. Ended ones get no signal, because poll() knows them.
             if process.poll() is None:
                 process.terminate()
 
 
 def _make_copy(work: Work, folder: Path) -> None:
-    """The copy of a point: that of a killed sweep is taken on, with what its stages made."""
+    """Make the copy of a point, or take over that of a killed sweep with its results."""
     if folder.is_dir():
         write_over(Work(work.name, b"", {LOCAL_CONFIG: work.files[LOCAL_CONFIG]}, ()), folder)
         return
@@ -247,7 +248,7 @@ def _make_copy(work: Work, folder: Path) -> None:
 
 
 def best_of(results: Sequence[PointResult], figure: FigureParams) -> PointResult | None:
-    """The point with the best figure, the first of equals; None where every point failed."""
+    """The point with the best metric, the first of equals; None if every point failed."""
     measured = [result for result in results if result.figure is not None]
     if not measured:
         return None
@@ -256,21 +257,21 @@ def best_of(results: Sequence[PointResult], figure: FigureParams) -> PointResult
 
 
 def table(results: Sequence[PointResult], sweep: SweepParams, best: PointResult | None) -> Table:
-    """Every point with its figure; the best is marked."""
+    """All points with their metric; the best is marked."""
     figure = sweep.figure
-    made = Table(title=f"sweep, chosen by {figure.name} of {figure.stage} ({figure.goal})", title_justify="left")
+    made = Table(title=f"sweep, selected by {figure.name} of {figure.stage} ({figure.goal})", title_justify="left")
     for heading in (*sweep.params, figure.name, "seconds", ""):
         made.add_column(heading, overflow="fold")
     for result in results:
         values = [json.dumps(result.point.values[key]) for key in sweep.params]
         note = "best" if result is best else result.reason.splitlines()[0] if result.reason else ""
         shown = "failed" if result.figure is None else f"{result.figure:.5g}"
-        made.add_row(*values, shown, f"{result.seconds:.1f}", note + (" (done before)" * result.earlier))
+        made.add_row(*values, shown, f"{result.seconds:.1f}", note + (" (done earlier)" * result.earlier))
     return made
 
 
 def _rows(results: Sequence[PointResult], sweep: SweepParams, best: PointResult | None) -> list[dict[str, Any]]:
-    """The table for programs."""
+    """The rows of the table, for JSON and CSV."""
     return [
         {
             **{key: result.point.values[key] for key in sweep.params},

@@ -1,1 +1,1 @@
-"""The registry of MLflow: lookups, registration, versions, gates."""
+"""MLflow's registry: look-up, registration, versions, and the gates of promotion."""

@@ -1,4 +1,4 @@
-"""The champion and a new model on the same held-out items: from what was recorded, else measured anew."""
+"""Compares a new model with the champion on the same held-out items, recorded or measured again."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -35,20 +35,20 @@ logger = logging.getLogger(__name__)
 
 ITEMS, METRICS = "items.parquet", "metrics.json"
 ITEMS_TAG, WIDTH_TAG = "test_items_digest", "embedding_width"
-ASKED_ANEW = "measured anew, since the held-out items are others by now"
+ASKED_ANEW = "measured again, because the held-out items have changed"
 
 
 @dataclass(frozen=True)
 class Rival:
-    """The champion beside a new model.
+    """The champion in comparison with a new model.
 
     Attributes:
-        version: its number.
-        benefit: the figure that is compared.
-        gain: of the new model over it, with its interval; None where it could not be compared.
+        version: the champion's version.
+        benefit: the metric that is compared.
+        gain: gain of the new model over the champion, with its interval; None if they could not be compared.
         how: where the champion's values come from, or why there are none.
-        items: how many held-out items both were asked.
-        figures: the champion's, by dataset, subset and metric, on the same items.
+        items: number of held-out items on which both were scored.
+        figures: the champion's metrics on these items, by dataset, subset and metric.
     """
 
     version: int
@@ -64,16 +64,16 @@ class Candidate:
     """The new model.
 
     Attributes:
-        merged: its folder.
-        evaluation: what was measured of it.
-        datasets: the accepted datasets; the benchmarks lie beside them.
-        tokens: its new tokens.
-        find_base: gives the folder of its base, which fidelity is measured against.
-        prompts: put over the base's own.
-        translations: names of the datasets whose triples are learnt as translations.
-        tags: of its version.
-        batch_size: of the encoding.
-        seed: of the intervals.
+        merged: folder of the merged model.
+        evaluation: output folder of evaluate_model.
+        datasets: folder of the accepted datasets; the benchmarks are beside it.
+        tokens: file of its new tokens.
+        find_base: function that gives the folder of its base, for fidelity.
+        prompts: prompts that replace the base's own.
+        translations: names of the datasets whose triples are learned as translations.
+        tags: tags of its version.
+        batch_size: batch size of the encoding.
+        seed: seed of the intervals.
         trust_remote_code: whether its own code may run.
     """
 
@@ -91,9 +91,9 @@ class Candidate:
 
 
 def compare_with_champion(client: Client, champion: Registered, candidate: Candidate, benefit: Benefit) -> Rival:
-    """What a new model gains over the champion on the same held-out items.
+    """The gain of a new model over the champion on the same held-out items.
 
-    The champion's own recorded items count where it was asked the same; else the champion is loaded and asked anew.
+    Uses the champion's recorded values if it was scored on the same items; otherwise loads it and scores it again.
     """
     try:
         items = candidate.evaluation / ITEMS
@@ -105,11 +105,11 @@ def compare_with_champion(client: Client, champion: Registered, candidate: Candi
 
 
 def with_widths(rival: Rival, champion: Registered, registered: Registered) -> Rival:
-    """Say it where the two embed in different widths: figures compare, stored vectors do not."""
+    """Add a warning if the two have different widths: metrics are comparable, stored vectors are not."""
     before, after = (version.tags.get(WIDTH_TAG) for version in (champion, registered))
     if None in (before, after) or before == after:
         return rival
-    told = f"its vectors have {before} numbers and this model's {after}, so every stored vector must be made again"
+    told = f"its vectors have width {before} and this model's {after}, so every text must be encoded again"
     logger.warning("warning: version %d, the champion: %s", champion.version, told)
     return replace(rival, how=f"{rival.how}; {told}")
 
@@ -117,18 +117,18 @@ def with_widths(rival: Rival, champion: Registered, registered: Registered) -> R
 def compare_recorded(
     client: Client, champion: Registered, items: Path, tags: Mapping[str, str], benefit: Benefit, seed: int
 ) -> Rival | None:
-    """By the items that both models left.
+    """Compare by the recorded items of both models.
 
     Args:
-        client: of the registry.
-        champion: whose items are taken from its run.
+        client: client of the registry.
+        champion: the champion; its items come from its run.
         items: `items.parquet` of the other model.
-        tags: of the other model's version: its examples, which its documents come from, and its base.
-        benefit: the figure.
-        seed: of the interval.
+        tags: tags of the other model's version: digest of its examples, which give its documents, and its base.
+        benefit: the metric.
+        seed: seed of the interval.
 
     Returns:
-        None where the champion's items are missing, or others.
+        None if the champion's items are missing or differ.
     """
     same = [ITEMS_TAG] if benefit.depends_on_documents else [BASE_TAG] if benefit.rule == "fidelity" else []
     if any(champion.tags.get(tag) != tags.get(tag, "") for tag in same):
@@ -148,9 +148,9 @@ def compare_recorded(
 def _rival(
     version: int, benefit: Benefit, measured: Measurement, seed: int, how: str, figures: Mapping[str, Any]
 ) -> Rival:
-    """The comparison of `champion` and `merged` on items that are all of the benefit's subset."""
+    """Compare `champion` and `merged` on items that all belong to the benefit's subset."""
     if why := measured.undefined("all"):
-        return Rival(version, benefit, None, f"could not be compared on {benefit}, since {why}", figures=figures)
+        return Rival(version, benefit, None, f"could not be compared on {benefit}, because {why}", figures=figures)
     gain = measured.compare("champion", "merged", "all", seed)
     return Rival(version, benefit, gain, how, len(measured.items), figures)
 
@@ -166,19 +166,19 @@ def _items(path: Path, benefit: Benefit) -> Columns:
         for row in pq.read_table(path).to_pylist()
         if (row["dataset"], row["metric"]) == (benefit.dataset, benefit.metric)
         and row["new_word"] in IN_SUBSET[benefit.subset]
-        # A model whose embeddings have another width than the base's has no fidelity.
+        # A model whose width differs from the base's has no fidelity.
         and row["merged"] is not None
     ]
     return {name: [row[name] for row in rows] for name in ("item", "answer", "group", "score", "merged")}
 
 
 def _values(items: Columns, benefit: Benefit) -> Array:
-    """The value of each item in the unit of the figure: percent where it is written as a share of 1."""
+    """The value of each item in the metric's unit; shares become percent."""
     return np.array(items["merged"], dtype=np.float64) * (100 if benefit.depends_on_documents else 1)
 
 
 def _beside(ours: Columns, champions: Array, benefit: Benefit) -> Measurement:
-    """The recorded items of the new model with the champion's values on them."""
+    """The new model's recorded items, with the values of both models."""
     scores = np.array(ours["score"], dtype=np.float64) if benefit.metric == SPEARMAN else None
     return Measurement(
         dataset=benefit.dataset,
@@ -193,7 +193,7 @@ def _beside(ours: Columns, champions: Array, benefit: Benefit) -> Measurement:
 
 
 def _measured_anew(champion: Registered, candidate: Candidate, benefit: Benefit) -> Rival:
-    """By asking the champion today's held-out items."""
+    """Score the champion on today's held-out items."""
     new_words = NewWords(_load(candidate).tokenizer, read_tokens(candidate.tokens))
     asked = _champion(champion, candidate, new_words)
     if benefit.dataset in WITHOUT_LABELS:
@@ -205,7 +205,7 @@ def _measured_anew(champion: Registered, candidate: Candidate, benefit: Benefit)
     chosen = next(entry for entry in found if entry.metric == benefit.metric)
     rows = chosen.rows(benefit.subset)
     gain = chosen.compare("champion", "merged", benefit.subset, candidate.seed)
-    how = ASKED_ANEW if gain else f"could not be compared on {benefit}, since {chosen.undefined(benefit.subset)}"
+    how = ASKED_ANEW if gain else f"could not be compared on {benefit}, because {chosen.undefined(benefit.subset)}"
     return Rival(champion.version, benefit, gain, how, int(rows.sum()), figures_of(found)["champion"])
 
 
@@ -215,7 +215,7 @@ def _load(candidate: Candidate) -> "SentenceTransformer":
 
 
 def _champion(champion: Registered, candidate: Candidate, new_words: NewWords) -> Subject:
-    """The champion; relations that it has no token for are put to it as to a base: in words."""
+    """The champion. Relations whose tokens it lacks are replaced with their descriptions, as for a base."""
     model = load_champion(download_model(f"models:/{champion.name}/{champion.version}"), candidate)
     known = model.tokenizer.get_vocab()
     described = [token.new_token for token in added_tokens(new_words.tokens) if token.text not in known]
@@ -223,7 +223,7 @@ def _champion(champion: Registered, candidate: Candidate, new_words: NewWords) -
 
 
 def load_champion(folder: Path, candidate: Candidate) -> "SentenceTransformer":
-    """The champion; of its code runs only what the new model has too, since the setting is of this run's base."""
+    """Load the champion. Its code runs only if the new model has it too, because the setting is for this run's base."""
     trusted = candidate.trust_remote_code and set(code_hashes(folder).values()) <= set(
         code_hashes(candidate.merged).values()
     )
@@ -231,13 +231,13 @@ def load_champion(folder: Path, candidate: Candidate) -> "SentenceTransformer":
 
 
 def _ask(candidate: Candidate, subjects: Sequence[Subject], new_words: NewWords, benefit: Benefit) -> list[Measurement]:
-    """Every metric of the benefit's dataset or benchmark that comes with the benefit's."""
+    """Measure the metrics of the benefit's dataset or benchmark, the benefit's among them."""
     dataset = next((entry for entry in read_datasets(candidate.datasets) if entry.name == benefit.dataset), None)
     if dataset is None:
         benchmarks = read_benchmarks(candidate.datasets.parent / "benchmarks")
         benchmark = next((entry for entry in benchmarks if entry.name == benefit.dataset), None)
         if benchmark is None:
-            raise VocabgraftError(f"the accepted data have neither a dataset nor a benchmark {benefit.dataset}")
+            raise VocabgraftError(f"the accepted data has neither a dataset nor a benchmark {benefit.dataset}")
         return measure_benchmark(benchmark, subjects, new_words)
     if benefit.metric == SPEARMAN:
         return [measure_similarity(dataset, subjects, new_words)]
@@ -251,7 +251,7 @@ def _asked_without_labels(champion: Subject, ours: Columns, candidate: Candidate
     """The champion's value on each of the new model's items.
 
     Raises:
-        VocabgraftError: when its embeddings have another width than the base's, or the base cannot be found.
+        VocabgraftError: if its width differs from the base's, or the base cannot be found.
     """
     if benefit.metric == TOKENS:
         return champion.token_counts(ours["item"])
@@ -266,6 +266,6 @@ def _asked_without_labels(champion: Subject, ours: Columns, candidate: Candidate
     goals, found = (subject.encode(ours["item"], "document") for subject in (reader, champion))
     if goals.shape != found.shape:
         raise VocabgraftError(
-            f"its embeddings have {found.shape[1]} numbers and the base's {goals.shape[1]}, so it has no fidelity"
+            f"its embeddings have width {found.shape[1]} and the base's {goals.shape[1]}, so it has no fidelity"
         )
     return cosines_of(goals, found)

@@ -1,4 +1,4 @@
-"""The result of each gate of promotion, and the one text in which console, report, model card and tags tell it."""
+"""The result of each gate, which results block promotion, and the text for console, report, card and tags."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ Kind = Literal["consistency", "benefit", "retention", "cost", "champion", "own m
 Verdict = Literal["holds", "not met", "not shown"]
 Unit = Literal["points", "rho", "cosine", "tokens", "number"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-# How a figure is written, and what follows it.
+# Format and unit of a metric.
 FORMATS: Mapping[Unit, tuple[str, str]] = {
     "points": ("+.2f", " points"),
     "rho": (".4f", " in Spearman's rho"),
@@ -17,7 +17,7 @@ FORMATS: Mapping[Unit, tuple[str, str]] = {
     "number": (".4g", ""),
 }
 NO_EVIDENCE_ASKED = "no evidence was asked for (register_model.gates.first_champion is any)"
-# The names of gates in the tags of versions that were registered before gates had a kind.
+# Names of gates in the tags of old versions, from before gates had a kind.
 OLD_NAMES: Mapping[str, Kind] = {
     "consistency": "consistency",
     "gain over the base": "benefit",
@@ -34,16 +34,17 @@ class GateResult:
 
     Attributes:
         kind: which gate it is.
-        name: of the figure.
-        verdict: `not shown` where the held-out items are too few to tell, or nothing was measured.
-        limit: what the figure must be.
-        figure: None where nothing was measured, or the gate has none.
-        low, high: its 95 % interval, where there is one.
-        items: how many held-out items it was measured on; None where a gate has none.
-        needed: how many items would make a figure of this size significant; None if more items cannot help.
-        unit: of the figure and its interval.
-        claim: what is not shown, after "not shown to".
-        note: how the figure was measured, or why it was not.
+        name: name of the value that is judged.
+        verdict: `not shown` if there are too few held-out items to decide, or nothing was measured.
+        limit: the requirement.
+        figure: the value; None if nothing was measured, or the gate has none.
+        low: lower end of its 95 % interval; None without an interval.
+        high: upper end.
+        items: number of held-out items; None if the gate has none.
+        needed: number of items at which a value of this size would be significant; None if more items cannot help.
+        unit: unit of the value and its interval.
+        claim: what is not shown, to follow "not shown to".
+        note: how the value was measured, or why it was not.
     """
 
     kind: Kind
@@ -65,7 +66,7 @@ class GateResult:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "GateResult":
-        """The inverse of `as_json`; it also reads the tags of versions registered before there were verdicts."""
+        """The inverse of `as_json`; also reads tags of old versions, from before there were verdicts."""
         if "verdict" in entry:
             return cls(**entry)
         kinds = [kind for start, kind in OLD_NAMES.items() if entry["name"].startswith(start)]
@@ -75,11 +76,11 @@ class GateResult:
 
 
 def blocking(results: Sequence[GateResult], evidence_asked: bool = True) -> list[GateResult]:
-    """The results that stand in the way of promotion.
+    """The results that block promotion.
 
-    Every gate has to hold, with two exceptions. A measured drop of retention that is within its limit does not fail for
-    an interval that reaches beyond it. And where no evidence is asked for, a benefit that is not shown does not block;
-    one that is shown to be missing does.
+    Every gate must hold, with two exceptions. A measured drop of retention within the limit does not block, even if its
+    interval is not within the limit. And if no evidence is required, a benefit that is not shown does not block; one
+    that is not met does.
     """
 
     def blocks(result: GateResult) -> bool:
@@ -93,7 +94,7 @@ def blocking(results: Sequence[GateResult], evidence_asked: bool = True) -> list
 
 
 def told(result: GateResult) -> str:
-    """A result in one sentence without a full stop."""
+    """A result as a sentence without a full stop."""
     if result.verdict == "not shown":
         return f"not shown to {result.claim or result.name}: {'; '.join(_lacking(result))}"
     if result.figure is None:
@@ -104,18 +105,18 @@ def told(result: GateResult) -> str:
 
 
 def told_with_verdict(result: GateResult) -> str:
-    """The same sentence after the verdict, where it does not begin with it."""
+    """The same sentence with the verdict first."""
     return told(result) if result.verdict == "not shown" else f"{result.verdict}: {told(result)}"
 
 
 def told_figure(result: GateResult) -> str:
-    """The figure with its unit; empty where there is none."""
+    """The metric with its unit; empty if there is none."""
     number, unit = FORMATS[result.unit]
     return "" if result.figure is None else f"{result.figure:{number}}{unit}"
 
 
 def told_interval(result: GateResult) -> str:
-    """The interval and the number of items, as far as there are any."""
+    """The interval and the number of items, if there are any."""
     items = [] if result.items is None else [f"{result.items:,} items"]
     return ", ".join([*([] if result.low is None else [f"95 % interval {_interval(result)}"]), *items])
 
@@ -130,14 +131,14 @@ def decision_of(results: Sequence[GateResult], evidence_asked: bool) -> str:
 
 
 def evidence_of(results: Sequence[GateResult], evidence_asked: bool) -> str:
-    """What is known of the benefit of a version, and whether its promotion asked for it."""
+    """The evidence for a version's benefit, and whether its promotion required it."""
     benefit = [result for result in results if result.kind == "benefit"]
     waived = len(blocking(benefit)) > len(blocking(benefit, evidence_asked))
     return "; ".join([*([NO_EVIDENCE_ASKED] if waived else []), *map(told, benefit)])
 
 
 def _lacking(result: GateResult) -> list[str]:
-    """How many items there are, what they say, and how many would be needed."""
+    """The number of items, their interval, and how many items would be needed."""
     if result.figure is None or result.low is None:
         counted = [] if result.items is None else [f"{result.items:,} items"]
         return [*counted, result.note]
@@ -145,8 +146,11 @@ def _lacking(result: GateResult) -> list[str]:
     if result.kind != "benefit":
         return [seen, f"needed: {result.limit}"]
     if result.needed is None:
-        return [seen, f"needed: {result.limit}; more items cannot show it, since the figure is not past the limit"]
-    return [seen, f"about {result.needed:,} items would be needed to show a figure of this size"]
+        return [
+            seen,
+            f"needed: {result.limit}; more items cannot show it, because the value itself is not above the limit",
+        ]
+    return [seen, f"about {result.needed:,} items would be needed to show a value of this size"]
 
 
 def _interval(result: GateResult) -> str:

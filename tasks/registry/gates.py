@@ -1,4 +1,4 @@
-"""When a model becomes champion: every gate with its figure, its interval and its verdict."""
+"""Decides whether a model may become champion: every gate with its value, interval and verdict."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +19,13 @@ from vocabgraft.config.benefits import (
 from vocabgraft.config.stages import GateParams
 from vocabgraft.evaluation.significance import LEAST_GROUPS, Comparison, is_shown_above, items_needed
 from vocabgraft.models.base import own_module_types
+from vocabgraft.models.gate import gate_types
 from vocabgraft.storage.artifacts import read_json, require_artifact
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What `evaluate_model` wrote: `metrics.json`, `comparison.json` and `retention.json`."""
+    """The results of `evaluate_model`: `metrics.json`, `comparison.json` and `retention.json`."""
 
     metrics: Mapping[str, Any]
     comparison: Mapping[str, Any]
@@ -32,19 +33,19 @@ class Measured:
 
     @classmethod
     def read(cls, evaluation: Path) -> "Measured":
-        """From the stage's folder."""
+        """Read the stage's output folder."""
         names = ("metrics", "comparison", "retention")
         return cls(*(read_json(require_artifact(evaluation / f"{name}.json")) for name in names))
 
     def figure(self, model: str, benefit: Benefit) -> float | None:
-        """A figure of a model; None where it was not measured."""
+        """A metric of a model; None if it was not measured."""
         found = self.metrics[model].get(benefit.dataset)
         if isinstance(found, Mapping):
             found = found.get(benefit.subset, {}).get(benefit.metric)
         return None if found is None else float(found)
 
     def gain(self, benefit: Benefit) -> Mapping[str, Any] | None:
-        """The gain over the base with its interval; of fidelity the value itself. None where it was not measured."""
+        """The gain over the base (for fidelity the value itself) with its interval; None if it was not measured."""
         found: Mapping[str, Any] | None
         if benefit.dataset == RETENTION:
             found = self.retention.get(SPEARMAN, {}).get(benefit.subset)
@@ -56,7 +57,7 @@ class Measured:
         return found
 
     def why_missing(self, benefit: Benefit) -> str:
-        """Why there is no gain of a benefit."""
+        """Why a benefit was not measured."""
         problems = [*self.comparison.get("problems", ()), *self.retention.get("problems", ())]
         own = (f"{benefit.dataset} ", f"{benefit.dataset}:")
         said = [problem for problem in problems if problem.startswith(own)]
@@ -66,13 +67,13 @@ class Measured:
 def gates_of(
     measured: Measured, passed: bool, speed: Mapping[str, Any], rival: Rival | None, params: GateParams
 ) -> list[GateResult]:
-    """Every gate: consistency, benefit, retention, cost, and the champion where there is one to compare with.
+    """Every gate: consistency, benefit, retention, cost, and the champion if there is one.
 
     Args:
-        measured: by `evaluate_model`.
-        passed: whether every check of consistency did.
-        speed: what `evaluate_model` timed of this model; empty where it timed another.
-        rival: the champion on the same items; None where there is none to compare with.
+        measured: results of `evaluate_model`.
+        passed: whether every consistency check passed.
+        speed: the timing of this model by `evaluate_model`; empty if it timed another model.
+        rival: the champion on the same items; None without a champion.
         params: the limits.
     """
     gates = [
@@ -86,7 +87,7 @@ def gates_of(
 
 def own_module_gates(merged: Path, params: GateParams) -> list[GateResult]:
     """A gate where the model needs own module classes: a service that lacks them cannot load it."""
-    if not (names := own_module_types(merged)):
+    if not (names := [*own_module_types(merged), *gate_types(merged)]):
         return []
     limit = f"no own classes; it needs {', '.join(names)}; register_model.gates.allow_own_modules waives this"
     verdict: Verdict = "holds" if params.allow_own_modules else "not met"
@@ -94,23 +95,23 @@ def own_module_gates(merged: Path, params: GateParams) -> list[GateResult]:
 
 
 def benefit_of(params: GateParams) -> Benefit | None:
-    """The figure that promotion is decided by; None where no benefit is asked for."""
+    """The metric that decides on promotion; None if no benefit is required."""
     return None if params.benefit is None else parse_benefit(params.benefit)
 
 
 def speed_of(path: Path, digest: str) -> dict[str, Any]:
-    """What `evaluate_model` timed in its last run, where that was of this model."""
+    """The timing of the last `evaluate_model`; empty if it was of another model."""
     speed: dict[str, Any] = read_json(path) if path.is_file() else {}
     return speed if speed.get("merged_digest") == digest else {}
 
 
 def champion_gate(rival: Rival) -> GateResult:
-    """Whether a model is not shown to be worse than the champion: its whole interval may not lie below 0.
+    """Holds unless the model is shown to be worse than the champion, with the whole interval below 0.
 
-    That it is better than the champion need not be shown: a model that learnt of new data may be as good on the
-    held-out items of the old. Its gain over the base has to be shown all the same, by the gate of the benefit.
+    The model need not be better than the champion, because a model that learned from new data may be equally good on
+    old items. The benefit gate still requires its gain over the base.
     """
-    name, limit = f"gain over the champion, version {rival.version}", "an interval not wholly below 0"
+    name, limit = f"gain over the champion, version {rival.version}", "an interval not entirely below 0"
     claim = f"be no worse than the champion, version {rival.version}"
     if rival.gain is None:
         return GateResult("champion", name, "not shown", limit, claim=claim, note=rival.how)
@@ -131,7 +132,7 @@ def champion_gate(rival: Rival) -> GateResult:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the gate of the benefit asks of a figure: to be shown to be above `limit`."""
+    """The requirement of the benefit gate: a value is shown to be above `limit`."""
 
     name: str
     limit: float
@@ -141,7 +142,7 @@ class _Asked:
 def _benefit_gate(measured: Measured, params: GateParams) -> GateResult:
     benefit = benefit_of(params)
     if benefit is None:
-        limit = "none was asked for (register_model.gates.benefit is null)"
+        limit = "none is required (register_model.gates.benefit is null)"
         return GateResult("benefit", "benefit", "holds", limit)
     asked, entry = _asked_of(benefit, params), measured.gain(benefit)
     told: dict[str, Any] = {"limit": f"more than {asked.limit:g}", "claim": asked.claim, "unit": _unit(benefit)}
@@ -164,7 +165,7 @@ def _benefit_gate(measured: Measured, params: GateParams) -> GateResult:
 
 def _asked_of(benefit: Benefit, params: GateParams) -> _Asked:
     if benefit.rule == "fidelity":
-        return _Asked("fidelity to the base", params.min_fidelity, "be as near to the base as asked")
+        return _Asked("fidelity to the base", params.min_fidelity, "be near enough to the base")
     if benefit.rule == "kept":
         return _Asked("change of retention", -100 * params.max_retention_drop, "keep the retention within its limit")
     if benefit == TOKENS_PER_TEXT:
@@ -185,10 +186,10 @@ def _unit(benefit: Benefit) -> Unit:
 
 
 def _retention_gate(measured: Measured, most: float) -> GateResult:
-    """The drop of Spearman's rho on pairs without a new word, judged by its point and told with its interval.
+    """The drop of Spearman's rho on pairs without a new word, judged by its value and reported with its interval.
 
-    The gate fails where the measured drop is above the limit, be it shown or not: a person who cannot lose more should
-    not have to prove the loss. It is `not shown` where the drop is within the limit and its interval is not.
+    The gate fails if the measured drop is above the limit, whether or not that is statistically shown: nobody should
+    have to prove a loss. It is `not shown` if the drop is within the limit but its interval is not.
     """
     benefit = Benefit(RETENTION, "no_new_word", SPEARMAN)
     told: dict[str, Any] = {"limit": f"at most {most:g}", "claim": "keep the drop of retention within its limit"}
@@ -212,15 +213,15 @@ def _retention_gate(measured: Measured, most: float) -> GateResult:
 
 
 def _cost_gate(metrics: Mapping[str, Any], speed: Mapping[str, Any], most: float) -> GateResult:
-    """Seconds per text over the base's; by tokens per text where this model was not timed on this machine."""
+    """Ratio of seconds per text to the base's; of tokens per text if this model was not timed on this machine."""
     before, after = (metrics[model].get(TOKENS_PER_TEXT.dataset) for model in ("base", "merged"))
     limit = f"at most {most:g}"
     if "ratio" in speed:
         cost, note = 1 / speed["ratio"], "as timed"
     elif before and after:
-        cost, note = after / before, "by tokens per text, since this model was not timed here"
+        cost, note = after / before, "by tokens per text, because this model was not timed here"
     else:
-        note = "this model was not timed here, and there is no held-out text to count tokens of"
+        note = "this model was not timed here, and there is no held-out text whose tokens could be counted"
         return GateResult("cost", "cost ratio", "not shown", limit, claim="keep the cost within its limit", note=note)
     cost = round(cost, 4)
     return GateResult("cost", "cost ratio", "holds" if cost <= most else "not met", limit, cost, note=note)

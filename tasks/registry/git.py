@@ -1,15 +1,15 @@
-"""The state of the project's Git repository, as runs and registered versions name it."""
+"""The state of the project's Git repository, for run records and registered versions."""
 
 import subprocess
 
 
 def commit() -> str:
-    """The commit that is checked out; empty where there is none, or no Git."""
+    """The current commit; empty without a commit or without Git."""
     return _git("rev-parse", "HEAD")
 
 
 def has_changes() -> bool:
-    """Whether a file differs from the commit; dvc.lock does not count, since a run writes it."""
+    """Whether a file other than dvc.lock, which a run writes, differs from the commit."""
     return any(not line.endswith("dvc.lock") for line in _git("status", "--porcelain").splitlines())
 
 

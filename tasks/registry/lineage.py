@@ -1,4 +1,4 @@
-"""What a registered version was made from, as its tags and datasets name it."""
+"""The origin of a registered version: tags for base, data and commit, and its datasets."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +13,7 @@ from vocabgraft.data.accepted import read_datasets
 from vocabgraft.data.beir import INDEX
 from vocabgraft.data.splits import SPLITS
 from vocabgraft.models.remote_code import describe_code
+from vocabgraft.printable import printable
 from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json, require_artifact
 
 LOCK_FILE = Path("dvc.lock")
@@ -22,10 +23,10 @@ BASE_TAG = "base_digest"
 
 
 def lineage_tags(base_identity: Path, datasets: Path, own_stage: str) -> dict[str, str]:
-    """Base and its code, data, commit, and a digest of everything that the stages before have in dvc.lock."""
+    """Tags for the base and its code, the data, the commit, and a digest of the other stages' entries in dvc.lock."""
     base = read_json(require_artifact(base_identity))
     locked = _locked_stages(own_stage)
-    return {
+    tags = {
         "base": base["model"],
         "base_sha256": base["sha256"],
         # Everything that a load reads: another pooling or prompt makes other embeddings of the same weights.
@@ -37,10 +38,12 @@ def lineage_tags(base_identity: Path, datasets: Path, own_stage: str) -> dict[st
         "git_commit": git.commit() or "none",
         "git_dirty": str(git.has_changes()).lower(),
     }
+    # As the registry keeps them, since they are compared with those of other versions.
+    return {key: printable(value) for key, value in tags.items()}
 
 
 def data_splits(datasets: Path) -> list[DataSplit]:
-    """The accepted splits that hold rows, with the digests of their files."""
+    """The accepted splits that have rows, with the digests of their files."""
     files = read_json(require_artifact(datasets).parent / MANIFEST)["files"]
     return [
         DataSplit(
@@ -58,16 +61,16 @@ def data_splits(datasets: Path) -> list[DataSplit]:
 
 
 def items_digest(datasets: Path) -> str:
-    """A digest of the examples and benchmarks alone: queries and documents come from all of their splits."""
+    """A digest of all examples and benchmarks, since queries and documents come from all of their splits."""
     files = read_json(datasets.parent / MANIFEST)["files"]
-    # The list of benchmarks is left out, since it is written even where there are none.
+    # Without the list of benchmarks, which is written even if there are none.
     folders = (f"{datasets.name}/", "benchmarks/")
     chosen = {name: digest for name, digest in files.items() if name.startswith(folders)}
     return digest_of({name: digest for name, digest in chosen.items() if name != f"benchmarks/{INDEX}"})
 
 
 def _locked_stages(own_stage: str) -> dict[str, Any]:
-    """The entries of the other stages in dvc.lock; none where DVC has run nothing."""
+    """The entries of the other stages in dvc.lock; empty if DVC has run nothing."""
     content = yaml.safe_load(LOCK_FILE.read_text(encoding="utf-8")) if LOCK_FILE.is_file() else {}
     return {name: entry for name, entry in (content or {}).get("stages", {}).items() if name != own_stage}
 

@@ -1,7 +1,6 @@
-"""Looking up models in the MLflow registry, and figures that are logged while they come.
+"""Looks up models in the MLflow registry, and logs live metrics.
 
-What changes the registry is in `tasks.registry.register` and `tasks.registry.versions`; MLflow is imported in these
-three alone.
+`tasks.registry.register` and `tasks.registry.versions` change the registry. Only these three modules import MLflow.
 """
 
 import logging
@@ -27,14 +26,14 @@ from vocabgraft.models.saving import PACK_FOLDER
 
 EXPERIMENT = "vocabgraft"
 CHALLENGER, CHAMPION, PREVIOUS_CHAMPION = "challenger", "champion", "previous_champion"
-# Of the new champion while both other aliases are being set.
+# Alias of the new champion while the other two aliases are being set.
 NEXT_CHAMPION = "next_champion"
 DIGEST_TAG = "content_digest"
 # Where MLflow's flavor puts the plain sentence-transformers folder inside a logged model.
 MODEL_SUBFOLDER = "model.sentence_transformer"
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
-# MLflow's own 7 retries with a factor of 2 wait 4 minutes for a server that is down. A question before the work starts
-# is asked twice; in the middle of it about a minute is waited, which a restart of the server takes.
+# MLflow's default of 7 retries with a factor of 2 waits 4 minutes for a server that is down. Before the work starts
+# there is one retry. During the work the waits add up to about a minute, enough for a restart of the server.
 RETRIES_AT_START, RETRIES = 1, 5
 RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
@@ -51,24 +50,24 @@ class Registered:
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
     run_id: str = ""
-    # The time of its registration, in milliseconds since 1970.
+    # Time of its registration, in milliseconds since 1970.
     created: int = 0
-    # The address of the logged model, `models:/m-...`.
+    # URI of the logged model, `models:/m-...`.
     source: str = ""
 
 
 def connect(retries: int | None = None) -> MlflowClient:
-    """A client for `MLFLOW_TRACKING_URI`, by default the SQLite store beside the project.
+    """A client for `MLFLOW_TRACKING_URI`, by default the SQLite store in the project.
 
     Args:
-        retries: of this first call to a tracking server, with growing waits; by default as of every later one,
-            `MLFLOW_HTTP_REQUEST_MAX_RETRIES` or 5.
+        retries: retries of this first call to a tracking server, with growing waits; by default, as for all later
+            calls, `MLFLOW_HTTP_REQUEST_MAX_RETRIES` or 5.
 
     Raises:
-        VocabgraftError: when the store cannot be reached.
+        VocabgraftError: if the store cannot be reached.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    # Its bars would stand between the lines of a stage, one for each small file.
+    # MLflow would print a progress bar between a stage's lines for each small file.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = store_uri()
     require_database(uri)
@@ -86,7 +85,7 @@ def connect(retries: int | None = None) -> MlflowClient:
 
 @contextmanager
 def store_errors(doing: str) -> Iterator[None]:
-    """Turn what the store refuses into an error that says what was being done."""
+    """Turn errors of the store into one that says what was being done."""
     try:
         yield
     except STORE_ERRORS as error:
@@ -94,7 +93,7 @@ def store_errors(doing: str) -> Iterator[None]:
 
 
 def explained(error: Exception) -> str:
-    """The first line of an error, with the remedy of those that a person can mend."""
+    """The first line of an error, with a remedy if there is one."""
     said = first_line(str(getattr(error, "message", "") or error))
     remedies = {
         ("disk is full", "No space left"): "free some space and run again",
@@ -102,7 +101,7 @@ def explained(error: Exception) -> str:
         (
             "Max retries exceeded",
             "Connection refused",
-        ): "start the tracking server and run again; what is done stays done",
+        ): "start the tracking server and run again; finished stages do not run again",
     }
     return next(
         (f"{said}; {remedy}" for signs, remedy in remedies.items() if any(sign in str(error) for sign in signs)), said
@@ -111,7 +110,7 @@ def explained(error: Exception) -> str:
 
 @contextmanager
 def _variable(name: str, value: str) -> Iterator[None]:
-    """An environment variable for a while; MLflow takes its retries from nowhere else."""
+    """Set an environment variable temporarily; MLflow reads its retries from nowhere else."""
     before = os.environ[name]
     os.environ[name] = value
     try:
@@ -141,7 +140,7 @@ def download_model(uri: str) -> Path:
         raise VocabgraftError(f"{uri} cannot be read from the registry: {explained(error)}") from error
     folder = local / MODEL_SUBFOLDER
     if not folder.is_dir():
-        raise VocabgraftError(f"{uri} is no sentence-transformers model: {MODEL_SUBFOLDER} is missing in it")
+        raise VocabgraftError(f"{uri} is not a sentence-transformers model: it has no {MODEL_SUBFOLDER}")
     return folder
 
 
@@ -149,7 +148,7 @@ def download_pack(uri: str) -> Path:
     """The folder of the vocabulary pack of a registered version.
 
     Raises:
-        VocabgraftError: when the version is not there or was registered without a pack.
+        VocabgraftError: if the version does not exist or was registered without a pack.
     """
     name, _, number = resolve_version(uri).removeprefix("models:/").rpartition("/")
     client = connect()
@@ -161,13 +160,13 @@ def download_pack(uri: str) -> Path:
     except (MlflowException, OSError) as error:
         raise VocabgraftError(f"{uri} cannot be read from the registry: {error}") from error
     raise VocabgraftError(
-        f"{uri} was registered without a vocabulary pack (an older version, method full, or layers of its own); its "
+        f"{uri} was registered without a vocabulary pack (an older version, method full, or your own layers); its "
         f"run has {', '.join(sorted(there)) or 'nothing'}"
     )
 
 
 def digest_of_registered(uri: str) -> str | None:
-    """The content digest that a registered version is tagged with; None for one that this project did not register."""
+    """The content digest in a version's tags; None for a version that this project did not register."""
     name, _, number = resolve_version(uri).removeprefix("models:/").rpartition("/")
     try:
         return connect().get_model_version(name, number).tags.get(DIGEST_TAG)
@@ -176,9 +175,9 @@ def digest_of_registered(uri: str) -> str | None:
 
 
 def find_by_digest(client: MlflowClient, name: str, digest: str) -> Registered | None:
-    """The first version with this content, or None; a later one is a registration at the same time, soon deleted."""
+    """The first version with this content, or None. A later one comes from a concurrent registration, soon deleted."""
     with store_errors("the registry cannot be read"):
-        # MLflow's filters cannot quote every name that its registry takes, so names are compared here.
+        # MLflow's filters cannot quote every valid name, so names are compared here.
         found = all_pages(
             lambda token: client.search_model_versions(f"tags.{DIGEST_TAG} = '{digest}'", page_token=token)
         )
@@ -188,7 +187,7 @@ def find_by_digest(client: MlflowClient, name: str, digest: str) -> Registered |
 
 
 def all_pages(search: Callable[[str | None], Any]) -> list[Any]:
-    """Everything that a search of MLflow finds, page after page."""
+    """All results of a search of MLflow, page by page."""
     page = search(None)
     found = list(page)
     while page.token:
@@ -198,7 +197,7 @@ def all_pages(search: Callable[[str | None], Any]) -> list[Any]:
 
 
 def find_by_alias(client: MlflowClient, name: str, alias: str) -> Registered | None:
-    """The version that an alias names, or None."""
+    """The version with an alias, or None."""
     try:
         return described(client, client.get_model_version_by_alias(name, alias))
     except MlflowException as error:
@@ -210,10 +209,10 @@ def find_by_alias(client: MlflowClient, name: str, alias: str) -> Registered | N
 
 
 def figures_of(client: MlflowClient, registered: Registered) -> dict[str, float]:
-    """What was measured of a version, as its run has it; empty where the version names no run.
+    """The metrics of a version's run; empty if it has none.
 
     Raises:
-        VocabgraftError: when the run cannot be read.
+        VocabgraftError: if the run cannot be read.
     """
     with store_errors("the registry cannot be read"):
         run_id = client.get_model_version(registered.name, str(registered.version)).run_id
@@ -221,16 +220,16 @@ def figures_of(client: MlflowClient, registered: Registered) -> dict[str, float]
 
 
 def experiment_id(client: MlflowClient) -> str:
-    """The experiment in which this project's runs are, made where it is missing."""
+    """The id of this project's experiment, which is created if it is missing."""
     found = client.get_experiment_by_name(EXPERIMENT)
     return str(found.experiment_id if found else client.create_experiment(EXPERIMENT))
 
 
 @contextmanager
 def live_run(name: str, params: Mapping[str, Any]) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """A run of its own; what is yielded logs the figures of a step into it at once.
+    """A separate run for live metrics; yields a function that logs the metrics of a step at once.
 
-    A store that fails later on is told of once and does not stop what is measured.
+    If the store fails later, there is one warning, and the training continues.
     """
     client = connect()
     run = client.create_run(experiment_id(client), run_name=name, tags={"vocabgraft.kind": "live metrics"}).info.run_id
@@ -246,7 +245,7 @@ def live_run(name: str, params: Mapping[str, Any]) -> Iterator[Callable[[int, Ma
             client.log_batch(run, [Metric(metric_name(key), value, now, step) for key, value in figures.items()])
         except (MlflowException, SQLAlchemyError) as error:
             failed = True
-            logging.getLogger(__name__).warning("live metrics stop here, the training goes on: %s", error)
+            logging.getLogger(__name__).warning("live metrics stop here, the training continues: %s", error)
 
     status = "FAILED"
     try:
@@ -258,12 +257,12 @@ def live_run(name: str, params: Mapping[str, Any]) -> Iterator[Callable[[int, Ma
 
 
 def metric_name(name: str) -> str:
-    """A name that MLflow takes: `terms_cosine_mrr@10` becomes `terms_cosine_mrr_at_10`."""
+    """A name that MLflow accepts: `terms_cosine_mrr@10` becomes `terms_cosine_mrr_at_10`."""
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"))
 
 
 def described(client: MlflowClient, found: ModelVersion) -> Registered:
-    """A version as MLflow's search gives it, which lacks its aliases, with them."""
+    """A version with its aliases, which MLflow's search leaves out."""
     full = client.get_model_version(found.name, found.version)
     return Registered(
         full.name,

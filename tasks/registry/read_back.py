@@ -1,4 +1,4 @@
-"""A registered model, read back from the registry and held against the folder that it was made from."""
+"""Reads a registered model back from the registry and compares it with the merged folder."""
 
 import logging
 from pathlib import Path
@@ -18,13 +18,13 @@ BATCH_SIZE = 16
 
 
 def read_back(registered: Registered, merged: Path, evaluation: Path, trust_remote_code: bool = False) -> int:
-    """Encode held-out texts with the version in the registry and with the merged folder: the bits must be equal.
+    """Encode held-out texts with the version in the registry and with the merged folder; the bits must be equal.
 
     Returns:
-        How many texts were encoded.
+        The number of texts.
 
     Raises:
-        VocabgraftError: when the version cannot be read, or its embeddings are others.
+        VocabgraftError: if the version cannot be read, or its embeddings differ.
     """
     named = f"{registered.name} version {registered.version}"
     texts = list(dict.fromkeys(pq.read_table(evaluation / ITEMS, columns=["item"])["item"].to_pylist()))[:TEXTS]
@@ -39,14 +39,14 @@ def read_back(registered: Registered, merged: Path, evaluation: Path, trust_remo
         )
     except VocabgraftError as error:
         raise VocabgraftError(
-            f"{named} is in the registry, but its model cannot be read back: {error}; after its files were moved, "
-            "vocabgraft registry relocate finds them again; when they are lost, delete the "
+            f"{named} is in the registry, but its model cannot be read back: {error}; if its files were moved, "
+            "vocabgraft registry relocate finds them again; if they are lost, delete the "
             "version and run again"
         ) from error
     if not np.array_equal(there, here):
         worst = float(np.abs(there - here).max())
         raise VocabgraftError(
-            f"{named} was read back from the registry and encodes {len(texts)} texts otherwise than {merged} "
-            f"(largest difference {worst:.3g}); its files were changed, so delete the version and run again"
+            f"{named} in the registry encodes {len(texts)} texts differently from {merged} "
+            f"(largest difference {worst:.3g}); its files have changed; delete the version and run again"
         )
     return len(texts)

@@ -1,4 +1,4 @@
-"""Writing a model to the MLflow registry: one run with everything of it, and one version for each content."""
+"""Registers a model in MLflow: one run with everything about it, and one version per content."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -27,28 +27,29 @@ from tasks.registry.lookup import (
     metric_name,
     store_errors,
 )
+from vocabgraft.printable import printable, printable_parts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
-# What a service needs to load the model; PEFT and this project are not among it.
+# Packages that a service needs to load the model; neither PEFT nor this project.
 REQUIRED_TO_LOAD = ("sentence-transformers", "transformers", "tokenizers", "torch", "safetensors", "numpy")
 EXAMPLE = ("a short sentence", "another one")
-# By its runs a registration that was killed is found again.
+# Tags of registration runs, by which a killed registration is found.
 KIND_TAG, REGISTRATION_KIND, NAME_TAG = "vocabgraft.kind", "registration", "vocabgraft.model"
 CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
-# MLflow's limits: characters of a dataset's digest, of a parameter, and of what one call takes.
-# What SQLite and PostgreSQL say of a row that another writer added meanwhile.
+# Message of SQLite and PostgreSQL for a row that another writer has added.
 TAKEN = re.compile("UNIQUE constraint|duplicate key", re.IGNORECASE)
 TRIES = 10
+# MLflow's limits: characters of a dataset's digest and of a parameter, entries per call.
 DIGEST_CHARACTERS, PARAM_CHARACTERS, PARAMS_AT_ONCE, METRICS_AT_ONCE = 36, 6000, 100, 1000
 
 
 @dataclass(frozen=True)
 class DataSplit:
-    """A split of a dataset as MLflow records it: where it lies in the project, and its content by its digest."""
+    """A split of a dataset as MLflow records it: its path in the project, and the digest of its content."""
 
     name: str
     split: str
@@ -60,16 +61,16 @@ class DataSplit:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What an MLflow run of a registration holds beside the model.
+    """Contents of a registration's MLflow run, apart from the model.
 
     Attributes:
         params: the project's parameters by name.
-        metrics: the figures of the model, linked to it.
-        curve: of the training, an entry a step.
+        metrics: metrics of the model, linked to it.
+        curve: training curve, one entry per step.
         artifacts: files and folders; a folder keeps its name.
-        tags: of the run and the version.
-        splits: of the datasets.
-        card: the model card, in Markdown.
+        tags: tags of the run and of the version.
+        splits: splits of the datasets.
+        card: model card in Markdown.
     """
 
     params: Mapping[str, Any]
@@ -80,18 +81,23 @@ class RunRecord:
     splits: Sequence[DataSplit] = field(default_factory=tuple)
     card: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params", printable_parts({key: str(value) for key, value in self.params.items()}))
+        object.__setattr__(self, "tags", printable_parts(dict(self.tags)))
+        object.__setattr__(self, "card", printable(self.card))
+
 
 def log_and_register(client: MlflowClient, name: str, model: "SentenceTransformer", record: RunRecord) -> Registered:
-    """Log one run with everything of it and register its model, the tags set in the same call.
+    """Log one run with everything about a model, and register the model with its tags in one call.
 
-    Of several registrations of one content at the same time the lowest version stays, and each of the others deletes
-    its own: a version's number is given out only when those below it can be read, so all of them see the same lowest.
+    If several processes register the same content at the same time, the lowest version stays and the others delete
+    theirs. A version's number is given out only when all lower ones can be read, so all see the same lowest version.
 
     Returns:
-        The version of this content.
+        The version with this content.
 
     Raises:
-        VocabgraftError: when the store or the registry refuses.
+        VocabgraftError: if the store or the registry refuses.
     """
     with store_errors(f"MLflow refused the registration of {name!r}"):
         mlflow.set_experiment(EXPERIMENT)
@@ -118,8 +124,8 @@ def log_and_register(client: MlflowClient, name: str, model: "SentenceTransforme
 
 
 def describe(client: MlflowClient, made: Registered, card: str) -> None:
-    """Make a model card the description of a version."""
-    client.update_model_version(made.name, str(made.version), card[:PARAM_CHARACTERS])
+    """Set a model card as the description of a version."""
+    client.update_model_version(made.name, str(made.version), printable(card)[:PARAM_CHARACTERS])
 
 
 def remove_version(client: MlflowClient, made: Registered) -> None:
@@ -132,7 +138,7 @@ def remove_version(client: MlflowClient, made: Registered) -> None:
 
 
 def remove_run(client: MlflowClient, run_id: str) -> None:
-    """Delete a run with its models and their files, as far as they are still there."""
+    """Delete a run with its models and their files, if they still exist."""
     run = client.get_run(run_id)
     for output in run.outputs.model_outputs if run.outputs else ():
         _remove_logged_model(client, output.model_id)
@@ -142,12 +148,12 @@ def remove_run(client: MlflowClient, run_id: str) -> None:
 
 
 def log_report(client: MlflowClient, name: str, model_version: int, path: Path, docs: Path | None = None) -> None:
-    """Put the report among the artifacts of the run that made a version, and the Data Docs where they are not yet.
+    """Add the report to the artifacts of a version's run, and the Data Docs if they are missing there.
 
     Raises:
-        VocabgraftError: when the store refuses, or has deleted the run.
+        VocabgraftError: if the store refuses, or the run was deleted.
     """
-    with store_errors(f"MLflow does not take {path} for {name} version {model_version}"):
+    with store_errors(f"MLflow refused {path} for {name} version {model_version}"):
         run_id = described(client, client.get_model_version(name, str(model_version))).run_id
         client.log_artifact(run_id, str(path))
         if docs is not None and not client.list_artifacts(run_id, docs.name):
@@ -155,7 +161,7 @@ def log_report(client: MlflowClient, name: str, model_version: int, path: Path, 
 
 
 def has_files(client: MlflowClient, made: Registered) -> bool:
-    """Whether a version's model lies where the store says."""
+    """Whether the files of a version are at the location in the store."""
     if not made.source.startswith("models:/m-"):
         return True
     with store_errors(f"the files of {made.name} version {made.version} cannot be listed"):
@@ -165,7 +171,7 @@ def has_files(client: MlflowClient, made: Registered) -> bool:
 
 @contextmanager
 def artifact_of(client: MlflowClient, made: Registered, name: str) -> Iterator[Path | None]:
-    """A file in one of the folders of a version's run, for a while on this machine; None where no folder has it."""
+    """A file in a folder of a version's run, downloaded temporarily; None if no folder has it."""
     with tempfile.TemporaryDirectory() as folder:
         with store_errors(f"{name} of {made.name} version {made.version} cannot be read"):
             folders = (entry.path for entry in client.list_artifacts(made.run_id) if entry.is_dir)
@@ -180,7 +186,7 @@ def _remove_logged_model(client: MlflowClient, model_id: str) -> None:
         location = client.get_logged_model(model_id).artifact_location
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            # Deleted before, with its version or by hand.
+            # Already deleted, with its version or by hand.
             return
         raise
     _delete_files(location)
@@ -189,7 +195,7 @@ def _remove_logged_model(client: MlflowClient, model_id: str) -> None:
 
 def _delete_files(location: str) -> None:
     files = get_artifact_repository(location)
-    # A folder that was never made, or was deleted by hand, cannot be deleted.
+    # Deleting a folder that does not exist would fail.
     if files.list_artifacts():
         files.delete_artifacts()  # type: ignore[no-untyped-call]
 
@@ -200,8 +206,8 @@ def _signature(model: "SentenceTransformer") -> ModelSignature:
 
 
 def _log_record(client: MlflowClient, run_id: str, record: RunRecord) -> None:
-    """Parameters, curve, datasets and artifacts."""
-    params = [Param(key, str(value)[:PARAM_CHARACTERS]) for key, value in record.params.items()]
+    """Log parameters, curve, datasets and artifacts."""
+    params = [Param(key, value[:PARAM_CHARACTERS]) for key, value in record.params.items()]
     client.log_batch(run_id, tags=[RunTag("mlflow.note.content", record.card or "vocabgraft registration")])
     for start in range(0, len(params), PARAMS_AT_ONCE):
         client.log_batch(run_id, params=params[start : start + PARAMS_AT_ONCE])
@@ -218,7 +224,7 @@ def _log_record(client: MlflowClient, run_id: str, record: RunRecord) -> None:
 
 
 def _log_metrics(client: MlflowClient, run_id: str, model_id: str, record: RunRecord) -> None:
-    """The figures, of the run and of the logged model."""
+    """Log metrics for the run and for the logged model."""
     metrics = [
         Metric(metric_name(key), value, 0, 0, model_id=model_id, run_id=run_id) for key, value in record.metrics.items()
     ]
@@ -231,9 +237,9 @@ def _log_in_batches(client: MlflowClient, run_id: str, metrics: Sequence[Metric]
 
 
 def _log_datasets(client: MlflowClient, run_id: str, splits: Sequence[DataSplit]) -> None:
-    """Link the splits to the run, again where another registration wrote the same ones first.
+    """Link the splits to the run, with retries if a concurrent registration writes the same ones.
 
-    MLflow looks for a dataset and then adds it, so two at once fail on the table's key; the next try finds it.
+    MLflow looks for a dataset and then adds it, so one of two concurrent calls fails; its next try finds the dataset.
     """
     for left in reversed(range(TRIES)):
         try:
@@ -246,7 +252,7 @@ def _log_datasets(client: MlflowClient, run_id: str, splits: Sequence[DataSplit]
 
 
 def _curve_metrics(curve: Sequence[Mapping[str, float]]) -> Iterator[Metric]:
-    """Losses and learning rates by step, the steps of a later phase counted on."""
+    """Losses and learning rates by step; steps of later phases continue the count."""
     before, last, phase = 0, 0, 1.0
     for point in curve:
         if point.get("phase", 1) != phase:
@@ -255,6 +261,13 @@ def _curve_metrics(curve: Sequence[Mapping[str, float]]) -> Iterator[Metric]:
         for key in ("loss", "learning_rate"):
             if key in point:
                 yield Metric(f"train/{key}", float(point[key]), 0, before + last)
+
+
+def rows_of_splits(run: Run) -> dict[str, tuple[int, str]]:
+    """By `DATASET.SPLIT`, the number of rows and the digest that a run has on record."""
+    inputs = run.inputs.dataset_inputs if run.inputs else ()
+    found = {entry.dataset.name: (entry.dataset.profile, entry.dataset.digest) for entry in inputs}
+    return {name: (json.loads(profile or "{}").get("num_rows", 0), digest) for name, (profile, digest) in found.items()}
 
 
 def _dataset_input(split: DataSplit) -> DatasetInput:
@@ -271,5 +284,5 @@ def _dataset_input(split: DataSplit) -> DatasetInput:
 
 
 def _plain_version(package: str) -> str:
-    # A local version such as +cpu names a build that the user's index need not have.
+    # The user's package index may lack a local build such as +cpu.
     return version(package).partition("+")[0]

@@ -1,4 +1,4 @@
-"""The address of the MLflow store: whether it answers, and how it is named without its secrets. Imports no MLflow."""
+"""The MLflow store: its URI, whether it works, and masking of secrets. Imports no MLflow."""
 
 import os
 import re
@@ -17,31 +17,38 @@ DEFAULT_STORE = "sqlite:///mlflow.db"
 SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 HIDDEN = "***"
 USER = re.compile(r"(?<=://)[^\s/'\"]*@")
-SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
-# A shorter one would be found inside of ordinary words.
+# In URIs (a SAS's `sig=`, a presigned request's `X-Amz-Signature=`) and in connection strings (ODBC's `PWD=`), also if
+# such a string is encoded in a URI.
+SECRET_QUERY = re.compile(
+    r"((?:^|[?&;\s'\"(]|%3B|%26)"
+    r"(?:[^=&;?%\s]{0,60}(?:password|passwd|pwd|token|secret|key|credential|signature)[^=&;?%\s]{0,60}|sig)"
+    r"(?:=|%3D))(?:(?!%3B|%26)[^&;\s'\"])+",
+    re.IGNORECASE,
+)
+# A shorter secret would match inside ordinary words.
 LEAST_SECRET = 4
-# How long a second process waits while another writes; MLflow asks for no other limit than SQLite's own 5 s.
+# How long a process waits while another writes; SQLite's default, which MLflow keeps, is 5 s.
 SECONDS_TO_WAIT_FOR_A_WRITER = 60
 HTTP = ("http", "https")
 
 
 def store_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, by default the SQLite store beside the project."""
+    """`MLFLOW_TRACKING_URI`, by default the SQLite store in the project."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
 
 
 def masked(text: str) -> str:
-    """A text without the users and passwords of addresses in it, and without the secrets of this environment."""
+    """Mask the users and passwords of URIs in a text, and the secrets of the environment."""
     for secret in _secrets():
         text = text.replace(secret, HIDDEN)
     return SECRET_QUERY.sub(rf"\1{HIDDEN}", USER.sub(f"{HIDDEN}@", text))
 
 
 def require_database(uri: str) -> None:
-    """Open a database store once: MLflow itself would try ten times, for over a minute and a half.
+    """Try to open a database store once. MLflow itself would try ten times, for more than 90 s.
 
     Raises:
-        VocabgraftError: when it does not open, or a SQLite file cannot be written.
+        VocabgraftError: if it does not open, or a SQLite file cannot be written.
     """
     scheme = urlsplit(uri).scheme
     if scheme in ("", "file", *HTTP):
@@ -56,7 +63,7 @@ def require_database(uri: str) -> None:
 
 
 def unusable(uri: str, error: Exception | str) -> VocabgraftError:
-    """The error of a store that does not work."""
+    """The error for a store that does not work."""
     said = first_line(str(error))
     return VocabgraftError(
         masked(f"the MLflow store at {uri} cannot be used: {said}; start it, or correct MLFLOW_TRACKING_URI")
@@ -64,13 +71,13 @@ def unusable(uri: str, error: Exception | str) -> VocabgraftError:
 
 
 def first_line(text: str) -> str:
-    """What a library says before it goes on to statements and traces."""
+    """The first line of an error, without SQL statements and traces."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
 
 
 @contextmanager
 def sqlite_made_by_one(uri: str) -> Iterator[None]:
-    """Let one process at a time make a SQLite store: two that make its tables at once damage each other's."""
+    """Let only one process create a SQLite store; two that create its tables at the same time would damage it."""
     path = _sqlite_file(uri)
     if path is None or (path.is_file() and path.stat().st_size and _has_tables(path)):
         yield
@@ -96,7 +103,7 @@ def one_writer(uri: str) -> Iterator[None]:
 
 
 def patient(uri: str) -> str:
-    """A SQLite address with a longer wait for other writers, any other as it is."""
+    """A SQLite URI with a longer wait for other writers; other URIs stay the same."""
     if _sqlite_file(uri) is None or "timeout" in make_url(uri).query:
         return uri
     return f"{uri}{'&' if '?' in uri else '?'}timeout={SECONDS_TO_WAIT_FOR_A_WRITER}"
@@ -108,12 +115,12 @@ def _require_sqlite(uri: str) -> None:
         return
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     if not existing.is_dir():
-        raise OSError(f"{existing} is no folder")
+        raise OSError(f"{existing} is not a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, timeout=SECONDS_TO_WAIT_FOR_A_WRITER, isolation_level=None)
     try:
         connection.execute("PRAGMA schema_version")
-        # A write that is taken back: a transaction alone does not fail where the file or its folder is read-only.
+        # A write that is rolled back: a transaction alone does not fail if the file or its folder is read-only.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("CREATE TABLE written_to_try (x)")
         connection.execute("ROLLBACK")

@@ -1,4 +1,4 @@
-"""The versions of a model in the MLflow registry: listed, given aliases, rolled back, thinned out, moved."""
+"""Versions in the MLflow registry: listing, aliases, roll-back, pruning, relocation."""
 
 import json
 import time
@@ -29,12 +29,13 @@ from tasks.registry.lookup import (
 from tasks.registry.register import KIND_TAG, NAME_TAG, REGISTRATION_KIND, describe, remove_run, remove_version
 from tasks.registry.store import HTTP, one_writer, store_uri
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import printable
 
-# Why a version was promoted or not, what is known of its benefit, and the reason that a person gave.
+# Tags: why a version was promoted or not, the evidence for its benefit, and the reason that a person gave.
 DECISION_TAG, EVIDENCE_TAG, REASON_TAG = "decision", "evidence", "decision_reason"
-# A registration takes seconds; a run of it that has no version a day later was killed.
+# A registration takes seconds. If its run has no version a day later, it was killed.
 SECONDS_UNTIL_ABANDONED = 24 * 3600
-# Every place where MLflow's tables hold the address of files.
+# Columns of MLflow's tables with locations of files.
 LOCATIONS: Sequence[tuple[Any, str]] = (
     (SqlExperiment, "artifact_location"),
     (SqlRun, "artifact_uri"),
@@ -45,12 +46,12 @@ LOCATIONS: Sequence[tuple[Any, str]] = (
 
 
 class ChampionMovedError(VocabgraftError):
-    """The alias of the champion moved after a version was judged against it."""
+    """The champion changed after a version was compared with it."""
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was deleted: versions, and runs of registrations that were never finished."""
+    """The deleted versions, and the number of deleted runs of unfinished registrations."""
 
     versions: Sequence[int]
     runs: int
@@ -66,11 +67,11 @@ def tag_version(client: MlflowClient, name: str, model_version: int, tags: Mappi
     """Add tags to a version."""
     with store_errors(f"{name} version {model_version} cannot be tagged"):
         for key, value in tags.items():
-            client.set_model_version_tag(name, str(model_version), key, value)
+            client.set_model_version_tag(name, str(model_version), key, printable(value))
 
 
 def replace_card(client: MlflowClient, version: Registered, card: str) -> None:
-    """Describe a version that was registered before by another model card; the one in its files stays."""
+    """Replace the description of a registered version; the card in its files stays."""
     with store_errors(f"the card of {version.name} version {version.version} cannot be replaced"):
         describe(client, version, card)
 
@@ -79,17 +80,17 @@ def list_versions(client: MlflowClient, name: str) -> list[Registered]:
     """Every version of a model, the newest first.
 
     Raises:
-        VocabgraftError: when the registry has no model of this name; those that it has are named.
+        VocabgraftError: if the registry has no model with this name, with the names that it has.
     """
     with store_errors("the registry cannot be read"):
-        # MLflow's filters cannot quote every name that its registry takes, so names are compared here.
+        # MLflow's filters cannot quote every valid name, so names are compared here.
         entries = all_pages(lambda token: client.search_model_versions(page_token=token))
         found = [described(client, entry) for entry in entries if entry.name == name]
         if not found:
             names = sorted({entry.name for entry in entries})
             raise VocabgraftError(
                 f"the registry has no version of {name!r}; it has {', '.join(names) or 'no model'} "
-                "(--name chooses, register_model.name in params.yaml is the default)"
+                "(choose with --name; the default is register_model.name in params.yaml)"
             )
     return sorted(found, key=lambda entry: -entry.version)
 
@@ -98,7 +99,7 @@ def find_version(client: MlflowClient, name: str, number: int) -> Registered:
     """A version by its number.
 
     Raises:
-        VocabgraftError: when there is none; those that there are are named.
+        VocabgraftError: if there is none, with the numbers that exist.
     """
     found = list_versions(client, name)
     for entry in found:
@@ -112,20 +113,20 @@ def find_version(client: MlflowClient, name: str, number: int) -> Registered:
 def make_champion(
     client: MlflowClient, new: Registered, tags: Mapping[str, str], champion: Registered | None
 ) -> Registered | None:
-    """Make a version champion, the present champion becoming the previous one.
+    """Make a version the champion; the current champion becomes the previous one.
 
     Args:
-        client: of the registry.
+        client: client of the registry.
         new: the version.
-        tags: put on it first: why it was promoted.
-        champion: which one the version was judged against.
+        tags: tags to set first: why it was promoted.
+        champion: the champion with which the version was compared.
 
     Returns:
-        The champion before; None where there was none, or it is the same.
+        The champion before; None if there was none, or it is the same.
 
     Raises:
-        ChampionMovedError: when another version is champion by now.
-        VocabgraftError: when the version has been deleted.
+        ChampionMovedError: if another version has become champion.
+        VocabgraftError: if the version has been deleted.
     """
     with alias_change(client, new.name):
         before = require_champion(client, new, champion)
@@ -136,28 +137,28 @@ def make_champion(
 
 
 def require_champion(client: MlflowClient, judged: Registered, champion: Registered | None) -> Registered | None:
-    """The champion now, which must be the one that a version was judged against.
+    """The current champion, which must be the one with which a version was compared.
 
     Raises:
-        ChampionMovedError: when it is another.
+        ChampionMovedError: if it is another one.
     """
     now = find_by_alias(client, judged.name, CHAMPION)
     if (now and now.version) != (champion and champion.version):
         raise ChampionMovedError(
-            f"the champion of {judged.name} is {_number(now)} by now, and version {judged.version} was judged "
-            f"against {_number(champion)}; run again"
+            f"the champion of {judged.name} is now {_number(now)}, but version {judged.version} was compared "
+            f"with {_number(champion)}; run again"
         )
     return now
 
 
 def roll_back(client: MlflowClient, name: str, tags: Mapping[str, str]) -> tuple[Registered, Registered]:
-    """Make the previous champion champion again; the two change places, so a second call undoes the first.
+    """Swap champion and previous champion; a second call undoes the first.
 
     Returns:
-        The champion now, and the one before.
+        The new champion, and the one before.
 
     Raises:
-        VocabgraftError: when there is no previous champion.
+        VocabgraftError: if there is no previous champion.
     """
     with alias_change(client, name):
         champion, previous = (find_by_alias(client, name, alias) for alias in (CHAMPION, PREVIOUS_CHAMPION))
@@ -174,9 +175,9 @@ def roll_back(client: MlflowClient, name: str, tags: Mapping[str, str]) -> tuple
 
 @contextmanager
 def alias_change(client: MlflowClient, name: str) -> Iterator[None]:
-    """Hold the lock of a SQLite store's aliases, and first finish the change of champion that a killed process began.
+    """Lock the aliases of a SQLite store, and first finish a change of champion that a killed process began.
 
-    A store behind a server has no such lock; there each writer still reads the aliases right before it writes.
+    A store behind a server has no such lock; there each writer reads the aliases right before it writes.
     """
     with one_writer(store_uri()):
         finish_change(client, name)
@@ -191,11 +192,11 @@ def finish_change(client: MlflowClient, name: str) -> None:
 
 
 def _change_champion(client: MlflowClient, before: Registered | None, new: Registered) -> None:
-    """Set both aliases. NEXT_CHAMPION names the new champion meanwhile, so that the change can be finished later."""
+    """Set both aliases. NEXT_CHAMPION marks the new champion meanwhile, so that a killed change can be finished."""
     if before is None or before.version != new.version:
         set_alias(client, new.name, NEXT_CHAMPION, new.version)
         if before is not None:
-            # First, so that there is a champion at every moment.
+            # This one first, so that there always is a champion.
             set_alias(client, new.name, PREVIOUS_CHAMPION, before.version)
         set_alias(client, new.name, CHAMPION, new.version)
     with store_errors(f"the alias {NEXT_CHAMPION} of {new.name} cannot be deleted"):
@@ -207,13 +208,13 @@ def _number(version: Registered | None) -> str:
 
 
 def prune(client: MlflowClient, name: str, keep: int, now: float | None = None) -> Pruned:
-    """Delete versions that have no alias and are not among the newest, and what killed registrations left.
+    """Delete old versions without an alias, and the runs of killed registrations.
 
     Args:
-        client: of the registry.
-        name: of the model.
-        keep: how many of the newest versions stay.
-        now: in seconds since 1970.
+        client: client of the registry.
+        name: name of the model.
+        keep: number of newest versions that stay.
+        now: current time in seconds since 1970.
     """
     versions = list_versions(client, name)
     deleted = [entry.version for entry in versions[keep:] if not entry.aliases and _remove_unused(client, entry)]
@@ -238,17 +239,17 @@ def _remove_unused(client: MlflowClient, entry: Registered) -> bool:
 
 
 def relocate(old: Path | None, new: Path) -> tuple[str, int]:
-    """Let a store that was moved find its files again: MLflow keeps their absolute paths, also where it was given none.
+    """Rewrite the file locations of a store after it was moved: MLflow stores absolute paths.
 
     Args:
-        old: the folder of the artifacts before; by default where the store says that the oldest experiment's lie.
-        new: that folder now.
+        old: the old folder of the artifacts; by default that of the oldest experiment in the store.
+        new: the new folder.
 
     Returns:
-        The old folder, and how many addresses were rewritten.
+        The old folder, and the number of rewritten locations.
 
     Raises:
-        VocabgraftError: for a store behind a tracking server, whose files are the server's, or when `new` has no files.
+        VocabgraftError: for a store behind a tracking server, which owns the files, or if `new` is not a folder.
     """
     if store_uri().startswith(HTTP):
         raise VocabgraftError(
@@ -256,9 +257,9 @@ def relocate(old: Path | None, new: Path) -> tuple[str, int]:
             "server's machine with MLFLOW_TRACKING_URI set to its database"
         )
     if not new.is_dir():
-        raise VocabgraftError(f"{new} is no folder; give the folder of the artifacts as it is now with --to")
+        raise VocabgraftError(f"{new} is not a folder; give the new folder of the artifacts with --to")
     engine = sqlalchemy.create_engine(store_uri())
-    with store_errors("the addresses of artifacts cannot be rewritten"), engine.begin() as connection:
+    with store_errors("the locations of artifacts cannot be rewritten"), engine.begin() as connection:
         before = str(old) if old else _folder_on_record(connection)
         changed = sum(_rewrite(connection, table, column, before, str(new)) for table, column in LOCATIONS)
     engine.dispose()
@@ -271,7 +272,7 @@ def _folder_on_record(connection: sqlalchemy.Connection) -> str:
     ).scalar()
     if location is None or "://" in location:
         raise VocabgraftError(
-            f"the store keeps its artifacts at {location}, which is no folder of this machine; give --from"
+            f"the store keeps its artifacts at {location}, which is not a folder of this machine; give --from"
         )
     return str(Path(location).parent)
 
@@ -311,12 +312,12 @@ def _registration_runs(client: MlflowClient, name: str) -> list[Any]:
 
 
 def figures_on(client: MlflowClient, version: Registered) -> dict[str, float]:
-    """The figures of a version's run by name, those of the trained model without a prefix."""
+    """The metrics of the trained model in a version's run, by name."""
     with store_errors(f"the run of {version.name} version {version.version} cannot be read"):
         metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
     return {name.removeprefix("merged."): value for name, value in metrics.items() if name.startswith("merged.")}
 
 
 def gates_on(version: Registered) -> list[GateResult]:
-    """The gates that a version was judged by when it was registered."""
+    """The results of a version's gates at its registration."""
     return [GateResult.from_json(entry) for entry in json.loads(version.tags.get("gates", "[]"))]

@@ -1,1 +1,1 @@
-"""What every stage shares: its command line, its models, its expectations of data."""
+"""Shared by all stages: command line, models, preflight checks, Data Docs."""

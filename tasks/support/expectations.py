@@ -1,12 +1,15 @@
-"""Great Expectations: the rules as suites, and their results as Data Docs. The one module that imports it.
+"""Data Docs: the rules as suites of Great Expectations. Only this module imports it.
 
 Rows are judged by `vocabgraft.data.judgement`, which tells a fault at once: this import alone takes three seconds.
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import great_expectations as gx
 import great_expectations.expectations as gxe
@@ -24,9 +27,21 @@ from vocabgraft.data.rules import (
     OneOf,
     Rule,
 )
+from vocabgraft.printable import printable
 
 SITE = "vocabgraft"
 REFUSED = "refused"
+# No script runs, whatever a value of the data may hold. Style sheets come from where Great Expectations takes them.
+POLICY = (
+    "default-src 'none'; img-src data:; font-src https://cdnjs.cloudflare.com; style-src 'unsafe-inline' "
+    "https://cdn.jsdelivr.net https://cdnjs.cloudflare.com https://maxcdn.bootstrapcdn.com https://unpkg.com"
+)
+HEAD = (
+    f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    # Without scripts nothing opens what is folded.
+    "<style>.collapse { display: block !important }</style>"
+)
+SCRIPTS = re.compile("<script\\b.*?</script>", re.DOTALL)
 
 
 def write_data_docs(tables: Iterable[JudgedTable], site: Path) -> dict[str, list[Any]]:
@@ -51,8 +66,50 @@ def write_data_docs(tables: Iterable[JudgedTable], site: Path) -> dict[str, list
         frame = table.frame.assign(**{REFUSED: (~table.frame.index.isin(table.accepted.index)).astype(int)})
         run = validation.run(batch_parameters={"dataframe": frame}, result_format={"result_format": "COMPLETE"})
         results[table.name] = list(run.results)
+    _escape_values(context)
     context.build_data_docs(site_names=[SITE])
+    for page in site.rglob("*.html"):
+        page.write_text(_without_scripts(page.read_text(encoding="utf-8")), encoding="utf-8")
+    # Great Expectations' own index is a table that scripts from a CDN fill.
+    (site / "index.html").write_text(_index(results, site), encoding="utf-8")
     return results
+
+
+def _escape_values(context: Any) -> None:
+    """Escape the texts in the stored results, which come from the data: the pages show them as they are."""
+    store = context.validation_results_store
+    for key in store.list_keys():
+        found = store.get(key)
+        for result in found.results:
+            result.result = _escaped(result.result)
+            result.exception_info = _escaped(result.exception_info)
+        store.set(key, found)
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return escape(printable(value))
+    if isinstance(value, dict):
+        return {key: _escaped(part) for key, part in value.items()}
+    return [_escaped(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _without_scripts(page: str) -> str:
+    return SCRIPTS.sub("", page).replace("<head>", f"<head>{HEAD}", 1)
+
+
+def _index(results: Mapping[str, list[Any]], site: Path) -> str:
+    rows = [
+        f'<li><a href="{quote(page.relative_to(site).as_posix())}">{escape(name)}</a>: '
+        f"{sum(result.success for result in found)} of {len(found)} expectations are met</li>"
+        for name, found in results.items()
+        for page in sorted((site / "validations" / name).rglob("*.html"))
+    ]
+    title = "Data Docs: the raw data and what was expected of them"
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{HEAD}<title>{title}</title></head>\n'
+        f"<body><h1>{title}</h1>\n<ul>\n" + "\n".join(rows) + "\n</ul></body></html>\n"
+    )
 
 
 def _expectations(table: JudgedTable) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The base model as a stage sees it: named in `params.yaml`, identified in `base.json`, found on this machine."""
+"""The base model of a stage: its name in `params.yaml`, its identity in `base.json`, its folder here."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from vocabgraft.config.stages import BaseParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import PACKAGE_PREFIX, REGISTRY_PREFIX, BaseIdentity, identify_base, locate_base
+from vocabgraft.models.gate import refuse_gated_base
 from vocabgraft.models.model_files import check_files
 from vocabgraft.storage.artifacts import read_json, require_artifact
 
@@ -19,6 +20,7 @@ def resolve_base(params: BaseParams) -> tuple[Path, BaseIdentity]:
         resolved = resolve_version(params.model)
     folder = _folder_of(resolved, params.revision, params.trust_remote_code)
     check_files(folder)
+    refuse_gated_base(folder)
     return folder, identify_base(folder, params, resolved)
 
 

@@ -1,4 +1,4 @@
-"""What is cheap to check before anything runs: files, the base, and settings that a later stage would refuse."""
+"""Cheap checks before anything runs: files, the base, and settings that a later stage would refuse."""
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -9,7 +9,7 @@ from vocabgraft.config.datasets import DatasetParams
 from vocabgraft.config.params import Params
 from vocabgraft.config.stages import BaseParams, ResizeBaseParams
 from vocabgraft.config.training import TrainAdapterParams
-from vocabgraft.config.training_arguments import library_values
+from vocabgraft.config.training_arguments import library_values, require_reports
 from vocabgraft.data.mteb import require_mteb
 from vocabgraft.data.raw_files import check_raw_files
 from vocabgraft.errors import VocabgraftError, did_you_mean, problems_of
@@ -71,6 +71,7 @@ def settings_problems(
     The libraries are imported only for settings that they have to be asked about.
     """
     checks: list[Callable[[], object]] = [partial(library_values, train_adapter.arguments)]
+    checks.append(partial(require_reports, train_adapter.arguments))
     if train_adapter.evaluators or train_adapter.best_metric:
         checks.append(partial(_check_metrics, train_adapter, datasets, base))
     problems = problems_of(checks)

@@ -1,4 +1,4 @@
-"""What every stage shares: its command line, made from its signature, and how it ends."""
+"""Runs a stage: its command line from its signature, its errors and its exit code."""
 
 import argparse
 import errno
@@ -14,6 +14,7 @@ from typing import Any
 
 from vocabgraft.config.params import Params, load_params
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.printable import printable, warn
 from vocabgraft.storage.artifacts import write_json
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,11 @@ class ToldFirstError(VocabgraftError):
         self.afterwards = afterwards
 
 
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def run_stage(stage: Callable[..., None], arguments: Sequence[str] | None = None) -> int:
     """Run a stage as a command: paths from the command line, the rest from `params.yaml`.
 
@@ -54,7 +60,9 @@ def run_stage(stage: Callable[..., None], arguments: Sequence[str] | None = None
         The exit code: 0, or 1 after a user's mistake or a failed check, with its message on standard error.
     """
     import_seconds = time.time() - _process_start()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_PrintableFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     _quieten()
     started = time.perf_counter()
     try:
@@ -136,7 +144,7 @@ def _parameters(stage: Callable[..., None], params: Params) -> dict[str, Any]:
 def _fail(stage: str, message: str) -> int:
     reason = f"{message}{_how_to_get_outputs_back(stage)}"
     _keep_failure(stage, reason)
-    print(f"{stage}: {reason}", file=sys.stderr, flush=True)
+    warn(f"{stage}: {reason}")
     return 1
 
 
@@ -145,12 +153,12 @@ def _keep_failure(stage: str, reason: str) -> None:
     path = FAILURES / f"{stage}.txt"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8", errors="replace") as stream:
-            stream.write(reason)
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(printable(reason))
     except FileExistsError:
         return
     except OSError as error:
-        print(f"{stage}: its failure is not in {path}: {error}", file=sys.stderr, flush=True)
+        warn(f"{stage}: its failure is not in {path}: {error}")
 
 
 def _how_to_get_outputs_back(stage: str) -> str:

@@ -368,7 +368,7 @@ def test_a_stage_that_takes_too_long_is_stopped_and_not_tried_again(tmp_path: Pa
     root = one_stage(tmp_path / "project", "sleep 60", timeout_s=1)
     started = time.monotonic()
     code, said = run_flow(root)
-    assert code == 1 and "time-out of 1 s" in said
+    assert code == 1 and "timeout of 1 s" in said
     assert (tries(root), at_work(root)) == (1, [])
     assert time.monotonic() - started < 45
 

@@ -19,8 +19,10 @@ from tasks.resize_base import resize_base
 from tasks.support.stage import read_failure, run_stage
 from tasks.train_adapter import train_adapter
 from tasks.validate_data import validate_data
+from vocabgraft.checks import export
 from vocabgraft.checks.result import describe_counts
 from vocabgraft.checks.runner import CHECKS
+from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model
 from vocabgraft.packs.bank import VocabularyBank
 
@@ -128,20 +130,32 @@ def test_a_failed_check_is_written_and_its_details_are_said(
     assert reason is not None and f"check_consistency: {reason}\n" in said
 
 
-def test_what_could_not_run_is_said_with_the_reason(
-    merged: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def _refuse(*_: Any) -> None:
+    raise VocabgraftError("no exporter here")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_export_is_checked_unless_it_is_waived_and_what_cannot_run_has_failed(
+    merged: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, works: bool
 ) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
     monkeypatch.chdir(merged)
     own = module.gather_evidence
     monkeypatch.setattr(module, "gather_evidence", lambda **given: stored(own(**given)))
+    if not works:
+        monkeypatch.setattr(export, "write_onnx_folder", _refuse)
     params = Path("params.yaml").read_text(encoding="utf-8")
     change(waived={})
     try:
         with caplog.at_level(logging.INFO):
-            assert run_stage(check_consistency, []) == 1
+            assert run_stage(check_consistency, []) == (0 if works else 1)
     finally:
         Path("params.yaml").write_text(params, encoding="utf-8")
     written = json.loads(CHECKED.read_text(encoding="utf-8"))
-    (failed,) = [check for check in written["checks"] if check["verdict"] == "failed"]
-    assert (failed["name"], failed["figure"]) == ("onnx_export", None)
-    assert failed["reason"].startswith("could not run: ")
+    (check,) = [check for check in written["checks"] if check["name"] == "onnx_export"]
+    if works:
+        assert check["verdict"] == "passed" and 0 < check["figure"] <= 1e-5
+    else:
+        assert (check["verdict"], check["figure"]) == ("failed", None)
+        assert check["reason"] == "could not run: no exporter here"

@@ -90,7 +90,8 @@ def test_without_a_control_every_file_is_there_and_two_runs_give_the_same_bytes(
     assert run_stage(evaluate_model, []) == 0
     first = hash_files(OUT)
     assert first.keys() == {
-        "metrics.json", "comparison.json", "retention.json", "tokens.json", "gains.json", "items.parquet"
+        "metrics.json", "comparison.json", "retention.json", "tokens.json", "searches.json", "gains.json",
+        "items.parquet",
     }  # fmt: skip
     metrics = read_json(OUT / "metrics.json")
     assert metrics.keys() == {"base", "resized", "merged"}
@@ -158,7 +159,7 @@ def test_what_cannot_be_measured_is_said_on_the_console(project: Path, capsys: p
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"benchmarks": [BENCHMARK | {"name": "terms"}]}, "a benchmark named terms, as a dataset or figure is"),
+        ({"benchmarks": [BENCHMARK | {"name": "terms"}]}, "a benchmark named terms, the name of a dataset or metric"),
         ({"benchmarks": [BENCHMARK, BENCHMARK]}, "benchmarks share the name cases"),
         ({"benchmarks": [BENCHMARK | {"folder": "../elsewhere"}]}, "does not name a file inside data/raw/"),
         ({"benchmarks": [BENCHMARK | {"format": "trec"}]}, "evaluate_model.benchmarks.0.format"),

@@ -101,6 +101,7 @@ def test_every_format_is_accepted_with_its_types(dataset_format: str, tiny_proje
         ),
         ("labelled_texts", None, [row | {"label": 1} for row in ROWS["labelled_texts"]], "fewer than two labels"),
         ("triplets", None, changed("triplets", negative_2=TEXTS[2]), "is a negative that equals the text"),
+        ("triplets", None, changed("triplets", positive=TEXTS[2]), "format: texts with loss: SimCSELoss"),
         ("triplets", None, changed("triplets", negative_2=None), "negative_2 '': is empty"),
         (
             "teacher_embeddings",

@@ -1,3 +1,4 @@
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -5,15 +6,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from flows.engine.edit_params import edit_params
 from tasks.register_model import RECORD, SPEED, register_model
+from tasks.registry import exports
+from tasks.registry.exports import held_out
 from tasks.registry.gate_results import GateResult, told
 from tasks.registry.lineage import items_digest
-from tasks.registry.lookup import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, connect, download_pack
+from tasks.registry.lookup import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS_CHAMPION,
+    Registered,
+    connect,
+    download_pack,
+    find_by_alias,
+)
 from tasks.registry.register import log_report
 from tasks.support.stage import run_stage
 from tests.conftest import ROOT
@@ -21,9 +33,10 @@ from tests.flows.invoke import cli
 from tests.registered_models import GATES, Made, build
 from tests.vocabgraft.conftest import load
 from tests.vocabgraft.pack_samples import KIDNEY, make_pack
-from vocabgraft.config.stages import BaseParams, GateParams, RegisterModelParams
+from vocabgraft.config.stages import BaseParams, ExportName, GateParams, RegisterModelParams
 from vocabgraft.data.beir import Benchmark, write_benchmarks
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.export.encoder import OnnxEncoder
 from vocabgraft.models.base import identify_base
 from vocabgraft.packs.bank import VocabularyBank
 from vocabgraft.packs.pack_files import write_pack_inside
@@ -105,6 +118,48 @@ def test_the_vocabularys_pack_comes_back_from_the_registry(make: Make, tiny_base
         bank.delete("kidney")
 
 
+def test_exports_are_logged_with_the_version_also_later_and_made_once(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    made = make("first")
+
+    def register(*names: ExportName) -> Registered:
+        params = RegisterModelParams(name=made.name, gates=GATES, exports=list(names))
+        register_model(**made.paths(), params=params, base=BaseParams(model="a base"))
+        found = find_by_alias(connect(), made.name, CHALLENGER)
+        assert found is not None
+        return found
+
+    assert not [tag for tag in register().tags if tag.startswith("export.")]
+    version = register("onnx")
+    client = connect()
+    folder = Path(client.download_artifacts(version.run_id, "onnx", str(tmp_path)))
+    texts = ["a dog", "stone in the kidney"]
+    expected = load(made.root / "merged").encode(texts, show_progress_bar=False)
+    assert np.abs(OnnxEncoder.from_folder(folder).encode(texts) - expected).max() < 1e-5
+    about = json.loads(version.tags["export.onnx"])
+    assert about == read_json(folder / "export.json") and about["agreement"]["nearest_kept"] == 1.0
+    queries, documents = held_out(made.paths()["datasets"])
+    assert about["agreement"]["queries"] == len(queries) > 0
+    assert about["agreement"]["texts"] == len(queries) + len(documents)
+    monkeypatch.setattr(exports, "_export", None)
+    assert register("onnx").tags["export.onnx"] == version.tags["export.onnx"]
+
+
+def test_an_export_that_cannot_be_made_leaves_no_version(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise VocabgraftError("no exporter here")
+
+    made = make("first")
+    monkeypatch.setattr(exports, "_export", refuse)
+    params = RegisterModelParams(name=made.name, gates=GATES, exports=["onnx_int8"])
+    with pytest.raises(VocabgraftError, match="no exporter here"):
+        register_model(**made.paths(), params=params, base=BaseParams(model="a base"))
+    assert find_by_alias(connect(), made.name, CHALLENGER) is None
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_model_with_an_own_class_becomes_champion_only_where_that_is_waived(
     make: Make, monkeypatch: pytest.MonkeyPatch, allowed: bool
@@ -173,7 +228,7 @@ def test_a_champion_that_was_asked_other_items_is_asked_todays(make: Make) -> No
     # The two are one model but for the mark, so today's items tell them apart by nothing.
     assert first.digest_at(CHAMPION) == second.digest
     record = read_json(RECORD)
-    assert record["compared_with"]["how"].startswith("measured anew")
+    assert record["compared_with"]["how"].startswith("measured again")
     assert record["compared_with"]["figures"]["terms"]["new_word"]["mrr"] > 0
     assert next(gate for gate in record["gates"] if "champion" in gate["name"])["figure"] == 0.0
 
@@ -184,7 +239,7 @@ def test_a_model_that_is_worse_on_todays_items_does_not_take_over(make: Make) ->
     second.register()
     assert first.digest_at(CHAMPION) == first.digest
     gate = next(gate for gate in read_json(RECORD)["gates"] if gate["verdict"] == "not met")
-    assert gate["figure"] < 0 and "measured anew" in gate["note"]
+    assert gate["figure"] < 0 and "measured again" in gate["note"]
 
 
 def test_a_champion_whose_files_are_lost_is_no_reason_to_promote(make: Make) -> None:
@@ -207,7 +262,7 @@ def test_a_champion_of_another_width_is_told_of(make: Make, caplog: pytest.LogCa
     second.register()
     gate = next(gate for gate in read_json(RECORD)["gates"] if "champion" in gate["name"])
     width = load(second.root / "merged").get_embedding_dimension()
-    told = f"its vectors have 768 numbers and this model's {width}, so every stored vector must be made again"
+    told = f"its vectors have width 768 and this model's {width}"
     assert told in gate["note"]
     assert any(told in message for message in caplog.messages)
     assert told in read_json(RECORD)["compared_with"]["how"]
@@ -269,7 +324,7 @@ def test_a_champion_that_never_read_these_texts_reads_them_now(make: Make, name:
     first.register(benefit(name))
     second.register(benefit(name))
     gate = next(gate for gate in read_json(RECORD)["gates"] if gate["kind"] == "champion")
-    assert gate["note"].startswith("measured anew") and gate["items"] == 24
+    assert gate["note"].startswith("measured again") and gate["items"] == 24
     # "kidney of the doctor 7" is 6 tokens at most, and the made-up model has 15.
     assert figure is None or gate["figure"] < figure
 
@@ -294,7 +349,7 @@ def test_a_fidelity_to_another_base_is_not_compared_by_what_was_recorded(make: M
     write_json(second.root / "data" / "base.json", identity)
     second.register(benefit("fidelity"))
     gate = next(gate for gate in read_json(RECORD)["gates"] if gate["kind"] == "champion")
-    assert gate["note"].startswith("measured anew")
+    assert gate["note"].startswith("measured again")
 
 
 def add_triples(made: Made) -> None:
@@ -321,7 +376,7 @@ def test_a_champion_is_asked_todays_triples(make: Make, metric: str) -> None:
     add_triples(second)
     second.register(benefit(f"relations.all.{metric}"))
     gate = next(gate for gate in read_json(RECORD)["gates"] if gate["kind"] == "champion")
-    assert (gate["items"], gate["note"][:13]) == (4, "measured anew")
+    assert (gate["items"], gate["note"][:14]) == (4, "measured again")
     assert gate["figure"] == 0.0, "the two are one model but for the mark"
     assert read_json(RECORD)["compared_with"]["figures"]["relations"]["all"][metric] > 0
     # Nothing of it was measured of the new model, so its gain over the base is not shown.
@@ -337,7 +392,7 @@ def test_a_champion_is_asked_todays_benchmark(make: Make) -> None:
     write_manifest(second.root / "data", {})
     second.register(benefit("cases.all.mrr@10"))
     gate = next(gate for gate in read_json(RECORD)["gates"] if gate["kind"] == "champion")
-    assert (gate["items"], gate["figure"], gate["note"][:13]) == (2, 0.0, "measured anew")
+    assert (gate["items"], gate["figure"], gate["note"][:14]) == (2, 0.0, "measured again")
 
 
 def test_a_list_of_no_benchmarks_makes_no_other_items(make: Make) -> None:

@@ -16,6 +16,7 @@ from tasks.resize_base import resize_base
 from tasks.support.stage import run_stage
 from tasks.train_adapter import CHECKPOINTS, CURVE_PLOT, train_adapter
 from tasks.validate_data import validate_data
+from vocabgraft.data.accepted import read_general_texts, read_retention
 from vocabgraft.training.trainer import AdapterTrainer
 
 OUT = Path("data/train_adapter")
@@ -99,6 +100,7 @@ DORA = {"config": "LoraConfig", "arguments": {"r": 2, "use_dora": True, "target_
     [
         ({"method": "peft", "peft": LOHA}, {"new_rows_trained", "other_weights", "untouched_texts"}),
         ({"method": "peft_and_tokens", "peft": DORA}, {"other_weights", "untouched_texts"}),
+        ({"method": "gated"}, {"other_weights"}),
         (
             {"method": "full"},
             {
@@ -191,3 +193,41 @@ def test_the_precision_is_recorded(precision: str, resized: Path) -> None:
 def test_names_that_mlflow_refuses_are_changed() -> None:
     assert metric_name("eval_terms_cosine_mrr@10") == "eval_terms_cosine_mrr_at_10"
     assert metric_name("a loss/of:x(y)-1.5") == "a loss/of:x_y_-1.5"
+
+
+def general_and_evaluated() -> tuple[set[str], set[str]]:
+    """The general texts that train, and the sentences of the retention pairs that are evaluated."""
+    first, second, _ = read_retention(Path("data/validate_data/retention.parquet"))
+    return set(read_general_texts(Path("data/validate_data/general_texts.parquet"))), {*first, *second}
+
+
+def test_retention_pairs_that_train_are_not_evaluated(resized: Path) -> None:
+    nothing, every = general_and_evaluated()
+    assert nothing == set()
+    change("train_adapter", method="lora", retain={"weight": 1.0})
+    assert run_stage(validate_data, []) == 0
+    trained, evaluated = general_and_evaluated()
+    assert trained and evaluated
+    assert trained.isdisjoint(evaluated)
+    assert trained | evaluated == every
+    assert run_stage(train_adapter, []) == 0
+
+
+def test_general_texts_from_a_file_leave_the_retention_pairs_whole(resized: Path) -> None:
+    _, every = general_and_evaluated()
+    lines = ["a plain sentence", sorted(every)[0], "another plain sentence", "a plain sentence"]
+    Path("data/raw/general.txt").write_text("\n".join(lines), encoding="utf-8")
+    change("train_adapter", method="lora", retain={"weight": 1.0, "texts": "general.txt"})
+    assert run_stage(validate_data, []) == 0
+    assert general_and_evaluated() == ({"a plain sentence", "another plain sentence"}, every)
+
+
+def test_a_missing_file_of_general_texts_and_a_method_that_moves_none_are_refused(
+    resized: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change("train_adapter", method="lora", retain={"weight": 1.0, "texts": "general.txt"})
+    assert run_stage(validate_data, []) == 1
+    assert "general.txt is missing" in capsys.readouterr().err
+    change("train_adapter", method="tokens", retain={"weight": 1.0})
+    assert run_stage(validate_data, []) == 1
+    assert "retain" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import yaml
 
 from tasks.support.stage import run_stage
 from tests.conftest import ROOT
+from vocabgraft.config.losses import losses_for
 from vocabgraft.storage.artifacts import read_json
 
 from .test_bad_input import append, setting, write
@@ -99,6 +100,25 @@ def test_words_alone_are_enough(corpus_project: Path) -> None:
     assert run(*CHAIN, *JUDGED) == 0
     report = read("resize_base")["distillation"]
     assert [(row["to"], row["tokens"]) for row in report["by_texts"]] == [(0, 6)]
+
+
+@pytest.mark.parametrize("loss", losses_for("texts"))
+def test_texts_alone_with_each_of_their_losses_are_a_complete_run(loss: str, corpus_project: Path) -> None:
+    arguments = {"tie_encoder_decoder": False} if loss == "DenoisingAutoEncoderLoss" else {}
+    texts = (Path("data/raw") / "contexts.txt").read_text(encoding="utf-8").splitlines()
+    write("texts.csv", "\n".join(["text", *texts]) + "\n")()
+    dataset = {"name": "raw", "format": "texts", "files": {"train": "texts.csv"}, "held_out": {"validation": 0.1}}
+    setting("validate_data.datasets", [dataset | {"loss": {"name": loss, "arguments": arguments}}])()
+    setting("check_consistency.waived.meaning_kept", "the tiny base was never trained, so meaning is chance")()
+    assert run(*CHAIN, *JUDGED) == 0
+    report = read("train_adapter")
+    assert report["examples"] == read("validate_data")["datasets"]["raw"]["train"] > 30
+    assert report["final_loss"] > 0
+    checks = {check["name"]: check["verdict"] for check in read("check_consistency", "checks.json")["checks"]}
+    assert checks["new_rows_trained"] == checks["untouched_texts"] == "passed"
+    # Raw text asks no question, so there is no retrieval to measure, and fidelity is measured all the same.
+    assert read("evaluate_model", "comparison.json")["items"] == []
+    assert read("evaluate_model", "metrics.json")["merged"]["fidelity"] is not None
 
 
 REFUSED: dict[str, tuple[list[tuple[str, Any]], tuple[str, ...]]] = {

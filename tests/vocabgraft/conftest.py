@@ -29,9 +29,9 @@ NEW_TOKENS = (
     NewToken("<|IsA|>", "special", "is a kind of"),
 )
 RESIZED = "data/resize_base"
-ADAPTERS: tuple[Method, ...] = ("tokens", "lora", "lora_and_tokens", "peft", "peft_and_tokens")
+ADAPTERS: tuple[Method, ...] = ("tokens", "gated", "lora", "lora_and_tokens", "peft", "peft_and_tokens")
 METHODS: tuple[Method, ...] = (*ADAPTERS, "full")
-WITH_ROWS: tuple[Method, ...] = ("tokens", "lora_and_tokens", "peft_and_tokens")
+WITH_ROWS: tuple[Method, ...] = ("tokens", "gated", "lora_and_tokens", "peft_and_tokens")
 # What the methods of PEFT make where a test does not say it.
 PEFT = {
     "peft": PeftParams(config="LoHaConfig", arguments={"r": 2, "target_modules": ["query", "dense"]}),
@@ -98,7 +98,7 @@ def graft(
     with new_folder(root / RESIZED) as work:
         write_resized(tiny_base, load_tokenizer(root / "tokenizer"), rows, PromptParams(), None, work)
     adapters = {method: save_random_adapter(root, method, tokens) for method in METHODS}
-    merged = {method: save_merged(root, method, adapters[method]) for method in METHODS}
+    merged = {method: save_merged(root, method, adapters[method], tokens) for method in METHODS}
     return Graft(tiny_base, root / "tokenizer", tuple(tokens), root, root / RESIZED, adapters, merged)
 
 
@@ -138,14 +138,15 @@ def save_random_adapter(root: Path, method: Method, tokens: Sequence[ExtendedTok
     return folder
 
 
-def save_merged(root: Path, method: Method, adapter: Path) -> Path:
+def save_merged(root: Path, method: Method, adapter: Path, tokens: Sequence[ExtendedToken]) -> Path:
     """Merge an adapter into the resized base and save the result."""
     from vocabgraft.models.saving import save_model
     from vocabgraft.storage.artifacts import new_folder
     from vocabgraft.training.adapters import merged_model
 
     with new_folder(root / f"merged-{method}") as work:
-        save_model(merged_model(root / RESIZED, adapter), work)
+        gate_ids = [token.id for token in tokens] if method == "gated" else []
+        save_model(merged_model(root / RESIZED, adapter, gate_ids=gate_ids), work)
     return root / f"merged-{method}"
 
 

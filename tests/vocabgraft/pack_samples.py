@@ -53,7 +53,7 @@ def make_pack(
 BAD_PACKS = {
     "foreign": "is for the base other (weights ffffffffffff",
     "truncated": "is damaged or incomplete",
-    "newer": "is a pack of format 2, newer than 1, which this version of vocabgraft reads; update vocabgraft",
+    "newer": "is a pack of format 3, newer than 2, which this version of vocabgraft reads; update vocabgraft",
     "pickled": "is a pickle under the name of safetensors",
 }
 
@@ -67,4 +67,4 @@ def write_bad_packs(pack: Pack, root: Path) -> None:
     rows.write_bytes(rows.read_bytes()[:-8])
     (root / "pickled" / "rows.safetensors").write_bytes(b"\x80\x04rows")
     manifest = root / "newer" / "manifest.json"
-    write_json(manifest, read_json(manifest) | {"format": 2})
+    write_json(manifest, read_json(manifest) | {"format": 3})

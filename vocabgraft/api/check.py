@@ -1,4 +1,4 @@
-"""Check a model in memory: the pipeline's consistency checks, over folders that are written for them."""
+"""`vg.check`: runs the pipeline's consistency checks on a model in memory."""
 
 import os
 import shutil
@@ -166,14 +166,20 @@ def _replace_adapter(chain: Chain, training: TrainingRecord) -> None:
     shutil.rmtree(adapter)
     with new_folder(adapter) as work:
         ignored = _own_weights if training.adapter else None
-        shutil.copytree(chain.folders.merged, work, dirs_exist_ok=True, ignore=ignored)
+        # What an adapter lies over has no gate.
+        source = chain.folders.resized if training.method == "gated" else chain.folders.merged
+        shutil.copytree(source, work, dirs_exist_ok=True, ignore=ignored)
         for name, content in training.adapter.items():
             (work / name).write_bytes(content)
         if training.adapter:
             resized = Path(os.path.relpath(chain.folders.resized)).as_posix()
             stored = read_json(work / ADAPTER_CONFIG_NAME)
             write_json(work / ADAPTER_CONFIG_NAME, {**stored, "base_model_name_or_path": resized})
-        told = {"method": training.method, "tokens_without_training_text": list(training.untrained)}
+        told = {
+            "method": training.method,
+            "tokens_without_training_text": list(training.untrained),
+            "set_back": list(training.set_back),
+        }
         write_json(work / "report.json", told)
 
 

@@ -1,4 +1,4 @@
-"""Add words to a model in memory: `extend`, and `distill` to move the rows of its new tokens again."""
+"""`vg.extend` adds words to a model in memory; `vg.distill` distills the rows of its new tokens again."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from vocabgraft.api.words import Words, addable, as_new_tokens, require_addable
 from vocabgraft.config.stages import DistillationParams, ResizeBaseParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import REGISTRY_PREFIX, load_model, locate_base
+from vocabgraft.models.gate import is_gated
 from vocabgraft.models.resize import extended_copy
 from vocabgraft.token_embeddings.build import rows_of_model
 from vocabgraft.token_embeddings.distill import RARE_TEXTS, choose_contexts, distil
@@ -44,6 +45,10 @@ def resolve_model(
             )
         folder = locate_base(str(model), revision, trust_remote_code)
         model = load_model(folder, trust_remote_code=trust_remote_code)
+    if is_gated(model):
+        raise VocabgraftError(
+            "the model has a gate (method gated), and new words would not open it; extend the base that it was made of"
+        )
     transformer = getattr(model[0], "auto_model", None)
     if transformer is None or not getattr(model.tokenizer, "is_fast", False):
         raise VocabgraftError(

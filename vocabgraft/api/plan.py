@@ -1,4 +1,4 @@
-"""Choose words to add from texts in memory."""
+"""`vg.plan_vocabulary`: chooses words to add from texts in memory."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an extended model is known to be: its new tokens, how faithful they are, and how they were trained."""
+"""The report of an extended model: its new tokens, their fidelity, and how they were trained."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,11 +28,13 @@ class TrainingRecord:
         method: what was trained; `full` also stands for several trainings that moved more than new rows.
         untrained: new tokens that no training text holds.
         adapter: the adapter's files, by name; empty where rows alone were trained, or every weight.
+        set_back: new tokens whose row became an attention sink in training and was set back.
     """
 
     method: Method
     untrained: tuple[str, ...]
     adapter: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    set_back: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,4 +1,4 @@
-"""Datasets in memory, in any form that users have them in, as training sets."""
+"""Converts datasets in memory, in any form that users have them, to training sets."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
-"""Train the new words of a model in memory, and merge what was trained."""
+"""`vg.train` trains the new words of a model in memory; `vg.merge` merges an adapter."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -14,8 +14,9 @@ from vocabgraft.api.report import ATTRIBUTE, TrainingRecord, ids_of, report_of
 from vocabgraft.api.rows import training_sets
 from vocabgraft.config.training import ROW_METHODS, Method, TrainAdapterParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.gate import is_gated
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME, save_model
-from vocabgraft.training.adapters import remove_adapter
+from vocabgraft.training.adapters import fold_behind_gate, remove_adapter
 from vocabgraft.training.columns import ids_not_in
 from vocabgraft.training.fit import TrainingResult, TrainingSet, fit
 
@@ -58,7 +59,9 @@ def train(
             MultipleNegativesRankingLoss for pairs, triplets and triples.
         evaluator: an evaluator of sentence-transformers, or a list of them, run with each evaluation.
         method: `tokens` trains the rows of the new tokens alone: every text without a new word keeps its embedding.
-            `lora` and `peft` train an adapter, `lora_and_tokens` and `peft_and_tokens` both, `full` every weight.
+            So does `gated`, which also trains LoRA that acts on texts with a new word alone; its model has code of its
+            own, which `SentenceTransformer(folder, trust_remote_code=True)` loads. `lora` and `peft` train an adapter,
+            `lora_and_tokens` and `peft_and_tokens` both, `full` every weight.
         tokens: which new tokens to train; by default all that `extend` added. Needed for a model that was loaded.
         weights: of the losses, by the name of the dataset.
         seed: of the adapter's start and of the order of the rows.
@@ -78,23 +81,24 @@ def train(
     Raises:
         VocabgraftError: for settings, rows or a loss that do not fit, if no training text holds a new token, or if the
             training fails. After an error the model is what it was before, unless `method` is `full`. After a
-            KeyboardInterrupt it keeps its adapter as far as it was trained; `merge(model)` folds that in.
+            KeyboardInterrupt it keeps its adapter as far as it was trained; `merge(model)` folds that in. With `gated`
+            it is folded in already.
     """
     params = _params(method, settings)
+    if method == "gated":
+        _require_gate(model, tokens, merge)
     if getattr(model[0].auto_model, "peft_config", None):
         raise VocabgraftError("the model has a PEFT adapter already; fold it in first: vocabgraft.merge(model)")
     ids = ids_of(model, tokens) if method in ROW_METHODS or report_of(model) or tokens else {}
     sets = training_sets(train_dataset, eval_dataset, loss, weights, seed)
     untrained = _untrained(model, ids, sets, method)
     evaluators = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []
-    try:
+    with _left_whole(model, method, list(ids.values())):
         result = fit(model, sets, list(ids.values()), params, seed, evaluators=evaluators)
-    except Exception:
-        if getattr(model[0].auto_model, "peft_config", None):
-            remove_adapter(model, merge=False)
-        raise
-    _record(model, method, untrained, list(ids))
-    if merge and method != "full":
+    _record(model, method, untrained, list(ids), result.set_back)
+    if method == "gated":
+        fold_behind_gate(model, list(ids.values()))
+    elif merge and method != "full":
         remove_adapter(model, merge=True)
     return replace(result, untrained=untrained)
 
@@ -109,6 +113,33 @@ def merge(model: "SentenceTransformer") -> "SentenceTransformer":
     """
     remove_adapter(model, merge=True)
     return model
+
+
+@contextmanager
+def _left_whole(model: "SentenceTransformer", method: Method, ids: Sequence[int]) -> Iterator[None]:
+    """After an error the model is without an adapter, after an interrupt it has what was trained."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if method == "gated" and getattr(model[0].auto_model, "peft_config", None):
+            fold_behind_gate(model, ids)
+        raise
+    except Exception:
+        if getattr(model[0].auto_model, "peft_config", None):
+            remove_adapter(model, merge=False)
+        raise
+
+
+def _require_gate(model: "SentenceTransformer", tokens: Any, merge: bool) -> None:
+    """Refuse what a model with a gate cannot be made from."""
+    if is_gated(model):
+        raise VocabgraftError(
+            "the model has a gate already, from a training with method='gated'; extend and train its base again"
+        )
+    if tokens is not None and report_of(model) is not None:
+        raise VocabgraftError("method='gated' trains every new token, since each opens the gate; leave tokens out")
+    if not merge:
+        raise VocabgraftError("method='gated' folds its adapter in behind the gate; leave merge as it is (True)")
 
 
 def _params(method: str, settings: Mapping[str, Any]) -> TrainAdapterParams:
@@ -176,7 +207,13 @@ def _texts(sets: Sequence[TrainingSet]) -> Iterator[list[str]]:
             yield [text for column in batch.values() for text in column if isinstance(text, str)]
 
 
-def _record(model: "SentenceTransformer", method: Method, untrained: Sequence[str], words: Sequence[str]) -> None:
+def _record(
+    model: "SentenceTransformer",
+    method: Method,
+    untrained: Sequence[str],
+    words: Sequence[str],
+    set_back: Iterable[str],
+) -> None:
     """Keep in the report what `check` needs to know of the training."""
     if (report := report_of(model)) is None:
         return
@@ -184,12 +221,13 @@ def _record(model: "SentenceTransformer", method: Method, untrained: Sequence[st
     before = report.training
     not_chosen = {token.text for token in report.tokens} - set(words) if method in ROW_METHODS else set[str]()
     left = set(untrained) | not_chosen
+    reset = tuple(sorted({*set_back, *(before.set_back if before else ())}))
     if before is not None:
         left &= set(before.untrained)
         if (before.method, method) != ("tokens", "tokens"):
             # More than rows moved, in several steps, of which no adapter remains.
             method, adapter = "full", {}
-    setattr(model, ATTRIBUTE, replace(report, training=TrainingRecord(method, tuple(sorted(left)), adapter)))
+    setattr(model, ATTRIBUTE, replace(report, training=TrainingRecord(method, tuple(sorted(left)), adapter, reset)))
 
 
 def _adapter_files(model: "SentenceTransformer", method: Method, words: Sequence[str]) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from vocabgraft.api.report import ids_of
 from vocabgraft.api.rows import TARGETS
 from vocabgraft.config.training import LoraParams, Method, PeftParams
+from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.precision import in_float32
 from vocabgraft.token_embeddings.sinks import RowGuard
 from vocabgraft.token_embeddings.trainable import ROWS, ROWS_PATTERN, fast_peft_rows
@@ -80,6 +81,10 @@ class VocabularyTrainer(AdapterTrainer):
         Raises:
             VocabgraftError: for a model whose new tokens are not known, or that peft cannot adapt so.
         """
+        if method == "gated":
+            raise VocabgraftError(
+                "VocabularyTrainer trains one path for all texts; for method='gated' use vocabgraft.train"
+            )
         ids = ids_of(model, tokens)
         with in_float32(model):
             add_adapter(model, method, list(ids.values()), lora or LoraParams(), peft)

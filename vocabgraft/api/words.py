@@ -1,4 +1,4 @@
-"""Words as a user gives them, as new tokens of a base."""
+"""Converts the words that a user gives to new tokens, and refuses words that a base cannot take."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Tests against chance for tokens and relations, each with a stated false alarm rate.
 
-`matching` asks of a whole vocabulary: do tokens find their own text better than if the rows had been dealt out at
-random? `find_swaps` asks of each token: does it score the texts of another token higher than its own?
+`matching` tests a whole vocabulary: do tokens match their own texts better than if the rows were assigned at random?
+`find_swaps` tests each token: does it score the texts of another token higher than its own?
 """
 
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from scipy.stats import norm, t
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Indices = np.ndarray[Any, np.dtype[np.intp]]
-# 7! is 5,040 ways to deal rows out. Above, the normal approximation is used: at a level of 0.001 and 8 to 30 rows its
-# false alarm rate is 0.0004 to 0.0009 in the mean over matrices, and 0.0020 where some columns are near to every row.
+# 7! = 5,040 assignments. Above that, the normal approximation is used. At a level of 0.001 and 8 to 30 rows its false
+# alarm rate is 0.0004 to 0.0009 on average over matrices, and 0.0020 if some columns are near to every row.
 EXACT_UP_TO = 7
 DIGITS = 9
-# Half-way between first (0) and chance (0.5).
+# Halfway between first (0) and chance (0.5).
 PLAUSIBLE_RANK = 0.25
 
 
 def relative_ranks(scores: Floats) -> Floats:
-    """Where each column stands in its row: 0 for the highest score, 1 for the lowest, ties at their mean.
+    """The rank of each column in its row: 0 for the highest score, 1 for the lowest, ties at their mean.
 
     Args:
-        scores: (rows, columns); NaN where a column takes no part.
+        scores: (rows, columns); NaN leaves a column out.
 
     Returns:
-        (rows, columns); NaN where the score is, and in a row with fewer than two scores.
+        (rows, columns); NaN for a NaN score, and in a row with fewer than two scores.
     """
     ranks = np.full(scores.shape, np.nan)
     for row, values in enumerate(scores):
@@ -42,13 +42,13 @@ def relative_ranks(scores: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Matching:
-    """Whether rows find their own columns, as a whole.
+    """Whether rows as a whole match their own columns.
 
     Attributes:
-        mean_rank: of the own columns, from 0 (all first) over 0.5 (chance) to 1 (all last).
-        p_value: the probability of a mean rank as low if own columns were dealt out at random.
-        low: the highest mean rank that is better than chance at the level asked for; minus infinity where none is.
-        high: the lowest mean rank that is worse than chance; infinity where none is.
+        mean_rank: mean rank of the own columns: 0 all first, 0.5 chance, 1 all last.
+        p_value: probability of a mean rank this low if own columns were assigned at random.
+        low: the highest mean rank that is significantly better than chance; minus infinity if there is none.
+        high: the lowest mean rank that is significantly worse than chance; infinity if there is none.
     """
 
     mean_rank: float
@@ -58,20 +58,20 @@ class Matching:
 
 
 def matching(ranks: Floats, own: Indices, alpha: float) -> Matching:
-    """Test the mean rank of each row's own column against all ways to deal the own columns out to the rows.
+    """Test the mean rank of the rows' own columns against all assignments of the own columns to the rows.
 
-    Exact up to 7 rows; above by the normal approximation with the exact mean and variance (Hoeffding, 1951).
+    Exact up to 7 rows; above that by the normal approximation with the exact mean and variance (Hoeffding, 1951).
 
     Args:
         ranks: (rows, columns) of `relative_ranks`.
-        own: (rows,) the column of each row.
+        own: (rows,) the own column of each row.
         alpha: the false alarm rate.
 
     Returns:
-        With a mean rank of NaN where a rank is.
+        The result; its mean rank is NaN if any rank is.
     """
     dealt = ranks[:, own]
-    # The same ranks added in another order differ in the last digits.
+    # Rounded, because adding in another order changes the last digits.
     seen = round(float(np.diag(dealt).mean()), DIGITS) if np.isfinite(dealt).all() else float("nan")
     if np.isnan(seen):
         return Matching(seen, seen, -np.inf, np.inf)
@@ -86,13 +86,13 @@ def matching(ranks: Floats, own: Indices, alpha: float) -> Matching:
 
 
 def _low(ordered: Floats, alpha: float) -> float:
-    """The largest value that at most a share of alpha of all values do not exceed."""
+    """The largest value v such that at most a share alpha of all values are at most v."""
     shares = np.searchsorted(ordered, ordered, side="right") / len(ordered)
     return float(ordered[shares <= alpha].max(initial=-np.inf))
 
 
 def _mean_and_deviation(dealt: Floats) -> tuple[float, float]:
-    """Mean and standard deviation of the mean of one number a row, each from another column, over all permutations."""
+    """Mean and standard deviation, over all permutations, of the mean of one entry per row and column."""
     centred = dealt - dealt.mean(axis=0) - dealt.mean(axis=1, keepdims=True) + dealt.mean()
     count = len(dealt)
     return float(dealt.mean()), float(np.sqrt((centred**2).sum() / (count - 1)) / count)
@@ -103,12 +103,12 @@ class Swaps:
     """How far tokens score another token's texts higher than their own.
 
     Attributes:
-        excess: (tokens,) by how many standard errors they score the texts of the worst other token higher.
+        excess: (tokens,) standard errors by which a token scores the worst other token's texts higher than its own.
         others: (tokens,) that other token.
-        p_values: (tokens,) of `excess`, corrected for all pairs.
-        critical: the excess that is significant.
-        own_p_values: (tokens,) of scoring the own texts higher than the others' on average, corrected.
-        power: with another token's row in its place, how often a token would be found.
+        p_values: (tokens,) p-values of `excess`, corrected for all pairs.
+        critical: the smallest significant excess.
+        own_p_values: (tokens,) corrected p-values for scoring the own texts higher than the others' on average.
+        power: share of tokens that would be found if they had another token's row.
     """
 
     excess: Floats
@@ -120,27 +120,27 @@ class Swaps:
 
 
 def find_swaps(blocks: Sequence[Floats], alpha: float) -> Swaps | None:
-    """Compare each token's scores of every other token's texts with those of its own, by t-tests with pooled variance.
+    """Compare each token's scores on every other token's texts with those on its own, by t-tests with pooled variance.
 
-    A text that every token scores high is no evidence, so the mean over tokens is taken off each text. The variance is
-    that of texts of one token, pooled over all tokens. Holm's correction holds the probability of any false alarm at
-    alpha: a single one stops the release of a model.
+    A text that every token scores high is no evidence, so the mean over tokens is subtracted from each text. The
+    variance is that of the texts of one token, pooled over all tokens. Holm's correction keeps the probability of any
+    false alarm at alpha, because a single one stops the release of a model.
 
     Args:
-        blocks: for each token its texts' scores by every token, (texts, tokens); NaN where a token takes no part.
+        blocks: for each token the scores of its texts by every token, (texts, tokens); NaN leaves a token out.
         alpha: the false alarm rate.
 
     Returns:
-        None where no token has a second text, or there is one token alone.
+        None if no token has a second text, or there is only one token.
     """
     tokens, freedom = len(blocks), sum(len(block) - 1 for block in blocks)
     if tokens < 2 or freedom < 1:
         return None
     means, counts, squares = (np.stack(values) for values in zip(*map(_summary, blocks), strict=True))
     own, own_counts = np.diag(means), np.diag(counts)
-    # A token's scores of its own texts vary more than those of others; the larger variance is taken.
+    # Scores of own texts vary more than those of others' texts; take the larger variance.
     variance = max(squares.sum() / np.maximum(counts - 1, 0).sum(), np.diag(squares).sum() / freedom)
-    # By token and other token: of the other's texts.
+    # (tokens, other tokens): for the other token's texts.
     errors = np.sqrt(variance * (1 / own_counts[:, None] + 1 / np.maximum(counts.T, 1)))
     others = ~np.eye(tokens, dtype=bool)
     excess = np.where(others & (counts.T > 0), _ratio(means.T - own[:, None], errors), -np.inf)
@@ -157,7 +157,7 @@ def find_swaps(blocks: Sequence[Floats], alpha: float) -> Swaps | None:
 
 
 def holm(p_values: Floats) -> Floats:
-    """P-values corrected for their number, so that the chance of any false alarm is alpha (Holm, 1979)."""
+    """P-values corrected for their number, so that the probability of any false alarm is alpha (Holm, 1979)."""
     order = np.argsort(p_values)
     steps = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
     corrected = np.empty(len(p_values))
@@ -166,7 +166,7 @@ def holm(p_values: Floats) -> Floats:
 
 
 def _summary(scores: Floats) -> tuple[Floats, Floats, Floats]:
-    """Mean, number and sum of squared deviations of each token's scores of one token's texts: (tokens,) each."""
+    """Mean, number and sum of squared deviations of every token's scores on one token's texts: (tokens,) each."""
     counts = (~np.isnan(scores)).sum(axis=0).astype(np.float64)
     centred = scores - np.nanmean(scores, axis=1, keepdims=True)
     means = np.nansum(centred, axis=0) / np.maximum(counts, 1)
@@ -174,6 +174,6 @@ def _summary(scores: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _ratio(difference: Floats, error: Floats) -> Floats:
-    """Difference over its standard error; 0 where both are 0."""
+    """Difference divided by its standard error; 0 if both are 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num(difference / error, nan=0.0, posinf=np.inf, neginf=-np.inf)

@@ -1,7 +1,8 @@
-"""When a check does not apply, in one place: each function gives the reason, or nothing where the check applies."""
+"""When a check does not apply. Each function returns the reason, or "" if the check applies."""
 
 from vocabgraft.checks.context import Evidence
-from vocabgraft.config.training import ROW_METHODS
+from vocabgraft.config.training import ROW_METHODS, STILL_METHODS
+from vocabgraft.export.graph import missing_packages
 from vocabgraft.models.base import own_module_types
 from vocabgraft.models.extra_modules import custom_modules
 from vocabgraft.tokens.new_token import relation_token
@@ -9,12 +10,12 @@ from vocabgraft.triples.relation_ranks import HeldOutTriples
 
 
 def never(_: Evidence) -> str:
-    """Of a check that applies to every model."""
+    """For checks that apply to every model."""
     return ""
 
 
 def no_row_trained(evidence: Evidence) -> str:
-    """Of a check of what training did to rows."""
+    """Skip a check of trained rows if the method trains none."""
     if reason := nothing_trained(evidence):
         return reason
     trained = evidence.method in (*ROW_METHODS, "full")
@@ -22,17 +23,17 @@ def no_row_trained(evidence: Evidence) -> str:
 
 
 def nothing_trained(evidence: Evidence) -> str:
-    """Of a check of what training did."""
+    """Skip a check of the training if nothing was trained."""
     return "" if evidence.trained else "nothing was trained: there are no examples or no epochs"
 
 
 def no_trained_adapter(evidence: Evidence) -> str:
-    """Of a check of what training did to the adapter."""
+    """Skip a check of the trained adapter if there is none."""
     return nothing_trained(evidence) or no_adapter(evidence)
 
 
 def all_trained(evidence: Evidence) -> str:
-    """Of a check that the base's own rows stay."""
+    """Skip a check of the base's own rows if every weight is trained."""
     return "method full trains every weight" if evidence.method == "full" else ""
 
 
@@ -41,28 +42,32 @@ def ratio_tells_nothing(evidence: Evidence) -> str:
     limits = evidence.sink_limits
     if limits.tell:
         return ""
-    return f"the base's own words reach {limits.usual:.2f} of the first token's activation, so the ratio says nothing"
+    return f"the base's own words reach {limits.usual:.2f} of the first token's activation, so the ratio shows nothing"
 
 
 def no_adapter(evidence: Evidence) -> str:
-    """Of a check of the adapter."""
+    """Skip a check of the adapter if there is none."""
     return "method full has no adapter" if evidence.method == "full" else ""
 
 
 def not_rows_alone(evidence: Evidence) -> str:
-    """Of a check that holds where the base's own weights stay."""
+    """Skip a check if more than rows is trained."""
     return "" if evidence.method == "tokens" else f"method {evidence.method} trains more than rows"
 
 
 def every_text_moves(evidence: Evidence) -> str:
-    """Of a check that holds where a text without a new token keeps its embedding."""
-    if reason := not_rows_alone(evidence):
-        return f"{reason}, and moves every text"
-    return "custom modules were trained, and they move every text" if custom_modules(evidence.model("merged")) else ""
+    """Skip a check of untouched texts if every text's embedding changes."""
+    if evidence.method not in STILL_METHODS:
+        return f"{not_rows_alone(evidence)}, and changes the embedding of every text"
+    return (
+        "custom modules were trained, and they change the embedding of every text"
+        if custom_modules(evidence.model("merged"))
+        else ""
+    )
 
 
 def own_classes(evidence: Evidence) -> str:
-    """Of a check in a process that has stock sentence-transformers alone."""
+    """Skip a check in a process with only stock sentence-transformers if the model needs your own classes."""
     if not (names := own_module_types(evidence.folders.merged)):
         return ""
     return (
@@ -71,19 +76,25 @@ def own_classes(evidence: Evidence) -> str:
     )
 
 
+def no_onnx(_: Evidence) -> str:
+    """Skip the check of the export where its packages are not installed."""
+    absent = missing_packages()
+    return f"{', '.join(absent)} is not installed; pip install 'vocabgraft[onnx]'" if absent else ""
+
+
 def none_described(evidence: Evidence) -> str:
-    """Of a check of what descriptions say."""
+    """Skip a check of descriptions if there are none."""
     return "" if any(token.description.strip() for token in evidence.tokens) else "no new token has a description"
 
 
 def no_relation_trained(evidence: Evidence) -> str:
-    """Of a check of relations."""
+    """Skip a check of relations if none was trained."""
     if reason := nothing_trained(evidence):
         return reason
     trained = any(trained_relations(evidence, triples) for triples in evidence.triples)
-    return "" if trained else "no dataset of triples has a relation whose token trains"
+    return "" if trained else "no dataset of triples has a relation whose token was trained"
 
 
 def trained_relations(evidence: Evidence, triples: HeldOutTriples) -> set[str]:
-    """The tokens of a dataset's relations that train."""
+    """The trained tokens of a dataset's relations."""
     return {token.text for token in evidence.tokens} & {relation_token(name) for name in triples.relations}

@@ -1,11 +1,13 @@
-"""What consistency is judged by: the models of a run as they lie on disk, and texts to probe them with."""
+"""The evidence for the checks: the models of a run, loaded from disk, and probe texts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from vocabgraft.checks.isolated import FreshProcess
 from vocabgraft.config.stages import CheckConsistencyParams
@@ -13,12 +15,13 @@ from vocabgraft.config.training import Method
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model
 from vocabgraft.models.encode import Embeddings, encode, split_by_new_token
+from vocabgraft.models.gate import gate_class
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.storage.artifacts import read_json
 from vocabgraft.token_embeddings.distill import TEMPLATES, Context
 from vocabgraft.token_embeddings.sinks import SinkLimits, sink_limits
 from vocabgraft.token_embeddings.token_uses import find_uses
-from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer
+from vocabgraft.tokens.tokenizer import ExtendedToken, load_tokenizer, new_ids_in
 from vocabgraft.training.adapters import merged_model
 from vocabgraft.triples.relation_ranks import HeldOutTriples
 
@@ -27,11 +30,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Artifact = Literal["base", "resized", "adapter", "merged", "merged in memory"]
-# Texts of each kind: enough that a change of one layer shows, few enough that the gate takes seconds.
+# Texts of each kind: enough to show a change in one layer, few enough to take seconds.
 PROBES = 256
-# Of each kind, where a check encodes texts one by one, in another process or in a precision that is emulated.
+# Texts of each kind for checks that encode one by one, in another process or in an emulated precision.
 FEW = 32
-# A text longer than this is not made, whatever the model could read.
+# Longest probe text in tokens, whatever the model's limit is.
 LONGEST = 1024
 UNICODE = (
     "na\u00efve caf\u00e9, na\u0131ve cafe\u0301",
@@ -44,7 +47,7 @@ UNICODE = (
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the artifacts of a run lie."""
+    """The folders of a run's artifacts."""
 
     base: Path
     tokenizer: Path
@@ -55,10 +58,10 @@ class Folders:
 
 @dataclass(frozen=True)
 class Probes:
-    """Texts in lists of their own: a text shares its padding with its list.
+    """Probe texts in separate lists, because a text is padded to the longest of its list.
 
-    `edge_*` are those at the edges: empty, one token, characters of all kinds; `longest_*` are longer than the model
-    reads, and stand alone, since a list that holds one is padded to it.
+    `edge_*` are edge cases: empty, one token, characters of all kinds. `longest_*` are longer than the model's limit
+    and have lists of their own, because everything beside them would be padded to their length.
     """
 
     with_new: tuple[str, ...]
@@ -70,19 +73,19 @@ class Probes:
 
     @property
     def new(self) -> tuple[tuple[str, ...], ...]:
-        """The lists whose texts hold a new token.
+        """The lists whose texts contain a new token.
 
         Raises:
-            VocabgraftError: when the run's texts have none, so that nothing would be compared.
+            VocabgraftError: if the run has no such text, so that nothing would be compared.
         """
         return _required(self.with_new, "with"), self.edge_with_new, self.longest_with_new
 
     @property
     def old(self) -> tuple[tuple[str, ...], ...]:
-        """The lists whose texts hold none.
+        """The lists whose texts contain none.
 
         Raises:
-            VocabgraftError: as `new` does.
+            VocabgraftError: as for `new`.
         """
         return _required(self.without_new, "without"), self.edge_without_new, self.longest_without_new
 
@@ -92,12 +95,12 @@ class Probes:
         return (*self.new, *self.old)
 
     def few(self, number: int = FEW) -> "Probes":
-        """The first texts of each kind, edges and longest whole."""
+        """The first texts of each kind, with all edge cases and longest texts."""
         return replace(self, with_new=self.with_new[:number], without_new=self.without_new[:number])
 
     @property
     def mixed(self) -> list[str]:
-        """All texts but the longest, those with and without a new token by turns, so that they share batches."""
+        """All texts except the longest, alternately with and without a new token, so that they share batches."""
         lists = [text_list for text_list in (*self.new[:2], *self.old[:2]) if text_list]
         longest = max(len(text_list) for text_list in lists)
         return [text_list[place] for place in range(longest) for text_list in lists if place < len(text_list)]
@@ -107,26 +110,32 @@ def _required(texts: tuple[str, ...], kind: str) -> tuple[str, ...]:
     if texts:
         return texts
     raise VocabgraftError(
-        f"no probe text {kind} a new word: neither retention pairs nor test splits nor contexts have one, so nothing "
-        f"can be compared; add retention pairs {kind} new words"
+        f"no probe text {kind} a new word: neither retention pairs nor test splits nor contexts contain one, so "
+        f"nothing can be compared; add retention pairs {kind} new words"
     )
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The models of a run, loaded from their folders on the CPU, and what they are probed with.
+    """The models of a run, loaded from their folders on the CPU, and the texts that probe them.
 
     Attributes:
-        models: by artifact; the error of loading where one does not load.
-        tokenizer: that of `extend_tokenizer`, which all later artifacts are to have.
-        tokens: those whose rows train.
-        adapter_config: of PEFT, as it lies in the adapter's folder.
-        without_training_text: new tokens that no training text holds.
+        folders: folders of the artifacts.
+        models: the models by artifact; the error if one does not load.
+        tokenizer: the tokenizer of `extend_tokenizer`, which all later artifacts must have.
+        tokens: the tokens whose rows train.
+        method: `train_adapter.method`.
+        adapter_config: PEFT's configuration in the adapter's folder.
+        without_training_text: new tokens that are in no training text.
+        set_back: new tokens whose row became an attention sink in training and was set back to a safe value, which
+            may be its initial one.
+        probes: the probe texts.
         trained: whether anything was trained; otherwise rows are as they were distilled.
-        training_texts: of the train splits and contexts.
-        triples: what relations' tokens are judged by.
-        fresh: encodings of another process.
-        trust_remote_code: whether code that lies in the folders runs.
+        training_texts: texts of the train splits and contexts.
+        triples: triples that test the relations' tokens.
+        fresh: encodings by another process.
+        params: the section `check_consistency`.
+        trust_remote_code: whether code in the folders runs.
     """
 
     folders: Folders
@@ -136,6 +145,7 @@ class Evidence:
     method: Method
     adapter_config: Mapping[str, Any]
     without_training_text: frozenset[str]
+    set_back: frozenset[str]
     probes: Probes
     training_texts: tuple[str, ...]
     triples: tuple[HeldOutTriples, ...]
@@ -149,7 +159,7 @@ class Evidence:
         """The model of an artifact.
 
         Raises:
-            VocabgraftError: when it does not load.
+            VocabgraftError: if it does not load.
         """
         found = self.models[artifact]
         if isinstance(found, VocabgraftError):
@@ -157,7 +167,7 @@ class Evidence:
         return found
 
     def load_base(self) -> "SentenceTransformer":
-        """The base, loaded from disk once more."""
+        """The base, loaded from disk again."""
         return load_model(self.folders.base, device="cpu", trust_remote_code=self.trust_remote_code)
 
     @cached_property
@@ -166,22 +176,36 @@ class Evidence:
         return load_tokenizer(self.folders.base, self.trust_remote_code)
 
     @property
+    def may_stay(self) -> frozenset[str]:
+        """The new tokens whose row training may leave at its initial value."""
+        return self.without_training_text | self.set_back
+
+    @property
     def new_ids(self) -> list[int]:
         """The ids of the new tokens."""
         return [token.id for token in self.tokens]
 
     @cached_property
     def uses(self) -> dict[int, list[Context]]:
-        """By new token's id: texts that hold it and no other new token, and more than it alone."""
+        """By id of a new token: texts with it and other words, but without other new tokens."""
         return find_uses(self.training_texts, self.tokenizer, self.tokens)
 
     @cached_property
     def sink_limits(self) -> SinkLimits:
-        """What ratio of hidden activations is usual for the base's own words, and what is that of a sink."""
+        """The usual ratio of hidden activations of the base's own words, and the ratio of a sink."""
         return sink_limits(self.model("base"), self.new_ids)
 
+    def reads(self, texts: Sequence[str], ids: Collection[int]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """Whether each text has one of these tokens within what the merged model reads of it: (texts,)."""
+        if not texts:
+            return np.zeros(0, dtype=bool)
+        window = self.model("merged").max_seq_length
+        options = {"truncation": window is not None, "max_length": window, "verbose": False}
+        read = self.tokenizer(list(texts), **options)["input_ids"]
+        return np.array([bool(found) for found in new_ids_in(read, ids)], dtype=bool)
+
     def encode(self, artifact: Artifact, texts: Sequence[str]) -> Embeddings:
-        """Embeddings at one batch size, so that equal lists are batched equally; made once."""
+        """Embeddings with a fixed batch size, so that equal lists are batched equally; cached."""
         key = artifact, tuple(texts)
         if key not in self._encoded:
             self._encoded[key] = encode(self.model(artifact), texts, self.params.batch_size)
@@ -201,27 +225,28 @@ def gather_evidence(
     """Load everything from disk and choose the probes: the first distinct texts with and without a new token.
 
     Args:
-        folders: the artifacts of the run.
-        tokens: the new ones.
+        folders: folders of the run's artifacts.
+        tokens: the new tokens.
         method: `train_adapter.method`.
-        texts: to choose the probes from.
-        training_texts: to find uses of each new token in.
-        triples: of each dataset of triples.
+        texts: texts to choose the probes from.
+        training_texts: texts to find uses of each new token in.
+        triples: triples of each dataset of triples.
         params: the section `check_consistency`.
-        trust_remote_code: run code that lies in the folders.
+        trust_remote_code: whether code in the folders runs.
 
-    Nothing is raised for a model that does not load, or for a kind of text that there is none of: the checks that need
-    it fail and say so.
+    If a model does not load, or there is no text of a kind, the checks that need it fail and say so.
 
     Raises:
-        VocabgraftError: when the extended tokenizer or the adapter's report cannot be read.
+        VocabgraftError: if the extended tokenizer or the adapter's report cannot be read.
     """
     tokenizer = load_tokenizer(folders.tokenizer, trust_remote_code)
-    models = _load_all(folders, trust_remote_code)
+    gate_ids = [token.id for token in tokens] if method == "gated" else []
+    models = _load_all(folders, trust_remote_code, gate_ids)
     probes = choose_probes(tokenizer, texts, tokens, _window(models["resized"]))
     few = [] if not (probes.with_new and probes.without_new) else list(probes.few().all)
     others = (folders.tokenizer, folders.resized, folders.adapter)
     training = _read_if_there(folders.adapter / "report.json")
+    trusts_merged = trust_remote_code or bool(gate_class(folders.merged))
     return Evidence(
         folders=folders,
         models=models,
@@ -230,17 +255,22 @@ def gather_evidence(
         method=method,
         adapter_config=_read_if_there(folders.adapter / ADAPTER_CONFIG_NAME),
         without_training_text=frozenset(training.get("tokens_without_training_text", ())),
+        set_back=frozenset(training.get("set_back", ())),
         probes=probes,
         training_texts=tuple(training_texts),
         triples=tuple(triples),
-        fresh=FreshProcess(folders.merged, folders.base, others, few, params.batch_size, trust_remote_code),
+        fresh=FreshProcess(
+            folders.merged, folders.base, others, few, params.batch_size, trust_remote_code, trusts_merged
+        ),
         params=params,
         trust_remote_code=trust_remote_code,
         trained=training.get("examples", 1) > 0,
     )
 
 
-def _load_all(folders: Folders, trust_remote_code: bool) -> dict[Artifact, "SentenceTransformer | VocabgraftError"]:
+def _load_all(
+    folders: Folders, trust_remote_code: bool, gate_ids: Sequence[int]
+) -> dict[Artifact, "SentenceTransformer | VocabgraftError"]:
     def load(folder: Path, own_modules: bool = True) -> "SentenceTransformer":
         return load_model(folder, device="cpu", own_modules=own_modules, trust_remote_code=trust_remote_code)
 
@@ -251,7 +281,7 @@ def _load_all(folders: Folders, trust_remote_code: bool) -> dict[Artifact, "Sent
         "merged": _loaded("merged", lambda: load(folders.merged)),
         "merged in memory": _loaded(
             "the merge of adapter and resized base",
-            lambda: merged_model(folders.resized, folders.adapter, trust_remote_code),
+            lambda: merged_model(folders.resized, folders.adapter, trust_remote_code, gate_ids),
         ),
     }
 
@@ -261,7 +291,7 @@ def _loaded(name: str, make: "Callable[[], SentenceTransformer]") -> "SentenceTr
         return make()
     except VocabgraftError as error:
         return error
-    except Exception as error:  # noqa: BLE001  # PEFT and torch raise many kinds for weights that do not fit
+    except Exception as error:  # noqa: BLE001  # PEFT and torch raise many kinds of errors for weights that do not fit
         return VocabgraftError(f"{name} does not load: {type(error).__name__}: {error}")
 
 
@@ -270,7 +300,7 @@ def _read_if_there(path: Path) -> dict[str, Any]:
 
 
 def _window(model: "SentenceTransformer | VocabgraftError") -> int:
-    """How many tokens the model reads of a text, bounded."""
+    """The model's maximum number of tokens, at most LONGEST."""
     limit = None if isinstance(model, VocabgraftError) else model.max_seq_length
     return min(limit or LONGEST, LONGEST)
 
@@ -278,18 +308,18 @@ def _window(model: "SentenceTransformer | VocabgraftError") -> int:
 def choose_probes(
     tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], tokens: Sequence[ExtendedToken], window: int
 ) -> Probes:
-    """The first distinct texts of each kind, and texts at the edges made of them.
+    """Choose the first distinct texts of each kind, and make edge cases from them.
 
     Args:
-        tokenizer: the extended one, which says whether a text holds a new token.
-        texts: of the run.
-        tokens: the new ones.
-        window: how many tokens the model reads.
+        tokenizer: the extended tokenizer, which says whether a text contains a new token.
+        texts: texts of the run.
+        tokens: the new tokens.
+        window: the model's maximum number of tokens.
     """
     ids = [token.id for token in tokens]
     with_new, without_new = split_by_new_token(tokenizer, list(dict.fromkeys(texts)), ids)
     if not with_new:
-        # A vocabulary may come without any text.
+        # A vocabulary may have no texts.
         made = [template.format(token.text) for token in tokens[:PROBES] for template in TEMPLATES[-2:]]
         with_new, _ = split_by_new_token(tokenizer, made, ids)
     edges = ["", *UNICODE]
@@ -313,7 +343,7 @@ def choose_probes(
 
 
 def _longer_than(window: int, tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> str:
-    """Texts joined until they are longer than the window."""
+    """Join texts until they are longer than the window."""
     joined, length = list[str](), 0
     for text in islice(cycle(texts), window + 1):
         joined.append(text)

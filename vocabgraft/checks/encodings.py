@@ -1,22 +1,19 @@
-"""Checks that one model gives one embedding, however it is loaded, batched and computed.
+"""Checks that a model gives the same embeddings, however it is loaded, batched and computed.
 
-A difference is that of two embeddings number by number, relative to the embedding's length, so that a limit means the
-same for models with and without a Normalize at the end.
+A difference is the largest difference of two embeddings in any dimension, relative to the embedding's length, so that a
+limit means the same with and without a Normalize at the end.
 
-Batching, padding, another process or another order of rounding cost the last digits of any model. How many depends on
-the weights' type and the CPU, so each check makes the same change to the base, on the same texts, and allows the merged
-model `NOISE_MULTIPLE` times what the base shows. The tolerances of `params.yaml` are floors.
+In every model, batching, padding, another process or another order of additions changes the last digits. How many
+digits change depends on the weights' type and the CPU. So each check makes the same change to the base, on the same
+texts, and allows the merged model `NOISE_MULTIPLE` times the base's difference. The tolerances of `params.yaml` are
+lower bounds of these limits.
 """
 
 import copy
-import importlib.util
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,16 +30,14 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Distances = np.ndarray[Any, np.dtype[np.float64]]
-# A padded text costs what the longest does, and a processor without the instructions emulates bfloat16.
+# Few texts: a padded text costs as much as the longest one, and a CPU may have to emulate bfloat16.
 FEWEST = 8
-# The variance of a rounding error, in units of the last digit: that of a uniform one of width 1.
+# Variance of a rounding error in units of the last digit: that of a uniform distribution of width 1.
 ROUNDING_VARIANCE = 1 / 12
-# What rounding costs at most, in units of the number type's epsilon. Measured in all-MiniLM-L6-v2: 1.3 to 7 in float32,
-# depending on the CPU, 0.3 to 0.6 in float16 and bfloat16.
+# Upper bound of rounding differences, in units of the number type's epsilon. Measured with all-MiniLM-L6-v2: 1.3 to 7
+# in float32, depending on the CPU, 0.3 to 0.6 in float16 and bfloat16.
 MOST_ROUNDINGS = 100
 Differences = list[tuple[float, str]]
-# For the ONNX backend of sentence-transformers.
-NEEDED = ("onnxruntime", "optimum.onnxruntime")
 
 
 def artifacts_load(evidence: Evidence) -> Finding:
@@ -51,12 +46,12 @@ def artifacts_load(evidence: Evidence) -> Finding:
 
 
 def untouched_texts(evidence: Evidence) -> Finding:
-    """Largest change of an encoding of a text without a new token, at equal batches."""
+    """Largest change of the embedding of a text without a new token, in equal batches."""
     return largest(_between(evidence, "base", "merged", evidence.probes.old), 0)
 
 
 def reload(evidence: Evidence) -> Finding:
-    """Largest difference between the merged model in memory and as loaded from disk; the base is loaded again too."""
+    """Largest difference between the merged model in memory and loaded from disk; the base is loaded again too."""
     lists = evidence.probes.few().all
     again = evidence.load_base()
     noise = _differences(
@@ -71,7 +66,8 @@ def reload(evidence: Evidence) -> Finding:
 def merged_as_adapter(evidence: Evidence) -> Finding:
     """Largest difference between the merged model and the resized base with the adapter.
 
-    Merging rounds each weight once more. So does a copy of the base with a rounding error in each weight.
+    Merging rounds each weight once more. For comparison, a copy of the base gets a rounding error in each weight. With
+    a gate only texts with a new token are compared, since no other text passes the adapter.
     """
     lists = evidence.probes.few().all
     rounded = _rounded_again(evidence.model("base"))
@@ -80,15 +76,16 @@ def merged_as_adapter(evidence: Evidence) -> Finding:
         [evidence.encode("base", texts) for texts in lists],
         [encode(rounded, texts, evidence.params.batch_size) for texts in lists],
     )
-    found = _between(evidence, "adapter", "merged", evidence.probes.all)
+    probes = _opened(evidence) if evidence.method == "gated" else evidence.probes.all
+    found = _between(evidence, "adapter", "merged", probes)
     return largest(found, evidence.params.merged_tolerance, rounding_noise(evidence, noise))
 
 
 def adapter_switch(evidence: Evidence) -> Finding:
-    """Largest difference of the adapter disabled from the resized base, and enabled again from before.
+    """Largest difference between the disabled adapter and the resized base, and of the re-enabled adapter from before.
 
-    Custom modules are no part of what PEFT disables, so with them only the second is compared. The base is encoded
-    twice.
+    PEFT does not disable custom modules, so with them only the second is compared. The base encodes twice, for
+    comparison.
     """
     model, lists = evidence.model("adapter"), evidence.probes.few(FEWEST).all
     before = [encode(model, texts, evidence.params.batch_size) for texts in lists]
@@ -108,7 +105,7 @@ def adapter_switch(evidence: Evidence) -> Finding:
 
 
 def one_at_a_time(evidence: Evidence) -> Finding:
-    """Largest difference of texts of all kinds in shared batches from each text alone."""
+    """Largest difference between texts of all kinds in shared batches and each text alone."""
     texts, size = evidence.probes.few().mixed, evidence.params.batch_size
 
     def batched(model: "SentenceTransformer") -> Differences:
@@ -118,7 +115,7 @@ def one_at_a_time(evidence: Evidence) -> Finding:
 
 
 def padding(evidence: Evidence) -> Finding:
-    """Largest difference of texts padded to the longest probe from each text alone."""
+    """Largest difference between texts padded to the longest probe and each text alone."""
     texts = evidence.probes.few(FEWEST).mixed
     longest = max((text for texts in evidence.probes.all for text in texts), key=len)
 
@@ -130,7 +127,7 @@ def padding(evidence: Evidence) -> Finding:
 
 
 def bfloat16(evidence: Evidence) -> Finding:
-    """Largest cosine distance of the model computed in bfloat16 from the same in float32."""
+    """Largest cosine distance between embeddings in bfloat16 and in float32."""
     texts = evidence.probes.few(FEWEST).mixed
 
     def rounded(model: "SentenceTransformer") -> Differences:
@@ -146,40 +143,40 @@ def bfloat16(evidence: Evidence) -> Finding:
 
 
 def fresh_process(evidence: Evidence) -> Finding:
-    """Largest difference from what another process reads from the merged folder."""
+    """Largest difference from another process that loads the merged folder."""
     return _elsewhere(evidence, "folder")
 
 
 def moved_folder(evidence: Evidence) -> Finding:
-    """Largest difference from what another process reads from a copy of the merged folder."""
+    """Largest difference from another process that loads a copy of the merged folder."""
     return _elsewhere(evidence, "moved")
 
 
 def base_absent(evidence: Evidence) -> Finding:
-    """Largest difference from what it reads from the copy while base and other artifacts cannot be opened."""
+    """Largest difference from a process that loads the copy while base and other artifacts cannot be opened."""
     return _elsewhere(evidence, "alone")
 
 
 def adapter_names_base(evidence: Evidence) -> Finding:
-    """Whether the adapter names its base by a path of this machine, or by none."""
+    """Whether the adapter names its base by an absolute path, or not at all."""
     named = str(evidence.adapter_config.get("base_model_name_or_path") or "")
     broken = not named or re.match(r"^(/|~|\\|[A-Za-z]:)", named) is not None
     return none_of([f"base_model_name_or_path is {named!r}"] if broken else [])
 
 
 def relative_differences(left: Embeddings, right: Embeddings) -> Distances:
-    """The largest difference of two numbers of each pair of embeddings, relative to the left one's length: (texts,)."""
+    """Largest difference in any dimension of each pair of embeddings, relative to the left one's length: (texts,)."""
     if left.shape != right.shape:
-        raise VocabgraftError(f"the embeddings have shape {right.shape}, and {left.shape} is expected")
+        raise VocabgraftError(f"the embeddings have shape {right.shape}, but {left.shape} is expected")
     differences = np.abs(left.astype(np.float64) - right).max(axis=1, initial=0.0)
     lengths = np.linalg.norm(left.astype(np.float64), axis=1)
-    # A text of nothing may have the zero vector.
+    # An empty text may have the zero vector.
     relative: Distances = differences / np.where(lengths > 0, lengths, 1.0)
     return relative
 
 
 def cosine_distances(left: Embeddings, right: Embeddings) -> Distances:
-    """1 - cosine of each pair of embeddings: (texts,); 0 where both are zero."""
+    """1 - cosine of each pair of embeddings: (texts,); 0 if both are zero."""
     first, second = left.astype(np.float64), right.astype(np.float64)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     cosines = (first * second).sum(axis=1) / np.where(lengths > 0, lengths, 1.0)
@@ -188,12 +185,12 @@ def cosine_distances(left: Embeddings, right: Embeddings) -> Distances:
 
 
 def largest(differences: Differences, floor: float, noise: float = 0.0) -> Finding:
-    """The largest difference against its limit, and the texts over it, worst first.
+    """Compare the largest difference with its limit; the texts above the limit, worst first.
 
     Args:
         differences: each with its text.
-        floor: the limit where the base's noise is smaller.
-        noise: the largest difference when the same change is made to the base.
+        floor: lower bound of the limit.
+        noise: largest difference of the base after the same change.
     """
     limit = noise_limit(floor, noise)
     worst = sorted(differences, key=lambda entry: -np.nan_to_num(entry[0], nan=np.inf))
@@ -202,9 +199,9 @@ def largest(differences: Differences, floor: float, noise: float = 0.0) -> Findi
 
 
 def rounding_noise(evidence: Evidence, differences: Differences) -> float:
-    """The largest difference of the base, as far as rounding explains it.
+    """The largest difference of the base, limited to what rounding can explain.
 
-    A base that reads padding, say, has a fault and no noise: its model must not have leave to read padding too.
+    A base whose embeddings depend on padding, for example, has a fault and not noise, which must not excuse the model.
     """
     most, seen = MOST_ROUNDINGS * torch.finfo(evidence.model("base").dtype).eps, _maximum(differences)
     return most if seen > most else seen
@@ -215,20 +212,27 @@ def _between(evidence: Evidence, left: Artifact, right: Artifact, lists: Sequenc
     return _differences(lists, one, other)
 
 
+def _opened(evidence: Evidence) -> list[list[str]]:
+    """The lists of texts with a new token, without those where it stands after what the model reads."""
+    return [
+        [text for text, opens in zip(texts, evidence.reads(texts, evidence.new_ids), strict=True) if opens]
+        for texts in evidence.probes.new
+    ]
+
+
 def _as_the_base(
     evidence: Evidence, texts: Sequence[str], change: "Callable[[SentenceTransformer], Differences]"
 ) -> Finding:
-    """What a change costs the merged model, against what it costs the base.
+    """Compare the effect of a change on the merged model with that on the base.
 
-    The base may happen to round all of few texts alike, so its noise is one rounding step of its weights' type at
-    least.
+    With few texts the base may happen to show no difference, so its noise is at least one rounding step of its type.
     """
     found, noise = change(evidence.model("merged")), rounding_noise(evidence, change(evidence.model("base")))
     return largest(found, evidence.params.float32_tolerance, max(noise, _rounding_step(evidence, texts)))
 
 
 def _rounding_step(evidence: Evidence, texts: Sequence[str]) -> float:
-    """The last digit of an embedding's largest number in the type of the base's weights, relative to its length."""
+    """One rounding step of an embedding's largest entry in the base's number type, relative to its length."""
     embeddings = evidence.encode("base", texts).astype(np.float64)
     lengths = np.linalg.norm(embeddings, axis=1)
     largest_numbers = np.abs(embeddings).max(axis=1, initial=0.0) / np.where(lengths > 0, lengths, 1.0)
@@ -243,7 +247,7 @@ def _elsewhere(evidence: Evidence, place: Place) -> Finding:
 
 
 def _base_elsewhere(evidence: Evidence) -> float:
-    """What another process costs the base; 0 where the base does not load there, which says nothing of the model."""
+    """The base's difference in another process; 0 if the base does not load there."""
     lists = evidence.fresh.lists
     try:
         there = evidence.fresh.encodings("base")
@@ -253,10 +257,10 @@ def _base_elsewhere(evidence: Evidence) -> float:
 
 
 def _rounded_again(model: "SentenceTransformer") -> "SentenceTransformer":
-    """A copy whose linear layers have weights with one more rounding error.
+    """A copy of the model with one more rounding error in the weights of its linear layers.
 
-    Each weight moves to its neighbour in its own number type, up or down, with the probability that gives the variance
-    of a rounding error.
+    Each weight moves to the next number of its type, up or down, with the probability that gives the variance of a
+    rounding error.
     """
     copied = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
@@ -284,44 +288,3 @@ def _differences(
 
 def _maximum(found: Differences) -> float:
     return float(np.max([difference for difference, _ in found], initial=0.0))
-
-
-def onnx_export(evidence: Evidence) -> Finding:
-    """Largest difference of the model exported to ONNX by sentence-transformers from the same in torch."""
-    merged, base = (_exported_differences(evidence, artifact) for artifact in ("merged", "base"))
-    return largest(merged, evidence.params.onnx_tolerance, rounding_noise(evidence, base))
-
-
-def _exported_differences(evidence: Evidence, artifact: Literal["merged", "base"]) -> Differences:
-    texts = evidence.probes.few(FEWEST).mixed
-    with tempfile.TemporaryDirectory() as scratch:
-        # The export may write beside the weights, and an artifact stays as its manifest has it.
-        copy = Path(shutil.copytree(getattr(evidence.folders, artifact), Path(scratch) / "model"))
-        exported = encode(load_onnx(copy, evidence.trust_remote_code), texts, evidence.params.batch_size)
-    exact = encode(evidence.model(artifact), texts, evidence.params.batch_size)
-    return list(zip(relative_differences(exact, exported).tolist(), texts, strict=True))
-
-
-def load_onnx(folder: Path, trust_remote_code: bool = False) -> "SentenceTransformer":
-    """The model in a folder, exported on the way by the library's own backend.
-
-    Raises:
-        VocabgraftError: when what that backend needs is not installed.
-    """
-    if absent := [name for name in NEEDED if not _is_installed(name)]:
-        raise VocabgraftError(
-            f"{' and '.join(absent)} is not installed, which the ONNX backend of sentence-transformers needs; install "
-            "it, or waive onnx_export in check_consistency.waived with a reason"
-        )
-    from sentence_transformers import SentenceTransformer
-
-    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    return SentenceTransformer(str(folder), device="cpu", backend="onnx", **options)
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        # Of a dotted name, the part before the dot.
-        return False

@@ -1,4 +1,4 @@
-"""Encodings of a process that has stock sentence-transformers, a model's folder, and nothing of the project."""
+"""Encodes in another process that has only stock sentence-transformers and a model's folder."""
 
 import os
 import shutil
@@ -19,15 +19,15 @@ from vocabgraft.storage.artifacts import write_json
 
 Place = Literal["base", "folder", "moved", "alone"]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-# A base of gigabytes loads in a minute or two from a slow disk; a process that hangs must not hang the gate.
+# A base of several GB loads in a minute or two from a slow disk. A hanging process must not block the checks.
 TIMEOUT_SECONDS = 900
 
 
 class FreshProcess:
-    """One process for all that needs one, since its imports alone cost 3 to 8 s of CPU.
+    """One process for all checks that need one, because its imports cost 3 to 8 s of CPU.
 
-    It works in an empty folder. It loads the base, the model where it lies, a copy in another folder, and then the copy
-    again while the model's own folder, the base's and those of the other artifacts cannot be opened.
+    It runs in an empty folder. It loads the base, the model in its folder, a copy in another folder, and then the copy
+    again while the folders of the model, the base and the other artifacts cannot be opened.
     """
 
     def __init__(
@@ -38,26 +38,29 @@ class FreshProcess:
         lists: Sequence[Sequence[str]],
         batch_size: int,
         trust_remote_code: bool = False,
+        trust_model_code: bool | None = None,
     ) -> None:
-        """Note what is to be done; nothing runs yet.
+        """Prepare the process without starting it.
 
         Args:
-            folder: of the model.
-            base: the folder of the base, whose encodings tell what another process costs any model.
-            others: further folders that a service does not have.
-            lists: texts, each list encoded by itself.
-            batch_size: of the encoding.
-            trust_remote_code: run code that lies in the folder.
+            folder: folder of the model.
+            base: folder of the base, which shows the difference that another process makes to any model.
+            others: other folders that a service does not have.
+            lists: lists of texts, each encoded separately.
+            batch_size: batch size of the encoding.
+            trust_remote_code: whether code in the folders runs.
+            trust_model_code: whether code in the model's folder runs; by default as `trust_remote_code`.
         """
         self.lists = tuple(tuple(texts) for texts in lists)
         self._folder, self._base, self._batch_size = folder.resolve(), base.resolve(), batch_size
         self._others = [path.resolve() for path in (base, *others)]
         self._trust_remote_code = trust_remote_code
+        self._trust_model_code = trust_remote_code if trust_model_code is None else trust_model_code
         self._running: tuple[subprocess.Popen[str], tempfile.TemporaryDirectory[str]] | None = None
         self._found: dict[str, Embeddings | str] | None = None
 
     def start(self) -> None:
-        """Start it, so that it runs beside what is done until the encodings are asked for."""
+        """Start the process in the background."""
         if self._running or self._found is not None or not self.lists:
             return
         scratch = tempfile.TemporaryDirectory()
@@ -73,14 +76,15 @@ class FreshProcess:
             "batch_size": self._batch_size,
             "threads": torch.get_num_threads(),
             "trust_remote_code": self._trust_remote_code,
+            "trust_model_code": self._trust_model_code,
         }
         write_json(root / "request.json", request)
         script = str(Path(isolated_worker.__file__).resolve())
         process = subprocess.Popen(
-            # -P: the script's own folder is no place to import from.
+            # -P: do not import from the script's own folder.
             [sys.executable, "-P", script, str(root / "request.json"), str(root / "result.npz")],
             cwd=root / "empty",
-            # A place of its own for code, since the user's has the code of the other folders already.
+            # A separate cache for code, because the user's has the code of the other folders already.
             env=os.environ | OFFLINE | {"HF_MODULES_CACHE": str(root / "code")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -90,10 +94,10 @@ class FreshProcess:
         self._running = process, scratch
 
     def encodings(self, place: Place) -> list[Embeddings]:
-        """The encodings of each list, by the base, or by the model where it lies, moved, or moved and alone.
+        """The encodings of each list by the base, or by the model in its folder, moved, or moved and alone.
 
         Raises:
-            VocabgraftError: when there is no text, or the model does not load or encode there.
+            VocabgraftError: if there is no text, or the model does not load or encode there.
         """
         if not self.lists:
             raise VocabgraftError(
@@ -105,7 +109,7 @@ class FreshProcess:
             self._found = self._finish()
         if f"{place}_error" in self._found:
             what = "base" if place == "base" else "model"
-            raise VocabgraftError(f"in a process of its own the {what} does not work: {self._found[f'{place}_error']}")
+            raise VocabgraftError(f"in a separate process the {what} does not work: {self._found[f'{place}_error']}")
         return [np.asarray(self._found[f"{place}_{number}"]) for number in range(len(self.lists))]
 
     def _finish(self) -> "dict[str, Embeddings | str]":
@@ -121,7 +125,7 @@ class FreshProcess:
                 return _failed(f"it took longer than {TIMEOUT_SECONDS} s and was ended")
             result = Path(scratch.name) / "result.npz"
             if process.returncode or not result.is_file():
-                why = (told.strip() or "it said nothing").splitlines()[-1]
+                why = (told.strip() or "it printed nothing").splitlines()[-1]
                 return _failed(f"it ended with code {process.returncode}: {why}")
             with np.load(result, allow_pickle=False) as arrays:
                 return {

@@ -1,14 +1,15 @@
-"""Checks that a new token means what its description and its texts say, and a relation's token what its triples say.
+"""Checks that new tokens mean what their descriptions and texts say, and relations what their triples say.
 
-Each check is a test against chance whose false alarm rate is `check_consistency.meaning_alpha`, however many tokens
-there are. A vocabulary fails as a whole where it is no better than chance. A single token fails only where it is worse
-than chance: it points away from its description, or scores another token's texts higher than its own. A token that is
-no better than chance is named in a warning, since one in a thousand sound tokens is, too.
+Each check is a test against chance with the false alarm rate `check_consistency.meaning_alpha`, however many tokens
+there are. A vocabulary fails as a whole if it is no better than chance. A single token fails only if it is worse than
+chance: it points away from its description, or scores another token's texts higher than its own. A token that is no
+better than chance is listed in a warning, because so is one in a thousand sound tokens.
 """
 
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from vocabgraft.checks.conditions import every_text_moves, trained_relations
 from vocabgraft.checks.context import Artifact, Evidence
 from vocabgraft.checks.result import SHOWN, Finding, TooFew, at_least, at_most, shown
 from vocabgraft.checks.rows import count_rows, rows_of
-from vocabgraft.models.encode import Embeddings, encode
+from vocabgraft.models.encode import Embeddings, encode, reading_with
 from vocabgraft.token_embeddings.sinks import own_words
 from vocabgraft.tokens.new_token import relation_token
 from vocabgraft.tokens.tokenizer import ExtendedToken
@@ -28,31 +29,31 @@ from vocabgraft.triples.relation_ranks import HeldOutTriples, Triple, held_out_s
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 NEAREST = 5
-# Meanings of the base's own words that a token's is ranked among.
+# Number of the base's own words among which a token's meaning is ranked.
 OWN_WORDS = 500
-# Pairs of unrelated texts, to tell what cosine chance gives.
+# Fewest pairs of unrelated texts that show the cosine by chance.
 LEAST_PAIRS = 30
-# A cosine that so many unrelated pairs stay under is no chance.
+# A cosine above that of this share of unrelated pairs is not chance.
 ORDINARY = 0.95
 CHANCE_RANK = 0.5
-# A test that would find fewer of the faults than this says nothing by finding none.
+# If a test would find fewer than this share of faults, finding none shows nothing.
 LEAST_POWER = 0.5
 
 
 def meaning_kept(evidence: Evidence) -> Finding | TooFew:
-    """The highest rank of the meaning that a token, alone, is nearest to, among the meanings of others.
+    """The worst rank of a token's nearest meaning among the meanings of others.
 
-    A token may mean what the base read in its text, what its description says, or what the texts that use it say. The
-    others are the readings of the other tokens and of the base's own words, so that ranks say the same for 3 tokens as
-    for 3,000. A code whose reading meant nothing may leave it; a destroyed row is near none of the three. Where most
-    tokens are near none, and were not before training either, the base does not tell meanings apart.
+    A token has three meanings: the base's embedding of its text, its description, and the texts that use it. The
+    others are the base's embeddings of the other tokens and of its own words, so that ranks are comparable for 3 tokens
+    and for 3,000. A code whose text meant nothing may leave that meaning; a destroyed row is near none of the three. If
+    most tokens are near none, and were not before training either, the base does not distinguish meanings.
     """
     tokens, limit = evidence.tokens, evidence.params.max_meaning_rank
     if not tokens:
         return TooFew("no new token")
     ranks, cosines = _meaning_ranks(evidence, "merged")
     if np.median(ranks) > limit and np.median(_meaning_ranks(evidence, "resized")[0]) > limit:
-        return TooFew("most tokens were near none of their meanings before training, so ranks say nothing here")
+        return TooFew("most tokens were near none of their meanings before training, so ranks show nothing here")
     order = np.argsort(-ranks).tolist()
     named = [f"{tokens[place].text}: rank {ranks[place]:.3f}, cosine {cosines[place]:.2f}" for place in order]
     lost = [line for line, place in zip(named, order, strict=True) if not ranks[place] <= limit]
@@ -60,13 +61,13 @@ def meaning_kept(evidence: Evidence) -> Finding | TooFew:
 
 
 def _meaning_ranks(evidence: Evidence, artifact: Artifact) -> tuple[Floats, Floats]:
-    """By token, the relative rank of its nearest meaning (1 for an embedding with NaN), and the cosine to it."""
+    """For each token the relative rank of its nearest meaning (1 for an embedding with NaN), and the cosine to it."""
     tokens = evidence.tokens
     readings = [_reading(evidence, token) for token in tokens]
     _, own_texts = own_words(evidence.model("base"), set(evidence.new_ids), OWN_WORDS)
     alone = _unit(evidence.encode(artifact, [token.text for token in tokens]))
     pool = alone @ _read(evidence, [*readings, *own_texts]).T
-    # Two tokens that the base reads alike are one meaning to it.
+    # Two tokens with the same text for the base are one meaning.
     others = np.array([[text != own for text in (*readings, *own_texts)] for own in readings])
     nearest = np.stack(
         [(alone * meaning).sum(axis=1) for meaning in (_read(evidence, readings), *_other_meanings(evidence))]
@@ -76,14 +77,14 @@ def _meaning_ranks(evidence: Evidence, artifact: Artifact) -> tuple[Floats, Floa
 
 
 def _reading(evidence: Evidence, token: ExtendedToken) -> str:
-    """The token's text, or its description: for a special token, and where the base cannot read the text."""
+    """The token's text, or its description for special tokens and for texts that the base cannot read."""
     unknown = evidence.model("base").tokenizer.unk_token_id
     readable = token.kind != "special" and any(piece != unknown for piece in token.pieces)
     return token.text if readable else token.description or token.text
 
 
 def _other_meanings(evidence: Evidence) -> Iterator[Floats]:
-    """What the descriptions say, and the mean of what the texts that use a token say; NaN-free, (tokens, width)."""
+    """Embeddings of the descriptions, and mean embeddings of the texts that use a token: (tokens, width), no NaN."""
     tokens = evidence.tokens
     yield _read(evidence, [token.description.strip() or _reading(evidence, token) for token in tokens])
     uses = [[use.teacher_text for use in evidence.uses[token.id]] or [_reading(evidence, token)] for token in tokens]
@@ -93,17 +94,17 @@ def _other_meanings(evidence: Evidence) -> Iterator[Floats]:
 
 
 def description_cosine(evidence: Evidence) -> Finding | TooFew:
-    """The lowest cosine of a token's embedding, alone, to its description's.
+    """The lowest cosine between a token's embedding, alone, and its description's.
 
-    The limit is what unrelated texts of the run have: the mean of their cosines, less as many standard deviations as
-    one of so many tokens falls below it with probability alpha.
+    The limit comes from unrelated texts of the run. It is the mean of their cosines minus the number of standard
+    deviations by which one of so many tokens falls below the mean with probability alpha.
     """
     tokens = _described(evidence)
     cosines = (_unit(evidence.encode("merged", [token.text for token in tokens])) * _descriptions(evidence)).sum(axis=1)
     unrelated = _unrelated_cosines(evidence)
     if unrelated.size < LEAST_PAIRS:
         return TooFew(
-            f"{unrelated.size} pairs of a description and a text without a new word; {LEAST_PAIRS} tell what is chance",
+            f"{unrelated.size} pairs of a description and a text without a new word; {LEAST_PAIRS} are needed",
             float(np.min(cosines)),
         )
     limit = float(unrelated.mean() + norm.ppf(evidence.params.meaning_alpha / len(tokens)) * unrelated.std())
@@ -116,12 +117,12 @@ def description_cosine(evidence: Evidence) -> Finding | TooFew:
 
 
 def descriptions_told_apart(evidence: Evidence) -> Finding | TooFew:
-    """The mean rank of a token's own description among all: rows that were shuffled or shifted lose it all at once."""
+    """The mean rank of a token's own description among all; shuffled or shifted rows make it no better than chance."""
     tokens = _described(evidence)
-    # Two words for one thing may share their description.
+    # Synonyms may share their description.
     distinct, first, own = np.unique([token.description for token in tokens], return_index=True, return_inverse=True)
     if len(distinct) < 2:
-        return TooFew(f"{len(distinct)} description; ranks take 2")
+        return TooFew(f"{len(distinct)} description; ranks need 2")
     alone = _unit(evidence.encode("merged", [token.text for token in tokens]))
     ranks = relative_ranks(alone @ _descriptions(evidence)[first].T)
     at = ranks[np.arange(len(tokens)), own]
@@ -135,9 +136,9 @@ def descriptions_told_apart(evidence: Evidence) -> Finding | TooFew:
 
 
 def swapped_tokens(evidence: Evidence) -> Finding | TooFew:
-    """By how many standard errors a token, alone, is nearer to the texts that use another token than to its own.
+    """Standard errors by which a token, alone, is nearer to another token's texts than to its own.
 
-    Relations with triples are left out: their triples say more.
+    Relations with triples are left out, because their triples show more.
     """
     alpha = evidence.params.meaning_alpha
     relations = {relation_token(name) for triples in evidence.triples for name in triples.relations}
@@ -150,7 +151,7 @@ def swapped_tokens(evidence: Evidence) -> Finding | TooFew:
 
 
 def relations_told_apart(evidence: Evidence) -> Finding | TooFew:
-    """The mean rank of the right relation over its held-out triples; of several datasets, the worst."""
+    """The mean rank of the right relation over its held-out triples; the worst of several datasets."""
     datasets = _trained_triples(evidence)
     alpha = evidence.params.meaning_alpha / len(datasets)
     found = [_scores(evidence, triples, held_out_sample(triples)) for triples in datasets]
@@ -158,9 +159,9 @@ def relations_told_apart(evidence: Evidence) -> Finding | TooFew:
 
 
 def swapped_relations(evidence: Evidence) -> Finding | TooFew:
-    """By how many standard errors a relation scores another's triples higher than its own; the worst dataset.
+    """Standard errors by which a relation scores another's triples higher than its own; the worst dataset.
 
-    Triples of all splits count: that a relation's row is another's shows in those that were trained, too.
+    Triples of all splits count, because swapped rows show in training triples too.
     """
     datasets = _trained_triples(evidence)
     alpha = evidence.params.meaning_alpha / len(datasets)
@@ -169,12 +170,12 @@ def swapped_relations(evidence: Evidence) -> Finding | TooFew:
 
 
 def _trained_triples(evidence: Evidence) -> list[HeldOutTriples]:
-    """The datasets of triples with a relation whose token trains."""
+    """The datasets of triples with a relation whose token was trained."""
     return [triples for triples in evidence.triples if trained_relations(evidence, triples)]
 
 
 def _scores(evidence: Evidence, triples: HeldOutTriples, chosen: Sequence[Triple]) -> dict[str, Floats]:
-    """By relation whose token trains and that has triples: their scores by those relations, (triples, relations)."""
+    """For each trained relation with triples: the scores of its triples by all of these, (triples, relations)."""
     names = trained_relations(evidence, triples)
     asked = [triple for triple in chosen if relation_token(triple[1]) in names]
     if not asked:
@@ -188,9 +189,9 @@ def _relations_matched(scores: Mapping[str, Floats], alpha: float) -> Finding | 
     count = sum(len(of_relation) for of_relation in scores.values())
     of = f"{len(scores)} relations with {count} held-out triples"
     if len(scores) < 2:
-        return TooFew(f"{of}; ranks take 2 relations")
+        return TooFew(f"{of}; ranks need 2 relations")
     with warnings.catch_warnings():
-        # A relation may make a known triple with every pair of another's: then nothing ranks it there.
+        # A relation may form a known triple with every pair of another relation; it then has no rank there.
         warnings.simplefilter("ignore", RuntimeWarning)
         ranks = np.stack([np.nanmean(relative_ranks(of_relation), axis=0) for of_relation in scores.values()])
     ranks = np.nan_to_num(ranks, nan=CHANCE_RANK)
@@ -203,10 +204,10 @@ def _relations_matched(scores: Mapping[str, Floats], alpha: float) -> Finding | 
 
 
 def _judged(found: Matching, of: str, weak: Sequence[str]) -> Finding | TooFew:
-    """Better than chance passes; what rules out a plausible vocabulary, or is worse than chance, fails."""
+    """Better than chance passes. Worse than chance, or too bad for a plausible vocabulary, fails."""
     seen = f"mean rank {found.mean_rank:.3f} of {of}: p = {found.p_value:.2g}"
     is_better, is_worse = found.mean_rank <= found.low, found.mean_rank >= found.high
-    # As far above a plausible mean rank as significance lies below chance: there, a plausible vocabulary is ruled out.
+    # As far above a plausible mean rank as significance is below chance: a plausible vocabulary is ruled out there.
     implausible = found.mean_rank >= PLAUSIBLE_RANK + (CHANCE_RANK - found.low)
     if is_better or is_worse or implausible or math.isnan(found.mean_rank):
         return at_most(found.mean_rank, found.low, [seen], weak)
@@ -218,11 +219,11 @@ def _judged(found: Matching, of: str, weak: Sequence[str]) -> Finding | TooFew:
 
 
 def _none_swapped(scores: Mapping[str, Floats], texts: str, alpha: float) -> Finding | TooFew:
-    """No token scores another's texts significantly higher than its own.
+    """Test that no token scores another's texts significantly higher than its own.
 
     Args:
-        scores: by token, of its texts by every token, in the same order: (texts, tokens).
-        texts: what they are called.
+        scores: for each token the scores of its texts by every token, in the same order: (texts, tokens).
+        texts: the word for texts in messages.
         alpha: the false alarm rate.
     """
     tokens, blocks = list(scores), list(scores.values())
@@ -231,13 +232,13 @@ def _none_swapped(scores: Mapping[str, Floats], texts: str, alpha: float) -> Fin
         return at_most(math.nan, 0)
     found = find_swaps(blocks, alpha)
     if found is None:
-        return TooFew(f"{of}; it takes 2 tokens, and one of them with 2 {texts}")
+        return TooFew(f"{of}; it needs 2 tokens, one of them with 2 {texts}")
     weak = [
         f"{token}: scores its own {texts} no higher than those of others"
         for token, p_value in zip(tokens, found.own_p_values.tolist(), strict=True)
         if p_value > alpha
     ]
-    power = f"of rows that were exchanged, {100 * found.power:.0f} % would be found"
+    power = f"{100 * found.power:.0f} % of swapped rows would be found"
     worst = float(found.excess.max())
     if worst < found.critical and found.power < LEAST_POWER:
         return TooFew(f"{of}: {power}", worst, shown(weak))
@@ -247,11 +248,13 @@ def _none_swapped(scores: Mapping[str, Floats], texts: str, alpha: float) -> Fin
         for place in np.argsort(-found.excess).tolist()
         if found.p_values[place] <= alpha
     ]
-    return at_most(worst, found.critical, swapped or [f"{of}; {power}"], weak)
+    judged = zip(tokens, found.excess.tolist(), found.p_values.tolist(), strict=True)
+    by_token = {token: (excess, p_value > alpha) for token, excess, p_value in judged if math.isfinite(excess)}
+    return replace(at_most(worst, found.critical, swapped or [f"{of}; {power}"], weak), by_token=by_token)
 
 
 def _worst(found: Sequence[Finding | TooFew]) -> Finding | TooFew:
-    """One that failed, else one that passed: what was too little to judge takes nothing from what was judged."""
+    """A failed one, or else one that passed; datasets with too few items count only if there are no others."""
     judged = sorted((entry for entry in found if isinstance(entry, Finding)), key=lambda entry: entry.holds)
     return judged[0] if judged else found[0]
 
@@ -261,29 +264,25 @@ def _described(evidence: Evidence) -> list[ExtendedToken]:
 
 
 def _descriptions(evidence: Evidence) -> Floats:
-    """Of each described token: (tokens, width), of length 1."""
+    """Unit embeddings of the descriptions: (tokens, width)."""
     return _read(evidence, [token.description for token in _described(evidence)])
 
 
 def _unrelated_cosines(evidence: Evidence) -> Floats:
-    """Cosines of texts without a new token to the descriptions: (texts * descriptions,)."""
+    """Cosines between texts without a new token and the descriptions: (texts * descriptions,)."""
     return np.asarray((_read(evidence, evidence.probes.without_new) @ _descriptions(evidence).T).ravel())
 
 
 def _read(evidence: Evidence, texts: Sequence[str]) -> Floats:
-    """Embeddings of length 1 of texts as the base's tokens read them, in the merged model's space: (texts, width).
+    """Unit embeddings of texts with the base's tokens, in the merged model's space: (texts, width).
 
-    Where a text without a new token keeps its embedding, those are the base's. Otherwise the merged model reads the
-    texts with the base's tokenizer, since the two spaces differ.
+    If texts without a new token keep their embeddings, these are the base's. Otherwise the spaces differ, and the
+    merged model encodes the texts with the base's tokenizer.
     """
     if not every_text_moves(evidence):
         return _unit(evidence.encode("base", texts))
-    transformer: Any = evidence.model("merged")[0]
-    own, transformer.processor = transformer.processor, evidence.base_tokenizer
-    try:
+    with reading_with(evidence.model("merged"), evidence.base_tokenizer):
         return _unit(encode(evidence.model("merged"), texts, evidence.params.batch_size))
-    finally:
-        transformer.processor = own
 
 
 def _unit(embeddings: Embeddings) -> Floats:
@@ -292,7 +291,7 @@ def _unit(embeddings: Embeddings) -> Floats:
 
 
 def _nearest(evidence: Evidence, token: ExtendedToken) -> str:
-    """The old tokens whose rows are nearest to a new token's."""
+    """The old tokens whose rows are nearest to a new token's row."""
     model, new = evidence.model("merged"), set(evidence.new_ids)
     old = [token_id for token_id in range(count_rows(model)) if token_id not in new]
     row = rows_of(model, [token.id])[0]

@@ -1,28 +1,32 @@
-"""What a check found: a figure, its limit, and what broke it; verdicts, and how many there are of each."""
+"""The result of a check: its value, limit and details; verdicts and their counts."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Verdict = Literal["passed", "failed", "waived", "too few to judge", "does not apply"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 SHOWN = 10
 SHOWN_CHARACTERS = 100
-# The merged model rounds as the base does, in the same layers and the same number type. On the shipped example its
-# noise is 1.0 times the base's in float32 and 0.3 to 0.8 times in bfloat16; LoRA merged in float16 came to 1.6 times.
-# Twice the largest is left free.
+# The merged model rounds like the base, in the same layers and number type. On the shipped example its difference is
+# 1.0 times the base's in float32 and 0.3 to 0.8 times in bfloat16; LoRA merged in float16 showed 1.6 times. The factor
+# is more than twice the largest.
 NOISE_MULTIPLE = 4.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One figure against its limit.
+    """A value and its limit.
 
     Attributes:
-        details: the tokens, texts or weights that broke it.
-        noise: the same measurement on the base alone, where the limit depends on it.
-        warnings: what stands out and breaks nothing.
+        figure: the value.
+        limit: the limit in words.
+        holds: whether the value is within the limit.
+        details: the tokens, texts or weights that violate it.
+        noise: the same measurement on the base, if the limit depends on it; otherwise None.
+        warnings: remarkable tokens or texts that violate nothing.
+        by_token: the figure of each new token and whether it holds, for a check of single tokens.
     """
 
     figure: float
@@ -31,6 +35,7 @@ class Finding:
     details: tuple[str, ...] = ()
     noise: float | None = None
     warnings: tuple[str, ...] = ()
+    by_token: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,9 @@ class TooFew:
     """There are too few tokens, texts or triples for any result to be significant.
 
     Attributes:
-        reason: how many there are, and how many it takes.
-        figure: what was measured all the same.
-        warnings: as of `Finding`.
+        reason: how many there are, and how many are needed.
+        figure: the value that was measured anyway; None if there is none.
+        warnings: as in `Finding`.
     """
 
     reason: str
@@ -49,43 +54,43 @@ class TooFew:
 
 
 def at_most(figure: float, limit: float, details: Sequence[str] = (), warnings: Sequence[str] = ()) -> Finding:
-    """A figure that may not be larger; one that is no number compares false, and so does not hold."""
+    """A value that must be at most the limit; NaN does not hold."""
     holds = bool(figure <= limit)
     return Finding(float(figure), f"at most {limit:.3g}", holds, shown(details), warnings=shown(warnings))
 
 
 def noise_limit(floor: float, noise: float) -> float:
-    """The limit of a difference that the base has too: `NOISE_MULTIPLE` times the base's, or the floor if larger.
+    """The limit of a difference: `NOISE_MULTIPLE` times the base's, or the floor if that is larger.
 
-    A noise that is NaN, since an embedding of the base is, gives no limit but the floor.
+    If the base's difference is NaN, the limit is the floor.
     """
     return max(floor, NOISE_MULTIPLE * noise) if math.isfinite(noise) else floor
 
 
 def at_least(figure: float, limit: float, details: Sequence[str] = (), warnings: Sequence[str] = ()) -> Finding:
-    """A figure that may not be smaller; one that is no number compares false, and so does not hold."""
+    """A value that must be at least the limit; NaN does not hold."""
     holds = bool(figure >= limit)
     return Finding(float(figure), f"at least {limit:.3g}", holds, shown(details), warnings=shown(warnings))
 
 
 def none_of(broken: Sequence[str], remarks: Sequence[str] = ()) -> Finding:
-    """The number of things that are wrong, which must be 0; each is named, and remarks come after them."""
+    """The number of faults, which must be 0, with each fault, followed by remarks."""
     return at_most(len(broken), 0, [*shown(broken, SHOWN - len(remarks)), *remarks])
 
 
 def shown(details: Sequence[str], most: int = SHOWN) -> tuple[str, ...]:
-    """The first details, cut to a line each, and how many more there are."""
+    """The first details, each shortened, and the number of the others."""
     kept = [text if len(text) <= 3 * SHOWN_CHARACTERS else f"{text[: 3 * SHOWN_CHARACTERS]}..." for text in details]
     return tuple(kept) if len(kept) <= most else (*kept[: most - 1], f"and {len(kept) - most + 1} more")
 
 
 def quoted(text: str) -> str:
-    """A text on one line, cut, in quotation marks."""
+    """A text on one line, shortened, in quotation marks."""
     return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}...")
 
 
 def explain_failures(checks: Sequence[Mapping[str, Any]]) -> str:
-    """What a person needs to know of failed checks: value, limit, tokens, the setting that governs it and the remedy.
+    """Explain failed checks: value, limit, tokens, the setting that controls it and the remedy.
 
     Args:
         checks: the failed entries of `checks.json`.
@@ -101,7 +106,7 @@ def _explained(check: Mapping[str, Any]) -> list[str]:
 
 
 def count_verdicts(verdicts: Iterable[str]) -> dict[Verdict, int]:
-    """How many checks have each verdict, those that none has included."""
+    """The number of checks for every verdict, also for those without checks."""
     found = list(verdicts)
     return {verdict: found.count(verdict) for verdict in VERDICTS}
 

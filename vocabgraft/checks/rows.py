@@ -1,6 +1,7 @@
-"""Checks of the rows of the input embeddings, and of the weights beside them."""
+"""Checks of the rows of the input embeddings, and of all other weights."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,35 +21,35 @@ ROWS_AT_ONCE = 2**15
 
 
 def old_rows_resized(evidence: Evidence) -> Finding:
-    """Old rows that the resize changed."""
+    """Old rows that resizing changed."""
     return _changed_rows(evidence, "resized")
 
 
 def old_rows_adapter(evidence: Evidence) -> Finding:
-    """Old rows that are others with the adapter over the resized base."""
+    """Old rows that differ with the adapter over the resized base."""
     return _changed_rows(evidence, "adapter")
 
 
 def old_rows_merged(evidence: Evidence) -> Finding:
-    """Old rows that are others after the merge."""
+    """Old rows that differ after the merge."""
     return _changed_rows(evidence, "merged")
 
 
 def new_rows_finite(evidence: Evidence) -> Finding:
-    """New rows that hold something that is no number."""
+    """New rows with NaN or infinity."""
     rows = rows_of(evidence.model("merged"), evidence.new_ids)
     broken = (~rows.isfinite()).any(dim=1).tolist()
     return none_of([token.text for token, is_broken in zip(evidence.tokens, broken, strict=True) if is_broken])
 
 
 def new_row_norms(evidence: Evidence) -> Finding:
-    """How far new rows leave the range of the old rows' norms: 1 is its edge.
+    """The ratio by which norms of new rows leave the range of the old norms: 1 is the edge of the range.
 
-    A row outside has a pull of its own: the layer norm above weighs it against position and type embeddings, which
-    were trained beside rows of the old size.
+    A row outside is over- or underweighted: the layer norm adds it to position and type embeddings, which were trained
+    together with rows of the old norms.
     """
     old = rows_of(evidence.model("base"), _kept_ids(evidence, used_only=True)).norm(dim=1)
-    # A padding token's row may be zeros, which is no size that a word has.
+    # The padding token's row may be zeros, which is not the norm of a word.
     low, high = float(old[old > 0].min()), float(old.max())
     norms = rows_of(evidence.model("merged"), evidence.new_ids).norm(dim=1)
     ratios = torch.maximum(norms / high, low / norms)
@@ -69,7 +70,7 @@ def new_rows_apart(evidence: Evidence) -> Finding:
     for place in range(len(unit) - 1):
         cosines = unit[place + 1 :] @ unit[place]
         largest = max(largest, float(cosines.max()))
-        # In float32 the cosine of a row to itself may be 1e-7 over 1.
+        # In float32 the cosine of a row with itself may exceed 1 by 1e-7.
         for other in (~(cosines <= limit)).nonzero()[:, 0].tolist():
             pair = evidence.tokens[place].text, evidence.tokens[place + 1 + other].text
             near.append(f"{pair[0]} and {pair[1]}: cosine {float(cosines[other]):.7f}")
@@ -77,8 +78,8 @@ def new_rows_apart(evidence: Evidence) -> Finding:
 
 
 def new_rows_trained(evidence: Evidence) -> Finding:
-    """New rows that training left where they started, those apart that no training text holds."""
-    trained = [token for token in evidence.tokens if token.text not in evidence.without_training_text]
+    """New rows that training did not change, except those that no training text holds or that were set back."""
+    trained = [token for token in evidence.tokens if token.text not in evidence.may_stay]
     ids = [token.id for token in trained]
     start, end = (rows_of(evidence.model(artifact), ids) for artifact in ("resized", "merged"))
     same = (start == end).all(dim=1).tolist()
@@ -97,12 +98,16 @@ def attention_sinks(evidence: Evidence) -> Finding:
     named = [f"{tokens[place].text}: {ratios[place]:.2f}" for place in order]
     sinks = [line for line, place in zip(named, order, strict=True) if ratios[place] > limits.sink]
     unusual = [
-        f"{line}, more than any of the base's own words"
+        f"{line}, larger than for any of the base's own words"
         for line, place in zip(named, order, strict=True)
         if limits.usual < ratios[place] <= limits.sink
     ]
     usual = f"largest of the base's own words: {limits.usual:.2f}"
-    return at_most(float(ratios.max(initial=0.0)), limits.sink, [*(sinks or named[:3]), usual], unusual)
+    found = at_most(float(ratios.max(initial=0.0)), limits.sink, [*(sinks or named[:3]), usual], unusual)
+    by_token = {
+        token.text: (float(ratio), bool(ratio <= limits.sink)) for token, ratio in zip(tokens, ratios, strict=True)
+    }
+    return replace(found, by_token=by_token)
 
 
 def other_weights(evidence: Evidence) -> Finding:
@@ -126,7 +131,7 @@ def other_weights(evidence: Evidence) -> Finding:
 
 
 def rows_of(model: "SentenceTransformer", ids: Sequence[int]) -> torch.Tensor:
-    """What the model puts in for each id, an adapter's rows in their place: (ids, width) in float32."""
+    """The model's input embedding of each id, with the rows of an adapter: (ids, width) in float32."""
     embeddings = model[0].auto_model.get_input_embeddings()
     with torch.no_grad():
         found: torch.Tensor = embeddings(torch.tensor(list(ids), dtype=torch.long))
@@ -134,14 +139,19 @@ def rows_of(model: "SentenceTransformer", ids: Sequence[int]) -> torch.Tensor:
 
 
 def count_rows(model: "SentenceTransformer") -> int:
-    """How many ids the model has a row for."""
+    """The number of rows of the model."""
     return int(model[0].auto_model.get_input_embeddings().weight.shape[0])
 
 
 def _remark(evidence: Evidence) -> list[str]:
-    names = sorted(evidence.without_training_text)
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return [f"without a training text, so as they started: {', '.join(names[:20])}{more}"] if names else []
+    return [
+        f"{reason}: {', '.join(sorted(names)[:20])}{f' and {len(names) - 20} more' if len(names) > 20 else ''}"
+        for reason, names in (
+            ("without a training text, so at their initial values", evidence.without_training_text),
+            ("set back as attention sinks, some to their initial values", evidence.set_back),
+        )
+        if names
+    ]
 
 
 def _changed_rows(evidence: Evidence, artifact: Artifact) -> Finding:
@@ -164,7 +174,7 @@ def _changed_rows(evidence: Evidence, artifact: Artifact) -> Finding:
 
 
 def _kept_ids(evidence: Evidence, used_only: bool = False) -> list[int]:
-    """The base's ids in order, but those that train: of an earlier run's tokens, or of rows that were padding."""
+    """The base's ids in order, without those that train (tokens of an earlier run, or former padding rows)."""
     base = evidence.model("base")
     rows = min(count_rows(base), len(base.tokenizer)) if used_only else count_rows(base)
     new = set(evidence.new_ids)

@@ -1,16 +1,16 @@
-"""Checks that an extended, trained and merged model is what it claims to be.
+"""The table of checks, and how a check runs and gets its verdict.
 
-A check is a function of the `Evidence` that returns a `Finding`, and one entry of `CHECKS`, which says what it protects
-and when it does not apply. So a new one is one function, one entry, and its name in `stages.CheckName`.
+A check is a function of the `Evidence` that returns a `Finding`, and an entry of `CHECKS` that says what it protects
+and when it does not apply. A new check needs one function, one entry, and its name in `stages.CheckName`.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from vocabgraft.checks import conditions as when
-from vocabgraft.checks import encodings, meaning, rows, segmentation, silent_identity
+from vocabgraft.checks import encodings, export, meaning, rows, segmentation, silent_identity
 from vocabgraft.checks.context import Evidence
 from vocabgraft.checks.result import Finding, TooFew, Verdict
 from vocabgraft.errors import VocabgraftError
@@ -23,12 +23,19 @@ class Check:
     """One check's result.
 
     Attributes:
-        figure: None where none was seen, or where it is NaN or infinite.
-        noise: the same measurement on the base alone, where the limit depends on it.
+        name: name of the check.
+        group: its group.
+        protects: as in `CheckEntry`.
+        setting: as in `CheckEntry`.
+        remedy: as in `CheckEntry`.
+        figure: the value; None if there is none, or if it is NaN or infinite.
+        noise: the same measurement on the base, if the limit depends on it; otherwise None.
+        limit: the limit in words.
+        verdict: the verdict.
         reason: why it was waived, does not apply, could not run or cannot be judged.
-        details: the tokens, texts or weights that broke it, at most ten.
-        warnings: tokens that stand out, though the check passed, at most ten.
-        setting, remedy: as in `CheckEntry`.
+        details: the tokens, texts or weights that violate it, at most ten.
+        warnings: remarkable tokens of a check that passed, at most ten.
+        by_token: as of `Finding`; `checks.json` does not have it.
     """
 
     name: str
@@ -43,10 +50,13 @@ class Check:
     reason: str
     details: tuple[str, ...]
     warnings: tuple[str, ...]
+    by_token: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The check as a mapping for `checks.json`."""
-        return asdict(self) | {"details": list(self.details), "warnings": list(self.warnings)}
+        content = asdict(self) | {"details": list(self.details), "warnings": list(self.warnings)}
+        del content["by_token"]
+        return content
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,9 @@ class CheckEntry:
         find: measures the value and compares it with its limit.
         protects: what holds if the check passes.
         remedy: what usually helps if it fails, in one sentence.
-        setting: the key of params.yaml that governs the limit or the cause; None where no setting does.
+        setting: the key of params.yaml that controls the limit or the cause; None if there is none.
         unless: the reason why the check does not apply; "" if it applies.
+        skip_if_waived: a waived check is run all the same and its value shown, but for one that costs seconds.
     """
 
     find: Callable[[Evidence], Finding | TooFew]
@@ -67,10 +78,11 @@ class CheckEntry:
     remedy: str
     setting: str | None = None
     unless: Callable[[Evidence], str] = when.never
+    skip_if_waived: bool = False
 
     @property
     def name(self) -> str:
-        """The function's name, which `params.yaml` waives it by."""
+        """Name of the function, by which `params.yaml` waives the check."""
         return self.find.__name__
 
 
@@ -78,48 +90,48 @@ CHECKS: tuple[CheckEntry, ...] = (
     CheckEntry(
         rows.old_rows_resized,
         "rows",
-        "the resize left the base's own rows alone, bit for bit",
+        "resizing left the base's own rows unchanged, bit for bit",
         remedy="Run resize_base again; if it fails again, save the base with this version of transformers.",
     ),
     CheckEntry(
         rows.old_rows_adapter,
         "rows",
-        "the adapter leaves the base's own rows alone, bit for bit",
+        "the adapter leaves the base's own rows unchanged, bit for bit",
         unless=when.all_trained,
-        remedy="Train again from the present output of resize_base; the adapter was trained over other rows.",
+        remedy="Train again from the current output of resize_base; the adapter was trained over other rows.",
     ),
     CheckEntry(
         rows.old_rows_merged,
         "rows",
-        "training and merging left the base's own rows alone, bit for bit",
+        "training and merging left the base's own rows unchanged, bit for bit",
         unless=when.all_trained,
         remedy="Run merge_adapter again; if it fails again, something but the new rows was trained.",
     ),
     CheckEntry(
         rows.new_rows_finite,
         "rows",
-        "every new row is made of numbers",
+        "no new row has NaN or infinity",
         setting="train_adapter.rows_learning_rate",
         remedy="Lower rows_learning_rate, or train with precision: float32.",
     ),
     CheckEntry(
         rows.new_row_norms,
         "rows",
-        "new rows are of the size of old ones: 1 is the edge of their range",
+        "the norms of new rows are in the range of the old ones (1 is the edge of the range)",
         setting="check_consistency.max_norm_ratio",
         remedy="Lower rows_learning_rate or train fewer epochs, so that rows grow less.",
     ),
     CheckEntry(
         rows.new_rows_apart,
         "rows",
-        "no two new tokens are nearly the same row",
+        "no two new rows are nearly the same",
         setting="check_consistency.max_row_cosine",
-        remedy="Give the two tokens texts or descriptions that tell them apart, or drop one of them.",
+        remedy="Give the two tokens texts or descriptions that distinguish them, or drop one of them.",
     ),
     CheckEntry(
         rows.new_rows_trained,
         "rows",
-        "every new row with a training text was trained and reached the merged model",
+        "every new row with a training text was trained and is in the merged model",
         unless=when.no_row_trained,
         setting="train_adapter.rows_learning_rate",
         remedy="Check that the texts of these tokens are in a training split and that the learning rate is not zero.",
@@ -135,7 +147,7 @@ CHECKS: tuple[CheckEntry, ...] = (
     CheckEntry(
         rows.other_weights,
         "rows",
-        "training rows changed nothing but rows",
+        "training rows changed no other weights",
         unless=when.not_rows_alone,
         setting="train_adapter.method",
         remedy="Use a method that may change other weights (lora_and_tokens), or find what changed them.",
@@ -143,7 +155,7 @@ CHECKS: tuple[CheckEntry, ...] = (
     CheckEntry(
         segmentation.segmentation,
         "segmentation",
-        "a text without a new word has the ids that it had",
+        "a text without a new word has the same ids as before",
         remedy="Drop the words whose addition changes how other texts are segmented, or add them as kind: word.",
     ),
     CheckEntry(
@@ -156,19 +168,19 @@ CHECKS: tuple[CheckEntry, ...] = (
     CheckEntry(
         segmentation.sizes_agree,
         "segmentation",
-        "ids in the tokenizer, the matrix and the configuration agree",
+        "the sizes of tokenizer, embedding matrix and configuration agree",
         remedy="Run extend_tokenizer and resize_base again, so that all parts come from one run.",
     ),
     CheckEntry(
         segmentation.tokenizers_equal,
         "segmentation",
-        "resized, adapter and merged have the tokenizer that extend_tokenizer made",
+        "the resized model, the adapter and the merged model have the tokenizer that extend_tokenizer made",
         remedy="Run the stages after extend_tokenizer again, so that all folders hold its tokenizer.",
     ),
     CheckEntry(
         segmentation.tokenizer_reload,
         "segmentation",
-        "the tokenizer, saved and loaded again, is the same",
+        "the tokenizer is the same after it is saved and loaded again",
         remedy="Save the base's tokenizer with this version of transformers and use that folder as the base.",
     ),
     CheckEntry(
@@ -195,28 +207,28 @@ CHECKS: tuple[CheckEntry, ...] = (
     CheckEntry(
         encodings.reload,
         "encodings",
-        "what was saved is what was in memory",
-        remedy="Run merge_adapter again; what it saved is not the model that it made.",
+        "the saved model gives the same embeddings as the one in memory",
+        remedy="Run merge_adapter again; it saved another model than it made.",
     ),
     CheckEntry(
         encodings.merged_as_adapter,
         "encodings",
-        "the merged model is the adapter's, without PEFT",
+        "the merged model gives the embeddings of the adapter over the resized base",
         setting="check_consistency.merged_tolerance",
-        remedy="Run merge_adapter again from the present outputs of resize_base and train_adapter.",
+        remedy="Run merge_adapter again from the current outputs of resize_base and train_adapter.",
     ),
     CheckEntry(
         encodings.adapter_switch,
         "encodings",
-        "the adapter switched off is the resized base, and switched on again itself",
+        "with the adapter off, the model gives the embeddings of the resized base; with it on again, its own",
         unless=when.no_adapter,
         setting="check_consistency.float32_tolerance",
-        remedy="Train again from the present output of resize_base.",
+        remedy="Train again from the current output of resize_base.",
     ),
     CheckEntry(
         encodings.fresh_process,
         "encodings",
-        "a process with stock sentence-transformers alone gives the same embeddings",
+        "a process with only stock sentence-transformers gives the same embeddings",
         unless=when.own_classes,
         setting="check_consistency.float32_tolerance",
         remedy="Compare the library versions and the environment of both processes.",
@@ -232,7 +244,7 @@ CHECKS: tuple[CheckEntry, ...] = (
     CheckEntry(
         encodings.base_absent,
         "encodings",
-        "the merged folder alone is enough: base, resized base and adapter are not opened",
+        "the merged folder is complete: loading it does not open the base, the resized base or the adapter",
         unless=when.own_classes,
         setting="check_consistency.float32_tolerance",
         remedy="Look for a path of the base, the resized base or the adapter in the merged folder's files.",
@@ -240,14 +252,14 @@ CHECKS: tuple[CheckEntry, ...] = (
     CheckEntry(
         encodings.one_at_a_time,
         "encodings",
-        "a text has one embedding, alone or in a batch",
+        "a text has the same embedding alone or in a batch",
         setting="check_consistency.float32_tolerance",
         remedy="Look for a layer whose result depends on the other texts of a batch.",
     ),
     CheckEntry(
         encodings.padding,
         "encodings",
-        "a text has one embedding, padded or not",
+        "a text has the same embedding padded or not",
         setting="check_consistency.float32_tolerance",
         remedy="Look for a layer that reads padding: an attention mask or a pooling that ignores it.",
     ),
@@ -268,7 +280,7 @@ CHECKS: tuple[CheckEntry, ...] = (
     CheckEntry(
         silent_identity.trained_differs,
         "silent identity",
-        "the trained weights were loaded: a saved adapter can load without error and act as the base",
+        "the trained weights were loaded (a saved adapter can load without an error and still act as the base)",
         unless=when.nothing_trained,
         setting="check_consistency.min_change",
         remedy="Run merge_adapter again; if it fails again, raise the learning rate or the number of epochs.",
@@ -276,7 +288,7 @@ CHECKS: tuple[CheckEntry, ...] = (
     CheckEntry(
         silent_identity.adapter_moved,
         "silent identity",
-        "no weight of the adapter is at its initial value",
+        "no weight of the adapter still has its initial value",
         unless=when.no_trained_adapter,
         setting="train_adapter.learning_rate",
         remedy="Raise the learning rate, or narrow target_modules to layers that the embedding depends on.",
@@ -284,7 +296,7 @@ CHECKS: tuple[CheckEntry, ...] = (
     CheckEntry(
         meaning.meaning_kept,
         "meaning",
-        "no new token lost its meaning: it is near what the base read in it, its description or the texts that use it",
+        "no new token lost its meaning: it is near its old subword tokens, its description or the texts that use it",
         setting="check_consistency.max_meaning_rank",
         remedy="Add texts that use the tokens named, or lower rows_learning_rate.",
     ),
@@ -299,22 +311,22 @@ CHECKS: tuple[CheckEntry, ...] = (
     CheckEntry(
         meaning.descriptions_told_apart,
         "meaning",
-        "new tokens, as a whole, find their own descriptions better than by chance (mean rank: 0 first, 0.5 chance)",
+        "new tokens, as a whole, match their own descriptions better than by chance (mean rank: 0 first, 0.5 chance)",
         unless=when.none_described,
         setting="check_consistency.meaning_alpha",
-        remedy="Check that tokens.json and the rows have one order, and that training did not diverge.",
+        remedy="Check that tokens.json and the rows have the same order, and that training did not diverge.",
     ),
     CheckEntry(
         meaning.swapped_tokens,
         "meaning",
         "no new token has the meaning of another: it is nearest to the texts that use it",
         setting="check_consistency.meaning_alpha",
-        remedy="Check that tokens.json and the rows have one order; add texts that tell the two tokens apart.",
+        remedy="Check that tokens.json and the rows have the same order; add texts that distinguish the tokens.",
     ),
     CheckEntry(
         meaning.relations_told_apart,
         "meaning",
-        "relations, as a whole, are found for held-out triples better than by chance (mean rank: 0 first, 0.5 chance)",
+        "relations of held-out triples, as a whole, are found better than by chance (mean rank: 0 first, 0.5 chance)",
         unless=when.no_relation_trained,
         setting="check_consistency.meaning_alpha",
         remedy="Add training triples, or check that their relations are the right ones.",
@@ -325,14 +337,16 @@ CHECKS: tuple[CheckEntry, ...] = (
         "no relation has the meaning of another: it scores its own triples highest",
         unless=when.no_relation_trained,
         setting="check_consistency.meaning_alpha",
-        remedy="Check that tokens.json and the rows have one order; add triples that tell the two relations apart.",
+        remedy="Check that tokens.json and the rows have the same order; add triples that distinguish the relations.",
     ),
     CheckEntry(
-        encodings.onnx_export,
+        export.onnx_export,
         "export",
-        "the model exported to ONNX gives the same embeddings",
+        "the model exported to ONNX gives the same embeddings and finds the same texts",
+        unless=when.no_onnx,
         setting="check_consistency.onnx_tolerance",
-        remedy="Install what the export needs, or waive the check if the model is never exported.",
+        remedy="Waive the check if the model is never exported; torch may not export its architecture as it is.",
+        skip_if_waived=True,
     ),
 )
 
@@ -343,22 +357,25 @@ def check_all(evidence: Evidence) -> list[Check]:
 
 
 def run_check(entry: CheckEntry, evidence: Evidence) -> Check:
-    """Run one check; one that cannot run has failed, unless it is waived."""
+    """Run one check. A check that cannot run counts as failed, unless it is waived."""
     waived = next((reason for name, reason in evidence.params.waived.items() if name == entry.name), None)
     try:
         if reason := entry.unless(evidence):
             return _result(entry, "does not apply", reason=reason)
+        if waived and entry.skip_if_waived:
+            return _result(entry, "waived", reason=waived)
         found = entry.find(evidence)
-    except Exception as error:  # noqa: BLE001  # whatever stopped it, it did not show what it is there to show
+    except Exception as error:  # noqa: BLE001  # a check that raises has not shown what it must show
         told = f"could not run: {error if isinstance(error, VocabgraftError) else _named(error)}"
         return _result(entry, "waived", reason=waived, details=(told,)) if waived else _result(entry, "failed", told)
     if isinstance(found, TooFew):
         return _result(entry, "too few to judge", found.reason, figure=found.figure, warnings=found.warnings)
     verdict: Verdict = "passed" if found.holds else "waived" if waived else "failed"
     reason = waived or "" if verdict == "waived" else ""
-    return _result(
+    result = _result(
         entry, verdict, reason, found.limit, found.figure, found.details, noise=found.noise, warnings=found.warnings
     )
+    return replace(result, by_token=found.by_token)
 
 
 def _result(
@@ -372,7 +389,7 @@ def _result(
     warnings: tuple[str, ...] = (),
 ) -> Check:
     if figure is not None and not math.isfinite(figure):
-        figure, reason = None, reason or "the figure is NaN or infinite"
+        figure, reason = None, reason or "the value is NaN or infinite"
     return Check(
         name=entry.name,
         group=entry.group,

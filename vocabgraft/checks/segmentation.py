@@ -1,4 +1,4 @@
-"""Checks of the tokenizer: what texts are cut into, and what ids mean."""
+"""Checks of the tokenizer: the segmentation of texts, and the meaning of ids."""
 
 import json
 import tempfile
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MADE: tuple[Artifact, ...] = ("resized", "adapter", "merged")
-# Set by whoever encodes a batch, and no part of what the tokenizer is.
+# Set by whoever encodes a batch, and not part of the tokenizer.
 BATCH_SETTINGS = ("padding", "truncation")
 
 
@@ -27,13 +27,13 @@ def segmentation(evidence: Evidence) -> Finding:
 
 
 def one_id_each(evidence: Evidence) -> Finding:
-    """New tokens that are not one id, or do not decode back."""
+    """New tokens that are not one id, or do not decode to themselves."""
     tokenizer = evidence.model("merged").tokenizer
     broken = []
     for token in evidence.tokens:
         ids = tokenizer(token.text, add_special_tokens=False)["input_ids"]
         read = tokenizer.decode([token.id]).strip()
-        # A token that is matched in normalised text is also decoded to it: of an uncased base, in lower case.
+        # A token that matches in normalized text also decodes to normalized text, such as lower case.
         if ids != [token.id] or read not in _spellings(tokenizer, token):
             broken.append(f"{token.text} ({token.id}): read as {ids}, {token.id} decodes to {quoted(read)}")
     return none_of(broken)
@@ -59,7 +59,7 @@ def sizes_agree(evidence: Evidence) -> Finding:
 
 
 def tokenizers_equal(evidence: Evidence) -> Finding:
-    """Differences of each artifact's tokenizer from that of extend_tokenizer."""
+    """Differences between each artifact's tokenizer and that of extend_tokenizer."""
     texts = _all_texts(evidence)
     return none_of(
         [
@@ -71,7 +71,7 @@ def tokenizers_equal(evidence: Evidence) -> Finding:
 
 
 def tokenizer_reload(evidence: Evidence) -> Finding:
-    """Differences of the merged model's tokenizer from itself, saved and loaded again."""
+    """Differences between the merged model's tokenizer and the same saved and loaded again."""
     tokenizer = evidence.model("merged").tokenizer
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -80,10 +80,10 @@ def tokenizer_reload(evidence: Evidence) -> Finding:
 
 
 def special_tokens(evidence: Evidence) -> Finding:
-    """Tokens that `skip_special_tokens` drops or keeps other than they were added for.
+    """Tokens that `skip_special_tokens` wrongly drops or keeps.
 
-    The base's own special tokens are dropped from a decoded text; a new token is a word of it and stays, a relation's
-    too, unless it was added as special.
+    It drops the base's own special tokens from a decoded text. New tokens are words and stay, also those of relations,
+    unless they were added as special.
     """
     base, tokenizer = evidence.model("base").tokenizer, evidence.model("merged").tokenizer
     broken = []
@@ -98,7 +98,7 @@ def special_tokens(evidence: Evidence) -> Finding:
 
 
 def differences(expected: "PreTrainedTokenizerFast", seen: "PreTrainedTokenizerFast", texts: list[str]) -> list[str]:
-    """What two tokenizers differ in: vocabulary, added tokens, anything else that they are made of, ids of texts."""
+    """Differences between two tokenizers: vocabulary, added tokens, all other components, ids of texts."""
     before, after = expected.get_vocab(), seen.get_vocab()
     found = [
         f"{token} is {after.get(token)}, not {before.get(token)}"
@@ -114,12 +114,12 @@ def differences(expected: "PreTrainedTokenizerFast", seen: "PreTrainedTokenizerF
     parts, seen_parts = _parts(expected), _parts(seen)
     found += [f"its {name} differs" for name in sorted(parts) if parts[name] != seen_parts.get(name)]
     ids, seen_ids = _ids(expected, texts), _ids(seen, texts)
-    found += [f"it reads {quoted(text)} otherwise" for text, a, b in zip(texts, ids, seen_ids, strict=True) if a != b]
+    found += [f"it reads {quoted(text)} differently" for text, a, b in zip(texts, ids, seen_ids, strict=True) if a != b]
     return found
 
 
 def _parts(tokenizer: "PreTrainedTokenizerFast") -> dict[str, Any]:
-    """Everything beside the vocabulary and the added tokens, which are compared entry by entry."""
+    """All components except the vocabulary and the added tokens, which are compared entry by entry."""
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     model = {name: value for name, value in parts.pop("model").items() if name != "vocab"}
     return {"model": model} | {name: parts[name] for name in parts if name not in (*BATCH_SETTINGS, "added_tokens")}

@@ -1,4 +1,4 @@
-"""Checks against a silent identity: trained weights that were lost, so that a model loads and acts as before."""
+"""Checks against a silent identity: lost trained weights, so that the model loads but acts like the base."""
 
 import copy
 from typing import Any
@@ -6,20 +6,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from vocabgraft.checks.conditions import not_rows_alone
 from vocabgraft.checks.context import Artifact, Evidence
 from vocabgraft.checks.encodings import relative_differences
 from vocabgraft.checks.result import Finding, at_least, none_of, quoted
+from vocabgraft.config.training import STILL_METHODS
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.extra_modules import custom_modules
 from vocabgraft.token_embeddings.trainable import ROWS
-from vocabgraft.tokens.tokenizer import new_ids_in
 
 TRAINED: tuple[Artifact, Artifact] = ("resized", "merged")
 
 
 def trained_differs(evidence: Evidence) -> Finding:
-    """Least change by training of an encoding of a text with a trained token."""
+    """The least change that training made to the embedding of a text with a trained token."""
     limit, lists = evidence.params.min_change, evidence.probes.new
     texts = [text for text_list in lists for text in text_list]
     before, after = (
@@ -29,8 +28,8 @@ def trained_differs(evidence: Evidence) -> Finding:
     moved = _reads_a_trained_token(evidence, texts)
     if not moved.any():
         raise VocabgraftError(
-            "no probe text holds a token that was trained, so nothing shows that the training arrived; add retention "
-            "pairs with such words"
+            "no probe text contains a trained token, so nothing shows that the trained weights are loaded; add "
+            "retention pairs with such words"
         )
     changes = np.where(moved, relative_differences(before, after), np.inf)
     same = [
@@ -42,18 +41,19 @@ def trained_differs(evidence: Evidence) -> Finding:
 
 
 def adapter_moved(evidence: Evidence) -> Finding:
-    """Weights of the loaded adapter that are as a fresh one has them, rows and custom modules among them.
+    """Weights of the loaded adapter with their initial values, including rows and custom modules.
 
-    A fresh adapter of the same configuration is made over the resized base. What it draws at random equals nothing that
-    was trained; what starts from a fixed value (LoRA's B from zeros, a row from itself) tells whether it was trained or
-    loaded. A weight that no embedding depends on, such as a LoRA on an unused pooler, has no gradient and cannot move.
+    A fresh adapter of the same configuration is made over the resized base. Its random weights never equal trained
+    ones. Weights that start from fixed values (LoRA's B from zeros, a row from itself) show whether they were trained
+    and loaded. Weights without influence on the embedding, such as a LoRA on an unused pooler, have no gradient and are
+    skipped.
     """
     adapter = evidence.model("adapter")
     saved = dict(adapter.named_parameters())
     found = []
     for name, start in _fresh_adapter(evidence).items():
         if name not in saved:
-            found.append(f"{name}: not there")
+            found.append(f"{name}: missing")
         elif ROWS.search(name):
             found += _rows_at_their_start(evidence, saved[name], start)
         elif torch.equal(saved[name].detach(), start):
@@ -68,17 +68,18 @@ def adapter_moved(evidence: Evidence) -> Finding:
 
 
 def _reads_a_trained_token(evidence: Evidence, texts: list[str]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """For each text, whether the model reads a trained token in it; all where more than rows trains: (texts,)."""
-    if not_rows_alone(evidence):
+    """For each text, whether training moves it: (texts,).
+
+    Rows move texts with a trained token, an adapter with a gate those with any new token, other methods every text.
+    """
+    if evidence.method not in STILL_METHODS:
         return np.ones(len(texts), dtype=bool)
-    trained = {token.id for token in evidence.tokens if token.text not in evidence.without_training_text}
-    window = evidence.model("merged").max_seq_length
-    read = evidence.tokenizer(texts, truncation=window is not None, max_length=window, verbose=False)["input_ids"]
-    return np.array([bool(found) for found in new_ids_in(read, trained)], dtype=bool)
+    untrained = evidence.without_training_text if evidence.method == "tokens" else frozenset()
+    return evidence.reads(texts, {token.id for token in evidence.tokens if token.text not in untrained})
 
 
 def _fresh_adapter(evidence: Evidence) -> dict[str, torch.Tensor]:
-    """The trainable weights of a new adapter that an embedding depends on, by name."""
+    """The trainable weights of a new adapter that influence the embedding, by name."""
     from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(str(evidence.folders.adapter))
@@ -94,4 +95,4 @@ def _rows_at_their_start(evidence: Evidence, saved: torch.Tensor, start: torch.T
     same = (saved.detach() == start).all(dim=1).tolist()
     order = sorted(evidence.tokens, key=lambda token: token.id)
     names = [token.text for token, is_same in zip(order, same, strict=True) if is_same]
-    return [f"the row of {name}: as it started" for name in names if name not in evidence.without_training_text]
+    return [f"the row of {name}: as it started" for name in names if name not in evidence.may_stay]

@@ -1,1 +1,1 @@
-"""params.yaml as types: every key checked before any work starts."""
+"""params.yaml as types. Every key is checked before any work starts."""

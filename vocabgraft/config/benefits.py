@@ -1,6 +1,6 @@
-"""The figures that `register_model.gates.benefit` may name, and which of them given datasets can measure.
+"""The metrics that `register_model.gates.benefit` may name, and which of them the given datasets can measure.
 
-`params.yaml` is checked with these names, so nothing here imports torch.
+The check of `params.yaml` uses these names, so nothing here imports torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from vocabgraft.config.losses import Format
 
 Subset = Literal["all", "new_word", "no_new_word"]
 SUBSETS: tuple[Subset, ...] = get_args(Subset)
-# What is asked of a figure: a gain over the base, a value near enough to the base's, or a loss that stays small.
+# What a metric must show: a gain over the base, a value near the base's, or a small loss.
 Rule = Literal["gain", "fidelity", "kept"]
 RETENTION = "retention"
 SPEARMAN, COSINE, TOKENS = "spearman", "cosine", "tokens"
@@ -22,13 +22,13 @@ BENCHMARK_METRICS = ("ndcg@10", "mrr@10", "recall@100")
 
 @dataclass(frozen=True)
 class Benefit:
-    """One figure of the evaluation: a metric of a dataset, over all of its held-out items or a subset of them.
+    """A metric of a dataset, over all of its held-out items or a subset of them.
 
     Attributes:
-        dataset: its name, that of a benchmark, or one of `WITHOUT_LABELS`.
-        subset: items with a new word, without one, or all.
-        metric: such as `mrr`.
-        rule: what is asked of the figure.
+        dataset: name of a dataset or benchmark, or one of `WITHOUT_LABELS`.
+        subset: items with a new word, items without one, or all.
+        metric: name of the metric, such as `mrr`.
+        rule: what the metric must show.
     """
 
     dataset: str
@@ -42,7 +42,7 @@ class Benefit:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What finds it in the evaluation's files."""
+        """Its key in the evaluation's files."""
         return self.dataset, self.subset, self.metric
 
     @property
@@ -54,15 +54,15 @@ class Benefit:
 FIDELITY = Benefit("fidelity", "all", COSINE, "fidelity")
 TOKENS_PER_TEXT = Benefit("tokens_per_text", "all", TOKENS)
 KEPT = Benefit(RETENTION, "all", SPEARMAN, "kept")
-# What a vocabulary without labelled data can show. `params.yaml` names each by one word.
+# The benefits that need no labeled data. `params.yaml` names each by one word.
 WITHOUT_LABELS: Mapping[str, Benefit] = {entry.dataset: entry for entry in (FIDELITY, TOKENS_PER_TEXT, KEPT)}
 
 
 def parse_benefit(text: str) -> Benefit:
-    """The figure that a text names: `DATASET.SUBSET.METRIC` or one of `WITHOUT_LABELS`.
+    """Parse `DATASET.SUBSET.METRIC` or one of `WITHOUT_LABELS`.
 
     Raises:
-        ValueError: for any other text; the forms that are allowed are named.
+        ValueError: for any other text, with the forms that are allowed.
     """
     if text in WITHOUT_LABELS:
         return WITHOUT_LABELS[text]
@@ -70,14 +70,14 @@ def parse_benefit(text: str) -> Benefit:
     known = subset in SUBSETS and dataset not in (FIDELITY.dataset, TOKENS_PER_TEXT.dataset)
     if not (dataset and metric and known and text.count(".") == 2):
         raise ValueError(
-            f"{text!r} names no figure; allowed: null, {', '.join(WITHOUT_LABELS)}, or DATASET.SUBSET.METRIC with "
+            f"{text!r} names no metric; allowed: null, {', '.join(WITHOUT_LABELS)}, or DATASET.SUBSET.METRIC with "
             f"SUBSET one of {', '.join(SUBSETS)}, such as terms.new_word.mrr"
         )
     return Benefit(dataset, subset, metric)
 
 
 def metrics_of(dataset_format: Format, recall_at: int) -> tuple[str, ...]:
-    """The metrics that `evaluate_model` computes item by item for a dataset of a format; none for most formats."""
+    """The metrics that `evaluate_model` computes item by item for a format; most formats have none."""
     retrieval = ("mrr", f"recall@{recall_at}")
     by_format: dict[str, tuple[str, ...]] = {
         "pairs": retrieval,
@@ -89,14 +89,14 @@ def metrics_of(dataset_format: Format, recall_at: int) -> tuple[str, ...]:
 
 
 def require_measured(benefit: Benefit, measured: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a figure that these datasets never measure.
+    """Refuse a metric that these datasets do not measure.
 
     Args:
-        benefit: the figure.
+        benefit: the metric.
         measured: the metrics by dataset, benchmark or word of `WITHOUT_LABELS`.
 
     Raises:
-        ValueError: with every figure that can be measured.
+        ValueError: with every metric that can be measured.
     """
     if benefit.metric in measured.get(benefit.dataset, ()):
         return

@@ -1,9 +1,12 @@
-"""Parameters of a dataset: its format and columns, its files, its held-out rows, its loss."""
+"""Parameters of a dataset: format and columns, files, held-out rows, loss."""
 
-from typing import Annotated, Any, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
+    ConfigDict,
+    Field,
     StringConstraints,
     field_validator,
     model_validator,
@@ -13,10 +16,13 @@ from vocabgraft.config.benefits import WITHOUT_LABELS
 from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, Format, check_loss
 from vocabgraft.config.section import Fraction, Name, Positive, RawFiles, Section
 
-# These stand beside the datasets' names in the figures of `evaluate_model`.
-RESERVED_NAMES = tuple(WITHOUT_LABELS)
+Split = Literal["train", "validation", "test"]
+# The metrics of `evaluate_model` have these keys beside the names of the datasets.
+# `retain` names the general texts of train_adapter.retain, which are trained on like a dataset.
+RETAIN = "retain"
+RESERVED_NAMES = (*WITHOUT_LABELS, RETAIN)
 
-# The first column is the one whose hash splits, unless a row has a group.
+# The hash of the first column decides the split, unless a row has a group.
 COLUMNS: dict[Format, tuple[str, ...]] = {
     "triples": ("head", "relation", "tail"),
     "pairs": ("anchor", "positive"),
@@ -34,22 +40,43 @@ OPTIONAL_COLUMNS: dict[Format, tuple[str, ...]] = {
     "triples": (),
     "triplets": (*MORE_NEGATIVES, "group"),
 }
-# Columns that hold no text; every other does.
+# The texts that make rows one group. Negatives are left out: they are mostly answers of other rows, so that all rows
+# would be one group. So are tails: a graph is connected, and link prediction asks for entities that are known.
+JOINING: dict[Format, tuple[str, ...]] = {
+    "triples": ("head",),
+    "pairs": ("anchor", "positive"),
+    "triplets": ("anchor", "positive"),
+    "scored_pairs": ("sentence1", "sentence2"),
+    "labelled_pairs": ("sentence1", "sentence2"),
+    "labelled_texts": ("text",),
+    "texts": ("text",),
+    "teacher_embeddings": ("text",),
+    "margins": ("query", "positive"),
+}
+# Columns that hold no text; every other column does.
 NUMBERS = ("score", "margin")
 LABELS = ("label",)
 VECTORS = ("embedding",)
-# Formats that ask a question and know its answer, which evaluate_model measures.
+# Formats of a query and its answer, which evaluate_model scores as retrieval.
 RETRIEVAL_FORMATS: tuple[Format, ...] = ("triples", "pairs", "triplets")
 DEFAULT_TEMPLATE = "{head} {relation}"
 
 
 def text_columns(dataset_format: Format) -> tuple[str, ...]:
-    """The columns of a format that hold texts, those that it must have."""
+    """The required columns of a format that hold texts."""
     return tuple(name for name in COLUMNS[dataset_format] if name not in (*NUMBERS, *LABELS, *VECTORS))
 
 
 class FileParams(Section):
-    """A dataset's files inside `data/raw/`: for each split a name, a pattern such as `part-*.parquet`, or several."""
+    """A dataset's files inside `data/raw/`.
+
+    A split is a file, a pattern such as `part-*.parquet`, or a list of both.
+
+    Attributes:
+        train: files of the train split.
+        validation: files of the validation split; or hold out a share (`held_out`).
+        test: files of the test split; or hold out a share (`held_out`).
+    """
 
     train: RawFiles
     validation: RawFiles | None = None
@@ -57,7 +84,12 @@ class FileParams(Section):
 
 
 class HeldOutParams(Section):
-    """Share of the groups kept out of training for each split."""
+    """Share of the groups that is held out from training for each split.
+
+    Attributes:
+        validation: share of the validation split.
+        test: share of the test split.
+    """
 
     validation: Fraction = 0.0
     test: Fraction = 0.0
@@ -70,7 +102,12 @@ class HeldOutParams(Section):
 
 
 class WrapperParams(Section):
-    """A loss around another, such as MatryoshkaLoss: its class and its arguments."""
+    """A loss that wraps another, such as MatryoshkaLoss.
+
+    Attributes:
+        name: class of the wrapper.
+        arguments: arguments of the class.
+    """
 
     name: Annotated[str, StringConstraints(min_length=1)]
     arguments: dict[str, Any] = {}
@@ -81,23 +118,38 @@ def _by_name(value: Any) -> Any:
 
 
 class LossParams(WrapperParams):
-    """The loss of a dataset: its class, its arguments, and what is put around it, innermost first."""
+    """The loss of a dataset.
+
+    Attributes:
+        name: class of the loss.
+        arguments: arguments of the class.
+        wrappers: losses that wrap it, innermost first, by name or with arguments.
+    """
 
     wrappers: list[Annotated[WrapperParams, BeforeValidator(_by_name)]] = []
 
 
 class DatasetParams(Section):
-    """One dataset: its format, its files, how its held-out rows are chosen, and what is learnt from it.
+    """One dataset.
 
     Attributes:
-        loss: by name, or with arguments and wrappers; None is the default of the format.
-        weight: of the dataset's loss.
-        template: what a triple asks for its tail, where its loss is one for pairs.
+        name: name of the dataset.
+        format: format of the rows, which says their columns and the losses that fit.
+        from: `descriptions` makes the pairs from the vocabulary: each word, and contexts that hold it, against its
+            description; null reads them from `files`. The field is `source`.
+        files: files of each split; null with `from`.
+        held_out: shares of the train files to hold out for validation and test.
+        loss: loss by name, or with arguments and wrappers; null takes the default of the format.
+        weight: weight of the dataset's loss.
+        template: text of the query that a triple makes for its tail; used with losses for pairs.
     """
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     name: Name
     format: Format
-    files: FileParams
+    source: Literal["descriptions"] | None = Field(default=None, alias="from")
+    files: FileParams | None = None
     held_out: HeldOutParams = HeldOutParams()
     loss: Annotated[LossParams | None, BeforeValidator(_by_name)] = None
     weight: Positive = 1.0
@@ -109,9 +161,9 @@ class DatasetParams(Section):
         try:
             filled = template.format(head="\0", relation="\1")
         except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise ValueError(f"{template!r} is no template of {{head}} and {{relation}} ({error})") from error
+            raise ValueError(f"{template!r} is not a template of {{head}} and {{relation}} ({error})") from error
         if "\0" not in filled or "\1" not in filled:
-            raise ValueError(f"{template!r} leaves out {{head}} or {{relation}}; a template holds both")
+            raise ValueError(f"{template!r} lacks {{head}} or {{relation}}; a template contains both")
         return template
 
     @model_validator(mode="after")
@@ -119,8 +171,21 @@ class DatasetParams(Section):
         loss = self.chosen_loss
         check_loss(self.format, loss.name, loss.arguments, [(entry.name, entry.arguments) for entry in loss.wrappers])
         if self.template != DEFAULT_TEMPLATE and self.format != "triples":
-            raise ValueError(f"template is of triples, and the format is {self.format}; take it out")
+            raise ValueError(f"template is for triples, and the format is {self.format}; remove it")
         return self
+
+    @model_validator(mode="after")
+    def _rows_come_from_one_place(self) -> Self:
+        if (self.files is None) is (self.source is None):
+            seen = "both" if self.files else "neither"
+            raise ValueError(f"a dataset has either files or from (allowed: descriptions), and this one has {seen}")
+        if self.source and self.format != "pairs":
+            raise ValueError(f"from: {self.source} makes pairs, and the format is {self.format}; set format to pairs")
+        return self
+
+    def files_of(self, split: Split) -> Sequence[str]:
+        """The files given for a split."""
+        return (getattr(self.files, split) or ()) if self.files else ()
 
     @property
     def chosen_loss(self) -> LossParams:
@@ -129,22 +194,23 @@ class DatasetParams(Section):
 
     @property
     def is_translation(self) -> bool:
-        """Whether its loss reads a relation as a vector to add (Bordes et al., 2013)."""
+        """Whether the loss reads a relation as a vector to add (Bordes et al., 2013)."""
         return LOSSES[self.chosen_loss.name].reads == "triple"
 
     @property
     def has_validation(self) -> bool:
         """Whether a file or a share is given for the validation split."""
-        return bool(self.files.validation or self.held_out.validation)
+        return bool(self.files_of("validation") or self.held_out.validation)
 
     @property
     def has_test(self) -> bool:
         """Whether a file or a share is given for the test split."""
-        return bool(self.files.test or self.held_out.test)
+        return bool(self.files_of("test") or self.held_out.test)
 
     @model_validator(mode="after")
     def _one_source_a_split(self) -> Self:
-        for split in ("validation", "test"):
-            if getattr(self.files, split) and getattr(self.held_out, split):
+        splits: tuple[Split, ...] = ("validation", "test")
+        for split in splits:
+            if self.files_of(split) and getattr(self.held_out, split):
                 raise ValueError(f"'{split}' is given as a file and as a share held out; keep one of them")
         return self

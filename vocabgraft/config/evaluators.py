@@ -1,4 +1,4 @@
-"""Which evaluator fits which format, in one table; nothing heavy is imported, so that params.yaml is judged by it."""
+"""Which evaluator fits which format, in one table. It imports nothing heavy: params.yaml is checked often."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class EvaluatorEntry:
     """One evaluator.
 
     Attributes:
-        formats: that it fits.
-        filled_in: arguments of its class that params.yaml may not give: the data, and what replaces other arguments.
-        module: where its class is.
+        formats: the formats that it fits.
+        filled_in: arguments of the class that the pipeline sets and params.yaml may not.
+        module: module of the class.
     """
 
     formats: tuple[Format, ...]
@@ -51,15 +51,15 @@ EVALUATORS: dict[str, EvaluatorEntry] = {
 
 
 def evaluators_for(dataset_format: Format) -> list[str]:
-    """The evaluators that fit a format; the first is the one that is taken where none is named."""
+    """The evaluators that fit a format, the default first."""
     return [name for name, entry in EVALUATORS.items() if dataset_format in entry.formats]
 
 
 def default_evaluator(dataset_format: Format, loss: str) -> str:
-    """The evaluator of a format where none is named; that of labels in classes follows the loss.
+    """The default evaluator of a format; for SoftmaxLoss, that of its classifier.
 
     Raises:
-        ValueError: when none fits.
+        ValueError: if none fits.
     """
     if loss == "SoftmaxLoss":
         return "LabelAccuracyEvaluator"
@@ -71,7 +71,7 @@ def default_evaluator(dataset_format: Format, loss: str) -> str:
 
 
 def check_evaluator(dataset_format: Format, loss: str, name: str | None, arguments: Mapping[str, Any]) -> None:
-    """Refuse an evaluator that does not exist or does not fit, or an argument that it does not have.
+    """Refuse an evaluator that does not exist or does not fit, or an unknown argument.
 
     Raises:
         ValueError: with what is allowed.

@@ -1,4 +1,4 @@
-"""Which loss fits which format, in one table; nothing heavy is imported, so that params.yaml is judged by it."""
+"""Which loss fits which format, in one table. It imports nothing heavy: params.yaml is checked often."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ Format = Literal[
     "margins",
 ]
 FORMATS: tuple[Format, ...] = get_args(Format)
-# What a loss reads of a row. `pair` is anchor and positive, and with triplets the negatives after them; `noisy` is a
-# text without some of its words, and the text; `contrast` two texts and whether they are one.
+# What a loss reads from a row. `pair` is anchor and positive, followed by the negatives of triplets; `noisy` is a text
+# without some of its words, and the text; `contrast` is two texts and whether they are the same.
 Reads = Literal[
     "pair",
     "triplet",
@@ -58,15 +58,15 @@ class LossEntry:
     """One loss.
 
     Attributes:
-        reads: what it reads of a row, which says the formats that it fits.
+        reads: what it reads from a row, which decides the formats that fit.
         negatives: how many negatives of triplets it takes; 0: triplets do not fit, None: any number.
-        wrappers: losses that may be put around it.
-        constants: whether it reads `sentence_embedding` alone, of one model. Otherwise the table of constant
-            embeddings (`vocabgraft/training/embedding_cache.py`), which gives back nothing else, stays off.
-        copies_model: it trains a copy of the model beside it, made when the loss is.
-        in_batch_softmax: `train_adapter.scale` is its scale where none is given.
-        guided: it needs a guide model: `base` (the resized base, frozen) or a folder.
-        module: where its class is.
+        wrappers: losses that may wrap it.
+        constants: whether it reads only `sentence_embedding` of one model. Otherwise the cache of constant embeddings
+            (`vocabgraft/training/embedding_cache.py`), which returns nothing else, is off.
+        copies_model: whether it also trains a copy of the model, made when the loss is constructed.
+        in_batch_softmax: whether `train_adapter.scale` is its default scale.
+        guided: whether it needs a guide model: `base` (the resized base, frozen) or a folder.
+        module: module of the class.
     """
 
     reads: Reads
@@ -85,11 +85,12 @@ class LossEntry:
         return tuple(name for name in FORMATS if name in fitting)
 
 
-# A loss that embeds again in its backward pass can be wrapped by dimensions only.
+# A loss that embeds again in its backward pass can be wrapped by MatryoshkaLoss only.
 _BY_DIMENSION = ("MatryoshkaLoss",)
-# The classifier is made for one width.
+# The classifier has a fixed input width.
 _BY_LAYER = ("AdaptiveLayerLoss",)
 _TRIPLES = "vocabgraft.triples.losses"
+_SIMCSE = "vocabgraft.training.simcse"
 
 LOSSES: dict[str, LossEntry] = {
     "MultipleNegativesRankingLoss": LossEntry("pair", negatives=None, in_batch_softmax=True),
@@ -101,7 +102,7 @@ LOSSES: dict[str, LossEntry] = {
     "GISTEmbedLoss": LossEntry("pair", negatives=1, guided=True),
     "CachedGISTEmbedLoss": LossEntry("pair", negatives=None, wrappers=_BY_DIMENSION, guided=True),
     "MegaBatchMarginLoss": LossEntry("pair", wrappers=_BY_DIMENSION),
-    # It gives two terms by name, which a wrapper cannot add up.
+    # It returns two named terms, which a wrapper cannot add up.
     "GlobalOrthogonalRegularizationLoss": LossEntry("pair", negatives=None, wrappers=()),
     "TripletLoss": LossEntry("triplet", negatives=1),
     "TranslationLoss": LossEntry("triple", wrappers=(), constants=False, module=_TRIPLES),
@@ -119,6 +120,8 @@ LOSSES: dict[str, LossEntry] = {
     "DenoisingAutoEncoderLoss": LossEntry("noisy", wrappers=(), constants=False),
     "ContrastiveTensionLoss": LossEntry("contrast", wrappers=(), constants=False, copies_model=True),
     "ContrastiveTensionLossInBatchNegatives": LossEntry("single", wrappers=(), constants=False, copies_model=True),
+    # AdaptiveLayerLoss reads the layers from the features, of which SimCSE makes two copies.
+    "SimCSELoss": LossEntry("single", wrappers=_BY_DIMENSION, in_batch_softmax=True, module=_SIMCSE),
     "MSELoss": LossEntry("teacher"),
     "EmbedDistillLoss": LossEntry("teacher"),
     "MarginMSELoss": LossEntry("margin"),
@@ -128,7 +131,7 @@ LOSSES: dict[str, LossEntry] = {
 
 @dataclass(frozen=True)
 class WrapperEntry:
-    """A loss around another: the arguments that it needs; `constants` as of `LossEntry`."""
+    """A loss that wraps another: its required arguments, and `constants` as in `LossEntry`."""
 
     required: tuple[str, ...] = ()
     constants: bool = True
@@ -139,9 +142,9 @@ WRAPPERS: dict[str, WrapperEntry] = {
     "AdaptiveLayerLoss": WrapperEntry(constants=False),
     "Matryoshka2dLoss": WrapperEntry(("matryoshka_dims",), constants=False),
 }
-# Around each other, innermost first; what is not listed does not work together.
+# Combinations of wrappers that work, innermost first.
 WRAPPER_ORDERS = (*((name,) for name in WRAPPERS), ("MatryoshkaLoss", "AdaptiveLayerLoss"))
-# Arguments that the pipeline gives.
+# Arguments that the pipeline fills in.
 FILLED_IN = frozenset({"model", "loss", "embedding_dimension", "known", "candidates", "prompts", "seed"})
 
 DEFAULT_LOSS: dict[Format, str] = {
@@ -150,9 +153,9 @@ DEFAULT_LOSS: dict[Format, str] = {
     "triplets": "MultipleNegativesRankingLoss",
     "scored_pairs": "CoSENTLoss",
     "labelled_pairs": "ContrastiveLoss",
-    # The one of the four without a margin, whose default of 5 no two unit vectors reach.
+    # The only one of the four without a margin; two unit vectors cannot reach the default margin of 5.
     "labelled_texts": "BatchHardSoftMarginTripletLoss",
-    # The one that needs neither a decoder nor drawn negatives.
+    # The only one that needs neither a decoder nor sampled negatives.
     "texts": "ContrastiveTensionLossInBatchNegatives",
     "teacher_embeddings": "MSELoss",
     "margins": "MarginMSELoss",
@@ -170,11 +173,11 @@ def check_loss(
     arguments: Mapping[str, Any],
     wrappers: Iterable[tuple[str, Mapping[str, Any]]] = (),
 ) -> None:
-    """Refuse what cannot be trained, whatever the model.
+    """Refuse a loss that no model could train with.
 
     Raises:
-        ValueError: for a loss that does not exist or does not fit, an argument that it does not have, or a wrapper
-            that does not fit it, each with what does.
+        ValueError: for a loss that does not exist or does not fit, an unknown argument, or a wrapper that does not fit,
+            each with what is allowed.
     """
     fitting = losses_for(dataset_format)
     if name not in LOSSES:
@@ -212,11 +215,11 @@ def check_arguments(
     """Refuse an argument that is unknown or missing.
 
     Args:
-        owner: the class.
+        owner: name of the class.
         given: its arguments by name.
-        module: of the class.
-        filled_in: arguments of the class that the pipeline gives.
-        required: what has to be given.
+        module: module of the class.
+        filled_in: arguments that the pipeline fills in.
+        required: arguments that must be given.
 
     Raises:
         ValueError: with the arguments allowed.
@@ -230,18 +233,25 @@ def check_arguments(
         raise ValueError(f"{owner} needs the argument {', '.join(missing)}; give it under arguments")
 
 
-def check_method(name: str, arguments: Mapping[str, Any], method: str) -> None:
-    """Refuse a loss that a method of training cannot train.
+def check_method(name: str, arguments: Mapping[str, Any], method: str, wrappers: Iterable[str] = ()) -> None:
+    """Refuse a loss that a training method cannot train.
 
     Raises:
-        ValueError: with the reason and the way out.
+        ValueError: with the reason and the remedy.
     """
+    if method == "gated" and not works_with_constants(name, wrappers):
+        named = " in ".join([name, *wrappers])
+        raise ValueError(
+            f"{named} reads more of the model than a text's embedding, and the method gated trains on stored "
+            "embeddings of texts without a new token; take a loss over embeddings, such as "
+            "MultipleNegativesRankingLoss, or another method"
+        )
     tied = arguments.get("tie_encoder_decoder", True)
     if name == "DenoisingAutoEncoderLoss" and tied and method not in WHOLE_MODEL_METHODS:
         raise ValueError(
-            f"DenoisingAutoEncoderLoss ties its decoder to the encoder, whose weights the method {method} freezes and "
-            "whose adapter does not save them, so nothing that it learns would be kept; give arguments: "
-            "{tie_encoder_decoder: false} for a decoder of its own"
+            f"DenoisingAutoEncoderLoss ties its decoder to the encoder. The method {method} freezes the encoder's "
+            "weights and the adapter does not save them, so nothing learned would be kept; give arguments: "
+            "{tie_encoder_decoder: false} for a separate decoder"
         )
 
 

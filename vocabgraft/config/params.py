@@ -1,4 +1,4 @@
-"""The whole of `params.yaml`: read, checked across its sections, explained where it is wrong."""
+"""`params.yaml`: reads it, checks it across sections, and explains its errors."""
 
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
@@ -25,6 +25,7 @@ from vocabgraft.config.evaluators import check_evaluator
 from vocabgraft.config.losses import check_method
 from vocabgraft.config.section import Section
 from vocabgraft.config.stages import (
+    HIDDEN,
     BaseParams,
     CheckConsistencyParams,
     EvaluateModelParams,
@@ -37,13 +38,31 @@ from vocabgraft.config.stages import (
     ValidateDataParams,
 )
 from vocabgraft.config.training import EvaluatorParams, TrainAdapterParams
+from vocabgraft.config.yaml_text import load_yaml
 from vocabgraft.errors import VocabgraftError
 
 PARAMS_FILE = Path("params.yaml")
+# Characters of a value in a message.
+LONGEST_VALUE = 200
 
 
 class Params(Section):
-    """The whole of `params.yaml`: the seed, the base, the failure hook and one section a stage."""
+    """All of `params.yaml`: the seed, the base, the failure hook and one section per stage.
+
+    Attributes:
+        seed: seed of initialization, distillation, training and bootstrap.
+        base: the base model.
+        failure_hook: a webhook for failed runs.
+        validate_data: files, datasets, limits, and what to do with bad rows.
+        extend_tokenizer: limits on new tokens; tokens of an earlier run to train again.
+        resize_base: initialization of new rows, distillation, your own layers.
+        train_adapter: the training.
+        merge_adapter: the vocabulary pack.
+        train_control: empty; the control is trained with the settings of `train_adapter`.
+        check_consistency: limits of the checks, and waived checks with their reasons.
+        evaluate_model: metrics, the control, your own benchmarks, MTEB tasks.
+        register_model: the registered model's name and its gates.
+    """
 
     seed: Annotated[int, Field(ge=0)]
     base: BaseParams
@@ -70,11 +89,21 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _gate_has_no_modules(self) -> Self:
+        if self.train_adapter.method == "gated" and self.resize_base.modules:
+            raise ValueError(
+                "train_adapter.method is gated, and resize_base.modules would move every text when they are trained; "
+                "set resize_base.modules: [], or another method"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _losses_can_be_trained(self) -> Self:
         for number, dataset in enumerate(self.validate_data.datasets):
             loss = dataset.chosen_loss
             try:
-                check_method(loss.name, loss.arguments, self.train_adapter.method)
+                wrappers = [wrapper.name for wrapper in loss.wrappers]
+                check_method(loss.name, loss.arguments, self.train_adapter.method, wrappers)
             except ValueError as error:
                 raise ValueError(f"validate_data.datasets.{number}.loss: {error}") from error
         return self
@@ -118,7 +147,7 @@ class Params(Section):
         names = [*(entry.name for entry in self.evaluate_model.benchmarks), *self.evaluate_model.mteb_tasks]
         if both := sorted(taken & set(names)):
             raise ValueError(
-                f"evaluate_model has a benchmark named {', '.join(both)}, as a dataset or figure is; name it otherwise"
+                f"evaluate_model has a benchmark named {', '.join(both)}, the name of a dataset or metric; rename it"
             )
         return self
 
@@ -130,12 +159,12 @@ class Params(Section):
 
     @property
     def trains(self) -> bool:
-        """Whether there are examples and epochs to train on them; otherwise rows stay as they were distilled."""
+        """Whether there are examples and epochs; otherwise rows stay as they were distilled."""
         return bool(self.validate_data.datasets) and self.train_adapter.trains
 
     @property
     def measured(self) -> dict[str, tuple[str, ...]]:
-        """The metrics that `evaluate_model` computes item by item: by dataset, benchmark or other figure."""
+        """The metrics that `evaluate_model` computes item by item, by dataset, benchmark or metric without labels."""
         datasets, evaluation = self.validate_data.datasets, self.evaluate_model
         found: dict[str, tuple[str, ...]] = {}
         if any(dataset.has_test for dataset in datasets) or self._holds_out_contexts:
@@ -175,7 +204,11 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 def read_params_text(path: Path) -> str:
-    """The text of a `params.yaml`; refused when it is missing or not UTF-8."""
+    """Read the text of a `params.yaml`.
+
+    Raises:
+        VocabgraftError: if the file is missing or not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -185,20 +218,12 @@ def read_params_text(path: Path) -> str:
 
 
 def parse_params_text(text: str, origin: str) -> Params:
-    """Turn the text of a `params.yaml` into `Params`; `origin` names it in errors."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        # YAML 1.2, as DVC reads the file: in PyYAML's 1.1 `5e-4` is text and `on` is true.
-        loaded = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise VocabgraftError(f"{origin} is not YAML: {error}") from error
-    return parse_params(loaded, origin)
+    """Parse the text of a `params.yaml`; `origin` names it in errors."""
+    return parse_params(load_yaml(text, origin), origin)
 
 
 def parse_params(loaded: Any, origin: str) -> Params:
-    """Turn a loaded mapping into `Params`; `origin` names it in errors."""
+    """Convert a loaded mapping to `Params`; `origin` names it in errors."""
     if not isinstance(loaded, dict):
         raise VocabgraftError(f"{origin} holds {type(loaded).__name__}, not a mapping of sections")
     try:
@@ -208,17 +233,24 @@ def parse_params(loaded: Any, origin: str) -> Params:
         raise VocabgraftError(f"{origin}: " + "\n".join(lines)) from error
 
 
+def _shortened(text: str) -> str:
+    """The beginning of a value that is too long for a message."""
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
 def _explain(detail: dict[str, Any]) -> str:
     location: tuple[str | int, ...] = detail["loc"]
+    # The address of a hook may be a secret, wherever in its section it stands by mistake.
+    seen = HIDDEN if location[:1] == ("failure_hook",) else _shortened(repr(detail["input"]))
     key = ".".join(str(part) for part in location) or "(whole file)"
     if detail["type"] == "extra_forbidden":
         allowed = ", ".join(_fields_at(location[:-1])) or "none"
-        return f"unknown key '{key}' (value {detail['input']!r}); allowed here: {allowed}"
+        return f"unknown key '{key}' (value {seen}); allowed here: {allowed}"
     if detail["type"] == "missing":
         return f"key '{key}' is missing; add it"
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']}" if location else str(detail["ctx"]["error"])
-    return f"key '{key}' is {detail['input']!r}; {detail['msg'].replace('Input should', 'it should')}"
+    return f"key '{key}' is {seen}; {detail['msg'].replace('Input should', 'it should')}"
 
 
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:
@@ -227,7 +259,7 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
         # Names that the user gives, such as a Router's routes, are no fields.
         if isinstance(part, str) and part in model.model_fields:
             model = _section_of(model.model_fields[part].annotation)
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _section_of(annotation: Any) -> Any:

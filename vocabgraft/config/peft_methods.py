@@ -1,8 +1,8 @@
-"""Which methods of PEFT params.yaml may name, and which of their fields; nothing heavy is imported.
+"""Which methods of PEFT params.yaml may name, and which of their fields. It imports nothing heavy.
 
-A method is allowed when stock sentence-transformers adds, saves and loads its adapter, merging it gives the same
-encodings, and its training needs nothing but gradients. tests/vocabgraft/config/test_peft_methods.py does this with
-each of METHODS, and checks that every method of the installed library is allowed or refused.
+A method is allowed if stock sentence-transformers adds, saves and loads its adapter, merging gives the same embeddings,
+and training needs only gradients. tests/vocabgraft/config/test_peft_methods.py tests this for each of METHODS, and
+checks that every method of the installed library is either allowed or refused.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ _SHARED = (
     "its layers share weights that peft keeps outside of the layers, so stock sentence-transformers neither adds nor "
     "loads it (peft's inject_adapter_in_model refuses it)"
 )
-# Classes that peft has and that do not work here, with the reason as it was seen.
+# Classes of peft that do not work here, with the observed reason.
 REFUSED: dict[str, str] = {
     "AdaLoraConfig": "it takes rank away after each step and adds a term to the loss; both are methods of peft's own "
     "model class, which an adapter of sentence-transformers does not have, and without them it is a LoRA",
@@ -63,7 +63,7 @@ OWNED: dict[str, str] = {
     "revision": "the base is a folder, which has none",
     "task_type": "it is FEATURE_EXTRACTION",
 }
-# What the pipeline sets.
+# Fields that the pipeline sets.
 FIXED: dict[str, dict[str, Any]] = {
     # Saved with the adapter, its projections are shared tensors, which safetensors refuses; they are drawn from
     # projection_prng_key again.
@@ -107,7 +107,7 @@ REFUSED_FIELDS: dict[str, dict[str, str]] = {
     },
     "OSFConfig": {"modules_to_save": "peft ignores it there", "target_svd_config": "peft ignores it"},
 }
-# Of LoraConfig's init_lora_weights. Others start at weights that are random or not the base's own.
+# Allowed values of LoraConfig.init_lora_weights. Others start from random weights or weights other than the base's.
 LORA_STARTS: tuple[bool | str, ...] = (True, False, "gaussian", "orthogonal", "olora", "pissa")
 _REFUSED_STARTS = {
     "corda": _NEEDS_DATA,
@@ -126,7 +126,7 @@ def fields_of(config: str) -> tuple[str, ...]:
 
 
 def check_peft(config: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse a class or a field that does not work, whatever the model.
+    """Refuse a class or a field that works with no model.
 
     Raises:
         ValueError: naming the class or field, the reason, and what is allowed.
@@ -151,7 +151,7 @@ def check_peft(config: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _check_start(value: Any) -> None:
-    # In Python 1 is True, and peft would read it so.
+    # In Python 1 == True, and peft would read it as such.
     if isinstance(value, (bool, str)) and value in LORA_STARTS:
         return
     known = (reason for name, reason in _REFUSED_STARTS.items() if str(value).startswith(name))

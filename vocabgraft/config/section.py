@@ -1,4 +1,4 @@
-"""The strict base class of all sections of `params.yaml`, and the types that they share."""
+"""The strict base class of all sections of `params.yaml`, and their shared types."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ RawFiles = Annotated[
     list[RawFile],
     Field(min_length=1),
     BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
-    # A single name is written as such, which is how most people give it.
+    # A single name is written back as a string, as most people give it.
     PlainSerializer(lambda names: names[0] if len(names) == 1 else names),
 ]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -36,6 +36,6 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """Strict and frozen: an unknown key, a value of another type, an infinity or a NaN is refused."""
+    """Strict and frozen: refuses unknown keys, values of another type, infinities and NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

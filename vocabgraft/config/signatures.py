@@ -1,7 +1,7 @@
 """The arguments of other libraries' classes, read from their source.
 
-`params.yaml` is checked by them in every process, and importing sentence-transformers, peft or transformers takes
-seconds; parsing the one file that has a class takes milliseconds.
+Every process checks `params.yaml` against them. Importing sentence-transformers, peft or transformers takes seconds;
+parsing the one file that defines a class takes milliseconds.
 """
 
 import ast
@@ -13,14 +13,14 @@ from pathlib import Path
 
 @cache
 def arguments_of(module: str, name: str) -> tuple[str, ...]:
-    """The arguments of a class, as its `__init__` or its dataclass fields have them, in their order.
+    """The arguments of a class, from its `__init__` or its dataclass fields, in order.
 
     Args:
-        module: where the class can be imported from, such as `peft`; it may be defined in another one.
-        name: of the class.
+        module: module that exports the class, such as `peft`; another module may define it.
+        name: name of the class.
 
     Returns:
-        The names; empty for a class whose source is not found.
+        The names; empty if the source of the class is not found.
     """
     file = _source(module)
     if file is None:
@@ -39,7 +39,7 @@ def arguments_of(module: str, name: str) -> tuple[str, ...]:
 
 
 def _source(module: str) -> Path | None:
-    """The file of a module, whose packages are not imported."""
+    """The file of a module, without importing its packages."""
     top, *inner = module.split(".")
     found = find_spec(top)
     if found is None or found.origin is None:

@@ -1,4 +1,4 @@
-"""Parameters of the base and of each stage but the training."""
+"""Parameters of the base and of every stage except the training."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -6,6 +6,7 @@ from pydantic import (
     AfterValidator,
     Field,
     StringConstraints,
+    field_serializer,
     model_validator,
 )
 
@@ -24,14 +25,28 @@ def _names_a_figure(text: str) -> str:
 
 
 class PromptParams(Section):
-    """Text put before a query and before a document; None keeps what the base has."""
+    """Texts put before queries and documents.
+
+    Attributes:
+        query: text put before a query, such as "query: "; null keeps the base's own.
+        document: text put before a document; null keeps the base's own.
+    """
 
     query: str | None = None
     document: str | None = None
 
 
 class BaseParams(Section):
-    """Where the base model comes from, which weights it must have, and whether code in its folder may run."""
+    """The base model: its source, the hash of its weights, and whether code in its folder may run.
+
+    Attributes:
+        model: `package:MODULE/FOLDER`, a Hub id (give a `revision`), a local folder, or `models:/NAME@ALIAS`.
+        revision: commit or tag of the Hub repository.
+        sha256: SHA-256 of `model.safetensors`, checked before use; null records and prints the hash that was found.
+        prompts: texts put before queries and documents, in training, evaluation and the registered model.
+        trust_remote_code: whether Python files in the base's folder may run, each time that the base or a model made
+            from it is loaded. Read them first.
+    """
 
     model: Annotated[str, StringConstraints(min_length=1)]
     revision: str | None = None
@@ -44,10 +59,16 @@ class ValidateDataParams(Section):
     """Which files to read and what to accept.
 
     Attributes:
-        retention: scored pairs that must not get worse; None takes the general pairs that come with the package.
-        datasets: may be empty: the rows are then distilled and not trained.
-        min_uses: texts of the training examples and contexts that a new word must be in. Words in few texts are
-            listed in a warning; they are refused only where this is above 1.
+        vocabulary: file of the new words: token, kind (`word`, `symbol` or `special`), description.
+        contexts: text files with one sentence a line that uses new words; may be empty.
+        retention: scored pairs on which the model must not get worse; null takes the general pairs of the package.
+        datasets: training and evaluation data. If empty, the new rows are distilled but not trained.
+        on_invalid: `fail` stops at bad rows; `quarantine` drops them and writes them to a file with their reasons.
+        max_rejected_fraction: with `quarantine`, a larger share of rejected rows is still a failure.
+        max_new_tokens: the most words that may be added.
+        min_uses: the number of texts (training examples and contexts) that must contain a new word. Words in few texts
+            are listed in a warning; they are refused only if this is above 1.
+        max_text_characters: the longest text that is accepted.
     """
 
     vocabulary: RawFile
@@ -66,30 +87,45 @@ class ValidateDataParams(Section):
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"datasets share the name {', '.join(repeated)}; give each its own")
         if reserved := sorted(set(names) & set(RESERVED_NAMES)):
-            raise ValueError(f"a dataset is named {', '.join(reserved)}, as a figure of its own is; name it otherwise")
+            raise ValueError(f"a dataset is named {', '.join(reserved)}, which is a reserved name; rename it")
+        return self
+
+    @model_validator(mode="after")
+    def _descriptions_are_split_once(self) -> Self:
+        made = [dataset.name for dataset in self.datasets if dataset.source]
+        if len(made) > 1:
+            raise ValueError(
+                f"datasets {', '.join(made)} are all made from the descriptions, so one would train on what another "
+                "holds out; keep one of them"
+            )
         return self
 
 
 class ExtendTokenizerParams(Section):
-    """Limits on what may become a token, and which tokens of an earlier run train again."""
+    """Limits on new tokens, and which tokens of an earlier run are trained again.
+
+    Attributes:
+        max_token_characters: the longest token that is accepted.
+        retrain: words that the base has from an earlier run and whose rows are trained again.
+    """
 
     max_token_characters: Count = 64
     retrain: list[Annotated[str, StringConstraints(min_length=1)]] = []
 
 
 class DistillationParams(Section):
-    """How the new tokens are pulled to what their old pieces said.
+    """Distillation: new rows are trained until a text gets the embedding that it had with the subword tokens.
 
     Attributes:
-        start: the method that gives the rows to start from.
+        start: the initialization method of the rows before distillation.
         epochs: passes over the contexts.
-        least_steps: few contexts are passed over more often, until there are as many steps.
-        batch_size: texts a step.
-        learning_rate: of Adam at the start; it falls to zero along a cosine.
-        contexts_per_token: texts that each token is distilled from, at most; plain templates fill up what is missing.
-        held_out: share of the contexts kept out, to measure fidelity.
-        least_fidelity: tokens under it are listed.
-        precision: float32 gives one result on every CPU; `auto` is bfloat16 where the hardware multiplies it.
+        least_steps: the fewest training steps; with few contexts there are more epochs.
+        batch_size: texts per step.
+        learning_rate: initial learning rate of Adam; it decays to zero along a cosine.
+        contexts_per_token: the most texts from which a token is distilled; templates fill up the rest.
+        held_out: share of the contexts held out to measure fidelity.
+        least_fidelity: tokens with a lower fidelity are listed.
+        precision: `float32` gives the same result on every CPU; `auto` times both and takes the faster.
     """
 
     start: Heuristic = "subword_mean"
@@ -104,14 +140,26 @@ class DistillationParams(Section):
 
 
 class LayerParams(Section):
-    """A layer: a stock class of sentence-transformers by name or an own one as MODULE.CLASS, and its arguments."""
+    """A layer of a Router.
+
+    Attributes:
+        type: a class of sentence-transformers by name, or your own as `MODULE.CLASS`.
+        arguments: arguments of the class.
+    """
 
     type: Annotated[str, StringConstraints(min_length=1)]
     arguments: dict[str, Any] = {}
 
 
 class ModuleParams(LayerParams):
-    """A layer beside the pooling; a Router has one list of layers for queries and one for documents."""
+    """A layer before or after the pooling.
+
+    Attributes:
+        type: a class of sentence-transformers by name, or your own as `MODULE.CLASS`.
+        arguments: arguments of the class.
+        place: whether the layer comes before or after the pooling.
+        routes: for a `Router`: the layers for `query` and those for `document`.
+    """
 
     place: Place
     routes: dict[str, Annotated[list[LayerParams], Field(min_length=1)]] = {}
@@ -127,7 +175,14 @@ class ModuleParams(LayerParams):
 
 
 class ResizeBaseParams(Section):
-    """How the new rows start, how many rows there are, and which layers stand beside the pooling."""
+    """How new rows are initialized, how many rows there are, and which layers are added to the model.
+
+    Attributes:
+        initialisation: `distillation`, or an initialization method alone.
+        distillation: settings of the distillation.
+        pad_to_multiple_of: pads the number of rows to a multiple, such as 64 for tensor cores.
+        modules: layers before or after the pooling.
+    """
 
     initialisation: Heuristic | Literal["distillation"] = "distillation"
     distillation: DistillationParams = DistillationParams()
@@ -136,12 +191,12 @@ class ResizeBaseParams(Section):
 
 
 class MergeAdapterParams(Section):
-    """What the vocabulary pack beside the merged model says of itself.
+    """The vocabulary pack that is written beside the merged model.
 
     Attributes:
-        name: by which a bank of vocabularies knows it.
-        licence: under which the pack may be used; None where nobody decided.
-        contexts_per_token: training texts kept in it for each token, from which its rows can be carried over to
+        name: name of the pack, for example in a bank.
+        licence: license of the pack, such as CC-BY-4.0; null if none was chosen.
+        contexts_per_token: training texts per token kept in the pack, from which its rows can be transferred to
             another base; 0 keeps none.
     """
 
@@ -150,7 +205,7 @@ class MergeAdapterParams(Section):
     contexts_per_token: Annotated[int, Field(ge=0)] = 4
 
 
-# The names of `checks.runner.CHECKS`, which imports torch; a test holds the two together.
+# The names of `checks.runner.CHECKS`, which imports torch; a test compares the two.
 CheckName = Literal[
     "old_rows_resized",
     "old_rows_adapter",
@@ -194,20 +249,22 @@ CheckName = Literal[
 class CheckConsistencyParams(Section):
     """Limits of the checks.
 
-    A difference of embeddings is that of their numbers relative to the embedding's length. The tolerances are floors:
-    where the base itself differs more in the same run, a multiple of that is allowed.
+    Differences between embeddings are relative to their norm. The tolerances are lower bounds of the limit: if the base
+    itself differs more in the same run, a multiple of that difference is allowed.
 
     Attributes:
-        merged_tolerance: of the merged model from the adapter over the resized base.
-        float32_tolerance: between batches, paddings, processes and folders.
-        bfloat16_tolerance: cosine distance of bfloat16 from float32.
-        onnx_tolerance: of the ONNX export from torch.
-        min_change: least change by training of a text with a trained token.
-        max_norm_ratio: how far a new row's norm may leave the range of the old ones; 1 is the edge.
-        max_row_cosine: of two new rows.
-        max_meaning_rank: how far a new token may be from all that it should mean, as a share of other meanings that
-            are nearer: 0 is first, 0.5 chance.
-        meaning_alpha: how often each check of meaning may fail by chance.
+        batch_size: batch size of the encoding.
+        merged_tolerance: difference between the merged model and the adapter over the resized base.
+        float32_tolerance: difference between batches, paddings, processes and folders.
+        bfloat16_tolerance: cosine distance between bfloat16 and float32.
+        onnx_tolerance: difference between the ONNX export and torch.
+        min_change: the least change that training makes to the embedding of a text with a trained token.
+        max_norm_ratio: the largest ratio of a new row's norm to the largest old norm, or of the smallest old norm to
+            it.
+        max_row_cosine: the largest cosine between two new rows.
+        max_meaning_rank: the worst rank of a new token's meaning, as the share of other meanings that are nearer: 0 is
+            first, 0.5 chance.
+        meaning_alpha: the probability that a check of meaning fails by chance, however many tokens there are.
         waived: checks that may fail or not run, each with its reason, which the report shows.
     """
 
@@ -225,11 +282,17 @@ class CheckConsistencyParams(Section):
 
 
 class TrainControlParams(Section):
-    """The control is trained as `train_adapter` says, where `evaluate_model.control` asks for it."""
+    """The control has no settings of its own: `train_adapter` has them, and `evaluate_model.control` turns it on."""
 
 
 class BenchmarkParams(Section):
-    """A retrieval benchmark of the user's: its name in the figures and its folder inside `data/raw/`."""
+    """Your own retrieval benchmark.
+
+    Attributes:
+        name: name of the benchmark in the metrics.
+        folder: its folder inside `data/raw/`.
+        format: layout of the folder.
+    """
 
     name: Name
     folder: RawFile
@@ -237,16 +300,16 @@ class BenchmarkParams(Section):
 
 
 class EvaluateModelParams(Section):
-    """How the held-out items are scored.
+    """How held-out items are scored.
 
     Attributes:
-        batch_size: of the encoding.
+        batch_size: batch size of the encoding.
         recall_at: the k of recall@k.
-        smoke_under: figures of fewer items carry no claim.
-        reference_texts: of the corpus whose drift and neighbours are looked at, at most.
-        control: whether a control without new words is trained and scored too.
-        benchmarks: the user's own.
-        mteb_tasks: tasks of MTEB by name, with the extra `mteb`.
+        smoke_under: with fewer items a metric gets the verdict `smoke figure`, whatever the gain.
+        reference_texts: the most texts whose drift and neighbors are measured.
+        control: whether LoRA without new words is trained on the same data and scored too.
+        benchmarks: your own benchmarks.
+        mteb_tasks: MTEB tasks by name; needs the extra `mteb`.
     """
 
     batch_size: Count = 64
@@ -268,31 +331,33 @@ class EvaluateModelParams(Section):
 class GateParams(Section):
     """What a model must show to become champion.
 
-    Every interval is a paired 95 % bootstrap interval over held-out items. "Shown to be above a limit" means: the whole
-    interval is above it, over at least 6 independent groups of items, and the paired permutation test agrees.
+    Every interval is a paired 95 % bootstrap interval over held-out items. A value is "shown to be above a limit" if
+    the whole interval is above the limit, over at least 6 independent groups of items, and the paired permutation test
+    agrees.
 
     Attributes:
-        benefit: the figure that has to be good, one of
-            `DATASET.SUBSET.METRIC`: the gain over the base is shown to be above `min_gain`, in points of percent.
+        benefit: the metric that must be good, in one of five forms.
+            `DATASET.SUBSET.METRIC`: the gain over the base is shown to be above `min_gain`, in percentage points.
             `tokens_per_text`: the tokens saved per text are shown to be above `min_gain`. The texts are those of the
-            test splits; where there are none, the contexts that distillation held out.
-            `fidelity`: the mean cosine of the model's embedding of a text to the base's own is shown to be above
-            `min_fidelity`. It measures how well one new token says what its subword tokens said, so the base has no
-            value to gain over. The texts hold a new word and were not trained on: test splits and held-out contexts.
-            `retention`: Spearman's rho on all retention pairs, those with a new word included, is shown to fall by
-            less than `max_retention_drop`. The retention gate below asks less, and of pairs without a new word.
-            None: there is no benefit to show. The model becomes champion where all other gates hold, and its version
-            says that no benefit was asked for.
-        min_gain: read for `DATASET.SUBSET.METRIC` and `tokens_per_text`.
-        min_fidelity: read for `fidelity`.
-        first_champion: `evidence` asks every version for its benefit. `any` does not ask a version that would be the
-            first champion: one whose benefit is not shown is promoted, and its tags and card say that no evidence was
-            asked for. One that is shown to have none is not promoted.
-        max_retention_drop: of Spearman's rho on the retention pairs without a new word. The gate fails where the
-            measured drop is larger. Where the drop is within the limit and its interval reaches beyond, the gate does
-            not fail, and the report says that it was not shown.
-        max_cost_ratio: seconds per text over the base's.
-        allow_own_modules: whether a champion may need its own module classes.
+            test splits; if there are none, the contexts that distillation held out.
+            `fidelity`: the mean cosine between the model's embedding of a text and the base's is shown to be above
+            `min_fidelity`. It measures how well one new token stands for its subword tokens, so it is no gain over the
+            base. The texts contain a new word and were not trained on: test splits and held-out contexts.
+            `retention`: Spearman's rho on all retention pairs, including those with a new word, is shown to fall by
+            less than `max_retention_drop`. This is stricter than the retention gate, which reads the pairs without a
+            new word.
+            null: no benefit is required. The model becomes champion if all other gates hold, and its version says that
+            no benefit was required.
+        min_gain: limit for `DATASET.SUBSET.METRIC` and `tokens_per_text`.
+        min_fidelity: limit for `fidelity`.
+        first_champion: `evidence` requires the benefit of every version. `any` does not require it of the first
+            champion: a version whose benefit is not shown is promoted, and its tags and card say that no evidence was
+            required. A version that is shown to have no benefit is not promoted.
+        max_retention_drop: the largest drop of Spearman's rho on the retention pairs without a new word. The gate fails
+            if the measured drop is larger. If the drop is within the limit but its interval is not, the gate holds and
+            the report says that this was not shown.
+        max_cost_ratio: the largest ratio of seconds per text to the base's.
+        allow_own_modules: whether a model that loads only with your own module classes may become champion.
     """
 
     benefit: Annotated[str, AfterValidator(_names_a_figure)] | None
@@ -305,27 +370,54 @@ class GateParams(Section):
 
 
 def _registry_takes(name: str) -> str:
-    """MLflow refuses these, some of them only when the model is written; PostgreSQL takes 256 characters."""
+    """Refuse names that MLflow refuses (some only when the model is written) or PostgreSQL cuts (256 characters)."""
     if not name.strip() or any(mark in name for mark in "/:\0") or name == "." or name.startswith(".."):
-        raise ValueError(f"{name!r} is no name for MLflow; give one without '/' and ':' that does not start with '..'")
+        raise ValueError(
+            f"MLflow refuses the name {name!r}; give one without '/' and ':' that does not start with '..'"
+        )
     if len(name) > 256 or not name.isprintable():
-        raise ValueError(f"{name!r} is no name for MLflow; give at most 256 printable characters")
+        raise ValueError(f"MLflow refuses the name {name!r}; give at most 256 printable characters")
     return name
 
 
+ExportName = Literal["onnx", "onnx_int8", "onnx_uint8"]
+
+
 class RegisterModelParams(Section):
-    """The registered model's name and its gates."""
+    """The registered model and its gates.
+
+    Attributes:
+        name: name of the registered model in MLflow.
+        gates: what a version must show to become champion.
+        exports: forms of the model that are logged with the version, each in a folder of its name; `_int8` and `_uint8`
+            have weights of 8 bits.
+    """
 
     name: Annotated[str, AfterValidator(_registry_takes)]
     gates: GateParams
+    exports: list[ExportName] = []
 
 
 # A webhook's address is often its secret, and params.yaml is in Git.
 FROM_ENVIRONMENT = "env:"
+HIDDEN = "***"
 
 
 class FailureHookParams(Section):
-    """The webhook that is told of a failed run; no stage reads it. None: nobody is told."""
+    """The webhook that receives a message for each failed run. No stage depends on it.
 
-    url: Annotated[str, StringConstraints(pattern=r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*)$")] | None = None
+    Attributes:
+        url: URL of the webhook, or `env:NAME` for an environment variable that holds it; null sends nothing.
+        timeout_s: seconds to wait for an answer.
+    """
+
+    url: Annotated[
+        Annotated[str, StringConstraints(pattern=r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*)$")] | None,
+        Field(repr=False),
+    ] = None
     timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
+
+    @field_serializer("url")
+    def _without_secret(self, url: str | None) -> str | None:
+        """An address that stands here itself reaches no record of a run and no parameter in MLflow."""
+        return url if url is None or url.startswith(FROM_ENVIRONMENT) else HIDDEN

@@ -10,18 +10,27 @@ from pydantic import (
 )
 
 from vocabgraft.config.peft_methods import ROW_CLASSES, check_peft
-from vocabgraft.config.section import Count, Fraction, Name, Positive, Section
+from vocabgraft.config.section import Count, Fraction, Name, Positive, RawFile, Section
 from vocabgraft.config.training_arguments import check_training_arguments
 
-Method = Literal["tokens", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
-# These keep the rows of new tokens apart from the rest, so that phases and a learning rate of their own can move them.
-ROW_METHODS: tuple[Method, ...] = ("tokens", "lora_and_tokens", "peft_and_tokens")
+Method = Literal["tokens", "gated", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
+# These keep the rows of new tokens apart from the rest, so that the rows can have their own phases and learning rate.
+ROW_METHODS: tuple[Method, ...] = ("tokens", "gated", "lora_and_tokens", "peft_and_tokens")
+# These leave every text without a new token as it is.
+STILL_METHODS: tuple[Method, ...] = ("tokens", "gated")
 PEFT_METHODS: tuple[Method, ...] = ("peft", "peft_and_tokens")
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class LoraParams(Section):
-    """Fields of peft's LoraConfig."""
+    """Fields of peft's LoraConfig.
+
+    Attributes:
+        r: rank of the LoRA matrices.
+        alpha: scaling: the update is multiplied by `alpha / r`.
+        dropout: dropout probability on the LoRA's input.
+        target_modules: names of the linear layers that get a LoRA.
+    """
 
     r: Count = 16
     alpha: Count = 32
@@ -30,7 +39,12 @@ class LoraParams(Section):
 
 
 class PeftParams(Section):
-    """A configuration class of peft by its name, and its fields (`vocabgraft.config.peft_methods`)."""
+    """Another method of peft.
+
+    Attributes:
+        config: configuration class of peft by name (`vocabgraft/config/peft_methods.py` lists the classes allowed).
+        arguments: fields of that class.
+    """
 
     config: Annotated[str, StringConstraints(min_length=1)]
     arguments: dict[str, Any] = {}
@@ -42,7 +56,14 @@ class PeftParams(Section):
 
 
 class PhaseParams(Section):
-    """One phase of training: which of the method's parameters move, and for how long."""
+    """One phase of training: which of the method's parameters train, and for how long.
+
+    Attributes:
+        train: `rows` (of new tokens), `adapter` (and your own layers), or `all`.
+        epochs: epochs of the phase; null takes `train_adapter.epochs`.
+        learning_rate: learning rate of the phase; null takes `train_adapter.learning_rate`.
+        rows_learning_rate: learning rate of the rows; null takes `train_adapter.rows_learning_rate`.
+    """
 
     train: Literal["rows", "adapter", "all"] = "all"
     epochs: Count | None = None
@@ -50,8 +71,27 @@ class PhaseParams(Section):
     rows_learning_rate: Positive | None = None
 
 
+class RetainParams(Section):
+    """Keep general texts near the base's embeddings while an adapter or every weight trains.
+
+    Attributes:
+        weight: weight of the mean cosine distance to the base, beside the losses of the datasets.
+        texts: file in data/raw with one general text per line; null takes half of the retention pairs, which are then
+            not evaluated.
+    """
+
+    weight: Positive = 1.0
+    texts: RawFile | None = None
+
+
 class EvaluatorParams(Section):
-    """An evaluator on the validation split of a dataset; without a name, that of its format."""
+    """An evaluator on the validation split of a dataset.
+
+    Attributes:
+        dataset: name of the dataset.
+        name: class of the evaluator; null takes the default of the dataset's format.
+        arguments: arguments of the class.
+    """
 
     dataset: Name
     name: Annotated[str, StringConstraints(min_length=1)] | None = None
@@ -59,17 +99,25 @@ class EvaluatorParams(Section):
 
 
 class EarlyStoppingParams(Section):
-    """Stop after so many evaluations in a row in which the best metric did not improve by more than the threshold."""
+    """Early stopping on `best_metric`.
+
+    Attributes:
+        patience: evaluations in a row without improvement after which training stops.
+        threshold: an improvement must be larger than this.
+    """
 
     patience: Count = 3
     threshold: Annotated[float, Field(ge=0)] = 0.0
 
 
 class LauncherParams(Section):
-    """How many processes train together, each with its share of every batch.
+    """Training in several processes.
 
-    They are of one machine, or of as many as `meta.resources.nodes` of the stage in dvc.yaml says: where they run makes
-    no difference to the result, and is no parameter.
+    They run on one machine, or on the number of machines that `meta.resources.nodes` of the stage in dvc.yaml gives.
+    Where they run does not change the result, so it is not a parameter.
+
+    Attributes:
+        processes: number of processes; each takes an equal share of every batch.
     """
 
     processes: Count = 1
@@ -79,22 +127,29 @@ class TrainAdapterParams(Section):
     """What is trained, and how.
 
     Attributes:
-        method: `tokens` trains the rows of new tokens; `lora` and `peft` an adapter, and with `_and_tokens` the rows
-            too; `full` every weight of the model, with `learning_rate` alone, since rows are then part of a matrix.
-        epochs: of a phase that sets none; 0 trains nothing, and the rows stay as they were distilled.
-        learning_rate: of all that is not a row of a new token.
-        rows_learning_rate: of the rows, where the method keeps them apart.
-        lora: what `lora` and `lora_and_tokens` make.
-        peft: what `peft` and `peft_and_tokens` make.
-        batch_size: rows of a batch, those of all processes together.
-        group_by_length: batches of rows of like length, which pad less; not for `labelled_texts`.
-        precision: float32 gives one result on every CPU; `auto` is bfloat16 where the hardware multiplies it.
-        checkpoint_every: steps between two checkpoints, from which a training that was killed goes on; None for none.
-        launcher: of several processes; None is one.
-        arguments: of SentenceTransformerTrainingArguments, by name.
-        evaluators: run with each evaluation on the validation split.
-        best_metric: the weights of the evaluation that was best in it are kept; None keeps the last.
-        early_stopping: on `best_metric`.
+        method: `tokens` trains the rows of new tokens; `gated` also trains LoRA, which acts only on texts with a new
+            token; `lora` and `peft` train an adapter, and with `_and_tokens` the rows too; `full` trains every weight
+            with `learning_rate` alone, since the rows are then part of the matrix.
+        epochs: epochs of each phase that sets none; 0 trains nothing, and the rows stay as they were distilled.
+        batch_size: rows per batch, over all processes together.
+        learning_rate: learning rate of everything except the rows of new tokens; with `full` of all weights.
+        rows_learning_rate: learning rate of the rows; not used with `lora`, `peft` and `full`.
+        warmup_ratio: share of the steps during which the learning rate rises from 0.
+        scale: factor on the cosine in losses with an in-batch softmax, unless the loss's arguments set it.
+        group_by_length: batches texts of similar length together, which saves padding; not for `labelled_texts`.
+        lora: settings of `lora`, `lora_and_tokens` and `gated`.
+        peft: settings of `peft` and `peft_and_tokens`.
+        phases: phases of training in order, such as `[{train: rows, epochs: 2}, {train: all, epochs: 2}]`; if empty,
+            one phase trains everything.
+        arguments: arguments of SentenceTransformerTrainingArguments by name, such as `{max_grad_norm: 0.5}`.
+        evaluators: evaluators that run on validation splits, such as `[{dataset: terms, arguments: {mrr_at_k: [10]}}]`.
+        best_metric: metric, such as `eval_loss` or `terms_cosine_mrr@10`, whose best evaluation gives the weights that
+            are kept; null keeps the last.
+        early_stopping: stops early on `best_metric`.
+        precision: `float32` gives the same result on every CPU; `auto` times both and takes the faster.
+        checkpoint_every: steps between checkpoints; a killed training resumes from the last one. null saves none.
+        launcher: trains in several processes; null is one process.
+        retain: keeps general texts near the base; not for `tokens` and `gated`, which do not move them.
     """
 
     method: Method = "tokens"
@@ -115,6 +170,7 @@ class TrainAdapterParams(Section):
     precision: Precision = "float32"
     checkpoint_every: Count | None = 50
     launcher: LauncherParams | None = None
+    retain: RetainParams | None = None
 
     @field_validator("arguments")
     @classmethod
@@ -125,7 +181,16 @@ class TrainAdapterParams(Section):
     @model_validator(mode="after")
     def _stopping_has_a_metric(self) -> Self:
         if self.early_stopping and not self.best_metric:
-            raise ValueError("early_stopping watches best_metric, which is not set; set it, such as eval_loss")
+            raise ValueError("early_stopping watches best_metric, which is not set; set it, for example to eval_loss")
+        return self
+
+    @model_validator(mode="after")
+    def _general_texts_can_move(self) -> Self:
+        if self.retain and self.method in STILL_METHODS:
+            raise ValueError(
+                f"retain is set and method is {self.method}, which leaves every text without a new word as it is; set "
+                "retain: null, or another method"
+            )
         return self
 
     @model_validator(mode="after")
@@ -137,16 +202,18 @@ class TrainAdapterParams(Section):
                 f"together; give a multiple of {processes} with at least 2 rows for each process"
             )
         if processes > 1 and self.arguments.get("auto_find_batch_size"):
-            raise ValueError("auto_find_batch_size works in one process alone; take it or launcher out of the section")
+            raise ValueError("auto_find_batch_size works in one process only; remove it, or remove launcher")
         return self
 
     def for_control(self) -> Self:
-        """These settings for the control, LoRA over the base as it is: one phase with the epochs of all phases.
+        """Settings of the control, LoRA over the unchanged base: one phase with the epochs of all phases.
 
-        Batch size, losses, LoRA and its learning rate stay. It trains in one process, with batches of the same size.
+        Batch size, losses, LoRA and its learning rate stay the same. The control trains in one process, without
+        `retain`.
         """
         epochs = sum(phase.epochs or self.epochs for phase in self.phases) or self.epochs
-        return self.model_copy(update={"method": "lora", "phases": [], "epochs": epochs, "launcher": None})
+        update = {"method": "lora", "phases": [], "epochs": epochs, "launcher": None, "retain": None}
+        return self.model_copy(update=update)
 
     @model_validator(mode="after")
     def _phases_have_epochs(self) -> Self:

@@ -3,6 +3,7 @@
 Importing this module imports nothing heavy; `library_values` imports the library.
 """
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from enum import Enum
@@ -13,7 +14,7 @@ from vocabgraft.config.signatures import arguments_of
 from vocabgraft.errors import VocabgraftError, did_you_mean
 
 CLASS = "SentenceTransformerTrainingArguments"
-# The setting of params.yaml that says it.
+# Arguments that have a setting of their own in params.yaml.
 SETTINGS: dict[str, str] = {
     "num_train_epochs": "train_adapter.epochs",
     "per_device_train_batch_size": "train_adapter.batch_size",
@@ -27,9 +28,9 @@ SETTINGS: dict[str, str] = {
     "prompts": "base.prompts",
     "router_mapping": "resize_base.modules",
 }
-_CHECKPOINTS = "checkpoints are the pipeline's (train_adapter.checkpoint_every, train_adapter.best_metric)"
-_PUBLISHING = "a model is published by register_model alone, and nothing leaves the machine"
-_STAGES = "what is trained and evaluated is said by the stages"
+_CHECKPOINTS = "the pipeline manages checkpoints (train_adapter.checkpoint_every, train_adapter.best_metric)"
+_PUBLISHING = "only register_model publishes a model, and nothing leaves the machine"
+_STAGES = "the stages decide what is trained and evaluated"
 _FIXED = "sentence-transformers sets it itself"
 OWNED: dict[str, str] = {
     "output_dir": "the stage writes to its own folder",
@@ -56,14 +57,14 @@ OWNED: dict[str, str] = {
     "do_train": _STAGES,
     "do_eval": _STAGES,
     "do_predict": _STAGES,
-    "logging_nan_inf_filter": "a loss that is no number must be seen",
+    "logging_nan_inf_filter": "a NaN loss must be visible",
     "prediction_loss_only": _FIXED,
     "remove_unused_columns": _FIXED,
     "label_names": _FIXED,
     "ddp_broadcast_buffers": _FIXED,
     "local_rank": "the launcher of several processes sets it",
 }
-REPORTS = ("none", "mlflow")
+REPORTS = ("none", "mlflow", "tensorboard", "wandb")
 WORDS_OF_TYPES: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -75,16 +76,16 @@ WORDS_OF_TYPES: dict[Any, str] = {
 
 
 def check_training_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse what the library does not have, the pipeline owns, or another setting says.
+    """Refuse arguments that the library does not have, the pipeline sets, or another setting sets.
 
     Raises:
-        ValueError: naming the argument and the way out.
+        ValueError: naming the argument and the remedy.
     """
     for name, value in arguments.items():
         if name in SETTINGS:
             raise ValueError(f"{name} repeats the setting {SETTINGS[name]}; set it there")
         if name in OWNED:
-            raise ValueError(f"{name} is not yours to set: {OWNED[name]}; take it out")
+            raise ValueError(f"{name} cannot be set: {OWNED[name]}; remove it")
         if name not in (known := arguments_of("sentence_transformers", CLASS)):
             allowed = [argument for argument in known if argument not in OWNED and argument not in SETTINGS]
             hint = did_you_mean(name, [*allowed, *SETTINGS])
@@ -99,14 +100,29 @@ def _check_report(value: Any) -> None:
         raise ValueError(f"report_to names {', '.join(map(str, unknown))}; allowed: {', '.join(REPORTS)}")
 
 
-def library_values(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments as the library takes them; its own fields say which types and values they may have.
+def report_targets(arguments: Mapping[str, Any]) -> list[str]:
+    """Where figures of the training go while it runs, as `report_to` says; each once."""
+    value = arguments.get("report_to", "none")
+    return [target for target in dict.fromkeys(value if isinstance(value, list) else [value]) if target != "none"]
 
-    A value of an enumeration may be written as the library's documentation writes it, such as `NO_DUPLICATES` or
+
+def require_reports(arguments: Mapping[str, Any]) -> None:
+    """Raise VocabgraftError if what `report_to` names is not installed."""
+    if absent := [target for target in report_targets(arguments) if importlib.util.find_spec(target) is None]:
+        raise VocabgraftError(
+            f"train_adapter.arguments.report_to names {', '.join(absent)}, not installed here; "
+            f"pip install {' '.join(absent)}"
+        )
+
+
+def library_values(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert arguments to the values that the library takes; its fields define the types and values allowed.
+
+    An enumeration value may be written as in the library's documentation, such as `NO_DUPLICATES` or
     `BatchSamplers.NO_DUPLICATES`.
 
     Args:
-        arguments: by names that `check_training_arguments` lets pass.
+        arguments: arguments that `check_training_arguments` accepts.
 
     Raises:
         VocabgraftError: naming every argument whose value is not allowed, the value and what is allowed.

@@ -1,4 +1,4 @@
-"""Reading what `validate_data` accepted."""
+"""Reads the data that `validate_data` accepted."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,9 +7,8 @@ from typing import Any, cast
 
 import pyarrow.parquet as pq
 
-from vocabgraft.config.datasets import COLUMNS, DEFAULT_TEMPLATE, MORE_NEGATIVES, RETRIEVAL_FORMATS, text_columns
+from vocabgraft.config.datasets import COLUMNS, DEFAULT_TEMPLATE, MORE_NEGATIVES, RETRIEVAL_FORMATS, Split, text_columns
 from vocabgraft.config.losses import Format
-from vocabgraft.data.splits import Split
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import read_json, require_artifact
 from vocabgraft.tokens.new_token import NewToken, relation_token
@@ -113,6 +112,11 @@ def read_new_tokens(path: Path) -> list[NewToken]:
 
 def read_contexts(path: Path) -> list[str]:
     """The accepted context sentences."""
+    return cast(list[str], pq.read_table(require_artifact(path))["text"].to_pylist())
+
+
+def read_general_texts(path: Path) -> list[str]:
+    """The general texts that `train_adapter.retain` keeps near the base; none where it is not set."""
     return cast(list[str], pq.read_table(require_artifact(path))["text"].to_pylist())
 
 

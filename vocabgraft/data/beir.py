@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import read_json, require_artifact, write_json
+from vocabgraft.storage.bounds import bounded_lines, special_kind
 
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels/test.tsv"
 HEADER = ("query-id", "corpus-id", "score")
-GRADE = re.compile(r"[+-]?\d+(\.0*)?")
+GRADE = re.compile(r"[+-]?\d{1,9}(\.0*)?")
 INDEX = "index.json"
 SHOWN_PROBLEMS = 10
 
@@ -203,8 +204,10 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, with their numbers."""
     number = 0
     try:
+        if kind := special_kind(path):
+            raise VocabgraftError(f"evaluate_model.benchmarks: {path} is {kind}; put a file there")
         with path.open("rb") as stream:
-            for number, raw in enumerate(stream, start=1):
+            for number, raw in bounded_lines(stream, path):
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 if line.strip():
                     yield number, line

@@ -1,4 +1,4 @@
-"""Which raw rows are accepted. A refused row takes part in nothing: no count, no collision, no contradiction, no leak.
+"""Decides which raw rows are accepted, by `rules`. Refused rows do not count anywhere.
 
 So rows are judged in turns: each alone, then beside those that are left. A row that repeats another is dropped and
 counted, which is no fault; one that contradicts another is.
@@ -14,6 +14,7 @@ import pandas as pd
 
 from vocabgraft.config.datasets import DatasetParams
 from vocabgraft.config.stages import ValidateDataParams
+from vocabgraft.data.descriptions import description_pairs, other_rows, split_pairs
 from vocabgraft.data.raw_formats import Fault, RawTable
 from vocabgraft.data.rules import (
     CountRule,
@@ -22,6 +23,7 @@ from vocabgraft.data.rules import (
     comparison_rules,
     context_rules,
     contradiction_rule,
+    description_rules,
     example_rules,
     retention_counts,
     retention_rules,
@@ -30,6 +32,7 @@ from vocabgraft.data.rules import (
     vocabulary_rules,
 )
 from vocabgraft.data.splits import LargeGroup
+from vocabgraft.data.uses import count_uses, inside_others
 from vocabgraft.data.validation import (
     annotate_vocabulary,
     assign_splits,
@@ -38,8 +41,6 @@ from vocabgraft.data.validation import (
     compare_examples,
     compare_retention,
     compare_tokens,
-    count_uses,
-    inside_others,
     new_tokens,
     read_contexts,
     read_examples,
@@ -190,7 +191,12 @@ def read_raw(folder: Path, params: ValidateDataParams) -> RawData:
 
 
 def judge(
-    raw: RawData, folder: Path, base: "Tokenizer", params: ValidateDataParams, max_token_characters: int
+    raw: RawData,
+    folder: Path,
+    base: "Tokenizer",
+    params: ValidateDataParams,
+    max_token_characters: int,
+    held_out_contexts: float = 0.0,
 ) -> Judgement:
     """Judge the rows of all tables.
 
@@ -200,11 +206,13 @@ def judge(
         base: the tokenizer of the base, not extended.
         params: of the stage.
         max_token_characters: of a new token.
+        held_out_contexts: share of the contexts that distillation holds out, of which no pair is made.
     """
     tables = {name: JudgedTable(name, table.rows, table.is_whole) for name, table in raw.tables.items()}
     vocabulary, contexts, retention = (tables[name] for name in ("vocabulary", "contexts", "retention"))
-    examples = [(dataset, tables[dataset.name]) for dataset in params.datasets]
-    _judge_vocabulary(vocabulary, base, max_token_characters)
+    examples = [(dataset, tables[dataset.name]) for dataset in params.datasets if dataset.source is None]
+    made = [(dataset, tables[dataset.name]) for dataset in params.datasets if dataset.source is not None]
+    _judge_vocabulary(vocabulary, base, max_token_characters, description_rules(params) if made else [])
     contexts.judge(context_rules(params))
     retention.judge(retention_rules(params))
     for dataset, table in examples:
@@ -218,12 +226,31 @@ def judge(
     large_groups = {dataset.name: _split(table, dataset) for dataset, table in examples}
     if all(table.is_whole for table in (vocabulary, contexts, *(table for _, table in examples))):
         _judge_uses(vocabulary, examples, contexts, base, params)
+        accepted = [(dataset, table.accepted) for dataset, table in examples]
+        for dataset, table in made:
+            pairs = description_pairs(
+                vocabulary.accepted, contexts.accepted, base, held_out_contexts, other_rows(accepted, held_out=True)
+            )
+            table.frame, large = split_pairs(pairs, dataset, other_rows(accepted, held_out=False))
+            large_groups[dataset.name] = large
+            _require_pairs(table, dataset, vocabulary)
     vocabulary.count(vocabulary_counts(params))
     if retention.is_whole:
         retention.count(retention_counts())
     read = [_of_fault(fault, folder, name) for name, table in raw.tables.items() for fault in table.faults]
     refusals = (*read, *(refusal for table in tables.values() for refusal in table.refusals))
     return Judgement(tables, refusals, large_groups)
+
+
+def _require_pairs(table: JudgedTable, dataset: DatasetParams, vocabulary: JudgedTable) -> None:
+    if len(table.frame):
+        return
+    file = str(vocabulary.frame["file"].iloc[0]) if len(vocabulary.frame) else vocabulary.name
+    reason = (
+        f"dataset {dataset.name} (from: descriptions) has no pair, since no word or symbol of {file} has a description "
+        "of its own that no other dataset holds out; fill the column description, or take this dataset out"
+    )
+    table.refusals.append(Refusal(file, None, "", "", reason, reason, table.name))
 
 
 def _split(table: JudgedTable, dataset: DatasetParams) -> tuple[LargeGroup, ...]:
@@ -234,9 +261,11 @@ def _split(table: JudgedTable, dataset: DatasetParams) -> tuple[LargeGroup, ...]
     return large
 
 
-def _judge_vocabulary(vocabulary: JudgedTable, base: "Tokenizer", max_token_characters: int) -> None:
+def _judge_vocabulary(
+    vocabulary: JudgedTable, base: "Tokenizer", max_token_characters: int, more: Sequence[Rule]
+) -> None:
     vocabulary.frame = annotate_vocabulary(vocabulary.frame, base)
-    vocabulary.judge(vocabulary_rules(max_token_characters))
+    vocabulary.judge([*vocabulary_rules(max_token_characters), *more])
     vocabulary.drop_repeated(compare_tokens(vocabulary.accepted))
     rows = vocabulary.accepted
     vocabulary.note(rows, "collides_with", colliding_tokens(rows))

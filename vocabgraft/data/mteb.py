@@ -1,4 +1,4 @@
-"""Tasks of MTEB by name, where the extra `mteb` is installed and the tasks' data can be had."""
+"""MTEB tasks by name; needs the extra `mteb` and the tasks' data."""
 
 import importlib.util
 from collections.abc import Sequence

@@ -1,10 +1,11 @@
-"""Raw files of a user: found, read as the text that stands in them, all faults of a file told at once.
+"""Finds and reads the user's raw files as text, and reports all errors of a file together.
 
 No type is guessed: `007`, `2020-01-01` and 18-digit numbers stay as they are written, gap or no gap.
 """
 
 import glob
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from vocabgraft.data.raw_formats import (
 )
 from vocabgraft.data.splits import SPLITS
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.bounds import special_kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,11 +75,22 @@ def scan_table(
     if fault := _file_fault(path, TABLE_ENDINGS):
         reading.refuse(fault)
         return reading.table()
-    try:
+    with _faults_noted(reading):
         READERS[path.suffix](reading)
-    except PermissionError:
-        reading.refuse(f"{path} cannot be read: no permission")
     return reading.table()
+
+
+@contextmanager
+def _faults_noted(reading: Reading) -> Iterator[None]:
+    """Note what keeps a whole file from being read as a fault of it."""
+    try:
+        yield
+    except PermissionError:
+        reading.refuse(f"{reading.path} cannot be read: no permission")
+    except RecursionError:
+        reading.refuse(f"{reading.path} nests its values too deeply; write one text or number a column")
+    except VocabgraftError as error:
+        reading.refuse(str(error))
 
 
 def check_raw_files(folder: Path, params: ValidateDataParams) -> list[str]:
@@ -97,7 +110,7 @@ def check_raw_files(folder: Path, params: ValidateDataParams) -> list[str]:
         columns = COLUMNS[dataset.format]
         vectors = [name for name in columns if name in VECTORS]
         for split in SPLITS:
-            for name in find_files(folder, getattr(dataset.files, split) or ()):
+            for name in find_files(folder, dataset.files_of(split)):
                 faults += column_faults(folder / name, columns, vectors)
     return list(dict.fromkeys(faults))
 
@@ -107,7 +120,8 @@ def column_faults(path: Path, columns: Sequence[str], vectors: Sequence[str] = (
     if fault := _file_fault(path, TABLE_ENDINGS):
         return [fault]
     reading = Reading(path, columns, (), vectors)
-    choose_columns(reading)
+    with _faults_noted(reading):
+        choose_columns(reading)
     return [str(fault) for fault in reading.faults if fault.row is None]
 
 
@@ -127,12 +141,10 @@ def scan_lines(path: Path) -> RawTable:
     if fault := _file_fault(path, TEXT_ENDINGS):
         reading.refuse(fault)
         return reading.table()
-    try:
+    with _faults_noted(reading):
         for number, line in text_lines(reading):
             if text := line.decode().strip():
                 reading.add(number, (text,))
-    except PermissionError:
-        reading.refuse(f"{path} cannot be read: no permission")
     if not reading.rows and not reading.faults:
         reading.refuse(f"{path} holds blank lines only; add sentences or take it out of params.yaml")
     return reading.table()
@@ -171,6 +183,8 @@ def _without_faults(table: RawTable) -> "pd.DataFrame":
 def _file_fault(path: Path, endings: tuple[str, ...]) -> str | None:
     """What is wrong with the file before a row of it is read."""
     try:
+        if kind := special_kind(path):
+            return f"{path} is {kind}; put a file there, or take it out of params.yaml"
         if not path.exists():
             is_pattern = glob.has_magic(path.name)
             seen, remedy = ("matches no file", "the pattern") if is_pattern else ("is missing", "its name")

@@ -1,14 +1,18 @@
-"""The formats of raw tables: each reader takes the rows that it can and notes what is wrong with the others."""
+"""Readers of raw tables (CSV, JSON, Parquet, ...); each reads the valid rows and reports errors in the others."""
 
 import codecs
 import csv
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.bounds import LONGEST_LINE, bounded_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +22,8 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 # In these a row is told by its line; in the others by its number.
 LINED_ENDINGS = (".csv", ".tsv", ".jsonl", ".txt")
 BLOCK_BYTES = 1 << 20
+# A row takes far more than a byte; one that repeats the row before takes almost none, and is not worth training on.
+MOST_ROWS_A_BYTE, ROWS_BEFORE_THEY_COUNT = 8, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class Reading:
 
 def _byte_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
+        for number, raw in bounded_lines(stream, path):
             yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
 
 
@@ -153,7 +159,16 @@ def read_csv(reading: Reading) -> None:
 def _csv_reader(reading: Reading) -> Iterator[Any]:
     # Bytes that are not UTF-8 are carried through, so that the record they stand in can be told.
     with reading.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        yield csv.reader(stream, delimiter=SEPARATORS[reading.path.suffix], strict=True)
+        yield csv.reader(_text_lines(stream, reading.path), delimiter=SEPARATORS[reading.path.suffix], strict=True)
+
+
+def _text_lines(stream: TextIO, path: Path) -> Iterator[str]:
+    for number in itertools.count(1):
+        if not (line := stream.readline(LONGEST_LINE + 1)):
+            return
+        if len(line) > LONGEST_LINE:
+            raise VocabgraftError(f"{path}: line {number} has more than {LONGEST_LINE:,} characters; is it a table?")
+        yield line
 
 
 def _read_header(reading: Reading, reader: Any) -> list[str] | None:
@@ -397,6 +412,9 @@ def read_parquet(reading: Reading) -> None:
             # Only the columns asked for, so that one of a type that is unknown here does not matter.
             chosen = reading.choose(file.schema_arrow.names)
             if reading.faults:
+                return
+            if file.metadata.num_rows > max(ROWS_BEFORE_THEY_COUNT, MOST_ROWS_A_BYTE * path.stat().st_size):
+                reading.refuse(f"{path} says that it holds {file.metadata.num_rows:,} rows, too many for its size")
                 return
             table = file.read(columns=chosen)
     except (pa.ArrowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""What a raw row must hold, as data: judged here with pandas, shown by Great Expectations in Data Docs."""
+"""The rules for raw rows, such as why a word is refused; checked with pandas, shown in the Data Docs."""
 
 import re
 import sys
@@ -11,12 +11,12 @@ import pandas as pd
 from vocabgraft.config.datasets import COLUMNS, MORE_NEGATIVES, DatasetParams, text_columns
 from vocabgraft.config.losses import Format
 from vocabgraft.config.stages import ValidateDataParams
+from vocabgraft.data.texts import UNPRINTABLE
 from vocabgraft.tokens.new_token import KINDS
 
 BLANK = r"^\s*$"
 # Of the sentences that come with the package.
 LONGEST_GENERAL = 200
-UNPRINTABLE = "[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffd]"
 
 
 class Check(Protocol):
@@ -190,13 +190,15 @@ def vocabulary_rules(max_token_characters: int) -> list[Rule]:
             "is empty, which only a word whose pieces the base can read may have; describe it",
             where=described,
         ),
-        _rule(
-            "readable_description",
-            Between(least=1),
-            "has no piece that the base can read; describe it in words of the base's language",
-            "description",
-            (*described, ("description", PRESENT)),
-        ),
+        _readable_description((*described, ("description", PRESENT))),
+    ]
+
+
+def description_rules(params: ValidateDataParams) -> list[Rule]:
+    """Rules of a description that is a training text."""
+    return [
+        *_printable("description", params.max_text_characters),
+        _readable_description((("kept", 0), ("description", PRESENT))),
     ]
 
 
@@ -318,6 +320,12 @@ def _text(column: str, longest: int, setting: str = "validate_data.max_text_char
     return [
         _rule(column, Filled(), "is empty; fill it or take the row out"),
         _rule(column, Matches(BLANK, wanted=False), "holds spaces only; fill it"),
+        *_printable(column, longest, setting),
+    ]
+
+
+def _printable(column: str, longest: int, setting: str = "validate_data.max_text_characters") -> list[Rule]:
+    return [
         _rule(
             column,
             Matches(UNPRINTABLE, wanted=False),
@@ -325,6 +333,16 @@ def _text(column: str, longest: int, setting: str = "validate_data.max_text_char
         ),
         _rule(column, AtMostLong(longest), f"is too long; allowed: {longest} characters ({setting})"),
     ]
+
+
+def _readable_description(where: Condition) -> Rule:
+    return _rule(
+        "readable_description",
+        Between(least=1),
+        "has no piece that the base can read; describe it in words of the base's language",
+        "description",
+        where,
+    )
 
 
 def _of_triples(known_tokens: Sequence[str] | None) -> list[Rule]:
@@ -386,7 +404,12 @@ def _number(column: str, least: float | None, most: float | None, allowed: str |
 
 
 def _same_text() -> Rule:
-    return _rule("same_text", OneOf((False,)), "equals its positive, so it teaches nothing", "anchor")
+    return _rule(
+        "same_text",
+        OneOf((False,)),
+        "equals its positive; for SimCSE give its text once, as format: texts with loss: SimCSELoss",
+        "anchor",
+    )
 
 
 def _same_negative() -> Rule:

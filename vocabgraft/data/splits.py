@@ -1,14 +1,16 @@
-"""Splits by a hash of the group. Rows that share a text are one group, so no text stands on both sides of a split."""
+"""Decides the split of each row by the hash of its group. Rows that share a text are one group."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
+
+from vocabgraft.config.datasets import Split
+from vocabgraft.data.texts import fold
 
 if TYPE_CHECKING:
     import numpy as np
 
-Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 # A group with more than this share of the rows is cut: alone it would decide what a split holds.
 LARGEST_SHARE = 0.05
@@ -53,9 +55,9 @@ def split_of(group: str, validation: float, test: float) -> Split:
     return "validation" if position < test + validation else "train"
 
 
-def fold(text: str) -> str:
-    """A text without differences of casing and white space."""
-    return " ".join(text.casefold().split())
+def is_held_out(text: str, share: float) -> bool:
+    """Whether a context takes no part in training, since fidelity is measured on it; its hash decides."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < share
 
 
 def group_rows(groups: Sequence[str | None], texts: Sequence[Sequence[str]]) -> Groups:
@@ -85,6 +87,14 @@ def group_rows(groups: Sequence[str | None], texts: Sequence[Sequence[str]]) -> 
         labels[rows] = labels.max() + 1 + parts[rows]
         large.append(_large_group(graph, own, labels, rows, hubs))
     return Groups(_names(labels.tolist(), own), tuple(large))
+
+
+def split_rows(
+    groups: Sequence[str | None], texts: Sequence[Sequence[str]], validation: float, test: float
+) -> tuple[Groups, list[Split]]:
+    """The groups of rows (`group_rows`) and the split of each row, which that of its group decides (`split_of`)."""
+    found = group_rows(groups, texts)
+    return found, [split_of(name, validation, test) for name in found.names]
 
 
 def _digest(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What is known of each raw row: what it repeats, contradicts or leaks from, and the split of each accepted row."""
+"""Annotates raw rows for the rules: repetitions, contradictions, leaks between splits, and the split."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ import pandas as pd
 from vocabgraft.config.datasets import (
     COLUMNS,
     DEFAULT_TEMPLATE,
+    JOINING,
     MORE_NEGATIVES,
     OPTIONAL_COLUMNS,
     VECTORS,
@@ -17,12 +18,13 @@ from vocabgraft.config.datasets import (
     text_columns,
 )
 from vocabgraft.config.losses import Format
+from vocabgraft.data.general import GENERAL_PAIRS
 from vocabgraft.data.raw_files import RETENTION_COLUMNS, VOCABULARY_COLUMNS, find_files, scan_lines, scan_table
 from vocabgraft.data.raw_formats import RawTable
-from vocabgraft.data.splits import SPLITS, LargeGroup, fold, group_rows, split_of
-from vocabgraft.tokens.new_token import KINDS, NewToken, relation_token
+from vocabgraft.data.splits import SPLITS, LargeGroup, split_rows
+from vocabgraft.data.texts import fold, side_of
+from vocabgraft.tokens.new_token import NewToken, relation_token
 from vocabgraft.tokens.tokenizer import (
-    added_token,
     hidden_by,
     is_one_token,
     matched_otherwise,
@@ -36,12 +38,6 @@ from vocabgraft.tokens.tokenizer import (
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-# Own sentences of everyday subjects with own scores, for whoever has no scored pairs.
-GENERAL_PAIRS = Path(__file__).with_name("general_pairs.csv")
-# A relation that says two things differ cannot hold beside one that says that they are alike.
-UNLIKE = frozenset({"antonym", "distinctfrom", "notisa"})
-ALIKE = frozenset({"synonym", "isa", "similarto", "definedas", "formof", "instanceof"})
 
 
 def read_vocabulary(folder: Path, name: str) -> RawTable:
@@ -68,9 +64,12 @@ def read_examples(folder: Path, dataset: DatasetParams) -> RawTable:
     vectors = [name for name in columns if name in VECTORS]
     tables = []
     for split in SPLITS:
-        for name in find_files(folder, getattr(dataset.files, split) or ()):
+        for name in find_files(folder, dataset.files_of(split)):
             table = _named(scan_table(folder / name, columns, optional, vectors), name)
             tables.append(RawTable(table.rows.assign(given_for=split), table.faults))
+    if not tables:
+        # Made later, from the words that are accepted.
+        return RawTable(pd.DataFrame({name: [] for name in (*columns, "row", "file", "given_for")}, dtype=object))
     joined = _joined_tables(tables)
     annotate = ANNOTATIONS.get(dataset.format)
     return joined if annotate is None else RawTable(annotate(joined.rows), joined.faults)
@@ -151,43 +150,6 @@ def new_tokens(frame: pd.DataFrame) -> list[NewToken]:
     ]
 
 
-def count_uses(base: "Tokenizer", tokens: Sequence[NewToken], texts: Sequence[str]) -> list[int]:
-    """How many of the distinct texts hold each token, matched as the extended tokenizer will."""
-    from tokenizers import Tokenizer
-
-    extended = Tokenizer.from_str(base.to_str())
-    before = tokens_added_before(base)
-
-    def read(text: str, raw: bool) -> str:
-        return text if raw else normalised(base, text)
-
-    # What is nothing to the base would cut every text apart.
-    countable = {token for token in tokens if normalised(base, token.text).strip() and token.kind in KINDS}
-    # A token that is there is not added again, be it of the base or an earlier row: that would change how it matches,
-    # and of two that are the same once normalised either may match.
-    taken = {read(text, not added.normalized) for text, (_, added) in before.items()}
-    wanted = {read(token.text, token.kind == "special"): token for token in reversed(tokens) if token in countable}
-    extended.add_tokens([added_token(token) for text, token in reversed(wanted.items()) if text not in taken])
-    counts: dict[int | None, int] = {}
-    for encoding in extended.encode_batch(sorted(set(texts)), add_special_tokens=False):
-        for token_id in set(encoding.ids):
-            counts[token_id] = counts.get(token_id, 0) + 1
-    return [counts.get(extended.token_to_id(token.text), 0) if token in countable else 0 for token in tokens]
-
-
-def inside_others(tokens: Sequence[str]) -> dict[str, str]:
-    """The tokens that stand inside another of them, each with the first that it stands in."""
-    known = set(tokens)
-    found: dict[str, str] = {}
-    for token in tokens:
-        # The parts of every token, looked up: comparing every token with every other would take minutes for 30,000.
-        parts = (token[start:end] for start in range(len(token)) for end in range(start + 1, len(token) + 1))
-        for part in parts:
-            if part != token and part in known:
-                found.setdefault(part, token)
-    return found
-
-
 def texts_of(frame: pd.DataFrame, dataset_format: Format, template: str = DEFAULT_TEMPLATE) -> list[str]:
     """One text a triple (its template filled, and its tail); every text of other rows. Rows with a gap are left out."""
     complete = frame.dropna(subset=list(COLUMNS[dataset_format]))
@@ -220,25 +182,10 @@ def assign_splits(frame: pd.DataFrame, dataset: DatasetParams) -> tuple[pd.DataF
         return frame, ()
     texts = list(zip(*(drawn[name] for name in JOINING[dataset.format]), strict=True))
     explicit = drawn["group"] if "group" in drawn.columns else [None] * len(drawn)
-    found = group_rows(list(explicit), texts)
+    found, splits = split_rows(list(explicit), texts, share.validation, share.test)
     frame.loc[drawn.index, "joined"] = found.names
-    frame.loc[drawn.index, "split"] = [split_of(name, share.validation, share.test) for name in found.names]
+    frame.loc[drawn.index, "split"] = splits
     return frame, found.large
-
-
-# The texts that make rows one group. Negatives are left out: they are mostly answers of other rows, so that all rows
-# would be one group. So are tails: a graph is connected, and link prediction asks for entities that are known.
-JOINING: dict[Format, tuple[str, ...]] = {
-    "triples": ("head",),
-    "pairs": ("anchor", "positive"),
-    "triplets": ("anchor", "positive"),
-    "scored_pairs": ("sentence1", "sentence2"),
-    "labelled_pairs": ("sentence1", "sentence2"),
-    "labelled_texts": ("text",),
-    "texts": ("text",),
-    "teacher_embeddings": ("text",),
-    "margins": ("query", "positive"),
-}
 
 
 def _annotate_triples(frame: pd.DataFrame) -> pd.DataFrame:
@@ -306,7 +253,7 @@ def _compare_triples(frame: pd.DataFrame) -> pd.DataFrame:
     relation = _folded(frame["relation"])
     key = _folded(frame["head"]) + "\x1f" + relation + "\x1f" + _folded(frame["tail"])
     ends = _unordered(frame["head"], frame["tail"])
-    side = relation.map(lambda name: "unlike" if name in UNLIKE else "alike" if name in ALIKE else "")
+    side = relation.map(side_of)
     return frame.assign(
         duplicate_of=_first_seen(frame, key + "\x1f" + frame["given_for"]),
         contradicts=_other_value(frame, ends.where(side != "", key), side),

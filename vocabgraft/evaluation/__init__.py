@@ -1,1 +1,1 @@
-"""Metrics on held-out data, with their intervals."""
+"""Metrics on held-out data, with confidence intervals."""

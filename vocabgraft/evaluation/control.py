@@ -1,4 +1,4 @@
-"""What the control says: which part of a gain is the vocabulary's, what it costs, and when none is needed."""
+"""Compares with the control: how much of a gain comes from the vocabulary, and whether new words are needed."""
 
 from collections.abc import Sequence
 from typing import Any

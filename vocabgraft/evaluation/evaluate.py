@@ -1,4 +1,4 @@
-"""The evaluation of a run: base, resized and merged (and the control) on the same texts, and what may be said of it."""
+"""The evaluation of a run: base, resized, merged (and control) on the same texts, with verdicts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ from vocabgraft.config.stages import EvaluateModelParams
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.beir import Benchmark
 from vocabgraft.data.splits import SPLITS
+from vocabgraft.evaluation.by_token import describe_tokens
 from vocabgraft.evaluation.control import judge_control
 from vocabgraft.evaluation.evaluated_model import NewWords, Subject
 from vocabgraft.evaluation.graded_retrieval import measure_benchmark
 from vocabgraft.evaluation.metrics import Measurement, compared_items, figures_of, problems_of, verdict_json
-from vocabgraft.evaluation.neighbors import describe_tokens
+from vocabgraft.evaluation.relations import compare_relations
 from vocabgraft.evaluation.retention import measure_drift, moved_share, reference_corpus
 from vocabgraft.evaluation.retrieval import (
     Retention,
@@ -21,8 +22,12 @@ from vocabgraft.evaluation.retrieval import (
     measure_retention,
     measure_retrieval,
     measure_similarity,
+    retrieval_set,
 )
+from vocabgraft.evaluation.same_model import differ_in_new_rows_alone
+from vocabgraft.evaluation.searches import benchmark_set, changed_searches
 from vocabgraft.evaluation.unlabelled import fidelity_json, held_out_texts, measure_fidelity, measure_tokens
+from vocabgraft.tokens.new_token import NewToken
 from vocabgraft.tokens.tokenizer import ExtendedToken, added_tokens
 
 if TYPE_CHECKING:
@@ -60,12 +65,13 @@ class Questions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of `metrics.json`, `comparison.json`, `retention.json` and `tokens.json`, and every item."""
+    """What goes into the files `metrics`, `comparison`, `retention`, `tokens`, `searches` and `items`."""
 
     metrics: dict[str, dict[str, Any]]
     comparison: dict[str, Any]
     retention: dict[str, Any]
     tokens: dict[str, Any]
+    searches: list[dict[str, Any]]
     measurements: Sequence[Measurement]
 
     @property
@@ -96,10 +102,7 @@ def evaluate(
     """
     new_words = NewWords(models["merged"].tokenizer, tokens)
     described = [token.new_token for token in added_tokens(tokens)]
-    subjects = {
-        name: Subject(name, model, new_words, params.batch_size, described if name in WITHOUT_NEW_TOKENS else ())
-        for name, model in models.items()
-    }
+    subjects = _subjects(models, new_words, params.batch_size, described)
     measured, problems = _measure_benefit(questions, list(subjects.values()), new_words, params.recall_at)
     kept = measure_retention(questions.retention, list(subjects.values()), new_words)
     corpus = reference_corpus(questions.texts(), params.reference_texts)
@@ -116,6 +119,12 @@ def evaluate(
         metrics=metrics,
         comparison={
             "items": compared_items(measured, params.smoke_under, seed),
+            "relations": [
+                row
+                for dataset in questions.datasets
+                if dataset.format == "triples" and dataset.rows("test")
+                for row in compare_relations(dataset, measured, seed)
+            ],
             "without_labels": {
                 FIDELITY.dataset: found,
                 TOKENS_PER_TEXT.dataset: _compared(tokens_per_text, "all", params.smoke_under, seed),
@@ -129,9 +138,26 @@ def evaluate(
             "spearman": _spearman(kept, params.smoke_under, seed),
             "problems": [*problems_of([kept]), *drift["problems"]],
         },
-        tokens=describe_tokens(models["merged"], tokens, seed),
+        tokens=describe_tokens(subjects, tokens, measured, seed),
+        searches=_searches(questions, subjects["base"], subjects["merged"], seed),
         measurements=[entry for entry in (*measured, kept, fidelity, tokens_per_text) if entry],
     )
+
+
+def _subjects(
+    models: "dict[str, SentenceTransformer]", new_words: NewWords, batch_size: int, described: Sequence[NewToken]
+) -> dict[str, Subject]:
+    """The models by name; those that training left as they were beside new rows share the base's embeddings."""
+    base = Subject("base", models["base"], new_words, batch_size, described)
+    found = {"base": base}
+    for name, model in models.items():
+        if name == "base":
+            continue
+        shared = base if differ_in_new_rows_alone(models["base"], model) else None
+        found[name] = Subject(
+            name, model, new_words, batch_size, described if name in WITHOUT_NEW_TOKENS else (), shared
+        )
+    return found
 
 
 def item_columns(measurements: Sequence[Measurement]) -> dict[str, list[Any]]:
@@ -197,12 +223,20 @@ def _measure_benefit(
     return measured, problems
 
 
+def _searches(questions: Questions, base: Subject, merged: Subject, seed: int) -> list[dict[str, Any]]:
+    sets = [retrieval_set(entry) for entry in questions.datasets if entry.is_retrieval and entry.rows("test")]
+    sets += [benchmark_set(benchmark) for benchmark in questions.benchmarks]
+    return [changed_searches(entry, base, merged, seed) for entry in sets]
+
+
 def _measure_without_labels(
     questions: Questions, subjects: dict[str, Subject], new_words: NewWords
 ) -> tuple[Measurement | None, Measurement | None]:
     """Fidelity, and tokens per text."""
     everyone = list(subjects.values())
-    texts = held_out_texts(questions.datasets, questions.held_out_contexts)
+    held_out = set(questions.held_out_contexts)
+    learnt = [text for text in questions.contexts if text not in held_out]
+    texts = held_out_texts(questions.datasets, questions.held_out_contexts, learnt)
     test = [text for dataset in questions.datasets for text in dataset.texts("test")]
     return (
         measure_fidelity(subjects["base"], everyone, texts, new_words),

@@ -1,4 +1,4 @@
-"""A model under evaluation: how it reads texts, and every text embedded once."""
+"""A model under evaluation, whose embeddings are cached; and which texts contain a new word."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class Subject:
         new_words: NewWords,
         batch_size: int,
         described: Sequence[NewToken] = (),
+        base: "Subject | None" = None,
     ) -> None:
         """Nothing is embedded yet.
 
@@ -55,9 +56,12 @@ class Subject:
             new_words: which texts hold a new token.
             batch_size: of the encoding.
             described: special tokens that the model does not have, which it reads as their descriptions.
+            base: a model that differs from this one in the rows of new tokens alone. A text that both read as the same
+                ids is embedded by it, once for both.
         """
         self.name, self.model, self.new_words, self.batch_size = name, model, new_words, batch_size
         self.described = tuple(described)
+        self._base = base
         self._roles_differ = _roles_differ(model)
         self._rows: dict[Role | None, dict[str, Embeddings]] = {}
 
@@ -80,6 +84,11 @@ class Subject:
         missing = [text for text in dict.fromkeys(texts) if text not in rows]
         if missing:
             held = self.new_words.held(missing)
+            if self._base is not None:
+                shared = ~held & self._read_as_by(self._base, missing)
+                alike = [missing[place] for place in np.flatnonzero(shared)]
+                rows.update(zip(alike, self._base.encode(alike, role), strict=True))
+                missing, held = [missing[place] for place in np.flatnonzero(~shared)], held[~shared]
             found = encode_apart(self.model, self.read(missing), held, self.batch_size, role)
             self._require_numbers(missing, found)
             rows.update(zip(missing, found, strict=True))
@@ -100,6 +109,11 @@ class Subject:
         read = self.read(texts)
         ids = self.model.tokenizer(read, add_special_tokens=False, verbose=False)["input_ids"] if read else []
         return np.array([len(found) for found in ids], dtype=np.float64)
+
+    def _read_as_by(self, other: "Subject", texts: Sequence[str]) -> BoolArray:
+        """Which texts are the same token ids for both: (texts,)."""
+        ids = [subject.model.tokenizer(subject.read(texts), verbose=False)["input_ids"] for subject in (self, other)]
+        return np.array([own == others for own, others in zip(*ids, strict=True)], dtype=bool)
 
     def _require_numbers(self, texts: Sequence[str], embeddings: Embeddings) -> None:
         broken = ~np.isfinite(embeddings).all(axis=1)

@@ -1,4 +1,4 @@
-"""Retrieval over graded judgements, as BEIR reports it: NDCG@10, MRR@10 and Recall@100."""
+"""Retrieval with graded judgments, as in BEIR: NDCG@10, MRR@10 and Recall@100."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""What was measured on held-out items, for every model on the same ones, and the figures that come of it."""
+"""Values of all models on the same held-out items, and the metrics computed from them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

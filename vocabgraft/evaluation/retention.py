@@ -1,4 +1,4 @@
-"""Retention: how far the vectors of texts that were not trained on moved, and whether an index stays valid."""
+"""Retention and drift: how far vectors of general texts moved, and which stored vectors stay valid."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What models give on held-out items: retrieval, link prediction, similarity, all as measurements item by item."""
+"""Scores models on held-out items: retrieval, link prediction and similarity, per item."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

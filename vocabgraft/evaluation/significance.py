@@ -1,4 +1,4 @@
-"""Whether a gain is more than chance: paired bootstrap intervals and permutation tests over held-out items.
+"""Decides whether a gain is more than chance: paired bootstrap intervals and permutation tests.
 
 Items of one group (paraphrases of one concept, triples of one head) are no independent witnesses, so groups are drawn
 and flipped as wholes.

@@ -1,4 +1,4 @@
-"""How fast two models encode, measured side by side."""
+"""Times the encoding of two models, alternately."""
 
 import statistics
 import time

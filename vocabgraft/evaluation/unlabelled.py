@@ -1,4 +1,4 @@
-"""What can be measured of a vocabulary without labelled data: fidelity to the base, and tokens per text."""
+"""Metrics without labeled data: fidelity to the base, and tokens per text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +13,24 @@ from vocabgraft.evaluation.retention import cosines_of
 from vocabgraft.evaluation.significance import Array, compare_means
 
 
-def held_out_texts(datasets: Sequence[AcceptedDataset], contexts: Sequence[str]) -> list[str]:
-    """The distinct texts that nothing was trained on: of test splits and held-out contexts, but of no train split."""
+def held_out_texts(
+    datasets: Sequence[AcceptedDataset], contexts: Sequence[str], learnt: Sequence[str] = ()
+) -> list[str]:
+    """The distinct texts that nothing was trained on.
+
+    Args:
+        datasets: whose test splits count, without the texts of their train splits.
+        contexts: those that distillation held out.
+        learnt: the other contexts, which may be texts of a test split.
+    """
     texts = dict.fromkeys(text for dataset in datasets for text in dataset.texts("test"))
     texts.update(dict.fromkeys(contexts))
     for dataset in datasets:
         for block in dataset.text_blocks("train"):
             for text in block:
                 texts.pop(text, None)
+    for text in learnt:
+        texts.pop(text, None)
     return list(texts)
 
 

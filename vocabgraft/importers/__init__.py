@@ -1,1 +1,1 @@
-"""Ontologies and knowledge graphs turned into raw files."""
+"""Ontologies and knowledge graphs, converted to raw files."""

@@ -1,4 +1,4 @@
-"""ConceptNet 5 assertions, as gzip CSV: triples of one language and the tokens of their relations.
+"""Reads assertions of ConceptNet 5 (gzip CSV): triples of one language, and relation tokens.
 
 The format is described at github.com/commonsense/conceptnet5/wiki/Downloads: five columns parted by tabs, which are
 the assertion's URI, the relation (`/r/IsA`), the start (`/c/en/dog/n/wn/animal`), the end, and JSON with `weight`.
@@ -136,7 +136,7 @@ def _term(uri: str) -> str:
 def _weight(metadata: str, place: str) -> float:
     try:
         return float(json.loads(metadata)["weight"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise VocabgraftError(
             f"{place}: the last column is {shown(metadata)}, not JSON with a number as weight; the file is damaged "
             "or cut short, so fetch it again"

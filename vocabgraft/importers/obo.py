@@ -1,4 +1,4 @@
-r"""Ontologies in the OBO flat file format, versions 1.2 and 1.4.
+r"""Reads ontologies in OBO 1.2 and 1.4.
 
 The format is described at owlcollab.github.io/oboformat/doc/GO.format.obo-1_4.html: stanzas such as `[Term]` of lines
 `tag: value {modifiers} ! comment`; a backslash escapes a character, and `\n`, `\t` and `\W` are white space.
@@ -15,6 +15,7 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.importers.ontology import Concept, Link, Ontology
 from vocabgraft.importers.relation_texts import DESCRIPTIONS, relation_name
 from vocabgraft.importers.streams import Report, no_report, open_source, shown, text_lines
+from vocabgraft.storage.bounds import LONGEST_LINE
 
 SCOPES = ("EXACT", "BROAD", "NARROW", "RELATED")
 DEFAULT_SCOPES = frozenset({"EXACT", "RELATED"})
@@ -31,18 +32,21 @@ OLD_TAGS = MappingProxyType(
 
 TAG = re.compile(r"([A-Za-z_][\w.-]*)\s*:\s*(.*)")
 STANZA = re.compile(r"\[(\w+)\]")
-# A text between quotation marks may hold more of them, all but the last unescaped: it ends at the first that what may
-# follow it does follow.
+# Each pattern below takes time with the length of a value: it is tried where a part can begin, and never goes back.
 QUOTED_PART = r'"(?:\\.|[^"\\])*"'
 # Names hold braces as well, so modifiers are known by their key="value".
-MODIFIERS = rf'\{{\s*[^\s{{}}=]+\s*=(?:{QUOTED_PART}|[^"{{}}])*\}}'
-END = rf"\s*(?:{MODIFIERS}\s*)?(?P<comment>(?:(?<=\s)|^)!(?:\s.*)?)?"
-PLAIN = re.compile(rf"(?P<value>(?:\\.|[^\\])*?){END}")
-TEXT = r'"(?P<text>(?:\\.|[^\\])*?)"(?P<words>(?:\s+[^\s"\[\]{}!]+)*)\s*'
-XREFS = rf'\[(?:\\.|{QUOTED_PART}|[^\]"\\])*\]'
-QUOTED = re.compile(rf"{TEXT}(?:{XREFS})?{END}")
+MODIFIERS = rf'\{{\s*+[^\s{{}}=]++\s*+=(?:{QUOTED_PART}|[^"{{}}])*+\}}'
+COMMENT = r"(?P<comment>(?:(?<=\s)|^)!(?:\s.*)?)"
+END = re.compile(rf"(?:{MODIFIERS}\s*)?+{COMMENT}?")
+# Where the end of a plain value can begin, and that of a text between quotation marks; escapes are passed over.
+ENDS, CLOSING = re.compile(r"\\.|[{!]"), re.compile(r'\\.|"')
+WORDS = r'"(?P<words>(?:\s++[^\s"\[\]{}!]++)*+)\s*+'
+XREFS = rf'\[(?:\\.|{QUOTED_PART}|[^\]"\\])*+\]'
+AFTER = re.compile(rf"{WORDS}(?:{XREFS})?+\s*+(?:{MODIFIERS}\s*)?+{COMMENT}?")
 # Where the list of references is not as the format has it.
-LOOSELY_QUOTED = re.compile(rf"{TEXT}\[.*")
+LOOSELY_AFTER = re.compile(rf"{WORDS}\[.*")
+# Of quotation marks inside a text; each may be its end, and then all that follows is looked at.
+MOST_QUOTATION_MARKS = 200
 SYNONYM_TYPE = re.compile(rf"(?P<type>\S+)\s+{QUOTED_PART}\s+(?P<scope>{'|'.join(SCOPES)})\b.*")
 WHITE_SPACE = {"n": " ", "t": " ", "W": " "}
 
@@ -110,14 +114,17 @@ def read_stanzas(lines: Iterable[tuple[int, str]], path: Path) -> Iterator[Stanz
 
 def _joined(lines: Iterable[tuple[int, str]], path: Path) -> Iterator[tuple[int, str]]:
     """Logical lines: one that ends in a backslash goes on in the next."""
-    pending, line, number = "", "", 0
+    pending, size, line, number = list[str](), 0, "", 0
     for number, line in lines:
-        text = pending + line.rstrip("\r\n")
+        text = line.rstrip("\r\n")
+        size += len(text)
+        if size > LONGEST_LINE:
+            raise VocabgraftError(f"{path}: the line that ends at line {number} has over {LONGEST_LINE:,} characters")
         if (len(text) - len(text.rstrip("\\"))) % 2:
-            pending = text[:-1]
+            pending.append(text[:-1])
         else:
-            pending = ""
-            yield number, text
+            yield number, "".join([*pending, text])
+            pending, size = [], 0
     if pending or (number and not line.endswith("\n")):
         raise VocabgraftError(
             f"{path} is cut short: its last line, {number}, has no line break at its end ({shown(line)}); fetch it "
@@ -264,13 +271,30 @@ def _reference(value: str) -> tuple[str, str]:
 
 def _quoted(tag: Tag, path: Path) -> tuple[str, list[str]]:
     """The text between quotation marks, and the words after it, before its references."""
-    found = QUOTED.fullmatch(tag.value) or LOOSELY_QUOTED.fullmatch(tag.value)
+    found = _closed(tag, path)
     if found is None:
         raise VocabgraftError(
             f"{path}: line {tag.line}: {tag.name} is {shown(tag.value)}, not a text between quotation marks; the file "
             "is cut short or damaged, so fetch it again"
         )
-    return unescape(found["text"]), found["words"].split()
+    return unescape(tag.value[1 : found.start()]), found["words"].split()
+
+
+def _closed(tag: Tag, path: Path) -> re.Match[str] | None:
+    """The end of the text between quotation marks and what follows it; None where the value is of another form.
+
+    The text may hold more quotation marks, not escaped: it ends at the first that what may follow a text follows.
+    """
+    if not tag.value.startswith('"'):
+        return None
+    marks = [mark.start() for mark in CLOSING.finditer(tag.value, 1) if mark[0] == '"']
+    if len(marks) > MOST_QUOTATION_MARKS:
+        raise VocabgraftError(
+            f"{path}: line {tag.line}: {tag.name} holds {len(marks)} quotation marks; allowed inside of a text: "
+            f"{MOST_QUOTATION_MARKS}, without counting escaped ones; the file is damaged, so fetch it again"
+        )
+    tried = (pattern.fullmatch(tag.value, mark) for pattern in (AFTER, LOOSELY_AFTER) for mark in marks)
+    return next((found for found in tried if found), None)
 
 
 def plain(value: str) -> str:
@@ -280,8 +304,10 @@ def plain(value: str) -> str:
 
 def _split(value: str) -> tuple[str, str]:
     """A value without its modifiers and its comment, and the comment, both with their escapes."""
-    found = PLAIN.fullmatch(value)
-    return (found["value"], found["comment"] or "") if found else (value, "")
+    for mark in ENDS.finditer(value):
+        if mark[0] in "{!" and (found := END.fullmatch(value, mark.start())):
+            return value[: mark.start()], found["comment"] or ""
+    return value, ""
 
 
 def unescape(text: str) -> str:

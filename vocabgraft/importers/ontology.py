@@ -1,4 +1,4 @@
-"""An ontology, wherever it was read from, as training rows and the words that a base cuts into pieces."""
+"""Converts an ontology of any format to training rows and new words."""
 
 import re
 from collections import Counter, defaultdict
@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from vocabgraft.data.texts import fold
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.importers.rows import (
     ImportedRows,
     Limits,
     Pair,
     Triple,
-    fold,
-    in_training,
     relation_tokens,
     tidy,
     tidy_triples,
+    training_pairs,
+    training_triples,
     unfit,
 )
 from vocabgraft.tokens.new_token import NewToken, relation_token
@@ -88,8 +89,9 @@ def ontology_rows(ontology: Ontology, base: "Tokenizer", limits: Limits) -> Impo
             f"{limits.min_uses} or more training texts; lower --min-pieces or --min-uses"
         )
     definitions = {tidy(text) for concept in ontology.concepts for text in concept.definitions}
-    contexts = _contexts(pairs, definitions, words, base)
-    vocabulary = (*_described(words, pairs, definitions, base), *relations)
+    defined = [pair for pair in training_pairs(pairs) if pair.positive in definitions]
+    contexts = _contexts(defined, words, base)
+    vocabulary = (*_described(words, defined, base), *relations)
     return ImportedRows(vocabulary, tuple(triples), tuple(pairs), contexts, dict(left_out))
 
 
@@ -161,8 +163,8 @@ def choose_words(
     Returns:
         Words as the base's normaliser leaves them, each in `min_uses` or more texts, counted as validate_data counts.
     """
-    paired = {text for pair in pairs if in_training(pair.group) for text in (pair.anchor, pair.positive)}
-    related = [triple for triple in triples if in_training(triple.head)]
+    paired = {text for pair in training_pairs(pairs) for text in (pair.anchor, pair.positive)}
+    related = training_triples(triples)
     texts = sorted(paired | {f"{triple.head} {triple.tail}" for triple in related})
     counts = Counter(word for text in texts for word in words_of(base, text))
     frequent = [word for word, uses in counts.most_common() if uses >= limits.min_uses]
@@ -199,7 +201,7 @@ def _is_cut(base: "Tokenizer", word: str, min_pieces: int) -> bool:
 def _uses_in_the_pipeline(
     words: Sequence[str], relations: Sequence[NewToken], texts: Sequence[str], base: "Tokenizer"
 ) -> dict[str, int]:
-    from vocabgraft.data.validation import count_uses
+    from vocabgraft.data.uses import count_uses
 
     # The relations' tokens are matched first there, so that a word is not found inside <|PartOf|>.
     counts = count_uses(base, [*(NewToken(word, "word", "") for word in words), *relations], texts)
@@ -210,18 +212,17 @@ def _with_tokens(triples: Iterable[Triple]) -> Iterable[str]:
     return (f"{triple.head} {relation_token(triple.relation)} {triple.tail}" for triple in triples)
 
 
-def _contexts(pairs: Iterable[Pair], definitions: set[str], words: Iterable[str], base: "Tokenizer") -> tuple[str, ...]:
+def _contexts(defined: Iterable[Pair], words: Iterable[str], base: "Tokenizer") -> tuple[str, ...]:
     chosen = set(words)
-    told = dict.fromkeys(pair.positive for pair in pairs if pair.positive in definitions and in_training(pair.group))
+    told = dict.fromkeys(pair.positive for pair in defined)
     return tuple(text for text in told if not chosen.isdisjoint(words_of(base, text)))
 
 
-def _described(words: Iterable[str], pairs: Iterable[Pair], definitions: set[str], base: "Tokenizer") -> list[NewToken]:
+def _described(words: Iterable[str], defined: Iterable[Pair], base: "Tokenizer") -> list[NewToken]:
     """A word that is itself the name of a concept is described by the concept's definition."""
     meanings: dict[str, str] = {}
-    for pair in pairs:
-        if pair.positive in definitions and in_training(pair.group):
-            meanings.setdefault(normalised(base, pair.anchor), pair.positive)
+    for pair in defined:
+        meanings.setdefault(normalised(base, pair.anchor), pair.positive)
     return [NewToken(word, "word", meanings.get(word, "")) for word in words]
 
 

@@ -1,4 +1,4 @@
-"""RDF read as a stream of statements, in the order of the file: RDF/XML and N-Triples here, Turtle by rdflib.
+"""Reads RDF as a stream of statements: RDF/XML and N-Triples here, Turtle by rdflib.
 
 RDF/XML and N-Triples are read here since thesauri of gigabytes come in them: of the same 200,000 statements rdflib 7.6
 makes a graph of 290 MiB in 7.8 s (RDF/XML) and 5.4 s (N-Triples), and without a graph it takes 4.3 s and 2.0 s; this
@@ -293,6 +293,8 @@ def read_turtle(stream: BinaryIO, path: Path, take: Callable[[Statement], None])
 
     try:
         InOrder().parse(stream, format="turtle")
+    except RecursionError as error:
+        raise VocabgraftError(f"{path} nests its values too deeply; it is damaged or no Turtle") from error
     except (SyntaxError, ValueError, LookupError) as error:
         if isinstance(error, VocabgraftError):
             raise

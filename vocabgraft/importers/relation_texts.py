@@ -1,4 +1,4 @@
-"""Names of relations and what they say in plain words, which is what their tokens start from."""
+"""Descriptions of relations in plain words, from which their tokens start."""
 
 import re
 from types import MappingProxyType

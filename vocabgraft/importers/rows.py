@@ -1,4 +1,4 @@
-"""What every importer gives: rows that stage validate_data accepts as they are, written as raw files."""
+"""The output of every importer: rows that validate_data accepts, written as raw files."""
 
 import csv
 import re
@@ -10,7 +10,8 @@ from pathlib import Path
 from vocabgraft.config.datasets import DatasetParams, FileParams, HeldOutParams
 from vocabgraft.config.losses import Format
 from vocabgraft.config.stages import ValidateDataParams
-from vocabgraft.data.splits import split_of
+from vocabgraft.data.splits import split_of, split_rows
+from vocabgraft.data.texts import UNPRINTABLE, fold, side_of
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.importers.relation_texts import SYMMETRIC, describe_relation
 from vocabgraft.storage.atomic import work_beside
@@ -29,8 +30,6 @@ DATASETS: tuple[tuple[str, Format, str], ...] = (("relations", "triples", TRIPLE
 HELD_OUT = HeldOutParams(validation=0.1, test=0.1)
 # What params.yaml allows unless it is edited (validate_data.max_text_characters).
 MAX_TEXT_CHARACTERS = 2000
-# Control characters are left behind by conversions; U+FFFD stands where a character was lost.
-UNPRINTABLE = re.compile("[\u0000-\u0008\u000e-\u001f\ufffd]")
 
 
 @dataclass(frozen=True)
@@ -96,23 +95,29 @@ def tidy(text: str) -> str:
     return " ".join(text.replace("\ufeff", "").split())
 
 
-def fold(text: str) -> str:
-    """The text as two rows are compared: case and white space do not count."""
-    return " ".join(text.casefold().split())
-
-
 def unfit(text: str) -> str | None:
     """Why a text cannot be in a row, or None."""
     if not text:
         return "an empty text"
-    if UNPRINTABLE.search(text):
+    if re.search(UNPRINTABLE, text):
         return "a control or replacement character"
     return f"a text over {MAX_TEXT_CHARACTERS} characters" if len(text) > MAX_TEXT_CHARACTERS else None
 
 
-def in_training(group: str) -> bool:
-    """Whether rows of this group fall into the training split of the shares in `params_section`."""
-    return split_of(group, HELD_OUT.validation, HELD_OUT.test) == "train"
+def training_pairs(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs that validate_data will train on, with the shares of `params_section`."""
+    texts = [(pair.anchor, pair.positive) for pair in pairs]
+    _, splits = split_rows([pair.group for pair in pairs], texts, HELD_OUT.validation, HELD_OUT.test)
+    return [pair for pair, split in zip(pairs, splits, strict=True) if split == "train"]
+
+
+def training_triples(triples: Iterable[Triple]) -> list[Triple]:
+    """The triples that validate_data will train on.
+
+    Of triples the head alone joins rows, so the group of a triple is its head; a graph of millions of them would tell
+    no more.
+    """
+    return [triple for triple in triples if split_of(triple.head, HELD_OUT.validation, HELD_OUT.test) == "train"]
 
 
 def tidy_triples(triples: Iterable[Triple], min_uses: int, left_out: Counter[str]) -> list[Triple]:
@@ -146,23 +151,15 @@ def _refuse_triple(triple: Triple, repeated: bool, sides: dict[tuple[str, str], 
         return "a head that equals its tail"
     if repeated:
         return "a repetition"
-    side = _side(triple.relation)
+    side = side_of(triple.relation)
     first, second = sorted((head, tail))
     if side and sides.setdefault((first, second), side) != side:
         return "a contradiction, such as Synonym and Antonym of the same two"
     return None
 
 
-def _side(relation: str) -> str:
-    # Imported here since the module loads pandas, which the command's --help need not wait for.
-    from vocabgraft.data.validation import ALIKE, UNLIKE
-
-    name = relation.casefold()
-    return "unlike" if name in UNLIKE else "alike" if name in ALIKE else ""
-
-
 def _of_frequent_relations(triples: list[Triple], min_uses: int, left_out: Counter[str]) -> list[Triple]:
-    uses = Counter(triple.relation for triple in triples if in_training(triple.head))
+    uses = Counter(triple.relation for triple in training_triples(triples))
     kept = [triple for triple in triples if uses[triple.relation] >= min_uses]
     if len(kept) < len(triples):
         left_out[f"a relation with fewer than {min_uses} training rows"] += len(triples) - len(kept)

@@ -1,4 +1,4 @@
-"""Thesauri in SKOS (w3.org/TR/skos-reference), written as RDF/XML, N-Triples or, with rdflib installed, Turtle.
+"""Reads SKOS thesauri (w3.org/TR/skos-reference) in RDF/XML, N-Triples or, with rdflib, Turtle.
 
 Labels may be literals, or resources as SKOS-XL has them (w3.org/TR/skos-reference/skos-xl.html), and so may notes.
 """
@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from vocabgraft.data.texts import fold
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.importers.ontology import Concept, Link, Ontology
 from vocabgraft.importers.rdf import RDF, TYPE, Statement, read_n_triples, read_rdf_xml, read_turtle
-from vocabgraft.importers.rows import fold, tidy
+from vocabgraft.importers.rows import tidy
 from vocabgraft.importers.streams import Report, no_report, open_source
 
 SKOS = "http://www.w3.org/2004/02/skos/core#"

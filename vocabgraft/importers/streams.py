@@ -1,4 +1,4 @@
-"""Files to import from: opened as a stream of bytes, compressed or not, with what is wrong with them said plainly."""
+"""Opens files to import as byte streams, compressed or not, with clear errors."""
 
 import gzip
 import io
@@ -6,9 +6,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.bounds import bounded_lines, special_kind, unpacked
 
 # Called with the number of bytes just read from the disk.
 Report = Callable[[int], None]
@@ -35,6 +36,9 @@ class _Reported(io.RawIOBase):
         self._report(count)
         return count
 
+    def tell(self) -> int:
+        return self._stream.tell()
+
 
 @contextmanager
 def open_source(path: Path, report: Report = no_report) -> Iterator[BinaryIO]:
@@ -53,8 +57,7 @@ def open_source(path: Path, report: Report = no_report) -> Iterator[BinaryIO]:
         with path.open("rb", buffering=0) as raw:
             buffered = io.BufferedReader(_Reported(raw, report), buffer_size=1 << 17)
             compressed = buffered.peek(2)[:2] == GZIP_MAGIC
-            # A GzipFile runs Python code for every line; the buffer around it does so for every block.
-            yield io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 17) if compressed else buffered
+            yield unpacked(cast(BinaryIO, buffered), path) if compressed else cast(BinaryIO, buffered)
     except EOFError as error:
         raise VocabgraftError(f"{path} is cut short: its gzip stream has no end; fetch it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -70,6 +73,8 @@ def check_source(path: Path) -> None:
         VocabgraftError: when it is missing, empty, not a file or not readable.
     """
     try:
+        if kind := special_kind(path):
+            raise VocabgraftError(f"{path} is {kind}; name a file")
         if not path.exists():
             raise VocabgraftError(f"{path} is missing; check the name")
         if not path.is_file():
@@ -85,9 +90,9 @@ def text_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
     """Each line with its number, from 1, and its line break, where it has one.
 
     Raises:
-        VocabgraftError: naming the line that is not UTF-8 or holds a NUL.
+        VocabgraftError: naming the line that is too long, not UTF-8 or holds a NUL.
     """
-    for number, raw in enumerate(stream, start=1):
+    for number, raw in bounded_lines(stream, path):
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:

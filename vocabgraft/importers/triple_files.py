@@ -1,4 +1,4 @@
-"""Plain files of triples, a row each: text between tabs (.tsv, .txt) or CSV, with a header or with columns named."""
+"""Reads plain files of triples, tab-separated (.tsv, .txt) or CSV, with a header or named columns."""
 
 import csv
 import math

@@ -1,1 +1,1 @@
-"""A vector index kept valid after a new model."""
+"""A vector index, updated for a new model."""

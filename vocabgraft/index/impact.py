@@ -1,4 +1,4 @@
-"""What an extended tokenizer does to the vectors that are stored already: which of them stay valid."""
+"""Counts the stored vectors that stay valid with an extended tokenizer."""
 
 import json
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Which texts two models embed differently, told from their weights and tokenizers without embedding a text."""
+"""Decides which texts two models embed differently, from weights and tokenizers, without encoding."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vocabgraft.models.encode import Role
+from vocabgraft.models.gate import gated_ids, without_gate
 from vocabgraft.tokens.tokenizer import normalised, raw_tokenizer
 from vocabgraft.tokens.word_filter import WordFilter
 
@@ -67,16 +68,19 @@ def compare_models(
     """Compare two loaded models as far as stored vectors of texts are concerned.
 
     Everything but the rows of the input embeddings must be equal, bit for bit, for any vector to stay valid: other
-    weights, configurations, modules, the longest text, the prompt. What cannot be compared counts as different.
+    weights, configurations, modules, the longest text, the prompt. What cannot be compared counts as different. Of
+    models with a gate (`method: gated`) that holds for the weights that texts without a new token pass; texts that open
+    a gate change unless both models have equal gates and adapted weights.
 
     Args:
         previous: the one that made the vectors.
         new: the one that takes its place.
         role: as what the texts are embedded; None for a plain `encode`.
     """
-    if (reason := _different_elsewhere(previous, new, role)) is not None:
+    plain = without_gate(previous), without_gate(new)
+    if (reason := _different_elsewhere(*plain, role)) is not None:
         return ModelDifference(reason)
-    moved = _moved_rows(_input_rows(previous), _input_rows(new))
+    moved = _moved_rows(_input_rows(previous), _input_rows(new)) | _moved_by_the_gate(previous, new)
     before, after = raw_tokenizer(previous), raw_tokenizer(new)
     prompt = prompt_of(new, role)
     always = after.encode(prompt).ids
@@ -156,6 +160,22 @@ def _moved_rows(before: torch.Tensor, after: torch.Tensor) -> frozenset[int]:
         differ = (before[start:stop] != after[start:stop].to(before.device)).any(dim=1)
         moved += (differ.nonzero().flatten() + start).tolist()
     return frozenset(moved)
+
+
+def _moved_by_the_gate(previous: "SentenceTransformer", new: "SentenceTransformer") -> frozenset[int]:
+    """The ids that open a gate, where the two models differ behind it.
+
+    An id of the previous model that the new tokenizer does not have is left out: it cuts such a text otherwise.
+    """
+    ids = [gated_ids(model) for model in (previous, new)]
+    if ids[0] == ids[1] and (not ids[0] or _equal_behind_the_gate(previous, new)):
+        return frozenset()
+    return frozenset(token_id for token_id in ids[0] | ids[1] if token_id < len(new.tokenizer))
+
+
+def _equal_behind_the_gate(previous: Any, new: Any) -> bool:
+    before, after = (model[0].adapted_weights() for model in (previous, new))
+    return before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def _word_filter(previous: "Tokenizer", new: "Tokenizer", moved: frozenset[int]) -> WordFilter | None:

@@ -1,4 +1,4 @@
-"""Parquet files of (id, text, vector): checked, streamed, and written again with some vectors replaced."""
+"""Checks and streams Parquet files of (id, text, vector), and writes them with some vectors replaced."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

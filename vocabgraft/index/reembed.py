@@ -1,4 +1,4 @@
-"""An index kept valid: after a model's successor, only texts that it embeds differently are computed again."""
+"""Updates an index for a new model: only texts that it embeds differently are encoded again."""
 
 import re
 import shutil

@@ -1,1 +1,1 @@
-"""A model's folder: found, trusted, resized, saved, and its texts encoded."""
+"""A model folder: find, trust, resize, save and load it, and encode texts."""

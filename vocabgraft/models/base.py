@@ -1,4 +1,4 @@
-"""The base model: found, identified by its content, loaded; its own code runs where it is trusted, and only there."""
+"""Finds, identifies and loads the base model; its own code runs only if it is trusted."""
 
 import importlib
 import importlib.util
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vocabgraft.config.stages import BaseParams, PromptParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.gate import gate_class
 from vocabgraft.models.model_files import (
     check_files,
     module_folders,
@@ -123,7 +124,7 @@ def load_model(
     from sentence_transformers import SentenceTransformer
 
     check_files(folder)
-    classes = own_module_classes(folder) if own_modules else {}
+    classes = gate_class(folder) | (own_module_classes(folder) if own_modules else {})
     check_code(folder, trust_remote_code, classes)
     # The library would take a pickle where it finds no safetensors.
     weights: dict[str, Any] = {"use_safetensors": True, **({"dtype": "float32"} if float32 else {})}

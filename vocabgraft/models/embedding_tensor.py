@@ -1,4 +1,4 @@
-"""The input embeddings of a saved model, found and read without loading its weights."""
+"""Finds and reads the input embeddings of a saved model without loading its other weights."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

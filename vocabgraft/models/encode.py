@@ -1,6 +1,7 @@
-"""Encoding texts so that two models can be compared."""
+"""Encodes texts in equal batches, so that two models can be compared."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -44,6 +45,17 @@ def encode_apart(
     for places in (np.flatnonzero(with_new_token).tolist(), np.flatnonzero(~with_new_token).tolist()):
         result[places] = encode(model, [texts[place] for place in places], batch_size, role)
     return result
+
+
+@contextmanager
+def reading_with(model: "SentenceTransformer", tokenizer: Any) -> Iterator[None]:
+    """Within the block the model reads texts with another tokenizer, such as the base's."""
+    transformer: Any = model[0]
+    own, transformer.processor = transformer.processor, tokenizer
+    try:
+        yield
+    finally:
+        transformer.processor = own
 
 
 def split_by_new_token(tokenizer: Any, texts: Sequence[str], new_ids: Sequence[int]) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""Custom layers: modules of sentence-transformers, or own ones, put before or after the pooling of a resized base.
+"""Custom layers before or after the pooling: of sentence-transformers, or the user's own.
 
 They keep the names `custom_0`, `custom_1`, ... in every folder that is saved later, so training, merging and checks
 find them without being told of them.

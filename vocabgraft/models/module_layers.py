@@ -1,4 +1,4 @@
-"""Custom layers made from params.yaml: stock classes or own ones, checked, with their arguments and their start."""
+"""Constructs custom layers from params.yaml: checks classes and arguments, initializes weights."""
 
 import inspect
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Code that lies in a model's folder: what names it, which files it is, and whether a load would run it."""
+"""Code in a model's folder: which files they are, what refers to them, and whether loading would run them."""
 
 import shutil
 from collections.abc import Collection, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The base with a row for each new token: as a model in memory, and as a folder of its own."""
+"""Adds a row for each new token to the base, in memory or as a new folder."""
 
 import copy
 from pathlib import Path

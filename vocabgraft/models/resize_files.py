@@ -1,4 +1,4 @@
-"""Resizing a saved model as files: only what has an entry for each token is rewritten, and no weight is loaded."""
+"""Resizes a saved model as files: rewrites only tensors with an entry per token, and loads no weights."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Weights as they lie on disk: the headers of safetensors files, and streaming a file with some tensors lengthened.
+"""Reads headers of safetensors files, and streams a file with some tensors lengthened.
 
 A safetensors file is a header of names, shapes and offsets before plain bytes, so a tensor with more rows is the old
 bytes, the new ones, and another header. No tensor is loaded.

@@ -1,4 +1,4 @@
-"""Saving models so that equal models give equal folders."""
+"""Saves models so that equal models give equal folders."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

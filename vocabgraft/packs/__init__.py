@@ -1,1 +1,1 @@
-"""A vocabulary kept apart from its base: saved, combined, transferred, switched."""
+"""A vocabulary apart from its base: saved, combined, transferred, switched."""

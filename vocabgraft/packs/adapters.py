@@ -1,4 +1,4 @@
-"""The adapter of a pack over a base that others use too: its layers are put into a copy of the model's structure."""
+"""The adapter of a pack over a shared base: its layers are put into a copy of the model's structure."""
 
 import copy
 import warnings
@@ -77,6 +77,17 @@ def merged_into(model: "PreTrainedModel", adapter: PackAdapter, name: str) -> "P
     """
     merged: PreTrainedModel = _wrapped(model, adapter, name).merge_and_unload()
     return merged
+
+
+def changed_weights(model: "PreTrainedModel", adapter: PackAdapter, name: str) -> dict[str, torch.Tensor]:
+    """The weights that folding the adapter in would change, as they would be, by name; the model stays as it is.
+
+    Raises:
+        VocabgraftError: when peft does not take the adapter.
+    """
+    own = dict(model.named_parameters())
+    merged = dict(merged_into(copy.deepcopy(model), adapter, name).named_parameters())
+    return {key: value for key, value in merged.items() if not torch.equal(value, own[key])}
 
 
 def _wrapped(model: "PreTrainedModel", adapter: PackAdapter, name: str) -> Any:

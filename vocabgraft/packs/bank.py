@@ -1,4 +1,4 @@
-"""Many vocabularies on one loaded model: added, loaded, switched, combined, trained, without a second copy of it.
+"""`VocabularyBank`: many vocabularies on one loaded model, without a second copy of it.
 
     bank = VocabularyBank(SentenceTransformer(...))
     bank.load("packs/cardiology")
@@ -29,8 +29,9 @@ from vocabgraft.config.training import TrainAdapterParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import REGISTRY_PREFIX
 from vocabgraft.models.encode import Embeddings
+from vocabgraft.models.gate import is_gated, put_gate
 from vocabgraft.models.resize import extended_copy
-from vocabgraft.packs.adapters import folded, merged_into
+from vocabgraft.packs.adapters import changed_weights, folded, merged_into
 from vocabgraft.packs.combine import Combined, OnConflict, combine
 from vocabgraft.packs.pack import (
     Pack,
@@ -122,7 +123,7 @@ class VocabularyBank:
         lines = [
             f"  {key}: {len(pack.tokens)} words ({', '.join(pack.texts[:SHOWN_WORDS])}"
             f"{', ...' if len(pack.texts) > SHOWN_WORDS else ''})"
-            f"{', with an adapter' if pack.adapter is not None else ''}{', active' if key in self._active else ''}"
+            f"{_adapter_of(pack)}{', active' if key in self._active else ''}"
             for key, pack in self._packs.items()
         ]
         return "\n".join([f"VocabularyBank on {name}: {len(lines)} vocabularies", *lines])
@@ -330,8 +331,12 @@ class VocabularyBank:
         pack = self.combine(chosen).pack
         tokenizer = copy.deepcopy(sharing_tokenizer(self._tokenizer, pack.tokens))
         model = extended_copy(base, tokenizer, pack.rows)
-        if pack.adapter is not None:
+        if pack.adapter is not None and pack.gate is None:
             model[0].model = merged_into(model[0].model, pack.adapter, pack.name)
+        elif pack.adapter is not None:
+            first = len(self._tokenizer)
+            ids = [first + place for place, token in enumerate(pack.tokens) if token.text in (pack.gate or ())]
+            put_gate(model, ids, changed_weights(model[0].model, pack.adapter, pack.name))
         return model.eval()
 
     def train(
@@ -497,6 +502,12 @@ class VocabularyBank:
 _EMPTY = Pack("empty", PackBase("", "", "", 0, 0, ""), (), torch.zeros(0, 0))
 
 
+def _adapter_of(pack: Pack) -> str:
+    if pack.adapter is None:
+        return ""
+    return ", with an adapter" if pack.gate is None else ", with a gated adapter"
+
+
 def _require_transformer(model: "SentenceTransformer") -> Any:
     from sentence_transformers.base.modules import Transformer
 
@@ -506,6 +517,8 @@ def _require_transformer(model: "SentenceTransformer") -> Any:
             f"the model's first module is a {type(first).__name__}; a bank takes a SentenceTransformer that begins "
             "with a Transformer for text"
         )
+    if is_gated(model):
+        raise VocabgraftError("the model has a gate (method gated); give the bank the base, and load the model's pack")
     if getattr(first.auto_model, "peft_config", None):
         raise VocabgraftError("the model has a PEFT adapter; give the bank the base, and load the adapter in a pack")
     return first

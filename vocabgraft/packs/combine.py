@@ -1,4 +1,4 @@
-"""Several packs as one: what they share, and where they contradict each other."""
+"""Combines several packs into one, and decides which of their tokens contradict each other."""
 
 import re
 from collections import defaultdict
@@ -92,7 +92,7 @@ def combine(
     A token that two packs have with the same row and matching is shared. Where they contradict each other, the packs
     are refused, or with `first` the token of the earlier pack stands and that of the later one is left out. At most one
     of the packs may have an adapter: the sum of two is a model that nobody trained. That one adapter moves the texts of
-    the other packs too.
+    the other packs too, unless it has a gate, which the tokens of its own pack alone open.
 
     Args:
         packs: at least one.
@@ -119,7 +119,7 @@ def combine(
         taken += [_Placed(pack, place) for place in fresh]
     if on_conflict == "refuse" and left_out:
         raise _refused([conflict for conflict in conflicts if conflict.refused])
-    return Combined(_joined(packs, taken, name), tuple(conflicts), tuple(left_out))
+    return Combined(_joined(packs, taken, name, left_out), tuple(conflicts), tuple(left_out))
 
 
 def overlaps(packs: Sequence[Pack], tokenizer: "Tokenizer") -> list[Conflict]:
@@ -242,17 +242,24 @@ def _refused(conflicts: Sequence[Conflict]) -> VocabgraftError:
     )
 
 
-def _joined(packs: Sequence[Pack], taken: Sequence[_Placed], name: str | None) -> Pack:
+def _joined(
+    packs: Sequence[Pack], taken: Sequence[_Placed], name: str | None, left_out: Sequence[tuple[str, str]]
+) -> Pack:
     if len(packs) == 1 and name is None:
         return packs[0]
     first = packs[0]
+    adapted = next((pack for pack in packs if pack.adapter is not None), None)
+    gate = None
+    if adapted is not None and adapted.gate is not None:
+        gate = tuple(text for text in adapted.gate if (adapted.name, text) not in left_out)
     licences = {pack.licence for pack in packs}
     return Pack(
         name=name or "+".join(pack.name for pack in packs),
         base=first.base,
         tokens=tuple(placed.token for placed in taken),
         rows=torch.cat([pack.rows[[each.place for each in taken if each.pack is pack]] for pack in packs]),
-        adapter=next((pack.adapter for pack in packs if pack.adapter is not None), None),
+        adapter=adapted.adapter if adapted is not None else None,
+        gate=gate,
         contexts=tuple(dict.fromkeys(text for pack in packs for text in pack.contexts)),
         figures={"combined": {pack.name: dict(pack.figures) for pack in packs}},
         licence=licences.pop() if len(licences) == 1 else " AND ".join(sorted(filter(None, licences))) or None,

@@ -1,4 +1,4 @@
-"""A run of the pipeline as a pack."""
+"""Makes a pack from a run of the pipeline, or says why there is none."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vocabgraft.config.stages import MergeAdapterParams
 from vocabgraft.models.extra_modules import custom_modules
+from vocabgraft.models.gate import is_gated
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.packs.pack import Pack, PackToken, adapter_from, choose_contexts, identify
 from vocabgraft.storage.artifacts import read_json
@@ -55,6 +56,7 @@ def pack_run(
         tokens=tuple(PackToken.of(token.new_token) for token in tokens),
         rows=weight[[token.id for token in tokens]].clone(),
         adapter=adapter_from(adapter),
+        gate=tuple(token.text for token in tokens) if is_gated(merged) else None,
         contexts=choose_contexts(
             texts, merged.tokenizer, tokens, params.contexts_per_token, merged.tokenizer.unk_token_id
         ),

@@ -1,4 +1,4 @@
-"""The pipeline's consistency gate on a base with a pack in it."""
+"""Runs the consistency checks on a base with a pack."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Vocabulary packs: the words that a base learnt, as a small folder apart from the base.
+"""A vocabulary pack: tokens, rows, contexts, the base that fits, optionally an adapter.
 
 A pack holds tokens with the way they match, their rows, an adapter where one was trained, and a few texts for each
 token. Its manifest says which base it is for, since rows mean nothing over another one.
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-FORMAT = 1
+# A pack with a gate is of format 2: a reader of format 1 would apply its adapter to every text. All others are of 1.
+FORMAT, FORMAT_WITHOUT_GATE = 2, 1
 TOKENS, ROWS, CONTEXTS = "tokens.json", "rows.safetensors", "contexts.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = f"adapter/{CONFIG}", "adapter/adapter_model.safetensors"
 READ = (TOKENS, ROWS, CONTEXTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
@@ -124,7 +125,8 @@ class Pack:
         base: what it is for.
         tokens: in the order of the rows.
         rows: shape (tokens, width).
-        adapter: of the transformer; with one, texts without a new word move too.
+        adapter: of the transformer; with one, texts without a new word move too, unless there is a gate.
+        gate: the texts of the tokens without one of which a text does not pass the adapter; None where every text does.
         contexts: texts that use the tokens.
         figures: what was measured of it, for people.
         licence: under which it may be used, None where nobody said.
@@ -135,6 +137,7 @@ class Pack:
     tokens: tuple[PackToken, ...]
     rows: torch.Tensor
     adapter: PackAdapter | None = None
+    gate: tuple[str, ...] | None = None
     contexts: tuple[str, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
     licence: str | None = None

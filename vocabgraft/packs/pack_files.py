@@ -1,7 +1,7 @@
-"""A vocabulary pack as a folder: written whole, and checked when it is read."""
+"""Reads and writes a pack as a folder; every file is checked."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from vocabgraft.packs.pack import (
     ADAPTER_WEIGHTS,
     CONTEXTS,
     FORMAT,
+    FORMAT_WITHOUT_GATE,
     PICKLES,
     READ,
     ROWS,
@@ -83,6 +84,7 @@ def read_pack(folder: Path) -> Pack:
         tokens=tokens,
         rows=rows,
         adapter=adapter,
+        gate=_gate(folder, manifest, tokens),
         contexts=tuple(str(text) for text in contexts),
         figures=dict(manifest.get("figures") or {}),
         licence=manifest.get("licence"),
@@ -104,11 +106,12 @@ def _write_files(pack: Pack, work: Path) -> None:
 
 def _about(pack: Pack) -> dict[str, Any]:
     return {
-        "format": FORMAT,
+        "format": FORMAT_WITHOUT_GATE if pack.gate is None else FORMAT,
         "name": check_name(pack.name),
         "base": asdict(pack.base),
         "figures": dict(pack.figures),
         "licence": pack.licence,
+        **({} if pack.gate is None else {"gate": list(pack.gate)}),
     }
 
 
@@ -198,6 +201,15 @@ def _base(folder: Path, entry: Any) -> PackBase:
         return PackBase(**entry)
     except TypeError as error:
         raise _damaged(folder / MANIFEST, f"its base is {entry!r}") from error
+
+
+def _gate(folder: Path, manifest: Mapping[str, Any], tokens: Sequence[PackToken]) -> tuple[str, ...] | None:
+    if (gate := manifest.get("gate")) is None:
+        return None
+    known = {token.text for token in tokens}
+    if not isinstance(gate, list) or not all(text in known for text in gate):
+        raise _damaged(folder / MANIFEST, "its gate names a token that it does not have")
+    return tuple(gate)
 
 
 def _read_adapter(folder: Path) -> PackAdapter:

@@ -1,4 +1,4 @@
-"""Rows after those of an embedding, and models that share everything but a few modules.
+"""Appends rows to an embedding without a copy; models that share all but a few modules.
 
 Nothing here copies a matrix: a model with other rows, or another tokenizer, is a few small objects over the weights of
 the one that it was made from.

@@ -1,4 +1,4 @@
-"""A vocabulary pack carried to another base: the same tokens, their rows found anew.
+"""Transfers a pack to another base: the same tokens with new rows.
 
 Rows mean nothing over another base. What a pack can bring along is its texts (`distillation`: each row is pulled until
 the new base reads a text as it did with its old pieces, so what training taught the rows is not brought). Where the
@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from vocabgraft.config.stages import DistillationParams
+from vocabgraft.data.splits import is_held_out
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import Embeddings, encode
 from vocabgraft.models.resize import extended_copy
 from vocabgraft.packs.pack import Pack, PackToken, identify, require_base
-from vocabgraft.token_embeddings.distill import Context, choose_contexts, find_contexts, is_held_out, train_rows
+from vocabgraft.token_embeddings.distill import Context, choose_contexts, find_contexts, train_rows
 from vocabgraft.token_embeddings.initialize import Start, initial_rows
 from vocabgraft.tokens.shared_tokens import shared_tokens, shared_words
 from vocabgraft.tokens.tokenizer import ExtendedToken, extend_tokenizer, is_one_token, raw_tokenizer
@@ -161,6 +162,7 @@ def carry_over(
         tokens=tuple(PackToken.of(token.new_token) for token in target.tokens),
         rows=rows,
         adapter=None,
+        gate=None,
         figures={"carried_over": figures},
     )
     return Carried(carried, method, target.left_out, pack.adapter is not None, shared, seconds, quality)
@@ -289,7 +291,7 @@ def source_goals(
     pieces = here[: len(old)]
     if pack.adapter is not None:
         # With the adapter and without the rows, so that the difference is what the rows say.
-        bank.put(replace(pack, tokens=(), rows=pack.rows[:0]), "pieces")
+        bank.put(replace(pack, tokens=(), rows=pack.rows[:0], gate=None), "pieces")
         pieces = torch.from_numpy(_unit(bank.view("pieces"), old, size))
     return there[: len(old)] + (words - pieces) @ rotation(here, there)
 

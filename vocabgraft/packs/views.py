@@ -1,11 +1,13 @@
-"""First modules of models that read with a vocabulary, over the weights of the base."""
+"""Views: the first module of a model with a vocabulary, over the weights of the base."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.gate import gated
 from vocabgraft.packs.adapters import adapted
 from vocabgraft.packs.pack import Pack
 from vocabgraft.packs.shared_modules import AppendedRows, exchange, sharing_tokenizer, with_children
@@ -32,9 +34,16 @@ class TaggedText(str):
 def vocabulary_view(base: Any, pack: Pack) -> torch.nn.Module:
     """A Transformer module that reads with a pack; `base`, a Transformer module too, stays as it is.
 
+    With a gate it has two paths over the same rows, with and without the adapter, and each text passes one of them.
+
     Raises:
         VocabgraftError: when the base or the pack's adapter does not take part in this.
     """
+    if pack.gate is not None:
+        first = len(base.processor)
+        ids = [first + place for place, token in enumerate(pack.tokens) if token.text in pack.gate]
+        plain = vocabulary_view(base, replace(pack, adapter=None, gate=None))
+        return gated(plain, vocabulary_view(base, replace(pack, gate=None)), ids)
     transformer = base
     if pack.adapter is not None:
         transformer = with_children(base, {"model": adapted(base.auto_model, pack.adapter, pack.name)})

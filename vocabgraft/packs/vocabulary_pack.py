@@ -1,4 +1,4 @@
-"""A vocabulary pack with the methods that users of transformers expect."""
+"""`VocabularyPack`: a pack with `from_pretrained`, `save_pretrained` and `transfer`."""
 
 from dataclasses import fields
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A corpus of any size: found, checked, divided into parts for several processes, read in bounded blocks."""
+"""A corpus of any size: finds and checks files, divides them for several processes, reads blocks."""
 
 import codecs
 import csv
@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.storage.bounds import special_kind, unpacked
 
 LINE_ENDINGS = (".txt", ".jsonl")
 TABLE_ENDINGS = (".csv", ".tsv", ".parquet")
@@ -113,6 +114,8 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _checked_file(path: Path) -> Path:
+    if kind := special_kind(path):
+        raise VocabgraftError(f"{path} is {kind}; name a file or a folder")
     if not path.exists():
         raise VocabgraftError(f"{path} is missing; name a file or a folder that is there")
     if not _is_readable(path):
@@ -171,7 +174,7 @@ def _blocks_of_lines(part: Part, columns: Sequence[str]) -> Iterator[Block]:
     with part.path.open("rb") as raw:
         raw.seek(part.start)
         compressed = _is_compressed(part.path)
-        stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else cast(BinaryIO, raw)
+        stream = unpacked(raw, part.path) if compressed else raw
         position, offset = part.start, part.start
         limit = None if compressed else part.stop - part.start
         for lines in _whole_lines(stream, limit, _longest_line(part.path)):
@@ -260,7 +263,8 @@ def _check_beginning(path: Path) -> None:
 
 
 def _check_first_record(path: Path, columns: Sequence[str]) -> None:
-    with gzip.open(path) if _is_compressed(path) else path.open("rb") as stream:
+    with path.open("rb") as raw:
+        stream = unpacked(raw, path) if _is_compressed(path) else raw
         for number, line in enumerate(iter(lambda: stream.readline(LONGEST_JSON_LINE), b"")):
             if line.strip():
                 text = line.decode("utf-8-sig" if number == 0 else "utf-8")
@@ -293,7 +297,7 @@ def _csv_blocks(part: Part, columns: Sequence[str]) -> Iterator[Block]:
 
 
 def _rows(raw: BinaryIO, path: Path) -> Iterator[list[str]]:
-    stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if _is_compressed(path) else raw
+    stream = unpacked(raw, path) if _is_compressed(path) else raw
     reader = csv.reader(_lines(stream, path), delimiter="\t" if _format(path) == ".tsv" else ",")
     width = 0
     try:

@@ -1,4 +1,4 @@
-"""Word counts of a corpus of any size: in several processes, in bounded memory, with the error stated."""
+"""Counts the words of a corpus of any size, in several processes and bounded memory, with the error."""
 
 import multiprocessing
 import re

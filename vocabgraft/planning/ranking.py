@@ -1,4 +1,4 @@
-"""Which words are worth adding: what each saves, whether it is special to the corpus, and where it stops paying."""
+"""Decides which words are worth adding: tokens saved, contrast with general text, diminishing returns."""
 
 import math
 from bisect import bisect_left

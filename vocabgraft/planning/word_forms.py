@@ -1,4 +1,4 @@
-"""What stands between spaces as a tokenizer takes it: invisible characters, compounds, scripts without spaces."""
+"""What counts as a word in a corpus: compounds, invisible characters, scripts without spaces."""
 
 import re
 import sys

@@ -1,1 +1,1 @@
-"""Files that are written whole, hashed and locked."""
+"""Files and folders: written whole, hashed, locked."""

@@ -1,4 +1,4 @@
-"""Artifact folders: written whole or not at all, with a manifest of content hashes written last."""
+"""Artifact folders: written whole or not at all, with a manifest of content hashes."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Files and folders that are replaced whole: written beside their place, then renamed into it.
+"""Replaces files and folders atomically: writes beside the target, then renames.
 
 Work lies beside its destination as `.NAME.RANDOM.partial`; what it replaces waits as `.NAME.RANDOM.previous` for the
 moment between two renames. The writer holds a lock on its work, which the kernel releases however the writer ends.

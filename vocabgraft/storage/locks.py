@@ -1,4 +1,4 @@
-"""A lock that one process holds, in a file that says which one.
+"""A file lock that names the process that holds it.
 
 The kernel lets it go when the process ends, however it ends, so a lock of a dead process holds nobody up.
 """

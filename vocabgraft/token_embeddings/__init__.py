@@ -1,1 +1,1 @@
-"""The embedding rows of new tokens: how they are trained and where they start."""
+"""The embedding rows of new tokens: initialization, distillation, attention sinks, training."""

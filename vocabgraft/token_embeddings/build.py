@@ -1,4 +1,4 @@
-"""The rows of the new tokens: a heuristic start, and distillation from there."""
+"""Makes the rows of new tokens: initialization, followed by distillation."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where the rows of new tokens start, before any distillation or training.
+"""Initialization methods of new rows, before any distillation or training.
 
 Every method takes the base's matrix and the new tokens and gives one row a token, from a seed of its own: the global
 generators are neither read nor changed.

@@ -1,4 +1,4 @@
-"""Attention sinks: new tokens whose trained embedding acts like the first token of a text and no longer like a word.
+"""Attention sinks: decides when a new token acts like the first token of a text, and resets its row.
 
 A transformer parks attention on its first token, whose hidden state holds a few very large values (Xiao et al., 2023,
 "Efficient Streaming Language Models with Attention Sinks"; Sun et al., 2024, "Massive Activations in Large Language
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from vocabgraft.models.gate import transformer_of_new_tokens
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -81,7 +83,7 @@ class SinkProbe:
         The largest over all layers, and over the forms. NaN for a token that no form holds, and for a model that gives
         no hidden states.
         """
-        transformer = model[0].auto_model
+        transformer = transformer_of_new_tokens(model)
         was_training = transformer.training
         transformer.eval()
         ratios = torch.full((self.tokens,), -torch.inf, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Texts that use a new token, as evidence of what it should mean."""
+"""Finds texts that use a single new token, as evidence of its meaning."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

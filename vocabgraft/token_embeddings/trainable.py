@@ -1,4 +1,4 @@
-"""Trainable rows of an embedding whose other rows are frozen, at a cost that does not grow with the vocabulary."""
+"""Trainable rows of an embedding whose other rows are frozen; the cost does not depend on the vocabulary."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence

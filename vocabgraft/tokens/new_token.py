@@ -1,4 +1,4 @@
-"""What a new token is, before it has an id."""
+"""A new token before it has an id: text, kind, description."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What an extended tokenizer does to texts: tokens per text before and after, and the texts that use each new token."""
+"""The effect of an extended tokenizer on texts: tokens per text before and after, uses of each new token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

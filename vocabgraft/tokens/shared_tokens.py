@@ -1,4 +1,4 @@
-"""Which tokens two tokenizers share, whatever families they are of.
+"""Finds the tokens that two tokenizers of any families share.
 
 A piece is told by its text and by whether it begins a word: `heart` and `##art` of WordPiece, `\u0120heart` and `art`
 of byte-level BPE, `\u2581heart` and `art` of Unigram mean the same pair.

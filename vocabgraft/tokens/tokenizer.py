@@ -1,4 +1,4 @@
-"""Tokenizer extension: which words may be added, how they match, and what that changes."""
+"""Extends a tokenizer: which words may be added, how they match, and which texts contain a new token."""
 
 import re
 import unicodedata

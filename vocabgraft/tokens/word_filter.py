@@ -1,4 +1,4 @@
-"""A quick look for texts that may hold one of many words: it never misses one, and may name some that hold none."""
+"""A fast filter for texts that may contain one of many words: no false negatives, some false positives."""
 
 import json
 from collections.abc import Collection, Sequence

@@ -1,7 +1,9 @@
-"""PEFT adapters over an extended vocabulary: made, split into their parts, merged."""
+"""Makes, splits and merges PEFT adapters over an extended vocabulary."""
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -14,6 +16,7 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.absent_weights import A_TEXT, used_by_embeddings
 from vocabgraft.models.base import load_model
 from vocabgraft.models.extra_modules import custom_parameters, load_custom_modules
+from vocabgraft.models.gate import put_gate
 from vocabgraft.models.precision import in_float32
 from vocabgraft.models.saving import ADAPTER_CONFIG_NAME
 from vocabgraft.token_embeddings.trainable import ROWS
@@ -214,15 +217,26 @@ def require_reload(
         )
 
 
-def merged_model(resized: Path, adapter: Path, trust_remote_code: bool = False) -> "SentenceTransformer":
+def merged_model(
+    resized: Path, adapter: Path, trust_remote_code: bool = False, gate_ids: Sequence[int] = ()
+) -> "SentenceTransformer":
     """The model of an adapter's folder without PEFT, on the CPU: the resized base with the adapter folded in.
 
     A folder without an adapter is that of the method `full`, and holds the model itself.
+
+    Args:
+        resized: the resized base.
+        adapter: the folder of `train_adapter`.
+        trust_remote_code: run code that lies in the folders.
+        gate_ids: of the method `gated`: the new tokens, without one of which a text passes the resized base.
     """
     if not (adapter / ADAPTER_CONFIG_NAME).is_file():
         return load_model(adapter, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
     model = load_model(resized, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
-    merge_adapter(model, adapter)
+    if gate_ids:
+        merge_gated(model, adapter, gate_ids)
+    else:
+        merge_adapter(model, adapter)
     return model
 
 
@@ -241,6 +255,24 @@ def merge_adapter(resized: "SentenceTransformer", adapter: Path) -> None:
             wrapped = PeftModel.from_pretrained(resized[0].auto_model, str(adapter))
             resized[0].auto_model = wrapped.merge_and_unload()
     load_custom_modules(resized, adapter)
+
+
+def merge_gated(resized: "SentenceTransformer", adapter: Path, gate_ids: Sequence[int]) -> None:
+    """Merge a saved adapter for texts with one of these tokens alone (the resized base is changed in place)."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = copy.deepcopy(resized[0].auto_model)
+        with in_float32(adapted):
+            adapted_model = PeftModel.from_pretrained(adapted, str(adapter)).merge_and_unload()
+        merged = dict(adapted_model.named_parameters())
+    embeddings = resized[0].auto_model.get_input_embeddings().weight
+    (name,) = (name for name, value in resized[0].auto_model.named_parameters() if value is embeddings)
+    with torch.no_grad():
+        embeddings[list(gate_ids)] = merged.pop(name)[list(gate_ids)]
+    own = dict(resized[0].auto_model.named_parameters())
+    put_gate(resized, gate_ids, {key: value for key, value in merged.items() if not torch.equal(value, own[key])})
 
 
 def remove_adapter(model: "SentenceTransformer", merge: bool) -> None:
@@ -267,6 +299,50 @@ def remove_adapter(model: "SentenceTransformer", merge: bool) -> None:
     transformer._hf_peft_config_loaded = False
     model.requires_grad_(True)
     model.eval()
+
+
+@contextmanager
+def adapter_off(model: "SentenceTransformer") -> Iterator[None]:
+    """Within the block, forward passes skip the PEFT adapter; what can be trained stays as it is.
+
+    PEFT's own switch also freezes the adapter's parameters, and thaws all of them afterwards.
+    """
+    layers = [layer for _, layer in _adapter_layers(model[0].auto_model)]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, was_off in zip(layers, before, strict=True):
+            layer._disable_adapters = was_off
+
+
+def fold_behind_gate(model: "SentenceTransformer", gate_ids: Sequence[int]) -> None:
+    """Fold the adapter of a model in memory for texts with one of these tokens alone (changed in place).
+
+    Every other text passes the weights as they were before the adapter.
+
+    Raises:
+        VocabgraftError: for a model without an adapter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    transformer = model[0].auto_model
+    layers = [(name, layer) for name, layer in _adapter_layers(transformer) if isinstance(layer, BaseTunerLayer)]
+    before = {
+        f"{name}.{inner}": parameter.detach().clone()
+        for name, layer in layers
+        for inner, parameter in layer.get_base_layer().named_parameters()
+    }
+    remove_adapter(model, merge=True)
+    weights = {}
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if name in before and not torch.equal(parameter, before[name]):
+                weights[name] = parameter.detach().clone()
+                parameter.copy_(before[name])
+    put_gate(model, gate_ids, weights)
 
 
 def _adapter_layers(transformer: torch.nn.Module) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole, checked before they are taken, kept until the training ended."""
+"""Checkpoints of a training: written whole, checked before use, deleted when the training succeeds."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""Accepted rows as the columns that a loss reads, memory-mapped from Arrow files."""
+"""Converts accepted rows to the columns that a loss reads, memory-mapped from Arrow files."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vocabgraft.config.datasets import DEFAULT_TEMPLATE, MORE_NEGATIVES
+from vocabgraft.config.datasets import DEFAULT_TEMPLATE, MORE_NEGATIVES, Split
 from vocabgraft.config.losses import Format, LossEntry, Reads
 from vocabgraft.data.accepted import AcceptedDataset, fill_template
-from vocabgraft.data.splits import Split
 from vocabgraft.tokens.new_token import relation_token
 
 if TYPE_CHECKING:

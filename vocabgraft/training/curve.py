@@ -1,4 +1,4 @@
-"""The losses of a training over its steps, from the log that the trainer leaves."""
+"""The training curve: losses by step, from the trainer's log."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Several processes that train together, started and ended from one, on one machine or from one on each of several.
+"""Trains in several processes, on one machine or on several.
 
 Each is told its place by the variables that torchrun sets, so a process that torchrun started, on this or another
 machine, is one of them too.

@@ -1,10 +1,10 @@
-"""Training rows only computes what they can change: every other text has an embedding that is a constant."""
+"""Caches embeddings of texts without new tokens: they cannot change while only new rows train."""
 
 import hashlib
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,10 @@ class ConstantTable:
 
 @contextmanager
 def constant_texts(
-    model: "SentenceTransformer", trained_ids: Sequence[int], table: ConstantTable | None = None
+    model: "SentenceTransformer",
+    trained_ids: Sequence[int],
+    table: ConstantTable | None = None,
+    while_computed: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[None]:
     """Within the block, the model's forward takes the embedding of a text without a trained id from a table.
 
@@ -79,6 +82,12 @@ def constant_texts(
     those of like length together. Only `sentence_embedding` is given back, so a loss that reads token embeddings or
     several layers does not work with it. A `table` that is given is filled, and what it holds already is taken.
     Embeddings are given back in float32, in which a table holds every precision.
+
+    Args:
+        model: trained within the block.
+        trained_ids: a text with one of them is embedded by the model as it is.
+        table: of an earlier block of the same training.
+        while_computed: a context in which constants are computed, such as one without the adapter of a gated model.
     """
     original = model.forward
     table = ConstantTable() if table is None else table
@@ -89,7 +98,8 @@ def constant_texts(
         ids, mask = features["input_ids"], features["attention_mask"].bool()
         changing = (torch.isin(ids, trained) & mask).any(dim=1)
         parts = [_embed(original, features, places, options) for places in _by_length(mask, changing)]
-        parts.append(_constants(model, original, features, (~changing).nonzero().flatten(), table, options))
+        with while_computed():
+            parts.append(_constants(model, original, features, (~changing).nonzero().flatten(), table, options))
         places = torch.cat([part[0] for part in parts])
         embeddings = torch.cat([part[1] for part in parts])[places.argsort()]
         return {**features, "sentence_embedding": _linked(embeddings, *trained_parameters)}

@@ -1,4 +1,4 @@
-"""Evaluators made from params.yaml over the validation split of a dataset."""
+"""Constructs evaluators from params.yaml, over the validation split of a dataset."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Training an adapter over an extended vocabulary with the trainer of sentence-transformers."""
+"""Trains an adapter over an extended vocabulary: phases, learning rates, datasets, result."""
 
 import math
 import tempfile
@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vocabgraft.config.datasets import DatasetParams, LossParams
+from vocabgraft.config.datasets import RETAIN, DatasetParams, LossParams, Split
 from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, LossEntry, works_with_constants
 from vocabgraft.config.training import ROW_METHODS, LoraParams, PhaseParams, TrainAdapterParams
 from vocabgraft.config.training_arguments import library_values
 from vocabgraft.data.accepted import AcceptedDataset
-from vocabgraft.data.splits import Split
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.encode import encode, split_by_new_token
 from vocabgraft.models.extra_modules import custom_parameters, has_heads
-from vocabgraft.models.precision import in_float32, resolve_precision
+from vocabgraft.models.precision import ChosenPrecision, in_float32, resolve_precision
 from vocabgraft.storage.artifacts import read_json
 from vocabgraft.token_embeddings.sinks import RowGuard
 from vocabgraft.token_embeddings.trainable import ROWS, ROWS_PATTERN, fast_peft_rows
 from vocabgraft.training import distributed
-from vocabgraft.training.adapters import add_adapter, train_only
+from vocabgraft.training.adapters import adapter_off, add_adapter, train_only
 from vocabgraft.training.checkpoints import (
     CURVE,
     SET_BACK,
@@ -58,6 +58,7 @@ class TrainingResult:
     Attributes:
         set_back: tokens whose row became an attention sink and was set back, with how often.
         untrained: new tokens that no training text holds, where the caller asked for that.
+        measured: texts per second in each precision, where `precision: auto` timed them.
     """
 
     curve: list[dict[str, Any]] = field(repr=False)
@@ -66,6 +67,7 @@ class TrainingResult:
     precision: str
     set_back: dict[str, int]
     untrained: tuple[str, ...] = ()
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def final_loss(self) -> float | None:
@@ -119,6 +121,7 @@ class Session:
     params: TrainAdapterParams
     scratch: Path
     guides: Mapping[str, "SentenceTransformer"]
+    precision: ChosenPrecision
     checkpoints: Path | None = None
     listener: "Listener | None" = None
     evaluators: Sequence[Any] = ()
@@ -144,6 +147,7 @@ def train_adapter(
     settings: Sequence[DatasetParams] = (),
     checkpoints: Path | None = None,
     listener: "Listener | None" = None,
+    general_texts: Sequence[str] = (),
 ) -> TrainingResult:
     """Put an adapter on the resized base (changed in place) and train it, or with `full` the base, phase after phase.
 
@@ -160,6 +164,7 @@ def train_adapter(
         checkpoints: a folder that is this training's alone. A training that finds one in it goes on from there, to the
             weights that it would have had; the caller deletes the folder when it has saved them.
         listener: called with a step, counted over all phases, and the figures of it that are logged.
+        general_texts: whose embeddings stay near the base's, where `params.retain` is set.
 
     Raises:
         VocabgraftError: when the loss stops being a number, memory does not hold a batch, or the best weights of an
@@ -168,7 +173,7 @@ def train_adapter(
     with tempfile.TemporaryDirectory() as cache:
         by_name = {entry.name: entry for entry in settings}
         sets = [accepted_set(entry, by_name.get(entry.name), Path(cache), seed) for entry in datasets]
-        return fit(model, sets, new_ids, params, seed, checkpoints, listener)
+        return fit(model, sets, new_ids, params, seed, checkpoints, listener, general_texts=general_texts)
 
 
 def fit(
@@ -180,6 +185,7 @@ def fit(
     checkpoints: Path | None = None,
     listener: "Listener | None" = None,
     evaluators: Sequence[Any] = (),
+    general_texts: Sequence[str] = (),
 ) -> TrainingResult:
     """Put an adapter on the model (changed in place), or with `full` none, and train it on datasets in memory.
 
@@ -193,6 +199,7 @@ def fit(
         checkpoints: as in `train_adapter`.
         listener: as in `train_adapter`.
         evaluators: of sentence-transformers, run with each evaluation, beside those that `params` names.
+        general_texts: as in `train_adapter`.
 
     Raises:
         VocabgraftError: as `train_adapter` does.
@@ -201,9 +208,14 @@ def fit(
 
     with tempfile.TemporaryDirectory() as scratch, in_float32(model):
         guides = load_guides([entry.loss for entry in sets if isinstance(entry.loss, LossParams)], model)
+        retained = _retained(model, general_texts, new_ids, params)
         set_seed(seed)
         add_adapter(model, params.method, new_ids, params.lora, params.peft)
-        session = Session(model, sets, new_ids, params, Path(scratch), guides, checkpoints, listener, evaluators)
+        precision = resolve_precision(params.precision, model, distributed.world_size())
+        trained_on = [*sets, *retained]
+        session = Session(
+            model, trained_on, new_ids, params, Path(scratch), guides, precision, checkpoints, listener, evaluators
+        )
         curve: list[dict[str, Any]] = []
         trainable = 0
         for number, phase in enumerate(params.phases or [PhaseParams()], start=1):
@@ -212,7 +224,9 @@ def fit(
             curve.extend({"phase": number, **entry} for entry in logged)
     model.eval()
     examples = sum(len(entry.train) for entry in sets)
-    return TrainingResult(curve, trainable, examples, _precision(model, params), dict(sorted(session.set_back.items())))
+    computed_in = "float16" if params.arguments.get("fp16") else precision.name
+    set_back = dict(sorted(session.set_back.items()))
+    return TrainingResult(curve, trainable, examples, computed_in, set_back, measured=precision.measured)
 
 
 def leave_untrained(model: "SentenceTransformer", new_ids: Sequence[int]) -> TrainingResult:
@@ -244,6 +258,28 @@ def accepted_set(dataset: AcceptedDataset, settings: DatasetParams | None, cache
     validation = rows("validation") if dataset.rows("validation") else None
     weight = settings.weight if settings else 1.0
     return TrainingSet(dataset.name, rows("train"), loss, validation, weight, dataset)
+
+
+def _retained(
+    model: "SentenceTransformer", texts: Sequence[str], new_ids: Sequence[int], params: TrainAdapterParams
+) -> list[TrainingSet]:
+    """General texts with their embeddings by the model before training, as a set whose loss is the cosine distance.
+
+    The library's EmbedDistillLoss, the embedding matching of EmbedDistill (Kim et al., 2023). A text with a new token
+    is left out, since the base reads it otherwise.
+    """
+    if params.retain is None:
+        return []
+    _, general = split_by_new_token(model.tokenizer, list(dict.fromkeys(texts)), new_ids)
+    if not general:
+        raise VocabgraftError(
+            f"train_adapter.retain is set, and none of the {len(texts)} general texts is without a new word; give "
+            "retain.texts, a file with one general text a line, or set retain: null"
+        )
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"text": general, "label": encode(model, general, params.batch_size).tolist()})
+    return [TrainingSet(RETAIN, rows, LossParams(name="EmbedDistillLoss"), weight=params.retain.weight)]
 
 
 def _phase(session: Session, phase: PhaseParams, number: int, seed: int) -> list[dict[str, Any]]:
@@ -395,17 +431,30 @@ def _named_evaluators(session: Session, losses: Mapping[str, torch.nn.Module]) -
 
 
 def _constants(session: Session, checkpoints: PhaseCheckpoints | None) -> AbstractContextManager[None]:
-    """Where rows alone are trained, texts without one of them are embedded once, if no loss looks inside the model."""
+    """Embed texts without a trained token once, where they cannot change and no loss looks inside the model.
+
+    That is so where rows alone are trained, and with a gate, where the model without its adapter embeds them.
+    """
+    table = checkpoints.table if checkpoints else None
+    if session.params.method == "gated":
+        for entry in session.sets:
+            _require_constants(entry)
+        return constant_texts(session.model, session.new_ids, table, partial(adapter_off, session.model))
     trained = [name for name, parameter in session.model.named_parameters() if parameter.requires_grad]
     rows_alone = all(ROWS.search(name) for name in trained)
     seen_from_outside = all(entry.works_with_constants for entry in session.sets)
     if not (rows_alone and seen_from_outside):
         return nullcontext()
-    return constant_texts(session.model, session.new_ids, checkpoints.table if checkpoints else None)
+    return constant_texts(session.model, session.new_ids, table)
 
 
-def _precision(model: "SentenceTransformer", params: TrainAdapterParams) -> str:
-    return "float16" if params.arguments.get("fp16") else resolve_precision(params.precision, model.device)
+def _require_constants(entry: TrainingSet) -> None:
+    if not entry.works_with_constants:
+        raise VocabgraftError(
+            f"the loss of the dataset {entry.name} reads more of the model than a text's embedding, and method gated "
+            "trains on stored embeddings of texts without a new token; take a loss over embeddings, such as "
+            "MultipleNegativesRankingLoss, or another method"
+        )
 
 
 def _arguments(
@@ -436,7 +485,7 @@ def _arguments(
         "learning_rate_mapping": {ROWS_PATTERN: rows_rate} if params.method in ROW_METHODS and not only_rows else {},
         "warmup_steps": params.warmup_ratio,
         "logging_nan_inf_filter": False,
-        "bf16": _precision(model, params) == "bfloat16",
+        "bf16": session.precision.name == "bfloat16" and not params.arguments.get("fp16"),
         # Live metrics go by the listener, which knows where the store is.
         "report_to": "none",
         **_columns(model),

@@ -1,4 +1,4 @@
-"""Losses made from params.yaml: classes by name, their arguments, what the data say, wrappers and weights."""
+"""Constructs losses from params.yaml: classes, arguments, wrappers and weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,6 +107,8 @@ def build_loss(
         arguments["guide"] = (guides or {})[loss.arguments["guide"]]
     arguments |= _from_the_data(model, loss, rows, seed, place)
     built = _make(loss_class, (model,), arguments, place)
+    if loss.name == "DenoisingAutoEncoderLoss":
+        _give_rows(built, model)
     for wrapper in loss.wrappers:
         built = _make(_class(wrapper.name), (model, built), dict(wrapper.arguments), f"{place} in {wrapper.name}")
     return built if weight == 1 else WeightedLoss(model, built, weight)
@@ -165,6 +167,8 @@ def _from_the_data(
         decoder = loss.arguments.get("decoder_name_or_path", BASE)
         own: Any = model[0]
         return {"decoder_name_or_path": own.auto_model.config._name_or_path if decoder == BASE else decoder}
+    if loss.name == "SimCSELoss":
+        _require_dropout(model, place)
     if LOSSES[loss.name].reads == "teacher":
         _require_width(model, loss, rows[0], place)
     if loss.name == "TranslationLoss":
@@ -174,8 +178,23 @@ def _from_the_data(
     return {}
 
 
+def _give_rows(built: Any, model: "SentenceTransformer") -> None:
+    """Give a decoder that reads the model's token ids a row for each new token, which its checkpoint lacks."""
+    rows = len(model.tokenizer)
+    if not built.need_retokenization and built.decoder.get_input_embeddings().num_embeddings < rows:
+        built.decoder.resize_token_embeddings(rows, mean_resizing=False)
+
+
 def _candidates(loss: LossParams, rows: "Dataset") -> dict[str, Sequence[str]]:
     return {"candidates": Entities(rows)} if loss.arguments.get("negatives") else {}
+
+
+def _require_dropout(model: nn.Module, place: str) -> None:
+    if not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        raise VocabgraftError(
+            f"{place} learns from dropout, and this model has none, so both embeddings of a text are the same; take "
+            "another loss, or a base whose config.json sets hidden_dropout_prob above 0"
+        )
 
 
 def _require_width(model: "SentenceTransformer", loss: LossParams, rows: "Dataset", place: str) -> None:
@@ -191,9 +210,10 @@ def _require_width(model: "SentenceTransformer", loss: LossParams, rows: "Datase
 def _class(name: str, module: str = LIBRARY) -> Any:
     if module != LIBRARY:
         # Named here, so that dvc.yaml's deps of code can be told from the imports.
+        from vocabgraft.training import simcse
         from vocabgraft.triples import losses as objectives
 
-        return getattr(objectives, name)
+        return getattr(simcse if name == "SimCSELoss" else objectives, name)
     from sentence_transformers.sentence_transformer import losses
 
     return getattr(losses, name)

@@ -1,4 +1,4 @@
-"""The names of the metrics that an evaluation will give, known before anything is trained."""
+"""Names of the metrics that an evaluation will give, known before the training."""
 
 import tempfile
 from collections.abc import Sequence

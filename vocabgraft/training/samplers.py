@@ -1,4 +1,4 @@
-"""Which rows make a batch: apart, by label, of like length, and shared by several processes."""
+"""Decides which rows form a batch: no shared texts, by label, by length, and shares of processes."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence

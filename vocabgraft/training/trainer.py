@@ -1,4 +1,4 @@
-"""The trainer of sentence-transformers, with what it only logs made an error, and its best weights really kept."""
+"""The trainer of sentence-transformers, with errors instead of logged problems, best weights and early stopping."""
 
 import hashlib
 from collections.abc import Callable, Mapping

@@ -1,1 +1,1 @@
-"""Losses and link prediction for the triples of a knowledge graph."""
+"""Losses and link prediction for knowledge graphs."""

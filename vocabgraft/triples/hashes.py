@@ -1,4 +1,4 @@
-"""Which triples are known, as 8 bytes each, so that a million of them are 8 MB and not a set of strings.
+"""The set of known triples as hashes of 8 bytes each: a million of them take 8 MB.
 
 A text is what the tokenizer makes of it: two texts that the model reads alike have one hash. The hash has 64 bits; that
 any of a billion triples looked up among a million known ones is taken for one of them has a chance of 5 in 100,000.

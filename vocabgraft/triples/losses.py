@@ -1,4 +1,4 @@
-"""Losses for triples: embed(head) + embed(relation) is to lie near embed(tail).
+"""Losses for triples: embed(head) + embed(relation) should be near embed(tail).
 
 The score is that of TransE (Bordes et al., 2013, "Translating Embeddings for Modeling Multi-relational Data"), with
 embeddings that a model makes of texts in place of one free vector an entity. A dataset has the columns `head`,

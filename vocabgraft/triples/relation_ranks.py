@@ -1,4 +1,4 @@
-"""How well a relation's token is told from the others: triples are scored with every relation in place of their own."""
+"""Scores triples with every relation, to test how well relation tokens are distinguished."""
 
 import hashlib
 from collections import Counter

@@ -1,1 +1,1 @@
-"""An index of embeddings, and what a new model does to it."""
+"""`vocabgraft index`: an index of embeddings, and a new model."""

@@ -30,7 +30,7 @@ def index_impact(
 ) -> None:
     """Show which share of an index stays valid with the extended tokenizer.
 
-    A model trained by another method than tokens changes every vector.
+    It holds for method tokens; any other method changes every vector.
     """
     impact = _measure(corpus, tuple(column or ("text",)), tokenizer)
     report = _as_json(impact, corpus)
@@ -51,7 +51,7 @@ def _measure(corpus: Sequence[Path], columns: tuple[str, ...], tokenizer: Path |
     parts = split_files(find_files(corpus), columns)
     impact = measure_impact(without_new_tokens(extended, tokens), extended, tokens, _texts(parts, columns))
     if not impact.texts:
-        raise VocabgraftError("the corpus holds blank texts only; name files with text in them")
+        raise VocabgraftError("the corpus has only blank texts; name files with text")
     return impact
 
 
@@ -92,15 +92,15 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
 
 def _figures(impact: IndexImpact) -> Table:
-    table = Table(title="an index of this corpus, after the new tokens alone", title_justify="left")
-    table.add_column("figure")
+    table = Table(title="an index of this corpus, if only new tokens were trained", title_justify="left")
+    table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_row("texts", f"{impact.texts:,}")
     table.add_row("texts with a new token, to encode again", f"{impact.texts_with_new_token:,}")
     table.add_row("stored vectors that stay valid", f"{100 * impact.share_valid:.2f} %")
     table.add_row("tokens per text before", f"{impact.tokens_before / impact.texts:.2f}")
     table.add_row("tokens per text after", f"{impact.tokens_after / impact.texts:.2f}")
-    table.caption = "a model that another method than tokens has trained needs every text encoded again"
+    table.caption = "with any method but tokens, every text must be encoded again"
     return table
 
 

@@ -24,7 +24,7 @@ ROLES: "dict[str, Role | None]" = {"document": "document", "query": "query", "pl
 def reembed_index(
     index: Annotated[Path, Argument(metavar="INDEX", help="Parquet file, or folder of them, of the previous model.")],
     previous: Annotated[str, Option(metavar="MODEL", help=f"The previous model: {MODEL}.")],
-    model: Annotated[str, Option(metavar="MODEL", help="The new model, named in the same ways.")],
+    model: Annotated[str, Option(metavar="MODEL", help=f"The new model: {MODEL}.")],
     out: Annotated[
         Path | None, Option(help="File or folder to write; must not exist. Needed unless --dry-run is given.")
     ] = None,
@@ -47,7 +47,7 @@ def reembed_index(
 ) -> None:
     """Update an index for a new model; only texts with new tokens are encoded again.
 
-    A run that was stopped resumes where it was.
+    A stopped run resumes.
     """
     from vocabgraft.index.model_diff import compare_models
     from vocabgraft.index.parquet import Columns
@@ -69,7 +69,7 @@ def reembed_index(
         tolerance,
     )
     if not dry_run:
-        # Before models are loaded, which takes seconds.
+        # Before loading models, which takes seconds.
         require_possible(job)
     # Both on the CPU, so that no GPU has to hold two.
     loaded = load_model(folders[1], device="cpu")
@@ -98,7 +98,7 @@ def _show(done: "Reembedded", job: "ReembeddingJob", output: Output) -> None:
     share = 100 * done.recomputed / done.texts
     output.line(f"{done.texts:,} texts: {done.recomputed:,} ({share:.2f} %) computed again, {kept:,} vectors kept")
     if done.resumed:
-        output.line(f"of those, {done.resumed:,} came from a run that was stopped")
+        output.line(f"of those, {done.resumed:,} came from a stopped run")
     if done.sampled:
         output.line(
             f"{done.sampled:,} random kept vectors differ from a full computation by at most {done.deviation:.1e} of "

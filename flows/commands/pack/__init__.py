@@ -1,1 +1,1 @@
-"""Vocabulary packs."""
+"""`vocabgraft pack`: vocabulary packs."""

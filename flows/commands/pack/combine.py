@@ -1,4 +1,4 @@
-"""Several vocabulary packs for one base as one pack, and where they contradict each other."""
+"""`vocabgraft pack combine`: several packs for one base as one pack, with their conflicts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,8 @@ def combine_packs(
     packs: Annotated[list[str], Argument(metavar="PACK...", help=f"Packs: each a {MODEL}.")],
     out: Annotated[Path, Option(help="Folder of the new pack.")],
     base: Annotated[
-        str | None, Option(metavar="MODEL", help=f"Base of the packs: {MODEL}. Default: as the first pack names it.")
+        str | None,
+        Option(metavar="MODEL", help=f"Base of the packs: {MODEL}. Default: the base that the first pack names."),
     ] = None,
     on_conflict: Annotated[
         Literal["refuse", "first"],
@@ -70,7 +71,9 @@ def _show(packs: Sequence[Pack], combined: Combined, conflicts: Sequence[Conflic
     if (more := len(conflicts) - SHOWN) > 0:
         output.line(f"and {more} more")
     if any(pack.adapter is not None for pack in packs):
-        output.line("one pack has an adapter, which changes texts of the others too: encode the whole index again")
+        output.line(
+            "one pack has an adapter, which also changes texts of the other packs: encode the whole index again"
+        )
     output.document({"packs": rows, "conflicts": [str(conflict) for conflict in conflicts]})
 
 
@@ -85,7 +88,7 @@ def _row(pack: Pack, left_out: int) -> dict[str, Any]:
 
 
 def _with_names_of_their_own(packs: Sequence[Pack]) -> list[Pack]:
-    """Number packs that share a name: two runs of one project give their packs the same one."""
+    """Number packs of the same name, as two runs of one project make them."""
     named: list[Pack] = []
     for pack in packs:
         taken = sum(pack.name == other.name for other in packs[: len(named)])
@@ -103,9 +106,9 @@ def _locate_base(given: str | None, pack: Pack) -> Path:
 
 
 def _write_model(base: Path, pack: Pack, folder: Path) -> str:
-    """The merged model, where every check passes; nothing otherwise."""
+    """Write the merged model if every check passes."""
     if folder.exists():
-        raise VocabgraftError(f"--model {folder} is there already; name a new folder")
+        raise VocabgraftError(f"--model {folder} exists already; name a new folder")
     params = load_params().check_consistency if PARAMS_FILE.is_file() else CheckConsistencyParams()
     with work_beside(folder) as work:
         chain = write_chain(base, pack, work)

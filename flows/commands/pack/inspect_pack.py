@@ -1,4 +1,4 @@
-"""`vocabgraft pack inspect`: what a pack holds."""
+"""`vocabgraft pack inspect`: the contents of a pack."""
 
 from typing import Annotated, Any
 
@@ -26,13 +26,14 @@ def inspect_pack(
 
 
 def describe(pack: Pack) -> dict[str, Any]:
-    """What a pack holds, without its weights."""
+    """The contents of a pack, without its weights."""
     return {
         "name": pack.name,
         "base": pack.base.model,
         "base_weights_sha256": pack.base.weights_sha256,
         "width": pack.base.width,
         "adapter": pack.adapter.config.get("peft_type") if pack.adapter is not None else None,
+        "gated": pack.gate is not None,
         "license": pack.licence,
         "contexts": len(pack.contexts),
         "metrics": dict(pack.figures),
@@ -49,8 +50,9 @@ def _table(found: dict[str, Any]) -> Table:
         table.add_row(*(Text(token[key]) for key in ("text", "kind", "description")))
     if len(tokens) > SHOWN:
         table.add_row(f"and {len(tokens) - SHOWN:,} more", "", "")
+    gate = " behind a gate" if found["gated"] else ""
     table.caption = (
-        f"base {found['base']}, width {found['width']}, adapter {found['adapter'] or 'none'}, "
+        f"base {found['base']}, width {found['width']}, adapter {found['adapter'] or 'none'}{gate}, "
         f"{found['contexts']:,} contexts, license {found['license'] or 'unknown'}"
     )
     return table

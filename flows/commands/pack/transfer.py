@@ -1,4 +1,4 @@
-"""`vocabgraft pack transfer`: rebuild a pack for another base, such as a new release of its own, with its costs."""
+"""`vocabgraft pack transfer`: rebuild a pack for another base, such as a new release, with its fidelity."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -43,7 +43,7 @@ def transfer_pack(
     from vocabgraft.packs.transfer import METHODS, carry_over, require_method
 
     if out.exists():
-        raise VocabgraftError(f"{out} is there already; name another folder, or delete it")
+        raise VocabgraftError(f"{out} exists already; name another folder, or delete it")
     chosen = cast("Method", method or ("source_distillation" if pack_base else "distillation"))
     require_method(chosen, pack_base is not None)
     if compare:
@@ -64,7 +64,7 @@ def _show(carried: "dict[Method, Carried]", chosen: "Method", out: Path, output:
     output.show(_table(carried))
     output.line(f"{len(done.pack.tokens)} tokens transferred by {chosen} in {done.seconds:.1f} s")
     if done.left_out:
-        output.line(f"left out, since the new base has each as one token: {', '.join(done.left_out)}")
+        output.line(f"left out, because each is already one token of the new base: {', '.join(done.left_out)}")
     if done.adapter_left:
         output.line("the pack's adapter is left out: it changes weights of the old base; train one on the new base")
     output.line(f"written: {out}")
@@ -86,7 +86,10 @@ def _as_json(entry: "Carried") -> dict[str, Any]:
 
 def _table(carried: "dict[Method, Carried]") -> Table:
     texts = next(iter(carried.values())).quality.texts
-    table = Table(title=f"on {texts} texts with a new token, beside the new base with old pieces", title_justify="left")
+    table = Table(
+        title=f"on {texts} texts with a new token, compared with the new base and its subword tokens",
+        title_justify="left",
+    )
     for heading in (
         "method",
         "seconds",

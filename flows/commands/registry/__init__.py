@@ -1,1 +1,1 @@
-"""The versions of the registered model."""
+"""`vocabgraft registry`: the versions of the registered model."""

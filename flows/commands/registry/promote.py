@@ -1,4 +1,4 @@
-"""`vocabgraft registry promote`: make a version the champion where its gates hold or a person says why anyway."""
+"""`vocabgraft registry promote`: make a version the champion if its gates hold, or by force with a reason."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 def promote_version(
     version: Annotated[int, Argument(metavar="VERSION", help="The version to promote, such as 7.")],
-    force: Annotated[
-        bool, Option("--force", help="Promote it though a gate stands in the way; needs --reason.")
-    ] = False,
+    force: Annotated[bool, Option("--force", help="Promote it although a gate does not hold; needs --reason.")] = False,
     reason: Annotated[str | None, Option(metavar="TEXT", help="Why; kept as a tag of the version.")] = None,
     name: ModelName = None,
     quiet: Quiet = False,
@@ -28,19 +26,19 @@ def promote_version(
     The champion before it gets the alias previous_champion.
     """
     if force and not (reason or "").strip():
-        raise VocabgraftError('--force needs --reason "why", which is kept with the version')
+        raise VocabgraftError('--force needs --reason "why"; the version keeps it as a tag')
     lines = recorded("promote", lambda: promote(name, version, force, reason))
     Output(quiet=quiet).line("\n".join(lines))
 
 
 def promote(name: str | None, number: int, force: bool = False, reason: str | None = None) -> list[str]:
-    """Make a version champion; the present one becomes the previous one.
+    """Make a version the champion; the current champion becomes the previous one.
 
     Returns:
-        What was done, a line each.
+        Lines that say what was done.
 
     Raises:
-        VocabgraftError: when a gate stands in the way and nothing forces it, or there is no such version.
+        VocabgraftError: if a gate does not hold and `force` is not set, or there is no such version.
     """
     from tasks.registry.lookup import CHAMPION, connect, find_by_alias
     from tasks.registry.versions import DECISION_TAG, EVIDENCE_TAG, REASON_TAG, find_version, make_champion
@@ -58,9 +56,9 @@ def promote(name: str | None, number: int, force: bool = False, reason: str | No
     if unmet and not force:
         raise VocabgraftError(
             f"{name} version {number} is not promoted: {'; '.join(map(told, unmet))}. "
-            f'To promote it all the same: vocabgraft registry promote {number} --force --reason "why"'
+            f'To promote it anyway: vocabgraft registry promote {number} --force --reason "why"'
         )
-    # An unforced promotion takes away what an earlier forced one said.
+    # An unforced promotion clears the reason of an earlier forced one.
     tags = {
         DECISION_TAG: "promoted by force" if unmet else "promoted by hand",
         EVIDENCE_TAG: evidence_of(gates, evidence_asked),
@@ -73,16 +71,16 @@ def promote(name: str | None, number: int, force: bool = False, reason: str | No
 
 
 def judged(client: "Client", version: "Registered", champion: "Registered | None", params: Params) -> list[GateResult]:
-    """The gates of a version as they were registered; that of the champion is asked again where it is another now."""
+    """The recorded gates of a version; the champion gate is evaluated again if the champion has changed."""
     from tasks.registry.versions import gates_on
 
     on_record = gates_on(version)
     own = [gate for gate in on_record if gate.kind != "champion"]
     if not own:
-        own = [GateResult("benefit", "gates", "not shown", "", claim="hold its gates", note="none is on record")]
+        own = [GateResult("benefit", "gates", "not shown", "", claim="hold its gates", note="none is recorded")]
     if champion is None or version.tags.get("base") == f"models:/{champion.name}/{champion.version}":
         return own
-    # Its name has the number of the champion.
+    # The name of a champion gate has the champion's version.
     kept = [gate for gate in on_record if gate.kind == "champion" and gate.name.endswith(f" {champion.version}")]
     return [*own, *(kept or _against(client, version, champion, params))]
 
@@ -99,5 +97,5 @@ def _against(client: "Client", version: "Registered", champion: "Registered", pa
     with artifact_of(client, version, ITEMS) as items:
         if items is not None:
             rival = compare_recorded(client, champion, items, version.tags, benefit, params.seed)
-    why = "measured on other items, so not comparable; a run of the pipeline asks both today's"
+    why = "measured on other items, so not comparable; a run of the pipeline scores both on today's items"
     return [champion_gate(rival or Rival(champion.version, benefit, None, why))]

@@ -1,4 +1,4 @@
-"""`vocabgraft registry rollback`."""
+"""`vocabgraft registry rollback`: make the previous champion the champion again."""
 
 from typing import Annotated
 
@@ -16,16 +16,16 @@ def roll_back(
 ) -> None:
     """Make the previous champion the champion again.
 
-    The two change places, so running it again undoes it.
+    The two swap their aliases, so running it again undoes it.
     """
     Output(quiet=quiet).line(recorded("rollback", lambda: rollback(name, reason)))
 
 
 def rollback(name: str | None, reason: str | None = None) -> str:
-    """Let champion and previous champion change places; a second call undoes the first.
+    """Swap champion and previous champion; a second call undoes the first.
 
     Raises:
-        VocabgraftError: when there is no previous champion.
+        VocabgraftError: if there is no previous champion.
     """
     from tasks.registry.lookup import connect
     from tasks.registry.versions import roll_back
@@ -34,5 +34,5 @@ def rollback(name: str | None, reason: str | None = None) -> str:
     now, before = roll_back(connect(), name, {"decision": "champion by roll-back", "decision_reason": reason or ""})
     return (
         f"{name} version {now.version} is the champion again; version {before.version} is the previous champion "
-        "(vocabgraft registry rollback once more undoes this)"
+        "(vocabgraft registry rollback again undoes this)"
     )

@@ -1,4 +1,4 @@
-"""`vocabgraft registry list`, `prune` and `relocate`: the versions in one table, and the upkeep of the store."""
+"""`vocabgraft registry list`, `prune` and `relocate`: the table of versions, and maintenance of the store."""
 
 import time
 from collections.abc import Sequence
@@ -34,19 +34,19 @@ def list_versions(name: ModelName = None, as_json: Json = False) -> None:
 
 
 def prune_versions(
-    keep: Annotated[int, Option(metavar="N", min=1, help="How many of the newest versions stay.")] = KEPT,
+    keep: Annotated[int, Option(metavar="N", min=1, help="Number of newest versions that stay.")] = KEPT,
     name: ModelName = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Delete old versions that have no alias, with their files.
 
-    Runs of registrations that were killed are deleted a day later.
+    It also deletes the runs of killed registrations, a day after they began.
     """
     output = Output(as_json, quiet)
     gone = recorded("registry", lambda: _prune(name, keep))
     numbers = ", ".join(map(str, sorted(gone.versions))) or "none"
-    output.line(f"deleted versions: {numbers}; runs of registrations that were never finished: {gone.runs}")
+    output.line(f"deleted versions: {numbers}; runs of unfinished registrations: {gone.runs}")
     output.document({"deleted_versions": sorted(gone.versions), "deleted_runs": gone.runs})
 
 
@@ -54,7 +54,7 @@ def relocate_store(
     moved_from: Annotated[
         Path | None, Option("--from", metavar="FOLDER", help="The old mlruns. Default: as MLflow stored it.")
     ] = None,
-    moved_to: Annotated[Path, Option("--to", metavar="FOLDER", help="Where it is now.")] = ARTIFACTS,
+    moved_to: Annotated[Path, Option("--to", metavar="FOLDER", help="The new mlruns.")] = ARTIFACTS,
     quiet: Quiet = False,
 ) -> None:
     """Rewrite the paths that MLflow stored, after the folder was moved.
@@ -64,7 +64,7 @@ def relocate_store(
     from tasks.registry.versions import relocate
 
     old, changed = recorded("registry", lambda: relocate(moved_from, moved_to.resolve()))
-    Output(quiet=quiet).line(f"{changed} addresses below {old} now name {moved_to.resolve()}")
+    Output(quiet=quiet).line(f"{changed} paths below {old} now point to {moved_to.resolve()}")
 
 
 def _rows(name: str | None) -> tuple[str, list[dict[str, Any]]]:
@@ -73,7 +73,7 @@ def _rows(name: str | None) -> tuple[str, list[dict[str, Any]]]:
 
     model, client = name or load_params().register_model.name, connect()
     with alias_change(client, model):
-        # Entering it finishes what a killed process began.
+        # Entering it finishes the change of a killed process.
         pass
     return model, [row_of(client, version, time.time()) for version in list_versions(client, model)]
 
@@ -125,10 +125,12 @@ def _table(name: str, rows: Sequence[dict[str, Any]]) -> Table:
             row["content_digest"][:8],
             row["git_commit"][:8] + ("+" if row["git_dirty"] else ""),
         )
-    table.caption = "benefit as register_model.gates.benefit names it, on held-out items; a + is a commit with changes"
+    table.caption = (
+        "benefit: the metric of register_model.gates.benefit on held-out items; +: a commit with uncommitted changes"
+    )
     return table
 
 
 def age(seconds: int) -> str:
-    """Seconds in the largest unit that they fill."""
+    """Seconds as a number of the largest unit that fits."""
     return next((f"{seconds // length} {unit}" for length, unit in AGES if seconds >= length), f"{seconds} s")

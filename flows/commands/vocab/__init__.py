@@ -1,1 +1,1 @@
-"""Which words to add, and where they come from."""
+"""`vocabgraft vocab`: choose words to add, or import them."""

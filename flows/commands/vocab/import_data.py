@@ -42,13 +42,13 @@ ONTOLOGY_FILES = (VOCABULARY, TRIPLES, PAIRS, CONTEXTS)
 Source = Annotated[Path, Argument(metavar="FILE", help="The published file.")]
 Out = Annotated[Path, Option(help="Folder to write.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace files that exist.")]
-MinUses = Annotated[int, Option(metavar="N", help="Training texts that a new token must be in.")]
+MinUses = Annotated[int, Option(metavar="N", help="Training texts that must contain a new token.")]
 Base = Annotated[str | None, Option(metavar="MODEL", help=f"Base: {MODEL}. Default: base.model in params.yaml.")]
 MinPieces = Annotated[
     int,
-    Option("--min-subwords", "--min-pieces", metavar="N", help="Subword tokens in the base of a word worth adding."),
+    Option("--min-subwords", "--min-pieces", metavar="N", help="Fewest subword tokens of a new word."),
 ]
-MaxTokens = Annotated[int, Option(metavar="N", help="New tokens at most, the most used words first.")]
+MaxTokens = Annotated[int, Option(metavar="N", help="Most new tokens; the most used words come first.")]
 
 
 def import_conceptnet(
@@ -113,8 +113,8 @@ def import_triples(
         str,
         Option(
             metavar="NAMES",
-            help="Columns in the order of the file, such as relation,head,tail,weight; - for one that is not read. "
-            "Default: as the first line names them.",
+            help="Columns in the order of the file, such as relation,head,tail,weight; - skips one. "
+            "Default: the names in the first line.",
         ),
     ] = "",
     relations: Annotated[str, Option(metavar="NAMES", help="Such as IsA,UsedFor. Default: all.")] = "",
@@ -143,7 +143,7 @@ def _import(
     overwrite: bool,
     output: Output,
 ) -> None:
-    # Before the reading, which may take minutes.
+    # Before reading, which may take minutes.
     check_source(file)
     check_absent(out, files, overwrite)
     with _progress(file) as report:
@@ -170,11 +170,10 @@ def _ontology(
 
 def _base_tokenizer(model: str | None) -> "Tokenizer":
     from tasks.support.models import model_folder, resolve_base
-    from vocabgraft.models.base import tokenizer_file
-    from vocabgraft.tokens.tokenizer import load_raw_tokenizer
+    from vocabgraft.tokens.tokenizer import load_base_tokenizer
 
     folder = resolve_base(load_params().base)[0] if model is None else model_folder("--base", model)
-    return load_raw_tokenizer(tokenizer_file(folder))
+    return load_base_tokenizer(folder)
 
 
 def _names(text: str) -> frozenset[str]:
@@ -183,7 +182,7 @@ def _names(text: str) -> frozenset[str]:
 
 @contextmanager
 def _progress(path: Path) -> Iterator[Report]:
-    """A bar of the bytes read, where stderr is a terminal."""
+    """A progress bar of the bytes read, if stderr is a terminal."""
     with progress_bar(transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(f"reading {path.name}", total=path.stat().st_size)
         yield lambda count: bar.update(task, advance=count)
@@ -199,17 +198,17 @@ def _table(written: dict[str, int], folder: Path) -> Table:
 
 
 def _advice(rows: ImportedRows, folder: Path) -> str:
-    """What to put into params.yaml, as YAML with comments."""
+    """The section to put into params.yaml, as YAML with comments."""
     import yaml
 
     inside = _inside_raw(folder)
     section = params_section(rows, inside or Path(folder.name)).model_dump(exclude_none=True)
-    lines = ["# put this into params.yaml in place of its section validate_data:"]
+    lines = ["# replace the section validate_data of params.yaml with this:"]
     if inside is None:
-        lines.append(f"# (move {folder} into {RAW} first: stages read files in there only)")
+        lines.append(f"# (first move {folder} into {RAW}: stages read only files in there)")
     lines.append(yaml.safe_dump({"validate_data": section}, sort_keys=False).rstrip())
     if "terms" not in {dataset["name"] for dataset in section["datasets"]}:
-        lines += ["# and, in register_model.gates, since there is no dataset terms:", "# benefit: relations.all.mrr"]
+        lines += ["# and in register_model.gates, because there is no dataset terms:", "# benefit: relations.all.mrr"]
     return "\n".join(lines)
 
 

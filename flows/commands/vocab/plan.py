@@ -1,4 +1,4 @@
-"""`vocabgraft vocab plan`: the words of a corpus that are worth adding, as a vocabulary, a table and a plot."""
+"""`vocabgraft vocab plan`: ranks the words of a corpus; writes a vocabulary, a table and a plot."""
 
 import csv
 import os
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 ROWS_SHOWN = 20
-# Two processes of a million counters each, their forms and the merged counts stay under 1 GB together.
+# Two processes with a million counters each and the merged counts stay below 1 GB together.
 COUNTERS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked: the command's options that the work reads."""
+    """The command's options."""
 
     corpus: Sequence[Path]
     columns: tuple[str, ...]
@@ -58,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Parts of files and the columns of those that are tables."""
+    """Parts of files, and the text columns of tables."""
 
     parts: list[Part]
     columns: tuple[str, ...]
@@ -71,7 +71,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that is written: the plan, how many of its words are taken, and what was counted."""
+    """The plan, the number of words in vocabulary.csv, and the counts."""
 
     plan: Plan
     top: int
@@ -84,26 +84,26 @@ def plan_words(
     corpus: output.Corpus,
     background: Annotated[
         list[Path] | None,
-        Option(metavar="CORPUS", help="A general corpus; words must be specific against it. Repeatable."),
+        Option(metavar="CORPUS", help="A general corpus; words must be more frequent than in it. Repeatable."),
     ] = None,
     column: output.Columns = None,
     background_column: Annotated[
-        list[str] | None, Option(metavar="NAME", help="The same for the background. Default: as --column.")
+        list[str] | None, Option(metavar="NAME", help="Column of the background. Default: as --column.")
     ] = None,
     top: Annotated[int, Option(metavar="N", min=1, help="Words in vocabulary.csv.")] = 200,
     min_count: Annotated[int, Option(metavar="N", help="Fewest occurrences of a word.")] = 5,
     min_contrast: Annotated[float, Option(metavar="Z", help="Least z-score against the background.")] = LEAST_CONTRAST,
-    vocabulary: Annotated[Path | None, Option(metavar="FILE", help="A vocabulary whose words are left out.")] = None,
+    vocabulary: Annotated[Path | None, Option(metavar="FILE", help="A vocabulary whose words are skipped.")] = None,
     base: Annotated[
         str | None, Option(metavar="MODEL", help=f"Base: {MODEL}. Default: base.model in params.yaml.")
     ] = None,
     processes: Annotated[
         int | None, Option(metavar="N", min=1, help="Processes that count. Default: one per core.")
     ] = None,
-    counters: Annotated[int, Option(metavar="N", min=1, help="Different words counted at a time.")] = COUNTERS,
+    counters: Annotated[int, Option(metavar="N", min=1, help="Different words counted at the same time.")] = COUNTERS,
     segment: Annotated[
         bool,
-        Option("--segment", help="Cut Chinese, Japanese, Thai, Lao, Khmer and Burmese into words by ICU."),
+        Option("--segment", help="Split Chinese, Japanese, Thai, Lao, Khmer and Burmese into words with ICU."),
     ] = False,
     out: Annotated[Path, Option(help="Folder to write, replaced as a whole.")] = Path("reports/plan"),
     as_json: Json = False,
@@ -135,7 +135,7 @@ def plan_words(
 
 
 def draw(plan: Plan, top: int) -> "Figure":
-    """Tokens saved against words added, with the point of diminishing returns and the words taken."""
+    """Plot tokens saved over words added, with the point of diminishing returns and the words in vocabulary.csv."""
     from matplotlib.figure import Figure
 
     saved = [0, *plan.cumulative_saved]
@@ -176,7 +176,7 @@ def _run(request: Request) -> Outcome:
 def _check_out(out: Path) -> None:
     if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
         raise VocabgraftError(
-            f"--out {out} is there and is no earlier plan, which would be replaced; name another folder"
+            f"--out {out} exists and is not an earlier plan (only a plan is replaced); name another folder"
         )
 
 
@@ -321,7 +321,13 @@ def _table(outcome: Outcome) -> Table:
     contrasted = outcome.background is not None
     table = Table(title=f"the first {min(ROWS_SHOWN, outcome.top)} words", title_justify="left")
     table.add_column("word", overflow="fold")
-    for heading in ("pieces", "uses", "tokens saved", "saved so far", *(("in background", "z") if contrasted else ())):
+    for heading in (
+        "subword tokens",
+        "uses",
+        "tokens saved",
+        "saved so far",
+        *(("in background", "z") if contrasted else ()),
+    ):
         table.add_column(heading, justify="right")
     shown = zip(outcome.plan.words[: min(ROWS_SHOWN, outcome.top)], outcome.plan.cumulative_saved, strict=False)
     for word, so_far in shown:
@@ -355,6 +361,8 @@ def _background_lines(outcome: Outcome) -> list[str]:
         return []
     ratio = outcome.counts.words / max(outcome.background.words, 1)
     advice = (
-        f"; the background is {ratio:.0f} times smaller than the corpus, a larger one finds more" if ratio > 3 else ""
+        f"; the background is {ratio:.0f} times smaller than the corpus; a larger one finds more words"
+        if ratio > 3
+        else ""
     )
-    return [f"a word that the background lacks is taken from {outcome.least_special_count:,} uses on{advice}"]
+    return [f"a word that the background lacks needs at least {outcome.least_special_count:,} uses{advice}"]

@@ -115,12 +115,12 @@ def test_a_key_that_params_yaml_leaves_to_its_default_can_be_set(params_file: Pa
             "train.epochs=1",
             ("--set train.epochs: there is no 'train'", "allowed: seed, base, failure_hook"),
         ),
-        ("seed.x=1", ("--set seed.x: there is no 'x'", "17 has no parts; set it as a whole")),
-        ("base.revision.x.y=1", ("there is no 'x'", "None has no parts; set it as a whole")),
+        ("seed.x=1", ("--set seed.x: there is no 'x'", "17 cannot be set in part; set it as a whole")),
+        ("base.revision.x.y=1", ("there is no 'x'", "None cannot be set in part; set it as a whole")),
         ("validate_data.datasets.9.name=a", ("there is no '9'; allowed: 0 to 1",)),
         ("validate_data.datasets.9=1", ("there is no '9'; allowed: 0 to 1",)),
         ("validate_data.datasets.x=1", ("there is no 'x'; allowed: 0 to 1",)),
-        ("train_adapter.phases.0=1", ("there is no '0'", "[] has no parts; set it as a whole")),
+        ("train_adapter.phases.0=1", ("there is no '0'", "[] cannot be set in part; set it as a whole")),
     ],
 )
 def test_an_unknown_key_is_refused_and_the_file_untouched(

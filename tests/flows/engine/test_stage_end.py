@@ -153,7 +153,7 @@ def test_a_time_out_is_the_reason_and_the_output_before_it_the_log(
     processes: Any = SimpleNamespace(start=lambda arguments: None, finish=lambda run: None)
     monkeypatch.setattr("flows.engine.stage_run._follow", lambda *arguments: (["step 7"], -15, True))
     attempt = reproduce(processes, tmp_path, "one", False, Silent(), timeout=3)
-    assert (attempt.ending, attempt.log) == (Ending.TIMED_OUT, "step 7") and "time-out of 3 s" in attempt.reason
+    assert (attempt.ending, attempt.log) == (Ending.TIMED_OUT, "step 7") and "timeout of 3 s" in attempt.reason
 
 
 def test_side_by_side_each_stage_has_its_own_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

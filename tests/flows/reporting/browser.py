@@ -44,13 +44,13 @@ class Browser:
         result: dict[str, Any] = message["result"]
         return result
 
-    def open(self, page: Path, width: int, scheme: str) -> None:
-        """Open a file in a window of this width, for a reader who likes `light` or `dark`."""
+    def open(self, page: Path | str, width: int, scheme: str) -> None:
+        """Open a file or an address in a window of this width, for a reader who likes `light` or `dark`."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         self.send("Emulation.setDeviceMetricsOverride", **size)
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.troubles, self.requests, self._loaded = [], [], False
-        self.send("Page.navigate", url=page.resolve().as_uri())
+        self.send("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not self._loaded:
             self._keep(json.loads(self._connection.recv(timeout=60)))
 

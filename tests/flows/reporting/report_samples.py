@@ -112,12 +112,13 @@ def outputs() -> dict[str, dict[str, Any]]:
         "resize_base": {"report.json": {"distillation": distillation()}},
         "train_adapter": {"report.json": training_report()},
         "merge_adapter": {"config.json": {}},
-        "check_consistency": {"checks.json": {"passed": True, "checks": checks()}},
+        "check_consistency": {"checks.json": {"passed": True, "checks": checks()}, "tokens.json": token_checks()},
         "evaluate_model": {
             "metrics.json": metrics(),
             "comparison.json": comparison(),
             "retention.json": drift(),
             "tokens.json": neighbours(),
+            "searches.json": {"datasets": [searches("relations", ("<|IsA|>", 1)), searches("terms", (HOSTILE, 4000))]},
         },
         "register_model": {"registration.json": {"name": "sample", "content_digest": "2" * 64}},
     }
@@ -280,6 +281,62 @@ def drift() -> dict[str, Any]:
     }
 
 
+def held_out(place: int) -> dict[str, Any]:
+    """What the held-out queries of a token say: the first gained most, the third lost, others have too few."""
+    gains = {0: 12.5, 1: 0.4, 2: -20.5, 7: -8.25}
+    if place not in gains:
+        return {"queries": 0, "verdict": "too few to judge", "worst": None}
+    verdict = {0: "better", 1: "could be chance", 2: "worse", 7: "too few to judge"}[place]
+    worst = {"dataset": "terms", "query": HOSTILE, "rank": {"base": 1.0, "merged": 1402.5}}
+    return {"queries": 12, "base": 40.0, "merged": 40.0 + gains[place], "gain": gains[place], "p_value": 0.01} | {
+        "verdict": verdict,
+        "worst": worst if gains[place] < 0 else None,
+    }
+
+
+def token_checks() -> dict[str, Any]:
+    """The sixth token is a sink and the fifth mistaken for another."""
+    sinks = {token: [0.97 if place == 5 else 0.41, place != 5] for place, token in enumerate(TOKENS)}
+    return {"attention_sinks": sinks, "swapped_tokens": {TOKENS[4]: [6.5, False], TOKENS[0]: [0.1, True]}}
+
+
+def searches(dataset: str, worse: tuple[str, int]) -> dict[str, Any]:
+    """A query that was found worse, one that was found better, and a sample of one whose rank stayed."""
+    query, rank = worse
+    return {
+        "dataset": dataset,
+        "queries": 119,
+        "documents": 7356,
+        "improved": 70,
+        "worsened": 9,
+        "losses": [search(query, rank, 5000)],
+        "gains": [search(f"acute {WORDS[0]}", 12.5, 1)],
+        "sample": [search("kidney stone", 2, 2)],
+    }
+
+
+def search(query: str, before: float, after: float) -> dict[str, Any]:
+    """A query with its five nearest documents; the right one is among the first five where its rank is."""
+    documents = [LONG, HOSTILE, "a stone", "a kidney", "a doctor"]
+    ranks = {"base": before, "merged": after}
+    return {
+        "query": query,
+        "answers": ["the right one"],
+        "rank": ranks,
+        "tokens": {
+            "base": [[piece, False] for piece in ("ne", "##ph", HOSTILE)],
+            "merged": [["acute", False], [WORDS[0], True]],
+        },
+        "nearest": {
+            model: [
+                ["the right one" if place == rank else text, 0.9 - place / 10, "right" if place == rank else ""]
+                for place, text in enumerate(documents, start=1)
+            ]
+            for model, rank in ranks.items()
+        },
+    }
+
+
 def neighbours() -> dict[str, Any]:
     """Nearest tokens and the map."""
     draw = random.Random(2)
@@ -287,6 +344,9 @@ def neighbours() -> dict[str, Any]:
     return {
         "tokens": [
             {"token": token, "kind": kind_of(token), "id": 30522 + place, "nearest_old": near, "nearest_new": near[:2]}
+            | {"before": {"nearest_old": [["##ro", 0.9]], "nearest_new": []}}
+            | {"description": {"before": 0.31, "after": 0.31 + place / 50} if place else None}
+            | {"held_out": held_out(place)}
             for place, token in enumerate(TOKENS)
         ],
         "map": {
@@ -350,7 +410,21 @@ def broken(stage: str, said: str) -> list[StageResult]:
 def registration(champion: bool) -> dict[str, Any]:
     """The version of a run, promoted or not."""
     gates = [gate | {"verdict": "holds"} if champion else gate for gate in GATES]
-    return {"name": "sample", "version": 3, "champion": champion, "content_digest": "2" * 64, "gates": gates}
+    version = {"name": "sample", "version": 3, "champion": champion, "content_digest": "2" * 64, "gates": gates}
+    return version | {"changes": changes()}
+
+
+def changes() -> dict[str, Any]:
+    """What changed since version 2."""
+    figure = {"dataset": "terms", "subset": "new_word", "metric": "mrr", "before": 63.2, "after": 64.45, "items": 119}
+    return {
+        "since": 2,
+        "params": {"train_adapter.epochs": ["2", "3"], "merge_adapter.license": [None, HOSTILE]},
+        "words": {"added": [WORDS[0], HOSTILE], "removed": ["calculus"]},
+        "rows": {"terms.train": [800, 862], "terms.test": [119, 119]},
+        "figures": [figure | {"gain": 1.25, "low": -0.4, "high": 2.9, "p_value": 0.13, "verdict": "could be chance"}],
+        "problems": ["relations, mrr: the held-out items are others, so it is not compared"],
+    }
 
 
 def flow_run(stages: Sequence[StageResult], **changes: Any) -> FlowRun:

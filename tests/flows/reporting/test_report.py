@@ -1,6 +1,8 @@
 """The report of every kind of run: what it says, what it leaves out, and what it never lets through."""
 
+import base64
 import copy
+import hashlib
 import json
 import os
 import re
@@ -28,6 +30,7 @@ from tests.flows.reporting.report_samples import (
     NOT_SHOWN,
     RETENTION,
     STAGES,
+    TOKENS,
     UPSTREAM,
     WORDS,
     broken,
@@ -45,9 +48,10 @@ from tests.flows.reporting.report_samples import (
 from vocabgraft.storage.artifacts import write_json
 from vocabgraft.training.curve import loss_lines
 
-SECTIONS = ["benefit", "retention", "consistency", "vocabulary", "training", "data", "lineage"]
+SECTIONS = ["benefit", "searches", "changes", "retention", "consistency", "vocabulary", "training", "data", "lineage"]
 MAKERS = {
     "benefit": "evaluate_model",
+    "searches": "evaluate_model",
     "retention": "evaluate_model",
     "consistency": "check_consistency",
     "vocabulary": "extend_tokenizer",
@@ -158,6 +162,114 @@ def test_every_plot_is_there_and_tells_its_data_in_words(tmp_path: Path) -> None
     assert first["low"] < first["gain"] < first["high"]
     assert [row["mean"] for row in drawn["drift"]["rows"]] == [0.0312, 0.0]
     assert "with a new word: mean 0.0312" in drawn["drift"]["description"]
+
+
+def test_losses_are_shown_as_prominently_as_gains_and_before_them(tmp_path: Path) -> None:
+    page = made(tmp_path, flow_run(results()))
+    said = page.text("searches")
+    assert said.index("terms") < said.index("relations"), "the dataset that decides promotion comes first"
+    assert "up for 70 and down for 9 ; 40 stayed" in said
+    assert said.index("Found worse 1 of 9") < said.index("Found better 1 of 70") < said.index("A random sample")
+    opened = [attributes for tag, attributes in page.elements if "search" in (attributes.get("class") or "").split()]
+    assert [entry["class"] for entry in opened] == ["search worse", "search better", "search same"] * 2
+    assert ["open" in entry for entry in opened] == [True, True, False] * 2
+    assert f"{HOSTILE} rank 4,000 → 5,000" in said
+    assert "rank 12.5 → 1" in said
+
+
+def test_a_search_marks_new_words_and_the_right_document_and_names_one_that_is_not_shown(tmp_path: Path) -> None:
+    page = made(tmp_path, flow_run(results()))
+    said = page.text("searches")
+    new = [attributes for tag, attributes in page.elements if tag == "code" and attributes.get("class") == "new"]
+    assert len(new) == 6 + 1 + len(TOKENS), "in each of six searches, in the legend, in the table of tokens"
+    right = [attributes for tag, attributes in page.elements if tag == "li" and attributes.get("class") == "right"]
+    # Of "gains" the trained model's first; of "sample" both models' second; of "losses" the base's in one dataset.
+    assert len(right) == 2 * (1 + 2) + 1
+    assert said.count("Right the right one") == 2, "both losses, whose right document is beyond the five"
+
+
+def test_what_changed_since_the_champion_is_shown(tmp_path: Path) -> None:
+    page = made(tmp_path, flow_run(results(), registration=registration(champion=True)))
+    said = page.text("changes")
+    for shown in (
+        "Compared with version 2.",
+        f"2 words added : {WORDS[0]} , {HOSTILE} .",
+        "1 word removed : calculus .",
+        "epochs 2 3",
+        f"license not there {HOSTILE}",
+        "rows of terms.train 800 862",
+        "rows of terms.test 119 119 other content",
+        "63.20 64.45 +1.25",
+        "0.40 to +2.90",
+        "relations, mrr: the held-out items are others",
+    ):
+        assert shown in said, (shown, said)
+
+
+def test_a_first_version_has_no_champion_before_it(tmp_path: Path) -> None:
+    first = registration(champion=True) | {"changes": None}
+    assert "no earlier champion" in made(tmp_path, flow_run(results(), registration=first)).text("changes")
+
+
+def rows_of_tokens(page: Page) -> dict[str, list[str]]:
+    """The keys of each row's cells, by token, in the order of the page."""
+    keys = [
+        attributes["data-key"] or "" for tag, attributes in page.elements if tag == "td" and "data-key" in attributes
+    ]
+    width = 7
+    return {keys[start]: keys[start : start + width] for start in range(0, len(keys), width)}
+
+
+def test_the_worst_tokens_come_first_each_with_its_reason(tmp_path: Path) -> None:
+    page = made(tmp_path, flow_run(results()))
+    said = page.text("vocabulary")
+    names = list(rows_of_tokens(page))
+    words = [name for name in names if not name.startswith("<|")]
+    # A sink, one that is mistaken, one that got worse, one that no training text holds; then by the gain.
+    assert words[:5] == [WORDS[5], WORDS[4], WORDS[2], HOSTILE, WORDS[1]]
+    assert words[-1] == WORDS[0], "what got better is last"
+    assert names[-2:] == ["<|IsA|>", "<|TreatedBy|>"], "relations have a table of their own"
+    for reason in (
+        "attention sink ratio 0.97",
+        "by 6.5 standard errors",
+        "MRR 40.00 to 19.50 % (\N{MINUS SIGN}20.50) over 12 held-out queries, p 0.010",
+        "from rank 1 to 1,402.5",
+        "no held-out query holds it",
+        "no training text holds it",
+    ):
+        assert reason in said, reason
+    assert "1 attention sink, 1 mistaken for another, 1 worse, 1 not trained" in said
+
+
+def test_a_token_has_its_figures_before_and_after_training(tmp_path: Path) -> None:
+    page = made(tmp_path, flow_run(results()))
+    said = page.text("vocabulary")
+    assert "0.31 → 0.35" in said, "the cosine to the description"
+    assert said.index("##ro 0.90") < said.index("kidney 0.71"), "the nearest tokens"
+    token, texts, fidelity, description, sink, gain, _ = rows_of_tokens(page)[WORDS[2]]
+    assert (token, texts, sink, gain) == (WORDS[2], "36", "0.41", "-20.5")
+    assert float(fidelity) == pytest.approx(0.91) and float(description) == pytest.approx(0.04)
+
+
+def test_what_was_not_measured_of_a_token_has_no_key(tmp_path: Path) -> None:
+    left = outputs()
+    del left["check_consistency"]["tokens.json"]
+    left["evaluate_model"]["tokens.json"]["tokens"] = []
+    left["resize_base"]["report.json"]["distillation"] = None
+    page = made(tmp_path, flow_run(results()), left)
+    assert rows_of_tokens(page)[WORDS[0]][2:6] == ["", "", "", ""]
+    assert "not measured" in page.text("vocabulary")
+
+
+def test_the_only_script_that_may_run_is_the_one_that_sorts(tmp_path: Path) -> None:
+    write_outputs(tmp_path, outputs())
+    write_beside(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    html = render(gather(STAGES, tmp_path), no_plot)
+    scripts = re.findall("<script>(.*?)</script>", html, flags=re.DOTALL)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html.replace("&#39;", "'")
 
 
 def test_lineage_tells_what_the_model_was_made_from(tmp_path: Path) -> None:
@@ -509,10 +621,12 @@ def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_no_text_of_the_data_becomes_markup(hostile_page: str) -> None:
     page = Page(hostile_page)
-    assert "script" not in {tag for tag, _ in page.elements}
+    assert [tag for tag, _ in page.elements].count("script") == 1, (
+        "the one that sorts, which the policy names by its hash"
+    )
     for section in SECTIONS:
         assert HOSTILE in page.text(section), f"{section} shows the text as it is"
-    assert "<script" not in hostile_page and hostile_page.count("&lt;script&gt;") > 20
+    assert hostile_page.count("<script") == 1 and hostile_page.count("&lt;script&gt;") > 20
 
 
 def test_the_page_needs_nothing_from_anywhere(hostile_page: str) -> None:
@@ -526,7 +640,10 @@ def test_the_page_needs_nothing_from_anywhere(hostile_page: str) -> None:
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert set(re.findall(r'https?://[^"\s]+', hostile_page)) <= namespaces
     policy = [attributes["content"] for _, attributes in page.elements if attributes.get("http-equiv")]
-    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+    (allowed,) = policy
+    sorts, digest = allowed.split("'sha256-")
+    assert sorts == "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src "
+    assert re.fullmatch(r"[\w+/]{43}='", digest), "one script, by its hash"
 
 
 def test_no_two_elements_have_one_id(hostile_page: str) -> None:

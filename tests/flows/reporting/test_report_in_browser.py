@@ -25,7 +25,18 @@ from tests.flows.reporting.report_samples import (
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, e.g. Debian's package chromium")
 
 DESK, PHONE = 1280, 390
-SECTIONS = ["verdict", "benefit", "retention", "consistency", "vocabulary", "training", "data", "lineage"]
+SECTIONS = [
+    "verdict",
+    "benefit",
+    "searches",
+    "changes",
+    "retention",
+    "consistency",
+    "vocabulary",
+    "training",
+    "data",
+    "lineage",
+]
 PAGES = ["promoted", "registered", "failed", "nothing"]
 OPEN_ALL = "document.querySelectorAll('details').forEach(entry => entry.open = true)"
 SHOWN = """
@@ -146,6 +157,38 @@ def test_each_plot_is_shown_once_and_fits(browser: Browser, pages: dict[str, Pat
     assert visible == [(f"plot {shown}", True)] * 4
 
 
+def test_a_press_on_a_heading_sorts_the_tokens_and_a_second_one_turns_them_round(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    for width in (DESK, PHONE):
+        browser.open(pages["promoted"], width, "light")
+        names = "[...document.querySelector('.sortable').tBodies[0].rows].map(row => row.cells[0].dataset.key)"
+        gains = "[...document.querySelector('.sortable').tBodies[0].rows].map(row => row.cells[5].dataset.key)"
+        worst_first = browser.evaluate(names)
+        press(browser, "Token")
+        plain = [name for name in browser.evaluate(names) if name.isalpha() and name.isascii()]
+        assert plain == sorted(plain) != [name for name in worst_first if name in plain]
+        press(browser, "Gain")
+        measured = [gain for gain in browser.evaluate(gains) if gain]
+        assert measured == sorted(measured, key=float) and len(measured) == 4
+        press(browser, "Gain")
+        assert browser.evaluate(gains)[:4] == measured[::-1], "what was not measured stays last"
+        assert browser.evaluate("document.querySelectorAll('[aria-sort=descending]').length") == 1
+        press(browser, "Verdict")
+        assert browser.evaluate(names)[:2] == worst_first[:2]
+        assert browser.troubles == []
+
+
+def press(browser: Browser, heading: str) -> None:
+    """Press a heading of the first table of tokens by the keyboard."""
+    found = f"[...document.querySelectorAll('.sortable button')].find(button => button.textContent === '{heading}')"
+    browser.evaluate(f"{found}.focus()")
+    for kind in ("keyDown", "keyUp"):
+        browser.send(
+            "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r", windowsVirtualKeyCode=13
+        )
+
+
 def test_dark_readers_get_a_dark_page(browser: Browser, pages: dict[str, Path]) -> None:
     seen = {}
     for scheme in ("light", "dark"):
@@ -166,7 +209,10 @@ def test_a_heading_leads_every_section_and_the_verdict_comes_first(browser: Brow
     browser.open(pages["failed"], PHONE, "light")
     first, *others = browser.evaluate(HEADINGS)
     assert first == "Failed: check_consistency"
-    assert others == "Benefit,Retention,Consistency,Vocabulary,Training,Data validation,Lineage".split(",")
+    assert others == [
+        "Benefit", "Search, before and after", "Since the champion", "Retention", "Consistency", "Vocabulary",
+        "Training", "Data validation", "Lineage",
+    ]  # fmt: skip
     first_screen = browser.evaluate("document.querySelector('h1').getBoundingClientRect().bottom < 300")
     assert first_screen is True
 

@@ -131,7 +131,7 @@ def test_a_second_schedule_of_a_folder_is_refused(project: Path, capsys: pytest.
 
 def test_a_folder_that_is_no_project_is_refused(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("schedule")([]) == 2
-    assert "is no DVC project" in capsys.readouterr().err
+    assert "is not a DVC project" in capsys.readouterr().err
 
 
 def test_a_server_that_is_named_and_does_not_answer_is_not_replaced(

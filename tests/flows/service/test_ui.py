@@ -99,8 +99,8 @@ def test_servers_listen_on_this_machine_alone_and_no_command_holds_the_address_o
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_mlflow_and_prefect(in_folder: Path) -> None:
-    ports = [free_port(), free_port()]
+def test_ctrl_c_stops_every_server_and_none_needs_a_run_before(in_folder: Path) -> None:
+    ports = [free_port(), free_port(), free_port()]
     command = [
         sys.executable,
         "-m",
@@ -110,16 +110,19 @@ def test_ctrl_c_stops_mlflow_and_prefect(in_folder: Path) -> None:
         str(ports[0]),
         "--prefect-port",
         str(ports[1]),
+        "--try-port",
+        str(ports[2]),
     ]
     home = {"PREFECT_HOME": str(in_folder / "prefect"), "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""}
     process = subprocess.Popen(command, env=os.environ | home, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        said = [process.stdout.readline().strip() for _ in range(3)]
+        said = [process.stdout.readline().strip() for _ in range(4)]
         assert said == [
             f"MLflow: http://127.0.0.1:{ports[0]}",
             f"Prefect: http://127.0.0.1:{ports[1]}",
-            "Ctrl-C stops both",
+            f"Try it: http://127.0.0.1:{ports[2]}",
+            "Ctrl-C stops all",
         ]
         for port in ports:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as response:

@@ -23,6 +23,18 @@ SECRET = "s3cret/w@rd"
         ("at https://me:word@host:5000/path failed", "at https://***@host:5000/path failed"),
         ("postgresql+psycopg2://me:w%40rd@host/db", "postgresql+psycopg2://***@host/db"),
         ("http://host/path?api_key=12345&x=1", "http://host/path?api_key=***&x=1"),
+        (
+            "mssql://h/?odbc_connect=DRIVER%3Dx%3BUID%3Dme%3BPWD%3Dword%3BDb%3Dy",
+            "mssql://h/?odbc_connect=DRIVER%3Dx%3BUID%3Dme%3BPWD%3D***%3BDb%3Dy",
+        ),
+        ("failed: Server=h;UID=me;Pwd=word;Database=y", "failed: Server=h;UID=me;Pwd=***;Database=y"),
+        ("host=h user=me password=word dbname=y", "host=h user=me password=*** dbname=y"),
+        ("https://h/c?sv=1&sig=a%2Bb%3D&se=2", "https://h/c?sv=1&sig=***&se=2"),
+        (
+            "https://h/c?X-Amz-Signature=ab&X-Amz-Credential=cd&x=1",
+            "https://h/c?X-Amz-Signature=***&X-Amz-Credential=***&x=1",
+        ),
+        ("https://h/c?design=blue&assigned=me", "https://h/c?design=blue&assigned=me"),
         ("models:/name@champion in sqlite:////a/b@c/mlflow.db", "models:/name@champion in sqlite:////a/b@c/mlflow.db"),
     ],
 )

@@ -207,3 +207,34 @@ def test_distilling_again_raises_the_fidelity(base: "SentenceTransformer", model
 def test_a_folder_of_a_registry_is_refused_with_the_way_out() -> None:
     with pytest.raises(vg.VocabgraftError, match="mlflow"):
         vg.extend("models:/name@champion", WORDS)
+
+
+def test_a_gated_adapter_leaves_other_texts_as_they_were_and_loads_from_its_folder(
+    model: "SentenceTransformer", base: "SentenceTransformer", tmp_path: Path
+) -> None:
+    before = encode(model, NEW)
+    vg.train(model, PAIRS, method="gated", learning_rate=1e-2, **SMALL)
+    np.testing.assert_array_equal(encode(model, OLD), encode(base, OLD))
+    assert np.abs(encode(model, NEW) - before).max() > 1e-4
+    model.save_pretrained(str(tmp_path / "model"))
+    loaded = load(tmp_path / "model")
+    np.testing.assert_array_equal(encode(loaded, OLD + NEW), encode(model, OLD + NEW))
+    names = {"untouched_texts", "merged_as_adapter", "reload", "fresh_process", "adapter_moved", "trained_differs"}
+    verdicts = {check.name: check.verdict for check in vg.check(model, base=base, texts=OLD + NEW).checks}
+    assert {name: verdicts[name] for name in names} == dict.fromkeys(names, "passed")
+    with pytest.raises(vg.VocabgraftError, match="has a gate already"):
+        vg.train(model, PAIRS, method="gated", **SMALL)
+
+
+@pytest.mark.parametrize("options", [{"merge": False}, {"tokens": ["nephrolith"]}, {"loss": "of all layers"}])
+def test_a_gate_that_cannot_be_made_is_refused_and_leaves_the_model_as_it_was(
+    model: "SentenceTransformer", options: dict[str, Any]
+) -> None:
+    before = weights(model)
+    if "loss" in options:
+        from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MultipleNegativesRankingLoss
+
+        options = {"loss": AdaptiveLayerLoss(model, MultipleNegativesRankingLoss(model))}
+    with pytest.raises(vg.VocabgraftError, match="gated"):
+        vg.train(model, PAIRS, method="gated", **options, **SMALL)
+    assert same(before, weights(model))

@@ -49,6 +49,7 @@ def sound() -> Evidence:
         method="tokens",
         adapter_config={},
         without_training_text=frozenset(),
+        set_back=frozenset(),
         probes=Probes(TEXTS, ("a text",)),
         training_texts=TEXTS,
         triples=(),
@@ -105,6 +106,8 @@ def test_an_attention_sink_fails_both_checks_and_is_named(sound: Evidence, place
         named = [line for line in found.details if line.startswith(TOKENS[place].text)]
         assert named, name
         assert not any(line.startswith(TOKENS[1].text) for line in found.details)
+    of_tokens = result("attention_sinks", planted).by_token
+    assert [text for text, (_, is_word) in of_tokens.items() if not is_word] == [TOKENS[place].text]
 
 
 def test_a_row_that_means_nothing_is_found_though_it_is_no_sink(sound: Evidence) -> None:

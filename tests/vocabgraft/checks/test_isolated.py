@@ -43,7 +43,7 @@ def test_a_folder_that_needs_its_base_is_caught_where_the_base_is_absent(graft: 
     expected = encode(load(graft.merged["tokens"]), LISTS[0], 64)
     for place in ("folder", "moved"):
         assert np.allclose(process.encodings(place)[0], expected, atol=1e-5)
-    with pytest.raises(VocabgraftError, match="in a process of its own the model does not work"):
+    with pytest.raises(VocabgraftError, match="in a separate process the model does not work"):
         process.encodings("alone")
 
 

@@ -156,6 +156,40 @@ def test_every_wrapper_works_around_every_loss_that_it_fits(
     trains(model, dataset_of(write_dataset, LOSSES[name].formats[-1]), loss, tmp_path / "cache")
 
 
+def test_a_decoder_of_the_base_reads_new_tokens(
+    model: Any, write_dataset: WriteDataset, tmp_path: Path, tiny_base: Path
+) -> None:
+    arguments = {"tie_encoder_decoder": False, "decoder_name_or_path": str(tiny_base)}
+    loss = LossParams(name="DenoisingAutoEncoderLoss", arguments=arguments)
+    trains(model, dataset_of(write_dataset, "texts"), loss, tmp_path / "cache")
+
+
+def test_simcse_embeds_a_text_twice_and_dropout_tells_the_two_apart(
+    model: Any, write_dataset: WriteDataset, tmp_path: Path
+) -> None:
+    loss = LossParams(name="SimCSELoss", arguments={"scale": 30.0})
+    data = load_rows(dataset_of(write_dataset, "texts"), "train", LOSSES[loss.name], tmp_path / "cache")
+    built = build_loss(model, "own", loss, [data])
+    features = model.preprocess(data["text"])
+    seen = []
+    hook = model.register_forward_hook(lambda *call: seen.append(call[2]["sentence_embedding"].detach()))
+    found = built([features])
+    hook.remove()
+    assert len(seen) == 2
+    assert not torch.equal(*seen)
+    scores = 30.0 * torch.nn.functional.cosine_similarity(seen[0][:, None], seen[1][None], dim=-1)
+    torch.testing.assert_close(found.detach(), torch.nn.functional.cross_entropy(scores, torch.arange(len(scores))))
+
+
+def test_simcse_is_refused_for_a_base_without_dropout(graft: Graft) -> None:
+    plain = load(graft.resized)
+    for module in plain.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with pytest.raises(VocabgraftError, match=r"dataset own: SimCSELoss learns from dropout, .* hidden_dropout_prob"):
+        build_loss(plain, "own", LossParams(name="SimCSELoss"), [])
+
+
 def test_the_table_has_every_dense_loss_of_the_library() -> None:
     from sentence_transformers.sentence_transformer import losses
 
@@ -222,7 +256,9 @@ def test_wrappers_that_are_listed_may_be_given_in_order() -> None:
 
 def test_a_tied_decoder_is_refused_where_the_encoder_is_frozen() -> None:
     for method in ("tokens", "lora", "lora_and_tokens", "peft", "peft_and_tokens"):
-        with pytest.raises(ValueError, match=f"the method {method} freezes"):
+        with pytest.raises(
+            ValueError, match=f"DenoisingAutoEncoderLoss .* method {method} .*tie_encoder_decoder: false"
+        ):
             check_method("DenoisingAutoEncoderLoss", {}, method)
     check_method("DenoisingAutoEncoderLoss", {"tie_encoder_decoder": False}, "tokens")
     check_method("DenoisingAutoEncoderLoss", {}, "full")
@@ -373,9 +409,9 @@ def test_a_template_says_what_a_triple_asks(write_dataset: WriteDataset, tmp_pat
     dataset = AcceptedDataset(plain.name, plain.format, plain.folder, "what {relation} {head}")
     made = load_rows(dataset, "train", LOSSES["MegaBatchMarginLoss"], tmp_path / "cache")
     assert made[0] == {"anchor": f"what <|IsA|> {OTHERS[0]}", "positive": TEXTS[0]}
-    with pytest.raises(ValueError, match=r"leaves out \{head\} or \{relation\}"):
+    with pytest.raises(ValueError, match=r"lacks \{head\} or \{relation\}"):
         settings("own", "triples", None, template="{head} is")
-    with pytest.raises(ValueError, match="is no template of"):
+    with pytest.raises(ValueError, match="is not a template of"):
         settings("own", "triples", None, template="{tail} {head}")
-    with pytest.raises(ValueError, match="template is of triples"):
+    with pytest.raises(ValueError, match="template is for triples"):
         settings("own", "pairs", None, template="{relation} {head}")

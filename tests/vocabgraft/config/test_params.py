@@ -121,7 +121,7 @@ def test_a_missing_key_is_named(path: str) -> None:
 
 @pytest.mark.parametrize("name", ["a/b", "a:b", ".", "../models", "..", " ", "", "a\0b", "a\nb", "x" * 257])
 def test_a_name_that_the_registry_would_refuse_is_refused_before_anything_runs(name: str) -> None:
-    assert f"register_model.name: {name!r} is no name for MLflow" in complaint(put("register_model.name", name))
+    assert f"register_model.name: MLflow refuses the name {name!r}" in complaint(put("register_model.name", name))
 
 
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "~/terms.csv", "../terms.csv", "a/../../b.csv", "a\0b.csv"])
@@ -135,10 +135,27 @@ def test_a_raw_file_outside_the_raw_folder_is_refused(path: str, name: str) -> N
 def test_a_split_is_a_name_or_several() -> None:
     for given, names in (("a.csv", ["a.csv"]), (["a.csv", "b-*.csv"], ["a.csv", "b-*.csv"])):
         files = parse_params(put("validate_data.datasets.0.files.train", given), "x").validate_data.datasets[0].files
+        assert files is not None
         assert files.train == names
         assert files.model_dump(exclude_none=True) == {"train": given}
     for given in (3, [], ["a.csv", 3], {"a": "b"}):
         assert "validate_data.datasets.0.files.train" in complaint(put("validate_data.datasets.0.files.train", given))
+
+
+def test_rows_are_read_from_files_or_made_from_descriptions() -> None:
+    made = {"name": "terms", "format": "pairs", "from": "descriptions", "held_out": {"test": 0.2}}
+    dataset = parse_params(put("validate_data.datasets.1", made), "x").validate_data.datasets[1]
+    assert (dataset.source, dataset.files, dataset.files_of("train")) == ("descriptions", None, ())
+    # The run record and the sweep write the name that the user writes.
+    assert dataset.model_dump(exclude_none=True)["from"] == "descriptions"
+    for changed, reason in (
+        (made | {"files": {"train": "a.csv"}}, "this one has both"),
+        ({"name": "terms", "format": "pairs"}, "this one has neither"),
+        (made | {"format": "triplets"}, "set format to pairs"),
+        (made | {"from": "contexts"}, "validate_data.datasets.1.from"),
+        (made | {"source": "descriptions"}, "allowed here: name, format, from, files, held_out, loss, weight"),
+    ):
+        assert reason in complaint(put("validate_data.datasets.1", changed))
 
 
 def test_all_mistakes_are_told_at_once() -> None:
@@ -164,7 +181,7 @@ def test_all_mistakes_are_told_at_once() -> None:
             "TripletLoss does not fit the format pairs (it reads triplets)",
         ),
         ("validate_data.datasets.1.loss", {"name": "GISTEmbedLoss"}, "GISTEmbedLoss needs the argument guide"),
-        ("train_adapter.arguments", {"push_to_hub": True}, "push_to_hub is not yours to set"),
+        ("train_adapter.arguments", {"push_to_hub": True}, "push_to_hub cannot be set"),
         ("train_adapter.arguments", {"learning_rate": 1.0}, "repeats the setting train_adapter.learning_rate"),
         (
             "train_adapter.evaluators",
@@ -183,10 +200,10 @@ def test_all_mistakes_are_told_at_once() -> None:
         ),
         ("train_adapter.peft", {"config": "LoHaConfig", "arguments": {"rank": 8}}, "LoHaConfig has no field rank"),
         ("train_adapter.early_stopping", {"patience": 2}, "early_stopping watches best_metric, which is not set"),
-        ("register_model.gates.benefit", "terms.mrr", "'terms.mrr' names no figure; allowed: null, fidelity,"),
+        ("register_model.gates.benefit", "terms.mrr", "'terms.mrr' names no metric; allowed: null, fidelity,"),
         ("register_model.gates.benefit", "terms.test.mrr", "SUBSET one of all, new_word, no_new_word"),
-        ("register_model.gates.benefit", "terms.all.mrr.", "'terms.all.mrr.' names no figure"),
-        ("register_model.gates.benefit", "fidelity.all.cosine", "'fidelity.all.cosine' names no figure"),
+        ("register_model.gates.benefit", "terms.all.mrr.", "'terms.all.mrr.' names no metric"),
+        ("register_model.gates.benefit", "fidelity.all.cosine", "'fidelity.all.cosine' names no metric"),
         ("register_model.gates.benefit", "term.all.mrr", "terms.{all,new_word,no_new_word}.{mrr,recall@10}"),
     ],
 )

@@ -9,6 +9,8 @@ from vocabgraft.config.training_arguments import (
     SETTINGS,
     check_training_arguments,
     library_values,
+    report_targets,
+    require_reports,
 )
 from vocabgraft.errors import VocabgraftError
 
@@ -30,11 +32,11 @@ def test_what_is_not_to_be_set_are_arguments_of_the_library() -> None:
         ("learning_rate", 1e-3, "learning_rate repeats the setting train_adapter.learning_rate"),
         ("num_train_epochs", 3, "repeats the setting train_adapter.epochs"),
         ("seed", 3, "repeats the setting seed"),
-        ("output_dir", "x", "output_dir is not yours to set: the stage writes"),
+        ("output_dir", "x", "output_dir cannot be set: the stage writes"),
         ("push_to_hub", True, "nothing leaves the machine"),
-        ("resume_from_checkpoint", "x", "checkpoints are the pipeline's"),
+        ("resume_from_checkpoint", "x", "the pipeline manages checkpoints"),
         ("max_grad_nrm", 1.0, "do you mean max_grad_norm?); allowed: "),
-        ("report_to", ["wandb"], "report_to names wandb; allowed: none, mlflow"),
+        ("report_to", ["comet"], "report_to names comet; allowed: none, mlflow, tensorboard, wandb"),
     ],
 )
 def test_an_argument_that_is_not_to_be_set_is_refused(name: str, value: object, told: str) -> None:
@@ -100,5 +102,20 @@ def test_the_type_of_every_argument_that_may_be_set_can_be_asked() -> None:
 
 def test_what_is_allowed_passes() -> None:
     check_training_arguments(
-        {"max_grad_norm": 0.5, "report_to": ["mlflow"], "multi_dataset_batch_sampler": "round_robin"}
+        {
+            "max_grad_norm": 0.5,
+            "report_to": ["tensorboard", "wandb", "mlflow"],
+            "multi_dataset_batch_sampler": "round_robin",
+        }
     )
+
+
+def test_the_places_of_live_figures_are_named_once_each_and_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert report_targets({}) == report_targets({"report_to": "none"}) == report_targets({"report_to": []}) == []
+    assert report_targets({"report_to": "mlflow"}) == ["mlflow"]
+    assert report_targets({"report_to": ["wandb", "mlflow", "wandb", "none"]}) == ["wandb", "mlflow"]
+    there = {"mlflow"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in there else None)
+    require_reports({"report_to": ["mlflow"]})
+    with pytest.raises(VocabgraftError, match="names tensorboard, wandb, not installed here; pip install tensorboard"):
+        require_reports({"report_to": ["mlflow", "tensorboard", "wandb"]})

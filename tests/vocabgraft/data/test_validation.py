@@ -1,12 +1,17 @@
 """What is told of each raw row: split, repetitions, contradictions, leaks, uses."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
 from tests.conftest import write_lines
 from vocabgraft.config.datasets import COLUMNS, DatasetParams
+from vocabgraft.data.uses import count_uses, inside_others
 from vocabgraft.data.validation import (
     annotate_vocabulary,
     assign_splits,
@@ -15,8 +20,6 @@ from vocabgraft.data.validation import (
     compare_examples,
     compare_retention,
     compare_tokens,
-    count_uses,
-    inside_others,
     new_tokens,
     read_contexts,
     read_examples,
@@ -282,3 +285,28 @@ def test_counting_uses_leaves_the_base_alone(base_tokenizer: "Tokenizer") -> Non
 def test_a_missing_description_is_the_empty_text(tmp_path: Path) -> None:
     write_lines(tmp_path / "v.csv", ["token,kind,description", "x,word,"])
     assert new_tokens(read_vocabulary(tmp_path, "v.csv").rows) == [NewToken("x", "word", "")]
+
+
+@pytest.mark.parametrize("first", [900_000_000_000_207_008, 1])
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_rows_keep_their_split_beside_a_row_without_a_group(ending: str, first: int, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"anchor": f"word {number}", "positive": f"meaning {number}", "group": first + number // 3}
+        for number in range(48)
+    ]
+    frames = []
+    for name, given in (("before", rows), ("after", [*rows, {"anchor": "a", "positive": "b", "group": None}])):
+        path = tmp_path / f"{name}.{ending}"
+        if ending == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in given), encoding="utf-8")
+        else:
+            pq.write_table(pa.Table.from_pylist(given), path)
+        dataset = DatasetParams.model_validate(
+            {"name": "terms", "format": "pairs", "files": {"train": path.name}}
+            | {"held_out": {"validation": 0.2, "test": 0.2}}
+        )
+        frames.append(assign_splits(read_examples(tmp_path, dataset).rows, dataset)[0])
+    before, after = frames
+    assert list(before["group"]) == list(after["group"])[:48] == [str(row["group"]) for row in rows]
+    assert set(before["split"]) == {"train", "validation", "test"}
+    assert list(before["split"]) == list(after["split"])[:48]

@@ -178,7 +178,7 @@ def test_every_item_is_written_with_a_number_for_each_model(graft: Graft, datase
 def test_two_runs_give_one_result(graft: Graft, datasets: list[AcceptedDataset]) -> None:
     questions = Questions(datasets, RETENTION)
     first, second = (run(graft, questions, merged=load(graft.merged["tokens"])) for _ in range(2))
-    for name in ("metrics", "comparison", "retention", "tokens"):
+    for name in ("metrics", "comparison", "retention", "tokens", "searches"):
         assert getattr(first, name) == getattr(second, name)
     assert item_columns(first.measurements) == item_columns(second.measurements)
 

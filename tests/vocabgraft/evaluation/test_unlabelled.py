@@ -41,6 +41,8 @@ def pairs(write_dataset: WriteDataset) -> AcceptedDataset:
 def test_held_out_texts_are_of_no_train_split(pairs: AcceptedDataset) -> None:
     assert held_out_texts([pairs], [*CONTEXTS, CONTEXTS[1]]) == ["nephrolith", *CONTEXTS[1:]]
     assert held_out_texts([], CONTEXTS) == CONTEXTS
+    # A text of a test split that distillation learnt from, as a context, is not held out.
+    assert held_out_texts([pairs], CONTEXTS[1:], learnt=["nephrolith"]) == CONTEXTS[1:]
 
 
 def test_fidelity_is_the_cosine_to_the_bases_own_reading(subjects: dict[str, Subject], new_words: NewWords) -> None:

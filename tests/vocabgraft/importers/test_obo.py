@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from tests.conftest import build_wordpiece
 from tests.import_samples import OBO_HEADER, OBO_TYPEDEFS, ROCKS, obo_text
+from vocabgraft.data.splits import split_of
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.importers.obo import SCOPES, plain, read_obo, unescape
 from vocabgraft.importers.ontology import Concept, Link, Ontology, ontology_rows
-from vocabgraft.importers.rows import ImportedRows, Limits, in_training
+from vocabgraft.importers.rows import HELD_OUT, ImportedRows, Limits
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -245,6 +246,11 @@ def test_an_unknown_scope_is_refused_with_those_allowed(tmp_path: Path) -> None:
 
 
 # What comes of an ontology, wherever it was read from.
+
+
+def in_training(group: str) -> bool:
+    """Whether a concept is trained on: these concepts share no text, so its id alone decides."""
+    return split_of(group, HELD_OUT.validation, HELD_OUT.test) == "train"
 
 
 def rows(ontology: Ontology, base: "Tokenizer", min_uses: int = 4, **limits: int) -> ImportedRows:

@@ -136,6 +136,27 @@ def test_an_adapter_that_was_merged_changes_every_text(graft: Graft) -> None:
     assert everything is not None and "which every text passes" in everything
 
 
+def test_an_adapter_behind_a_gate_changes_texts_with_a_new_word_alone(graft: Graft) -> None:
+    base, gated = load(graft.base), load(graft.merged["gated"])
+    for previous, new in ((base, gated), (gated, base), (load(graft.merged["tokens"]), gated)):
+        difference = compare_models(previous, new)
+        assert difference.everything is None and difference.word_filter is not None
+        assert stale(difference) == set(STALE) == changed(previous, new)
+
+
+def test_two_gates_change_texts_with_a_new_word_where_what_is_behind_differs(graft: Graft) -> None:
+    gated, equal, other = (load(graft.merged["gated"]) for _ in range(3))
+    assert stale(compare_models(gated, equal)) == set()
+    next(value for name, value in other[0].adapted_weights().items() if "value" in name).mul_(1.5)
+    assert stale(compare_models(gated, other)) == set(STALE) == changed(gated, other)
+
+
+def test_a_gate_over_another_base_changes_every_text(graft: Graft) -> None:
+    new = load(graft.merged["gated"])
+    with_other_weight(new)
+    assert "which every text passes" in str(compare_models(load(graft.base), new).everything)
+
+
 def test_a_prompt_that_makes_a_new_word_with_the_text_counts(graft: Graft) -> None:
     base, new = load(graft.base), load(graft.merged["tokens"])
     for model in (base, new):

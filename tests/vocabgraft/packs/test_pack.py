@@ -148,7 +148,7 @@ def torch_pickled(folder: Path) -> None:
         (truncate("tokens.json", 30), "SHA-256"),
         (flip("rows.safetensors", -1), "SHA-256"),
         (flip("contexts.json", 5), "SHA-256"),
-        (change_manifest(format=2), "format 2, newer than 1.*update"),
+        (change_manifest(format=3), "format 3, newer than 2.*update"),
         (change_manifest(format="1"), "names no format"),
         (change_manifest(files={}), "does not list"),
         (change_manifest(base=None), "its base is None"),

@@ -11,6 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from tests.vocabgraft.conftest import Graft, load, rows_of
 from vocabgraft.config.stages import DistillationParams
+from vocabgraft.data.splits import is_held_out
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.token_embeddings.distill import (
     TEMPLATES,
@@ -19,7 +20,6 @@ from vocabgraft.token_embeddings.distill import (
     choose_contexts,
     distil,
     fidelity,
-    is_held_out,
 )
 from vocabgraft.token_embeddings.sinks import RowGuard
 from vocabgraft.tokens.tokenizer import ExtendedToken

@@ -375,3 +375,30 @@ def test_weights_are_looked_at_before_they_are_evaluated_and_once_more_at_the_en
     assert "evaluate" in events
     assert all(events[place - 1] == "look" for place, event in enumerate(events) if event == "evaluate")
     assert seen[-1] == "finish"
+
+
+GENERAL = ("the dog", "a red fish and a cat", "the animal is big", "an old kidney", "the nephrolith")
+
+
+@pytest.mark.parametrize("method", ["lora", "lora_and_tokens", "full"])
+def test_general_texts_stay_nearer_to_the_base_the_more_they_weigh(
+    graft: Graft, datasets: list[AcceptedDataset], method: str
+) -> None:
+    texts = list(GENERAL[:4])
+    before = load(graft.resized).encode(texts, normalize_embeddings=True)
+
+    def distance(**changes: Any) -> float:
+        model, params = load(graft.resized), train_params(method=method, learning_rate=5e-3, epochs=3, **changes)
+        result = train_adapter(model, datasets, graft.new_ids, params, 3, general_texts=GENERAL)
+        # What is retained is no example to learn from.
+        assert result.examples == 24
+        return float(1 - (model.encode(texts, normalize_embeddings=True) * before).sum(axis=1).mean())
+
+    free, light, heavy = (distance(), distance(retain={"weight": 1.0}), distance(retain={"weight": 30.0}))
+    assert heavy < light < free
+
+
+def test_retain_without_a_general_text_is_refused(graft: Graft, datasets: list[AcceptedDataset]) -> None:
+    params = train_params(method="lora", retain={"weight": 1.0})
+    with pytest.raises(VocabgraftError, match=r"retain\.texts"):
+        train_adapter(load(graft.resized), datasets, graft.new_ids, params, 3, general_texts=["the nephrolith"])

@@ -56,7 +56,7 @@ def test_without_a_name_the_tokenizer_is_the_one_that_the_dag_makes(project: Pat
     ("options", "says"),
     [
         (["missing.txt"], "missing.txt is missing"),
-        (["blank.txt"], "blank texts only"),
+        (["blank.txt"], "only blank texts"),
         (["corpus.txt", "--tokenizer", "nowhere/tokenizer"], "nowhere/tokenizer is missing"),
         (["corpus.txt", "--out", "extended"], "--out extended is a folder"),
     ],

@@ -60,7 +60,7 @@ def test_with_the_packs_own_base_what_training_taught_is_brought_too(
         (["--method", "least_squares"], "least_squares finds rows by those of the pack's own base"),
         (["--compare"], "matching_pursuit finds rows by"),
         (["--base", "nowhere"], "--base is 'nowhere' at revision main"),
-        (["--out", "pack"], "pack is there already"),
+        (["--out", "pack"], "pack exists already"),
     ],
 )
 def test_bad_input_is_told_and_leaves_nothing_behind(

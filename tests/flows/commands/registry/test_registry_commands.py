@@ -221,12 +221,17 @@ def test_versions_are_compared_text_by_text_and_figure_by_figure(
     assert [row["cosine"] for row in found["texts"]] == pytest.approx([1.0, 1.0])
     assert found["texts"][0]["tokens"] == [2, 2]
     assert found["figures"]["terms.new_word.mrr"] == [55.0, 54.0]
+    assert (found["changes"]["since"], found["changes"]["params"]) == (1, {})
+    (mrr,) = [entry for entry in found["changes"]["figures"] if entry["metric"] == "mrr"]
+    assert (mrr["before"], mrr["after"], mrr["gain"], mrr["verdict"]) == (55.0, 54.0, -1.0, "worse")
 
 
 def test_without_texts_held_out_items_are_compared(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(["1", "2"]) == 0
     said = capsys.readouterr().out
     assert "kidney the test items 0" in said and "terms.new_word.mrr" in said
+    assert "what changed from version 1 to 2" in said and "no parameter, word or row of data" in said
+    assert "+1.00" in said and "better" in said
 
 
 def test_a_file_of_texts_that_is_missing_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

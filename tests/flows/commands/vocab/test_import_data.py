@@ -55,7 +55,7 @@ def import_sample(kind: str, *options: str) -> int:
 
 def with_section(printed: str) -> Params:
     """The project's parameters with what the command said to put there."""
-    section = yaml.safe_load(printed[printed.index("# put this into params.yaml") :])
+    section = yaml.safe_load(printed[printed.index("# replace the section") :])
     return parse_params(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")) | section, "params.yaml")
 
 
@@ -159,7 +159,7 @@ def test_a_folder_outside_of_the_raw_data_is_said_to_need_a_move(
 ) -> None:
     assert import_sample("skos", "--out", "elsewhere/rocks", "--base", load_params().base.model) == 0
     printed = capsys.readouterr().out
-    assert "move elsewhere/rocks into data/raw first" in printed
+    assert "first move elsewhere/rocks into data/raw" in printed
     assert "vocabulary: rocks/vocabulary.csv" in printed
 
 

@@ -117,7 +117,7 @@ def test_a_folder_that_holds_other_things_is_not_replaced(
 ) -> None:
     write_lines(Path("plan/thesis.txt"), ["years of work"])
     assert main(arguments) == 2
-    assert "--out plan is there and is no earlier plan" in capsys.readouterr().err
+    assert "--out plan exists and is not an earlier plan" in capsys.readouterr().err
     assert Path("plan/thesis.txt").is_file()
 
 

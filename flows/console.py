@@ -1,0 +1,272 @@
+"""What a run shows while it works: a live table on a terminal, plain lines elsewhere, every line with --verbose.
+
+Every line of a stage is in its log file, `reports/logs/STAGE.log`, whatever the console shows.
+"""
+
+import logging
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from flows.engine.dag import Planned, Stage
+from flows.engine.scheduler import Watch
+from flows.engine.stage_outcome import Outcome, StageResult
+from flows.key_figures import key_figure
+from vocabgraft.printable import print_line
+
+Shown = Literal["table or lines", "lines", "every line", "nothing"]
+LOGS = Path("reports/logs")
+# A progress bar as tqdm writes it: what is at work, and how far it is.
+BAR = re.compile(r"^(?P<what>[^%|]*?):?\s*(?P<percent>\d+)%\|")
+WARNING = re.compile(r"^\s*warning\b", re.IGNORECASE)
+TENTH = 10
+# A bar that is through at once is no long work.
+SECONDS_OF_LONG_WORK = 5.0
+BAR_WIDTH = 20
+STYLES = {
+    "waiting": "dim",
+    "runs": "bold",
+    Outcome.COMPLETED.value: "green",
+    Outcome.RESTORED.value: "green",
+    Outcome.UNCHANGED.value: "dim",
+    Outcome.FAILED.value: "bold red",
+    Outcome.NOT_READY.value: "yellow",
+    Outcome.CANCELLED.value: "yellow",
+}
+
+
+class LogFiles:
+    """Every line of every stage, in a file a stage."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is written before a stage starts."""
+        self._folder = folder
+
+    def started(self, name: str) -> None:
+        """Begin the stage's file anew."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / f"{name}.log").write_text("", encoding="utf-8")
+
+    def line(self, name: str, text: str) -> None:
+        """Add a line."""
+        with (self._folder / f"{name}.log").open("a", encoding="utf-8", errors="replace") as stream:
+            stream.write(f"{text}\n")
+
+    def note(self, name: str, text: str) -> None:
+        """Add what the run says of the stage."""
+        self.line(name, text)
+
+    def ended(self, result: StageResult) -> None:
+        """The file is complete."""
+
+
+class AllLines:
+    """Every line on standard output, with its stage's name."""
+
+    def started(self, name: str) -> None:
+        """The first line says it."""
+
+    def line(self, name: str, text: str) -> None:
+        """Print it."""
+        print_line(f"{name} | {text}")
+
+    def note(self, name: str, text: str) -> None:
+        """Print what the run says of the stage."""
+        self.line(name, text)
+
+    def ended(self, result: StageResult) -> None:
+        """The table at the end says it."""
+
+
+class PlainLines:
+    """A line for each stage, one for each tenth of long work, and warnings."""
+
+    def __init__(self, stages: Sequence[Stage], root: Path) -> None:
+        """Watch a run of these stages."""
+        self._stages = {stage.name: stage for stage in stages}
+        self._root = root
+        self._bars: dict[str, _Tenths] = {}
+
+    def started(self, name: str) -> None:
+        """Its end is told."""
+        self._bars[name] = _Tenths()
+
+    def line(self, name: str, text: str) -> None:
+        """Print a tenth of long work, or a warning."""
+        if bar := BAR.search(text):
+            if told := self._bars[name].reached(bar["what"].strip(), int(bar["percent"])):
+                print_line(f"{name}: {told}")
+        elif WARNING.match(text):
+            print_line(f"{name}: {text.strip()}")
+
+    def note(self, name: str, text: str) -> None:
+        """Print what the run says of the stage."""
+        print_line(f"{name}: {text}")
+
+    def ended(self, result: StageResult) -> None:
+        """Print how it ended, with the figure that matters most."""
+        figure = key_figure(self._stages.get(result.name), result, self._root)
+        told = f"{result.name}: {result.outcome.value.lower()}"
+        told += f" in {result.seconds:.1f} s" if result.outcome in (Outcome.COMPLETED, Outcome.FAILED) else ""
+        print_line(f"{told}{f'; {figure}' if figure else ''}")
+
+
+class _Tenths:
+    """How far a piece of work was when it was last told."""
+
+    def __init__(self) -> None:
+        self.what, self.told, self.since = "", 0, time.monotonic()
+
+    def reached(self, what: str, percent: int) -> str:
+        """What to tell of a bar; empty before the next tenth, and for work that does not take long."""
+        if what != self.what or percent < self.told:
+            self.what, self.told, self.since = what, 0, time.monotonic()
+        tenth = percent // TENTH * TENTH
+        if tenth <= self.told or time.monotonic() - self.since < SECONDS_OF_LONG_WORK:
+            return ""
+        self.told = tenth
+        return f"{what} {tenth} %".strip()
+
+
+@dataclass
+class _Row:
+    """A stage in the live table."""
+
+    state: str = "waiting"
+    started: float = 0.0
+    seconds: float | None = None
+    what: str = ""
+    percent: float | None = None
+    figure: str = ""
+
+
+class LiveTable:
+    """One table of all stages that is drawn anew as they go on."""
+
+    def __init__(self, planned: Sequence[Planned], root: Path) -> None:
+        """Watch a run of this plan."""
+        self._stages = {entry.stage.name: entry.stage for entry in planned}
+        self._rows = {name: _Row() for name in self._stages}
+        self._root = root
+        self._guard = threading.Lock()
+        self._warnings: list[tuple[str, str]] = []
+
+    def started(self, name: str) -> None:
+        """Show it at work."""
+        with self._guard:
+            self._rows[name] = _Row("runs", time.monotonic())
+
+    def line(self, name: str, text: str) -> None:
+        """Move its bar; keep a warning."""
+        with self._guard:
+            if bar := BAR.search(text):
+                self._rows[name].what, self._rows[name].percent = bar["what"].strip(), float(bar["percent"])
+            elif WARNING.match(text):
+                self._warnings.append((name, text.strip()))
+
+    def note(self, name: str, text: str) -> None:
+        """Show it beside the bar."""
+        with self._guard:
+            self._rows[name].what, self._rows[name].percent = text, None
+
+    def ended(self, result: StageResult) -> None:
+        """Show how it ended, with the figure that matters most."""
+        figure = key_figure(self._stages.get(result.name), result, self._root)
+        with self._guard:
+            self._rows[result.name] = _Row(result.outcome.value, seconds=result.seconds, figure=figure)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the stages warned of."""
+        return [f"{name}: {text}" for name, text in self._warnings]
+
+    def __rich__(self) -> RenderableType:
+        """The table as it is now."""
+        table = Table(box=None, pad_edge=False)
+        for heading, side in (("stage", "left"), ("state", "left"), ("", "left"), ("seconds", "right"), ("", "left")):
+            table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
+        with self._guard:
+            for name, row in self._rows.items():
+                table.add_row(Text(name), Text(row.state, STYLES.get(row.state, "")), *self._cells(row))
+        return table
+
+    def _cells(self, row: _Row) -> tuple[RenderableType, RenderableType, RenderableType]:
+        runs = row.state == "runs"
+        seconds = time.monotonic() - row.started if runs else row.seconds
+        # A bar without an end moves to show that the stage is at work.
+        bar = ProgressBar(total=100 if row.percent is not None else None, completed=row.percent or 0, width=BAR_WIDTH)
+        return bar if runs else "", "" if seconds is None else f"{seconds:.1f}", Text(row.figure or row.what)
+
+
+class Both:
+    """Two that watch."""
+
+    def __init__(self, first: Watch, second: Watch) -> None:
+        """Tell the first, then the second."""
+        self._watches = (first, second)
+
+    def started(self, name: str) -> None:
+        """Tell both."""
+        for watch in self._watches:
+            watch.started(name)
+
+    def line(self, name: str, text: str) -> None:
+        """Tell both."""
+        for watch in self._watches:
+            watch.line(name, text)
+
+    def note(self, name: str, text: str) -> None:
+        """Tell both."""
+        for watch in self._watches:
+            watch.note(name, text)
+
+    def ended(self, result: StageResult) -> None:
+        """Tell both."""
+        for watch in self._watches:
+            watch.ended(result)
+
+
+@contextmanager
+def watching(planned: Sequence[Planned], root: Path, shown: Shown) -> Iterator[Watch]:
+    """What watches a run on this console.
+
+    Args:
+        planned: the stages.
+        root: the project's folder.
+        shown: what is printed; a table where standard output is a terminal, if it may be one.
+    """
+    files = LogFiles(root / LOGS)
+    if shown == "nothing":
+        yield files
+    elif shown == "every line":
+        yield Both(files, AllLines())
+    elif shown == "table or lines" and sys.stdout.isatty():
+        table = LiveTable(planned, root)
+        with Live(table, console=Console(), refresh_per_second=4, transient=True):
+            yield Both(files, table)
+        for warning in table.warnings:
+            print_line(warning)
+    else:
+        yield Both(files, PlainLines([entry.stage for entry in planned], root))
+
+
+def keep_prefect_off_the_console() -> None:
+    """Let Prefect print warnings alone; its server gets every line all the same."""
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.Logger.manager.loggerDict))]
+    for handler in (handler for logger in loggers for handler in logger.handlers):
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.setLevel(logging.WARNING)

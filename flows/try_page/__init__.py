@@ -1,0 +1,1 @@
+"""The page where a person types a query and compares models."""

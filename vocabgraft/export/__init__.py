@@ -1,0 +1,1 @@
+"""Export of a model to ONNX for services, and how much of the model each export keeps."""

@@ -1,0 +1,1 @@
+"""A model shared on a model hub: its card, its files, one commit."""
