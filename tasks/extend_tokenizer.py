@@ -9,12 +9,11 @@ from tasks.support.models import find_base
 from tasks.support.stage import run_stage
 from vocabgraft.config.stages import BaseParams, ExtendTokenizerParams
 from vocabgraft.data.accepted import read_contexts, read_datasets, read_new_tokens, training_texts
-from vocabgraft.models.base import tokenizer_file
 from vocabgraft.models.remote_code import drop_auto_maps
 from vocabgraft.storage.artifacts import new_folder, write_json
 from vocabgraft.tokens.new_token import NewToken
 from vocabgraft.tokens.segmentation import SegmentationReport, segmentation_report
-from vocabgraft.tokens.tokenizer import ExtendedToken, load_raw_tokenizer, load_tokenizer, tokens_added_before
+from vocabgraft.tokens.tokenizer import ExtendedToken, load_base_tokenizer, load_tokenizer, tokens_added_before
 from vocabgraft.tokens.tokenizer import extend_tokenizer as extend
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def extend_tokenizer(
     """
     folder = find_base(base_identity, base.trust_remote_code)
     tokenizer = load_tokenizer(folder, base.trust_remote_code)
-    base_tokenizer = load_raw_tokenizer(tokenizer_file(folder))
+    base_tokenizer = load_base_tokenizer(folder, base.trust_remote_code)
     wanted = read_new_tokens(vocabulary)
     tokens = extend(tokenizer, base_tokenizer, wanted, params.max_token_characters, params.retrain)
     texts = training_texts(read_datasets(datasets), read_contexts(contexts))

@@ -33,11 +33,11 @@ from vocabgraft.data.splits import LARGEST_SHARE, NEVER_CUT, SPLITS, LargeGroup,
 from vocabgraft.data.uses import count_uses, inside_others
 from vocabgraft.data.validation import new_tokens
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.base import check_weights, tokenizer_file
+from vocabgraft.models.base import check_weights
 from vocabgraft.models.remote_code import check_code, describe_code
 from vocabgraft.printable import spreadsheet_cell, warn
 from vocabgraft.storage.artifacts import new_folder, write_json
-from vocabgraft.tokens.tokenizer import load_raw_tokenizer
+from vocabgraft.tokens.tokenizer import load_base_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -83,7 +83,7 @@ def validate_data(
     check_settings(train_adapter, resize_base, params.datasets, folder)
     if identity.code is not None:
         logger.info("remote code: %s", describe_code(identity.code))
-    tokenizer = load_raw_tokenizer(tokenizer_file(folder))
+    tokenizer = load_base_tokenizer(folder, base.trust_remote_code)
     longest, held_out = extend_tokenizer.max_token_characters, resize_base.distillation.held_out
     judgement = judge(data, raw, tokenizer, params, longest, held_out)
     _refuse_or_quarantine([*judgement.refusals, *unusable], judgement, params, site)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from tasks.registry.lineage import BASE_TAG
 from tasks.registry.lookup import Client, Registered, download_model
 from tasks.registry.register import artifact_of
 from vocabgraft.config.benefits import LINK_METRICS, SPEARMAN, TOKENS, WITHOUT_LABELS, Benefit
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ITEMS, METRICS = "items.parquet", "metrics.json"
-ITEMS_TAG, WIDTH_TAG, BASE_TAG = "test_items_digest", "embedding_width", "base_sha256"
+ITEMS_TAG, WIDTH_TAG = "test_items_digest", "embedding_width"
 ASKED_ANEW = "measured again, because the held-out items have changed"
 
 

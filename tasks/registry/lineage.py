@@ -19,6 +19,7 @@ from vocabgraft.storage.artifacts import digest_of, read_json, read_manifest, re
 LOCK_FILE = Path("dvc.lock")
 RAW = "data/raw"
 CODE_TAG = "remote_code"
+BASE_TAG = "base_digest"
 
 
 def lineage_tags(base_identity: Path, datasets: Path, own_stage: str) -> dict[str, str]:
@@ -28,6 +29,8 @@ def lineage_tags(base_identity: Path, datasets: Path, own_stage: str) -> dict[st
     tags = {
         "base": base["model"],
         "base_sha256": base["sha256"],
+        # Everything that a load reads: another pooling or prompt makes other embeddings of the same weights.
+        BASE_TAG: digest_of([base["sha256"], base["tokenizer_sha256"], base.get("files") or {}]),
         CODE_TAG: describe_code(base.get("code")),
         "inputs_digest": digest_of(locked) if locked else "none",
         "data_raw": _raw_data_hash(locked),

@@ -1,11 +1,13 @@
 """The base model of a stage: its name in `params.yaml`, its identity in `base.json`, its folder here."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from vocabgraft.config.stages import BaseParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import PACKAGE_PREFIX, REGISTRY_PREFIX, BaseIdentity, identify_base, locate_base
 from vocabgraft.models.gate import refuse_gated_base
+from vocabgraft.models.model_files import check_files
 from vocabgraft.storage.artifacts import read_json, require_artifact
 
 
@@ -17,6 +19,7 @@ def resolve_base(params: BaseParams) -> tuple[Path, BaseIdentity]:
 
         resolved = resolve_version(params.model)
     folder = _folder_of(resolved, params.revision, params.trust_remote_code)
+    check_files(folder)
     refuse_gated_base(folder)
     return folder, identify_base(folder, params, resolved)
 
@@ -29,20 +32,28 @@ def find_base(identity_file: Path, trust_remote_code: bool = False) -> Path:
         trust_remote_code: whether the caller is to run the base's own code.
 
     Raises:
-        VocabgraftError: when its weights are others by now, or the code that is to run.
+        VocabgraftError: when a file that a load reads is another by now, or the code that is to run.
     """
     identity = BaseIdentity(**read_json(require_artifact(identity_file)))
     folder = _folder_of(identity.model, identity.revision, trust_remote_code)
     known = BaseParams(model=identity.model, sha256=identity.sha256, trust_remote_code=trust_remote_code)
-    seen = identify_base(folder, known, identity.model).code
-    if trust_remote_code and seen != identity.code:
-        before = identity.code or {}
-        changed = sorted(name for name in {*before, *(seen or {})} if before.get(name) != (seen or {}).get(name))
+    seen = identify_base(folder, known, identity.model)
+    if trust_remote_code and seen.code != identity.code:
+        changed = _changed(identity.code or {}, seen.code or {})
         raise VocabgraftError(
             f"the code of {identity.model} is not what validate_data saw ({', '.join(changed) or 'none was allowed'}), "
             "so it is not run; run validate_data again"
         )
+    if changed := _changed(identity.files, seen.files):
+        raise VocabgraftError(
+            f"{identity.model} is not what validate_data saw: {', '.join(changed)} changed; run validate_data again, "
+            "or restore the model"
+        )
     return folder
+
+
+def _changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
 
 
 def _folder_of(model: str, revision: str | None, trust_remote_code: bool) -> Path:

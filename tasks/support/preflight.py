@@ -14,6 +14,7 @@ from vocabgraft.data.mteb import require_mteb
 from vocabgraft.data.raw_files import check_raw_files
 from vocabgraft.errors import VocabgraftError, did_you_mean, problems_of
 from vocabgraft.models.base import REGISTRY_PREFIX, edited_code, look_up_base, tokenizer_file
+from vocabgraft.models.model_files import check_files
 from vocabgraft.models.remote_code import check_code
 from vocabgraft.storage.artifacts import read_json
 
@@ -111,6 +112,7 @@ def _look_up(base: BaseParams, say: Callable[[str], None]) -> Path | None:
         say(f"base.model: {base.model} is not on this machine; validate_data downloads it from the Hub")
         return None
     tokenizer_file(folder)
+    check_files(folder)
     check_code(folder, base.trust_remote_code)
     return folder
 

@@ -77,12 +77,13 @@ def setting(key: str, value: Any) -> Plant:
 
 
 def base_folder(*names: str) -> Plant:
-    """A base that is a folder with these files, each of one byte."""
+    """A base that is a folder with these files: weights without a tensor, anything else of one byte."""
 
     def plant() -> None:
         Path("base").mkdir()
         for name in names:
-            (Path("base") / name).write_bytes(b"x")
+            empty = (2).to_bytes(8, "little") + b"{}"
+            (Path("base") / name).write_bytes(empty if name.endswith(".safetensors") else b"x")
 
     return all_of(plant, setting("base.model", "./base"))
 
@@ -203,7 +204,7 @@ UNREADABLE = [
     Fault(
         "a base with another checksum",
         setting("base.sha256", "0" * 64),
-        (f"base.sha256 is {'0' * 64}, but model.safetensors of", "put its value into params.yaml, otherwise restore"),
+        (f"base.sha256 is {'0' * 64}, but the weights of", "put its value into params.yaml, otherwise restore"),
     ),
     Fault(
         "a base folder that is not there",
@@ -233,7 +234,7 @@ UNREADABLE = [
     Fault(
         "a base without safetensors",
         base_folder("pytorch_model.bin", "tokenizer.json"),
-        ("base.model is './base': no safetensors file in it", "only safetensors are loaded"),
+        ("base.model is './base': base/pytorch_model.bin is a pickle", "only safetensors are loaded"),
     ),
     Fault(
         "a base without a fast tokenizer",

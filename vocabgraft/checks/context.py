@@ -336,7 +336,9 @@ def choose_probes(
     for text in without_new[:1]:
         edges += [tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:1])]
     longest = [_longer_than(window, tokenizer, made) for made in (with_new, without_new) if made]
-    edge_with_new, edge_without_new = split_by_new_token(tokenizer, list(dict.fromkeys(edges)), ids)
+    # A tokenizer without special tokens makes nothing of "", which no model can encode, the base neither.
+    readable = [text for text in dict.fromkeys(edges) if tokenizer(text)["input_ids"]]
+    edge_with_new, edge_without_new = split_by_new_token(tokenizer, readable, ids)
     longest_with_new, longest_without_new = split_by_new_token(tokenizer, longest, ids)
     return Probes(
         with_new=tuple(with_new[:PROBES]),

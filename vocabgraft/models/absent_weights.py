@@ -8,7 +8,8 @@ import torch
 
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.embedding_tensor import names_in_code
-from vocabgraft.models.safetensors_files import WEIGHTS, WEIGHTS_INDEX, read_checkpoint
+from vocabgraft.models.model_files import WEIGHTS, WEIGHTS_INDEX
+from vocabgraft.models.safetensors_files import read_checkpoint
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -6,13 +6,21 @@ import inspect
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vocabgraft.config.stages import BaseParams, PromptParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.gate import gate_class
+from vocabgraft.models.model_files import (
+    check_files,
+    module_folders,
+    read_file_hashes,
+    transformer_folder,
+    weight_files,
+    weights_sha256,
+)
 from vocabgraft.models.remote_code import LIBRARY, check_code, code_hashes, module_types
 from vocabgraft.storage.artifacts import file_sha256, read_json
 
@@ -28,8 +36,12 @@ REGISTRY_PREFIX = "models:/"
 class BaseIdentity:
     """What a base model is, without saying where it lies on this machine.
 
-    `model` is never a floating alias: a registry alias is resolved to its version. `code` has the SHA-256 of each file
-    of code in its folder, and is None where none may run (`base.trust_remote_code`).
+    Attributes:
+        model: never a floating alias: a registry alias is resolved to its version.
+        sha256: of the transformer's weights.
+        tokenizer_sha256: of `tokenizer.json`.
+        code: the SHA-256 of each file of code in its folder; None where none may run (`base.trust_remote_code`).
+        files: the SHA-256 of every other file that a load may read: weights, configurations, prompts, tokenizer.
     """
 
     model: str
@@ -37,6 +49,7 @@ class BaseIdentity:
     sha256: str
     tokenizer_sha256: str
     code: Mapping[str, str] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The identity as a mapping for `base.json`."""
@@ -67,15 +80,16 @@ def locate_base(
 
 
 def identify_base(folder: Path, params: BaseParams, resolved: str) -> BaseIdentity:
-    """Hash the weights, the tokenizer and the code that may run; refuse weights other than `params.sha256`."""
-    seen = _weights_sha256(folder)
+    """Hash every file that a load may read, and the code that may run; refuse weights other than `params.sha256`."""
+    files = read_file_hashes(folder)
+    seen = weights_sha256(folder, files)
     if params.sha256 is not None and seen != params.sha256:
         raise VocabgraftError(
-            f"base.sha256 is {params.sha256}, but model.safetensors of {params.model} has {seen}; "
+            f"base.sha256 is {params.sha256}, but the weights of {params.model} have {seen}; "
             "if that is the model you mean, put its value into params.yaml, otherwise restore the model"
         )
     code = code_hashes(folder) if params.trust_remote_code else None
-    return BaseIdentity(resolved, params.revision, seen, file_sha256(tokenizer_file(folder)), code)
+    return BaseIdentity(resolved, params.revision, seen, file_sha256(tokenizer_file(folder)), code, files)
 
 
 def tokenizer_file(folder: Path) -> Path:
@@ -113,11 +127,13 @@ def load_model(
 
     if own_modules and not trust_remote_code:
         _require_no_edit(folder)
+    check_files(folder)
     classes = gate_class(folder) | (own_module_classes(folder) if own_modules else {})
     check_code(folder, trust_remote_code, classes)
-    options: dict[str, Any] = {"device": device, "local_files_only": True, "trust_remote_code": trust_remote_code}
-    if float32:
-        options["model_kwargs"] = {"dtype": "float32"}
+    # The library would take a pickle where it finds no safetensors.
+    weights: dict[str, Any] = {"use_safetensors": True, **({"dtype": "float32"} if float32 else {})}
+    options = {"local_files_only": True, "trust_remote_code": trust_remote_code, "model_kwargs": weights}
+    options["device"] = device
     # Code of a model's own may fail in any way, first of all for a package that it wants and that is not installed.
     told: tuple[type[Exception], ...] = (Exception,) if trust_remote_code else (OSError, ValueError)
     try:
@@ -134,7 +150,6 @@ def load_model(
 
 def _leave_out_absent_weights(model: "SentenceTransformer", folder: Path) -> None:
     from vocabgraft.models.absent_weights import leave_out_absent_weights
-    from vocabgraft.models.embedding_tensor import module_folders
 
     leave_out_absent_weights(model, folder / next(iter(module_folders(folder)), ""))
 
@@ -148,8 +163,6 @@ def check_weights(folder: Path, trust_remote_code: bool = False) -> None:
     Raises:
         VocabgraftError: naming the weights.
     """
-    from vocabgraft.models.embedding_tensor import transformer_folder
-
     saved_by = read_json(transformer_folder(folder) / "config.json").get("architectures") or []
     if not all(str(name).endswith("Model") for name in saved_by):
         load_model(folder, device="cpu", trust_remote_code=trust_remote_code)
@@ -314,8 +327,10 @@ def _locate_in_package(model: str, setting: str) -> Path:
 def _checked_folder(folder: Path, model: str, setting: str) -> Path:
     if not folder.is_dir():
         raise VocabgraftError(f"{setting} is {model!r}, but that folder is not there; correct the name")
-    if not any(folder.glob("*.safetensors")):
-        raise VocabgraftError(f"{setting} is {model!r}: no safetensors file in it; only safetensors are loaded")
+    try:
+        weight_files(folder)
+    except VocabgraftError as error:
+        raise VocabgraftError(f"{setting} is {model!r}: {error}") from error
     return folder
 
 
@@ -341,12 +356,3 @@ def _download(
             f"give it{offline}; check the name, the network or HF_TOKEN, or download it once and name the folder"
         ) from error
     return _checked_folder(folder, model, setting)
-
-
-def _weights_sha256(folder: Path) -> str:
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) == 1:
-        return file_sha256(files[0])
-    from vocabgraft.storage.artifacts import digest_of
-
-    return digest_of({path.name: file_sha256(path) for path in files})

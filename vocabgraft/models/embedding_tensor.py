@@ -1,6 +1,5 @@
 """Finds and reads the input embeddings of a saved model without loading its other weights."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +9,18 @@ import numpy as np
 import torch
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.model_files import transformer_folder
 from vocabgraft.models.safetensors_files import (
     FLOATS,
     Checkpoint,
-    StoredTensor,
     as_bytes,
     read_checkpoint,
     read_entries,
 )
+from vocabgraft.models.safetensors_header import StoredTensor
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-PICKLED_WEIGHTS = "pytorch_model.bin"
 
 
 @dataclass(frozen=True)
@@ -93,37 +91,6 @@ def initialiser_deviation(folder: Path, trust_remote_code: bool = False) -> floa
     """The standard deviation that a model's configuration starts weights with; 0.02 where it names none."""
     config = load_config(transformer_folder(folder), trust_remote_code)
     return float(getattr(config.get_text_config(), "initializer_range", 0.02))
-
-
-def transformer_folder(folder: Path) -> Path:
-    """The folder of the transformer in a model folder: the model's own, or that of its first module.
-
-    Raises:
-        VocabgraftError: when there is no configuration in it.
-    """
-    modules = module_folders(folder)
-    found = folder / modules[0] if modules else folder
-    if not (found / "config.json").is_file():
-        raise VocabgraftError(
-            f"{found} has no config.json; name a model folder whose first module is a Transformer, "
-            "the only kind that is resized as files"
-        )
-    return found
-
-
-def module_folders(folder: Path) -> list[str]:
-    """The folders that `modules.json` names, relative to `folder`; none for a plain transformers model."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return []
-    try:
-        modules = [str(entry["path"]) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError, KeyError) as error:
-        raise VocabgraftError(f"{path} is not a list of modules with a path each ({error}); restore it") from error
-    for module in modules:
-        if Path(module).is_absolute() or ".." in Path(module).parts:
-            raise VocabgraftError(f"{path} names {module!r}, which is outside of the model's folder; restore it")
-    return modules
 
 
 def load_config(folder: Path, trust_remote_code: bool) -> "PretrainedConfig":

@@ -8,7 +8,7 @@ import torch
 
 from vocabgraft.config.stages import PromptParams
 from vocabgraft.models.base import prompts_of
-from vocabgraft.models.embedding_tensor import transformer_folder
+from vocabgraft.models.model_files import transformer_folder
 from vocabgraft.models.remote_code import drop_auto_maps
 from vocabgraft.models.resize_files import resize_folder
 from vocabgraft.models.saving import save_tokenizer

@@ -11,19 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.embedding_tensor import (
-    PICKLED_WEIGHTS,
-    EmbeddingTensor,
-    embedding_of,
-    load_config,
-    module_folders,
-    token_axis,
-    transformer_folder,
-)
+from vocabgraft.models.embedding_tensor import EmbeddingTensor, embedding_of, load_config, token_axis
+from vocabgraft.models.model_files import PICKLES, WEIGHTS_INDEX, check_files, module_folders, transformer_folder
 from vocabgraft.models.remote_code import copy_code
 from vocabgraft.models.safetensors_files import (
-    WEIGHTS,
-    WEIGHTS_INDEX,
     Checkpoint,
     LongerTensor,
     as_bytes,
@@ -71,6 +62,7 @@ def resize_folder(
     Raises:
         VocabgraftError: when the source is incomplete or damaged, or the rows do not fit.
     """
+    check_files(source)
     folder = transformer_folder(source)
     modules = [module for module in module_folders(source) if source / module != folder]
     config = load_config(folder, trust_remote_code)
@@ -152,14 +144,9 @@ def _copy_module(source: Path, destination: Path) -> None:
     # A module without settings, such as Normalize, has an empty folder, which git and packages drop.
     if not source.is_dir():
         return
-    ignore = shutil.ignore_patterns(".*", "*.py", PICKLED_WEIGHTS)
+    # An artifact holds no pickle; the safetensors beside it have the same weights.
+    ignore = shutil.ignore_patterns(".*", "*.py", *PICKLES)
     shutil.copytree(source, destination, copy_function=shutil.copyfile, ignore=ignore)
-    if (pickled := source / PICKLED_WEIGHTS).is_file() and not (destination / WEIGHTS).is_file():
-        from safetensors.torch import save_file
-
-        # An artifact holds no pickle; sentence-transformers prefers these names' safetensors too.
-        weights = torch.load(pickled, map_location="cpu", weights_only=True)
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, destination / WEIGHTS)
 
 
 def _write_weights(checkpoint: Checkpoint, target: Path, longer: Mapping[str, LongerTensor], link: bool) -> None:

@@ -16,37 +16,12 @@ import numpy as np
 import torch
 
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.models.model_files import WEIGHTS, WEIGHTS_INDEX
+from vocabgraft.models.safetensors_header import Header, StoredTensor, read_header
 
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# The limit of the safetensors library itself: a damaged length must not make us read gigabytes as JSON.
-LARGEST_HEADER = 100_000_000
 # Small enough for a core's cache: as fast as the kernel's own copying, where 16 MiB take three times as long.
 BLOCK = 2**20
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a safetensors file; `start` and `end` count bytes from the start of the file."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-    @property
-    def item_size(self) -> int:
-        """Bytes of one number."""
-        return (self.end - self.start) // max(1, math.prod(self.shape))
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a safetensors file says of itself."""
-
-    metadata: Mapping[str, str]
-    tensors: Mapping[str, StoredTensor]
 
 
 @dataclass(frozen=True)
@@ -120,52 +95,6 @@ def _files_of(index: Mapping[str, Any], path: Path) -> dict[str, Path]:
         if Path(file).name != file or not (path.parent / file).is_file():
             raise VocabgraftError(f"{path} names the file {file!r}, which is not beside it; restore the model")
     return {name: path.parent / file for name, file in names.items()}
-
-
-def read_header(file: Path) -> Header:
-    """Read the header of a safetensors file and check that the file is as long as it says, without a gap.
-
-    Raises:
-        VocabgraftError: when it is not.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, LARGEST_HEADER):
-            raise _damaged(file, f"its header should have {length} bytes, the file has {size}")
-        raw = stream.read(length)
-    try:
-        entries = json.loads(raw)
-        metadata = dict(entries.pop("__metadata__", {}))
-        tensors = {name: _stored(file, 8 + length, entry) for name, entry in entries.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise _damaged(file, f"its header is not one of safetensors ({error})") from error
-    _check_extents(file, tensors, 8 + length, size)
-    return Header(metadata, tensors)
-
-
-def _check_extents(file: Path, tensors: Mapping[str, StoredTensor], data: int, size: int) -> None:
-    end = data
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
-        if tensor.start != end or tensor.end < end:
-            raise _damaged(file, f"{name} should start at byte {end}, its header says {tensor.start} to {tensor.end}")
-        end = tensor.end
-    if end != size:
-        raise _damaged(file, f"its tensors end at byte {end}, the file has {size}")
-
-
-def _stored(file: Path, data: int, entry: Mapping[str, Any]) -> StoredTensor:
-    start, end = entry["data_offsets"]
-    shape = tuple(map(int, entry["shape"]))
-    tensor = StoredTensor(file, str(entry["dtype"]), shape, data + int(start), data + int(end))
-    dtype = FLOATS.get(tensor.dtype)
-    if dtype is not None and tensor.end - tensor.start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{tensor.end - tensor.start} bytes for shape {list(shape)} of {tensor.dtype}")
-    return tensor
-
-
-def _damaged(file: Path, how: str) -> VocabgraftError:
-    return VocabgraftError(f"{file} is damaged or incomplete: {how}; restore it from where the model came from")
 
 
 def read_entries(tensor: StoredTensor, entries: Sequence[int]) -> "np.ndarray[Any, np.dtype[np.uint8]]":

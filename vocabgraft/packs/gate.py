@@ -12,7 +12,7 @@ from vocabgraft.checks.runner import Check, check_all
 from vocabgraft.config.stages import CheckConsistencyParams, PromptParams
 from vocabgraft.config.training import Method
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.base import load_model, tokenizer_file
+from vocabgraft.models.base import load_model
 from vocabgraft.models.embedding_tensor import initialiser_deviation, read_rows
 from vocabgraft.models.resize import write_resized
 from vocabgraft.models.saving import save_model, save_tokenizer
@@ -21,7 +21,7 @@ from vocabgraft.storage.artifacts import new_folder, write_json
 from vocabgraft.token_embeddings.initialize import Start, initial_rows
 from vocabgraft.token_embeddings.trainable import ROWS
 from vocabgraft.tokens.new_token import NewToken
-from vocabgraft.tokens.tokenizer import ExtendedToken, extend_tokenizer, load_raw_tokenizer, load_tokenizer
+from vocabgraft.tokens.tokenizer import ExtendedToken, extend_tokenizer, load_base_tokenizer, load_tokenizer
 from vocabgraft.training.adapters import adapter_parameters, embedding_name, merged_model
 
 # Texts without a new word, where the contexts have none but the new ones.
@@ -56,7 +56,7 @@ def write_chain(base: Path, pack: Pack, root: Path, start: torch.Tensor | None =
             "trained the adapter)"
         )
     tokenizer = load_tokenizer(base)
-    plain = load_raw_tokenizer(tokenizer_file(base))
+    plain = load_base_tokenizer(base)
     longest = max((len(text) for text in pack.texts), default=1)
     tokens = extend_tokenizer(tokenizer, plain, [token.new_token for token in pack.tokens], longest)
     if start is None:

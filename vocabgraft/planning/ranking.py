@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 ENCODED_AT_A_TIME = 10_000
+# A word that no base has, between words that every base reads.
+PROBE_WORD, PROBE_NEIGHBOR = "qzvocabgraftqz", "a"
 EXAMPLES_SHOWN = 20
 UNKNOWN = ("[UNK]", "<unk>")
 # The prior's weight as a share of the smaller corpus: one that is much weaker or stronger asks for more occurrences.
@@ -48,18 +50,22 @@ class PlanParams:
 
 @dataclass(frozen=True, slots=True)
 class PlannedWord:
-    """A word worth adding: its occurrences, how many pieces the base makes of it, and the contrast (a z-score)."""
+    """A word worth adding: its occurrences, how many pieces the base makes of it, and the contrast (a z-score).
+
+    `tokens_after` is how many tokens an occurrence has once the word is added.
+    """
 
     text: str
     count: int
     pieces: int
     background_count: int | None = None
     contrast: float | None = None
+    tokens_after: int = 1
 
     @property
     def saved(self) -> int:
         """Tokens of the corpus that the word saves."""
-        return (self.pieces - 1) * self.count
+        return (self.pieces - self.tokens_after) * self.count
 
 
 @dataclass(frozen=True)
@@ -129,19 +135,41 @@ def plan_vocabulary(
     contrasts = {} if background is None else contrast(counts, background, sieve.left)
     sieve.drop_where("not special to the corpus", lambda word: contrasts.get(word, math.inf) < params.min_contrast)
     sieve.drop("another casing is more frequent", _other_casings(sieve.left))
-    pieces = _drop_by_pieces(sieve, tokenizer, params.max_candidates)
+    after = tokens_of_added_word(tokenizer)
+    pieces = _drop_by_pieces(sieve, tokenizer, params.max_candidates, after)
     sieve.drop("typo of a frequent word", typos(sieve.left, counts, params.typo_ratio))
     _settle_compounds(sieve, pieces, counts, params.min_count, special=background is not None)
     if not sieve.left:
         raise _nothing_left(counts, sieve.dropped)
     planned = [
         PlannedWord(
-            word, count, pieces[word], None if background is None else background.get(word, 0), contrasts.get(word)
+            word,
+            count,
+            pieces[word],
+            None if background is None else background.get(word, 0),
+            contrasts.get(word),
+            after,
         )
         for word, count in sieve.left.items()
     ]
     ranked = tuple(sorted(planned, key=lambda word: (-word.saved, -word.count, -(word.contrast or 0.0), word.text)))
     return Plan(ranked, sieve.dropped, knee([word.saved for word in ranked]))
+
+
+def tokens_of_added_word(tokenizer: "Tokenizer") -> int:
+    """How many tokens an added word is within a text: 1, and what the base makes of the space before it.
+
+    Byte-level BPE and Metaspace glue that space to the word's first piece, and keep it as a token of its own before an
+    added word. Measured by adding a word to a copy.
+    """
+    from tokenizers import AddedToken, Tokenizer
+
+    extended = Tokenizer.from_str(tokenizer.to_str())
+    extended.add_tokens([AddedToken(PROBE_WORD, single_word=True, normalized=True)])
+    before, after = f"{PROBE_NEIGHBOR} {PROBE_NEIGHBOR}", f"{PROBE_NEIGHBOR} {PROBE_WORD} {PROBE_NEIGHBOR}"
+    return len(extended.encode(after, add_special_tokens=False)) - len(
+        tokenizer.encode(before, add_special_tokens=False)
+    )
 
 
 def segmentations(tokenizer: "Tokenizer", words: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -240,11 +268,12 @@ def _drop_by_form(sieve: _Sieve, tokenizer: "Tokenizer", params: PlanParams, kno
     sieve.drop_where("too long", lambda word: len(word) > params.max_characters)
 
 
-def _drop_by_pieces(sieve: _Sieve, tokenizer: "Tokenizer", limit: int) -> dict[str, int]:
+def _drop_by_pieces(sieve: _Sieve, tokenizer: "Tokenizer", limit: int, after: int) -> dict[str, int]:
     """Keep the `limit` words that save most; return the number of pieces of each."""
     pieces = dict[str, int]()
     unfit: dict[str, set[str]] = {"the base reads it as several words": set(), "the base cannot read it": set()}
     unfit["one token in the base"] = set()
+    unfit["saves nothing"] = set()
     best: list[int] = []
     unknown = next((found for name in UNKNOWN if (found := tokenizer.token_to_id(name)) is not None), None)
     # What promises most comes first, so that most words need not be read: that is slow.
@@ -252,15 +281,15 @@ def _drop_by_pieces(sieve: _Sieve, tokenizer: "Tokenizer", limit: int) -> dict[s
     for word, encoding in zip(order, _encoded(tokenizer, order), strict=False):
         if len(best) == limit and best[0] > _most_saved(word, sieve.left[word]):
             break
-        if reason := _reason_unfit(word, encoding, unknown):
+        if reason := _reason_unfit(word, encoding, unknown, after):
             unfit[reason].add(word)
         else:
             pieces[word] = len(encoding.ids)
-            saved = (pieces[word] - 1) * sieve.left[word]
+            saved = (pieces[word] - after) * sieve.left[word]
             heappush(best, saved) if len(best) < limit else heappushpop(best, saved)
     for reason, words in unfit.items():
         sieve.drop(reason, words)
-    chosen = set(sorted(pieces, key=lambda word: (-(pieces[word] - 1) * sieve.left[word], word))[:limit])
+    chosen = set(sorted(pieces, key=lambda word: (-(pieces[word] - after) * sieve.left[word], word))[:limit])
     sieve.drop("beyond max_candidates", sieve.left.keys() - chosen)
     return pieces
 
@@ -300,7 +329,7 @@ def _most_saved(word: str, count: int) -> int:
     return len(word.encode()) * count
 
 
-def _reason_unfit(word: str, encoding: "Encoding", unknown: int | None) -> str | None:
+def _reason_unfit(word: str, encoding: "Encoding", unknown: int | None, after: int) -> str | None:
     if len(set(encoding.word_ids)) > 1 and not (is_compound(word) or matches_inside(word)):
         # A whole-word token is read where the base reads one word, or it would change texts around it. A compound is
         # read as several, but ends where a word does; and within a script without spaces there are no words to end.
@@ -308,7 +337,9 @@ def _reason_unfit(word: str, encoding: "Encoding", unknown: int | None) -> str |
     if not encoding.ids or unknown in encoding.ids:
         # Its row would have nothing to start from but a description, which only a person can give.
         return "the base cannot read it"
-    return "one token in the base" if len(encoding.ids) == 1 else None
+    if len(encoding.ids) == 1:
+        return "one token in the base"
+    return "saves nothing" if len(encoding.ids) <= after else None
 
 
 def _encoded(tokenizer: "Tokenizer", words: Sequence[str]) -> Iterator["Encoding"]:

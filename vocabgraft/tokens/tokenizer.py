@@ -68,7 +68,10 @@ def load_raw_tokenizer(path: Path) -> "Tokenizer":
     """The Rust tokenizer of a `tokenizer.json`, without the padding and truncation that the file may ask for."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise VocabgraftError(f"{path} is damaged or incomplete ({error}); restore the model") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -84,6 +87,52 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> "PreTrained
         return AutoTokenizer.from_pretrained(str(folder), **options)
     except (OSError, ValueError) as error:
         raise VocabgraftError(f"{folder} does not load as a tokenizer: {error}") from error
+
+
+def load_base_tokenizer(folder: Path, trust_remote_code: bool = False) -> "Tokenizer":
+    """The Rust tokenizer that the model in a folder uses, without padding and truncation.
+
+    It is not always that of the folder's `tokenizer.json`: transformers gives some classes, such as XLM-R's, a
+    pre-tokenizer and a normalizer of its own.
+
+    Raises:
+        VocabgraftError: if it does not load or is no fast tokenizer, or if the model lower-cases texts and its
+            tokenizer does not.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise VocabgraftError(
+            f"{folder} has no tokenizer.json; save the model once with today's transformers (a fast tokenizer)"
+        )
+    plain = _without_limits(load_tokenizer(folder, trust_remote_code))
+    _require_lower_case(folder, plain)
+    return plain
+
+
+def _require_lower_case(folder: Path, tokenizer: "Tokenizer") -> None:
+    settings = folder / "sentence_bert_config.json"
+    asked = settings.is_file() and bool(read_json(settings).get("do_lower_case"))
+    if asked and normalised(tokenizer, "A") != normalised(tokenizer, "a"):
+        raise VocabgraftError(
+            f"{settings} has do_lower_case: true, and tokenizer.json beside it keeps capital letters, so the two read "
+            "texts differently and a new word with a capital letter would never match. Load the model with "
+            "sentence-transformers and save it once, which writes the lower-casing into tokenizer.json: "
+            "SentenceTransformer(FOLDER).save(NEW_FOLDER)"
+        )
+
+
+def _without_limits(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise VocabgraftError(
+            f"the base's tokenizer is a {type(tokenizer).__name__}, which is no fast tokenizer; save the model once "
+            "with today's transformers"
+        )
+    plain = Tokenizer.from_str(backend.to_str())
+    plain.no_padding()
+    plain.no_truncation()
+    return plain
 
 
 def normalised(tokenizer: "Tokenizer", text: str) -> str:
@@ -402,9 +451,4 @@ def added_tokens(tokens: Sequence[ExtendedToken]) -> list[ExtendedToken]:
 
 def raw_tokenizer(model: "SentenceTransformer") -> "Tokenizer":
     """A copy of the tokenizer as the model has it loaded, which may differ from the file (`do_lower_case`)."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str())
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    return _without_limits(model.tokenizer)

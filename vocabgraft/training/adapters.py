@@ -263,8 +263,10 @@ def merge_gated(resized: "SentenceTransformer", adapter: Path, gate_ids: Sequenc
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wrapped = PeftModel.from_pretrained(copy.deepcopy(resized[0].auto_model), str(adapter))
-        merged = dict(wrapped.merge_and_unload().named_parameters())
+        adapted = copy.deepcopy(resized[0].auto_model)
+        with in_float32(adapted):
+            adapted_model = PeftModel.from_pretrained(adapted, str(adapter)).merge_and_unload()
+        merged = dict(adapted_model.named_parameters())
     embeddings = resized[0].auto_model.get_input_embeddings().weight
     (name,) = (name for name, value in resized[0].auto_model.named_parameters() if value is embeddings)
     with torch.no_grad():

@@ -43,12 +43,11 @@ def index_impact(
 
 
 def _measure(corpus: Sequence[Path], columns: tuple[str, ...], tokenizer: Path | None) -> IndexImpact:
-    from vocabgraft.models.base import tokenizer_file
-    from vocabgraft.tokens.tokenizer import load_raw_tokenizer, read_tokens
+    from vocabgraft.tokens.tokenizer import load_base_tokenizer, read_tokens
 
     folder = tokenizer or _tokenizer_of_the_project()
     tokens = read_tokens(require_artifact(folder).parent / "tokens.json")
-    extended = load_raw_tokenizer(tokenizer_file(folder))
+    extended = load_base_tokenizer(folder)
     parts = split_files(find_files(corpus), columns)
     impact = measure_impact(without_new_tokens(extended, tokens), extended, tokens, _texts(parts, columns))
     if not impact.texts:

@@ -170,11 +170,10 @@ def _ontology(
 
 def _base_tokenizer(model: str | None) -> "Tokenizer":
     from tasks.support.models import model_folder, resolve_base
-    from vocabgraft.models.base import tokenizer_file
-    from vocabgraft.tokens.tokenizer import load_raw_tokenizer
+    from vocabgraft.tokens.tokenizer import load_base_tokenizer
 
     folder = resolve_base(load_params().base)[0] if model is None else model_folder("--base", model)
-    return load_raw_tokenizer(tokenizer_file(folder))
+    return load_base_tokenizer(folder)
 
 
 def _names(text: str) -> frozenset[str]:

@@ -183,8 +183,7 @@ def _check_out(out: Path) -> None:
 def _base(request: Request) -> tuple["Tokenizer", PlanParams]:
     from tasks.support.models import model_folder, resolve_base
     from vocabgraft.config.params import load_params
-    from vocabgraft.models.base import tokenizer_file
-    from vocabgraft.tokens.tokenizer import load_raw_tokenizer
+    from vocabgraft.tokens.tokenizer import load_base_tokenizer
 
     limits: dict[str, Any] = {"min_count": request.min_count, "min_contrast": request.min_contrast}
     if request.base is None:
@@ -192,7 +191,7 @@ def _base(request: Request) -> tuple["Tokenizer", PlanParams]:
         folder, limits["max_characters"] = resolve_base(params.base)[0], params.extend_tokenizer.max_token_characters
     else:
         folder = model_folder("--base", request.base)
-    return load_raw_tokenizer(tokenizer_file(folder)), PlanParams(**limits)
+    return load_base_tokenizer(folder), PlanParams(**limits)
 
 
 def _known_words(path: Path | None) -> list[str]:

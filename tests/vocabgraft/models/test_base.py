@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.vocabgraft.conftest import Graft
 from vocabgraft.config.stages import BaseParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import identify_base, load_model, locate_base, tokenizer_file
-from vocabgraft.storage.artifacts import digest_of, file_sha256
+from vocabgraft.models.model_files import read_file_hashes
+from vocabgraft.storage.artifacts import digest_of, file_sha256, write_json
 
 
 def weights(folder: Path, *names: str) -> Path:
@@ -58,7 +61,7 @@ def test_a_base_that_is_not_there_is_told_by_its_name(in_folder: Path, model: st
 
 
 def test_a_folder_with_pickled_weights_only_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(VocabgraftError, match="no safetensors file in it; only safetensors are loaded"):
+    with pytest.raises(VocabgraftError, match=r"pytorch_model\.bin is a pickle.*only safetensors are loaded"):
         locate_base(str(weights(tmp_path / "old", "pytorch_model.bin", "config.json")))
 
 
@@ -111,7 +114,9 @@ def test_the_identity_names_content_and_no_path(tiny_base: Path) -> None:
         "sha256": file_sha256(tiny_base / "model.safetensors"),
         "tokenizer_sha256": file_sha256(tiny_base / "tokenizer.json"),
         "code": None,
+        "files": read_file_hashes(tiny_base),
     }
+    assert {"1_Pooling/config.json", "config.json", "model.safetensors", "tokenizer.json"} <= set(identity["files"])
 
 
 def test_other_weights_than_those_asked_for_are_refused(tmp_path: Path) -> None:
@@ -128,6 +133,7 @@ def test_other_weights_than_those_asked_for_are_refused(tmp_path: Path) -> None:
 def test_every_part_of_weights_in_several_files_counts(tmp_path: Path) -> None:
     names = ("model-1.safetensors", "model-2.safetensors")
     folder = weights(tmp_path / "m", *names, "tokenizer.json")
+    write_json(folder / "model.safetensors.index.json", {"weight_map": {f"tensor {name}": name for name in names}})
     before = identify_base(folder, BaseParams(model="m"), "m").sha256
     assert before == digest_of({name: file_sha256(folder / name) for name in names})
     (folder / names[1]).write_bytes(b"planted")
@@ -145,7 +151,8 @@ def test_a_model_is_loaded_for_use_and_not_for_training(graft: Graft) -> None:
 
 def test_a_damaged_folder_is_told_and_nothing_is_fetched(tmp_path: Path) -> None:
     with pytest.raises(VocabgraftError, match="does not load as a sentence-transformers model"):
-        load_model(weights(tmp_path / "m", "model.safetensors"), device="cpu")
+        save_file({"x": torch.ones(1)}, weights(tmp_path / "m") / "model.safetensors")
+        load_model(tmp_path / "m", device="cpu")
 
 
 def test_code_in_a_model_folder_is_not_run(graft: Graft, tmp_path: Path) -> None:

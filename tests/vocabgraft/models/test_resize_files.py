@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.embedding_tensor import find_embedding, read_rows
 from vocabgraft.models.resize_files import resize_folder
-from vocabgraft.models.safetensors_files import LongerTensor, as_bytes, read_header, write_lengthened
+from vocabgraft.models.safetensors_files import LongerTensor, as_bytes, write_lengthened
+from vocabgraft.models.safetensors_header import read_header
 from vocabgraft.storage.artifacts import file_sha256, read_json, write_json
 
 VOCABULARY, WIDTH, NEW = 300, 32, 7
@@ -248,7 +249,9 @@ def test_it_loads_in_stock_sentence_transformers_and_encodes_as_the_route_throug
     assert (stock.encode(texts) == extended_copy(model, tokenizer, rows).encode(texts)).all()
 
 
-def test_a_transformer_in_a_folder_of_its_own_and_a_pickled_module_are_taken_along(tmp_path: Path) -> None:
+def test_a_transformer_in_a_folder_of_its_own_is_taken_along_and_a_pickle_beside_safetensors_is_not(
+    tmp_path: Path,
+) -> None:
     source = tmp_path / "model"
     saved(bert(), source / "0_Transformer")
     (source / "0_Transformer" / "vocab.txt").write_text("old")
@@ -259,7 +262,8 @@ def test_a_transformer_in_a_folder_of_its_own_and_a_pickled_module_are_taken_alo
     for module in ("1_Pooling", "2_Dense"):
         (source / module).mkdir()
         write_json(source / module / "config.json", {"of": module})
-    torch.save({"linear.weight": torch.ones(2, 3).T}, source / "2_Dense" / "pytorch_model.bin")
+    save_file({"linear.weight": torch.ones(3, 2)}, source / "2_Dense" / "model.safetensors")
+    (source / "2_Dense" / "pytorch_model.bin").write_bytes(b"never read")
     seen = resized(source, new_rows())
     assert sorted(path.relative_to(seen).as_posix() for path in seen.rglob("*") if path.is_file()) == [
         "0_Transformer/config.json",
@@ -410,7 +414,7 @@ def shifted(header: dict[str, Any]) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no safetensors": (only_pickles, "has neither model.safetensors nor model.safetensors.index.json.*save the model"),
+    "no safetensors": (only_pickles, r"pytorch_model\.bin is a pickle"),
     "a shard is absent": (lambda folder: last_shard(folder).unlink(), "names the file .*not beside it"),
     "a shard outside of the folder": (
         lambda folder: change_json(folder / INDEX, lambda index: index["weight_map"].update(x="../x.safetensors")),
@@ -435,7 +439,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a gap between tensors": (lambda folder: change_header(first_shard(folder), shifted), "should start at byte"),
     "quantised embeddings": (lambda folder: change_header(first_shard(folder), quantised), "is I32; allowed: F64"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-    "a damaged configuration": (lambda folder: cut(folder / "config.json", 20), "not a configuration"),
+    "a damaged configuration": (
+        lambda folder: cut(folder / "config.json", 20),
+        r"config\.json is damaged or incomplete",
+    ),
     "an unknown kind of model": (
         lambda folder: change_json(folder / "config.json", lambda config: config.update(model_type="mine")),
         "not a configuration that transformers knows.*mine",

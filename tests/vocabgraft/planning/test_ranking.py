@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import WORDS as BASE_WORDS
 from tests.conftest import build_wordpiece
+from tests.tokenizer_families import FAMILIES
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.planning import ranking
 from vocabgraft.planning.corpus import Block
@@ -267,3 +269,30 @@ def test_the_knee_lies_on_the_curve_and_does_not_depend_on_the_scale(saved: list
     ordered = sorted(saved, reverse=True)
     assert 0 <= knee(ordered) < len(ordered)
     assert knee(ordered) == knee([4 * figure for figure in ordered])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_promise_counts_the_space_that_a_base_keeps_before_an_added_word(family: str) -> None:
+    from tokenizers import AddedToken, Tokenizer
+
+    base, new = FAMILIES[family](), ["nephrolith", "thrombopenia", "hepatoma", "gastrodyn"]
+    word = BASE_WORDS.__getitem__
+    texts = [f"{word(i % 40)} {new[i % 4]} {word(i % 37)} of the {new[i % 3]} {word(i % 31)}." for i in range(200)]
+    counts = count_blocks([Block(texts, 0)], FormCounter(base), CountingJob(base, (), 1000, 1)).counts
+    plan = plan_vocabulary(base, counts, PlanParams(min_count=5))
+    assert set(new) <= {word.text for word in plan.words}
+    extended = Tokenizer.from_str(base.to_str())
+    extended.add_tokens([AddedToken(word.text, single_word=True) for word in plan.words])
+    before, after = (
+        sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False))
+        for tokenizer in (base, extended)
+    )
+    # The start of a text has no space before it, and some bases put one behind an added word.
+    assert plan.cumulative_saved[-1] == pytest.approx(before - after, rel=0.02)
+
+
+def test_a_word_of_two_pieces_saves_nothing_where_the_space_stays() -> None:
+    base = FAMILIES["unigram"]()
+    plan = plan_vocabulary(base, {"dogx": 50, "nephrolith": 50}, PlanParams(min_count=5))
+    assert [word.text for word in plan.words] == ["nephrolith"]
+    assert plan.dropped["saves nothing"].examples == ("dogx",)
