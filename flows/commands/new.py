@@ -25,6 +25,9 @@ HELD_OUT = {"validation": 0.1, "test": 0.25}
 # Fewer held-out items rarely show a gain, whatever it is.
 ENOUGH_ITEMS, LEAST_ITEMS = 200, 20
 MIN_FIDELITY = 0.85
+# Described words from which pairs are made where there are no others: docs/words_without_pairs.md has what they gain.
+LEAST_DESCRIBED = 10
+GLOSSES, GLOSSES_HELD_OUT = "glosses", {"test": 0.2}
 # Names that the project gives to other tables.
 RAW_NAMES = frozenset({"vocabulary", "contexts", "retention"})
 DVC_CONFIG = """[core]
@@ -218,8 +221,30 @@ def _data_and_gates(given: Given) -> tuple[dict[str, Any], dict[str, Any], list[
         {"name": name, "format": examples.dataset_format, "files": {"train": f"{name}.csv"}, "held_out": HELD_OUT}
         for name, examples in given.examples.items()
     ]
-    gates, choices = _gates_of_pairs(given.examples) if given.examples else _gates_without_pairs(bool(given.contexts))
+    if given.examples:
+        gates, choices = _gates_of_pairs(given.examples)
+    elif (described := _described(given.words)) >= LEAST_DESCRIBED:
+        datasets = [{"name": GLOSSES, "format": "pairs", "from": "descriptions", "held_out": GLOSSES_HELD_OUT}]
+        gates, choices = _gates_of_descriptions(described, bool(given.contexts))
+    else:
+        gates, choices = _gates_without_pairs(bool(given.contexts))
     return data | {"datasets": datasets}, gates, [retention, *choices]
+
+
+def _described(words: "pd.DataFrame") -> int:
+    """Words and symbols with a description; one of a special token makes no pair."""
+    return int(((words["description"].str.strip() != "") & (words["kind"] != "special")).sum())
+
+
+def _gates_of_descriptions(described: int, has_contexts: bool) -> tuple[dict[str, Any], list[Choice]]:
+    gates, (_, benefit) = _gates_without_pairs(has_contexts)
+    why = f"{described} words have a description: each word, and texts that use it, against the description"
+    items = int(described * GLOSSES_HELD_OUT["test"])
+    if items >= LEAST_ITEMS:
+        first = "evidence" if items >= ENOUGH_ITEMS else "any"
+        gates |= {"benefit": f"{GLOSSES}.new_word.mrr", "first_champion": first}
+        benefit = Choice("register_model.gates.benefit", gates["benefit"], f"about {items} words are held out")
+    return gates, [Choice("validate_data.datasets", f"{GLOSSES} (from: descriptions)", why), benefit]
 
 
 def _gates_without_pairs(has_contexts: bool) -> tuple[dict[str, Any], list[Choice]]:

@@ -71,6 +71,19 @@ def test_the_format_follows_the_columns(files: Path, header: str, row: str, expe
     assert gates["first_champion"] == "evidence"
 
 
+@pytest.mark.parametrize(("words", "benefit", "first"), [(20, "fidelity", None), (150, "glosses.new_word.mrr", "any")])
+def test_described_words_without_pairs_train_on_their_descriptions(
+    files: Path, words: int, benefit: str, first: str | None
+) -> None:
+    rows = "".join(f"nephrolith{'x' * number},a stone number {number}\n" for number in range(words))
+    Path("words.csv").write_text("token,description\n" + rows, encoding="utf-8")
+    params = made("--corpus", "notes.txt")
+    (dataset,) = params["validate_data"]["datasets"]
+    assert (dataset["name"], dataset["from"], "files" in dataset) == ("glosses", "descriptions", False)
+    gates = params["register_model"]["gates"]
+    assert (gates["benefit"], gates.get("first_champion")) == (benefit, first)
+
+
 def test_each_file_of_examples_is_a_dataset_and_the_larger_one_judges(files: Path) -> None:
     Path("links.csv").write_text("head,relation,tail\n" + "nephrolith,IsA,stone\n" * 10, encoding="utf-8")
     params = made("--pairs", "links.csv", "--pairs", "pairs.csv")
