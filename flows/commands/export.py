@@ -32,7 +32,9 @@ def export_model(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model as ONNX, for onnxruntime, text-embeddings-inference, fastembed or sentence-transformers.
+    """Write a model as ONNX, and measure what the export keeps.
+
+    The folder is read by onnxruntime, text-embeddings-inference, fastembed and sentence-transformers.
 
     Texts are encoded by the model and by the export. The cosine of both embeddings and the share of search results that
     stay are printed and written to DIR/export.json. Default texts: the contexts of the model's pack and general

@@ -105,7 +105,7 @@ def new(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a project from your own files: params.yaml, dvc.yaml and data/raw."""
+    """Make a project of your own from your own files."""
     if folder.exists():
         raise VocabgraftError(f"{folder} exists; name a folder that does not, or delete it")
     given = _read(vocabulary, pairs or [], corpus or [], column)

@@ -72,7 +72,7 @@ def test_the_exit_codes_are_listed_once(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["rnu"], ["vocabgraft: ", "'rnu'", "run, sweep"]),
+        (["rnu"], ["vocabgraft: ", "'rnu'", "run, new"]),
         (["registry", "lst"], ["vocabgraft registry: ", "'lst'", "list, promote"]),
         (["run", "--jbos", "2"], ["vocabgraft run: ", "--jbos"]),
         (["run", "--jobs", "many"], ["vocabgraft run: ", "--jobs", "integer"]),
