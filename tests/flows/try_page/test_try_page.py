@@ -215,6 +215,10 @@ def test_sigterm_ends_the_command_also_where_sigint_is_ignored(in_folder: Path) 
 
 
 def test_the_page_is_served_by_a_command_of_its_own_that_ends_on_sigterm(tiny_project: Path) -> None:
+    (tiny_project / ".dvc").mkdir()
+    (tiny_project / ".dvc" / "config").write_text(
+        "[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8"
+    )
     corpus = tiny_project / "docs.txt"
     corpus.write_text("a dog\na cat\n", encoding="utf-8")
     server = ui.try_page(free_port(), corpus, ("text",))
