@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -153,3 +154,14 @@ def test_the_command_of_a_project_without_the_extra_names_what_is_missing(tmp_pa
 def test_the_command_of_the_project_shows_the_help_of_the_pipeline() -> None:
     code = "import sys; sys.argv[0] = 'vocabgraft'; from vocabgraft.cli import main; main()"
     assert "Usage: vocabgraft" in python(code, "--help")
+
+
+def test_every_pin_has_the_hash_of_its_file() -> None:
+    def pins(name: str) -> dict[str, str]:
+        found = re.findall(r"^([A-Za-z0-9._-]+)==([^\s]+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found}
+
+    pinned, hashed = pins("constraints.txt"), pins("constraints.hashes.txt")
+    assert hashed == {package: version for package, version in pinned.items() if package != "torch"}
+    lines = (ROOT / "constraints.hashes.txt").read_text(encoding="utf-8").splitlines()[1:]
+    assert all(re.search(r" --hash=sha256:[0-9a-f]{64}$", line) for line in lines)
