@@ -36,6 +36,8 @@ def own_code(version: Any) -> str:
     return str(gate["verdict"])
 
 
+# All stages, MLflow and a process of its own: minutes where cores are shared.
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_a_registered_gate_loads_by_mlflow_alone_and_stays_challenger(
     tiny_project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
