@@ -745,7 +745,7 @@ def test_a_good_run_writes_every_table_its_data_docs_and_no_rejection(clean_run:
     tables = {
         f"datasets/{name}/{split}" for name in ("relations", "terms") for split in ("train", "validation", "test")
     }
-    tables |= {"vocabulary", "contexts", "retention"}
+    tables |= {"vocabulary", "contexts", "retention", "general_texts"}
     assert {name.removesuffix(".parquet") for name in accepted(clean_run / OUT)} == tables
     assert (clean_run / OUT / "rejected.csv").read_text() == "file,row,column,value,reason\n"
     assert (clean_run / OUT / "manifest.json").is_file()
