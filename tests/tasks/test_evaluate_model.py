@@ -194,7 +194,7 @@ def test_a_bad_line_of_a_benchmark_is_named_by_file_and_line(project: Path, caps
 def test_a_loss_that_lora_cannot_train_stops_a_control_when_the_file_is_read(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse_lora(name: str, arguments: Any, method: str) -> None:
+    def refuse_lora(name: str, arguments: Any, method: str, *rest: Any) -> None:
         if method == "lora":
             raise ValueError("its weights are frozen")
 
