@@ -72,8 +72,10 @@ def test_the_librarys_own_trainer_trains_a_float16_model_in_float32(tiny_base: P
     assert moved[-2:].all() and not moved[:-2].any()
 
 
-def test_rows_that_the_type_of_the_base_cannot_hold_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+def test_rows_stay_within_what_the_base_can_hold_at_any_learning_rate(tiny_base: Path, tmp_path: Path) -> None:
     base = stored_as(torch.float16, tiny_base, tmp_path / "base")
     rate = {"learning_rate": 1e5, "least_steps": 20, "precision": "float32"}
-    with pytest.raises(vg.VocabgraftError, match=r"float16"):
-        vg.extend(base, WORDS, texts=TEXTS, distillation=rate)
+    model = vg.extend(base, WORDS, texts=TEXTS, distillation=rate)
+    lengths = model[0].auto_model.get_input_embeddings().weight.detach().float().norm(dim=1)
+    assert bool(lengths.isfinite().all())
+    assert float(lengths[-len(WORDS) :].max()) <= float(lengths[: -len(WORDS)].max()) * 1.001
