@@ -100,7 +100,7 @@ class PlainLines:
         self._bars: dict[str, _Tenths] = {}
 
     def started(self, name: str) -> None:
-        """Its end is told."""
+        """Print nothing; `ended` prints the line of the stage."""
         self._bars[name] = _Tenths()
 
     def line(self, name: str, text: str) -> None:

@@ -22,14 +22,14 @@ def allow_temporary_server() -> None:
 
 @contextmanager
 def harmless(failure: str) -> Iterator[None]:
-    """For what only tells of a run, such as a log, an artifact or a forecast: its faults are told and decide nothing.
+    """Turn an error of a log, an artifact or a forecast into a warning, so that it does not decide the outcome of a run.
 
     Args:
         failure: what to say when the block raises, before the reason.
     """
     try:
         yield
-    except Exception as error:  # noqa: BLE001  it writes to a terminal, a file or a server, and each fails in its way
+    except Exception as error:  # noqa: BLE001  a terminal, a file and a server raise errors of their own
         warn(f"{failure}: {type(error).__name__}: {error}")
 
 

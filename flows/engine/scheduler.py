@@ -44,7 +44,7 @@ class Submit(Protocol):
 
 
 class Watch(Protocol):
-    """What is told how the stages go on, from several threads."""
+    """Shows the progress of the stages; several threads call it."""
 
     def started(self, name: str) -> None:
         """A stage starts."""
@@ -53,30 +53,30 @@ class Watch(Protocol):
         """A stage wrote a line; a progress bar is one."""
 
     def note(self, name: str, text: str) -> None:
-        """The run itself has something to say of a stage."""
+        """The run itself reports something about a stage."""
 
     def ended(self, result: StageResult) -> None:
         """A stage has ended, or was left out."""
 
 
 class NoWatch:
-    """Nobody watches."""
+    """Shows nothing."""
 
     def started(self, name: str) -> None:
-        """Nobody is told."""
+        """Ignore the start."""
 
     def line(self, name: str, text: str) -> None:
-        """Nobody is told."""
+        """Ignore the line."""
 
     def note(self, name: str, text: str) -> None:
-        """Nobody is told."""
+        """Ignore the note."""
 
     def ended(self, result: StageResult) -> None:
-        """Nobody is told."""
+        """Ignore the end."""
 
 
 class _WatchedLog:
-    """Where a stage's output goes, and what watches it."""
+    """Passes a stage's output to its log and to the watch."""
 
     def __init__(self, name: str, log: StageLog, watch: Watch) -> None:
         self._name, self._log, self._watch = name, log, watch
@@ -88,7 +88,7 @@ class _WatchedLog:
             self._watch.line(self._name, printable(text))
 
     def progress(self, percent: float) -> None:
-        """How far its bar is; the line of the bar says it to what watches."""
+        """Pass the progress to the log; the watch reads it from the line of the bar."""
         self._log.progress(percent)
 
     def note(self, text: str) -> None:
@@ -267,13 +267,13 @@ class StageRuns:
 
 
 class NoLog:
-    """Without Prefect a stage's lines go to what watches the run, and nowhere else."""
+    """Keeps nothing: without Prefect, the watch alone shows a stage's lines."""
 
     def line(self, text: str) -> None:
-        """Nobody is told."""
+        """Ignore the line."""
 
     def progress(self, percent: float) -> None:
-        """Nobody is told."""
+        """Ignore the progress."""
 
 
 def run_in_threads(runs: StageRuns, jobs: int) -> list[StageResult]:
