@@ -25,7 +25,7 @@ HELD_OUT = {"validation": 0.1, "test": 0.25}
 # Fewer held-out items rarely show a gain, whatever it is.
 ENOUGH_ITEMS, LEAST_ITEMS = 200, 20
 MIN_FIDELITY = 0.85
-# Fewest described words that make a dataset of pairs if the user has no pairs; docs/words_without_pairs.md has the gain.
+# Fewest described words that make a dataset of pairs if there are no pairs; docs/words_without_pairs.md has the gain.
 LEAST_DESCRIBED = 10
 GLOSSES, GLOSSES_HELD_OUT = "glosses", {"test": 0.2}
 # Names that the project gives to other tables.

@@ -22,7 +22,7 @@ def allow_temporary_server() -> None:
 
 @contextmanager
 def harmless(failure: str) -> Iterator[None]:
-    """Turn an error of a log, an artifact or a forecast into a warning, so that it does not decide the outcome of a run.
+    """Turn an error of a log, an artifact or a forecast into a warning, so that it decides no outcome.
 
     Args:
         failure: what to say when the block raises, before the reason.

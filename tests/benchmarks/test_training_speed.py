@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.row_bounds import bounded
 from benchmarks.training_speed import (
     OURS,
     ROWS_ALONE,
@@ -42,7 +43,9 @@ def test_without_constants_both_sides_learn_the_same_rows(graft: Graft, case: Ca
     arguments = {"max_steps": steps} if steps else {}
     params = train_params(batch_size=4, epochs=2, precision="float32", rows_learning_rate=0.05, arguments=arguments)
     ours, stock = load(graft.resized), load(graft.resized)
-    _train_ours(ours, case, params, constants=False)
+    # The guard apart: a stock optimizer's momentum also moves rows that no text of a step holds.
+    with bounded("none"):
+        _train_ours(ours, case, params, constants=False)
     _train_stock(stock, case, params, "float32", steps)
     (learnt,), (expected,) = (_trained(model) for model in (ours, stock))
     assert (expected - rows_of(load(graft.resized))[graft.new_ids]).abs().max() > 0.05
