@@ -129,7 +129,7 @@ def _measure_surgery(what: str, source: Path, destination: Path) -> dict[str, fl
     import torch
     from transformers import XLMRobertaModel  # noqa: F401 # this import is the slow one
 
-    from vocabgraft.models.resize_files import resize_folder
+    from vocabgraft.model_folder.resize_files import resize_folder
     from vocabgraft.storage.artifacts import new_folder
 
     rows = torch.zeros(NEW, WIDTH)

@@ -9,7 +9,7 @@ from tasks.support.models import find_base
 from tasks.support.stage import run_stage
 from vocabgraft.config.stages import BaseParams, ExtendTokenizerParams
 from vocabgraft.data.accepted import read_contexts, read_datasets, read_new_tokens, training_texts
-from vocabgraft.models.remote_code import drop_auto_maps
+from vocabgraft.model_folder.remote_code import drop_auto_maps
 from vocabgraft.storage.artifacts import new_folder, write_json
 from vocabgraft.tokens.new_token import NewToken
 from vocabgraft.tokens.segmentation import SegmentationReport, segmentation_report

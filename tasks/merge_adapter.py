@@ -7,8 +7,8 @@ from tasks.support.models import find_base
 from tasks.support.stage import run_stage
 from vocabgraft.config.stages import BaseParams, MergeAdapterParams
 from vocabgraft.data.accepted import read_contexts, read_datasets, training_texts
+from vocabgraft.model_folder.remote_code import copy_code
 from vocabgraft.models.base import carry_own_code, load_model
-from vocabgraft.models.remote_code import copy_code
 from vocabgraft.models.saving import PACK_FOLDER, save_model
 from vocabgraft.packs.from_run import pack_run, why_no_pack
 from vocabgraft.packs.pack_files import write_pack_inside

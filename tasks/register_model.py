@@ -48,9 +48,9 @@ from vocabgraft.checks.result import count_verdicts
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import BaseParams, RegisterModelParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.model_folder.remote_code import code_hashes, describe_code, keep_code
 from vocabgraft.models.base import carried_types
 from vocabgraft.models.gate import gate_types
-from vocabgraft.models.remote_code import code_hashes, describe_code, keep_code
 from vocabgraft.models.saving import PACK_FOLDER
 from vocabgraft.storage.artifacts import new_folder, read_json, read_manifest, require_artifact, write_json
 from vocabgraft.tokens.tokenizer import read_tokens

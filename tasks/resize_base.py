@@ -9,8 +9,8 @@ from tasks.support.models import find_base
 from tasks.support.stage import run_stage
 from vocabgraft.config.stages import BaseParams, ResizeBaseParams
 from vocabgraft.data.accepted import read_contexts, read_datasets, training_texts
+from vocabgraft.model_folder.embedding_tensor import find_embedding, read_rows
 from vocabgraft.models.base import carry_own_code
-from vocabgraft.models.embedding_tensor import find_embedding, read_rows
 from vocabgraft.models.extra_modules import add_modules
 from vocabgraft.models.resize import write_resized
 from vocabgraft.storage.artifacts import new_folder, write_json

@@ -13,8 +13,8 @@ from vocabgraft.config.stages import BaseParams, ValidateDataParams
 from vocabgraft.config.training import PEFT_METHODS, ROW_METHODS, TrainAdapterParams
 from vocabgraft.data.accepted import read_datasets, read_general_texts
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.model_folder.remote_code import copy_code
 from vocabgraft.models.base import load_model
-from vocabgraft.models.remote_code import copy_code
 from vocabgraft.models.saving import save_model
 from vocabgraft.storage.artifacts import content_digest, new_folder, require_artifact, write_json
 from vocabgraft.tokens.tokenizer import read_tokens

@@ -33,8 +33,8 @@ from vocabgraft.data.splits import LARGEST_SHARE, NEVER_CUT, SPLITS, LargeGroup,
 from vocabgraft.data.uses import count_uses, inside_others
 from vocabgraft.data.validation import new_tokens
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.model_folder.remote_code import check_code, describe_code
 from vocabgraft.models.base import check_weights
-from vocabgraft.models.remote_code import check_code, describe_code
 from vocabgraft.printable import spreadsheet_cell, warn
 from vocabgraft.storage.artifacts import new_folder, write_json
 from vocabgraft.tokens.tokenizer import load_base_tokenizer

@@ -8,8 +8,8 @@ from typing import Any
 
 from flows.reporting.numbers import capital, figure, metric_name, number, signed
 from vocabgraft.checks.result import count_verdicts, describe_counts
+from vocabgraft.model_folder.remote_code import describe_code
 from vocabgraft.models.gate import CODE
-from vocabgraft.models.remote_code import describe_code
 from vocabgraft.storage.artifacts import file_sha256
 from vocabgraft.training.curve import loss_lines
 

@@ -23,8 +23,8 @@ from vocabgraft.evaluation.metrics import Measurement, figures_of
 from vocabgraft.evaluation.retention import cosines_of
 from vocabgraft.evaluation.retrieval import measure_links, measure_retrieval, measure_similarity
 from vocabgraft.evaluation.significance import Array, Comparison
+from vocabgraft.model_folder.remote_code import code_hashes
 from vocabgraft.models.base import load_model, prompts_of
-from vocabgraft.models.remote_code import code_hashes
 from vocabgraft.storage.artifacts import read_json
 from vocabgraft.tokens.tokenizer import added_tokens, read_tokens
 

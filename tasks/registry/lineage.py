@@ -12,7 +12,7 @@ from vocabgraft.config.datasets import COLUMNS
 from vocabgraft.data.accepted import read_datasets
 from vocabgraft.data.beir import INDEX
 from vocabgraft.data.splits import SPLITS
-from vocabgraft.models.remote_code import describe_code
+from vocabgraft.model_folder.remote_code import describe_code
 from vocabgraft.printable import printable
 from vocabgraft.storage.artifacts import digest_of, read_json, read_manifest, require_artifact
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from vocabgraft.config.stages import BaseParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.model_folder.model_files import check_files
 from vocabgraft.models.base import PACKAGE_PREFIX, REGISTRY_PREFIX, BaseIdentity, identify_base, locate_base
 from vocabgraft.models.gate import refuse_gated_base
-from vocabgraft.models.model_files import check_files
 from vocabgraft.storage.artifacts import read_json, require_artifact
 
 

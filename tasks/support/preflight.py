@@ -13,9 +13,9 @@ from vocabgraft.config.training_arguments import library_values, require_reports
 from vocabgraft.data.mteb import require_mteb
 from vocabgraft.data.raw_files import check_raw_files
 from vocabgraft.errors import VocabgraftError, did_you_mean, problems_of
+from vocabgraft.model_folder.model_files import check_files
+from vocabgraft.model_folder.remote_code import check_code
 from vocabgraft.models.base import REGISTRY_PREFIX, edited_code, look_up_base, tokenizer_file
-from vocabgraft.models.model_files import check_files
-from vocabgraft.models.remote_code import check_code
 from vocabgraft.storage.artifacts import read_json
 
 

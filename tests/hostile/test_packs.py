@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tests.vocabgraft.conftest import load
 from tests.vocabgraft.pack_samples import KIDNEY, make_pack
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.safetensors_files import read_header, read_json_object
+from vocabgraft.model_folder.safetensors_files import read_header, read_json_object
 from vocabgraft.packs.pack import Pack, PackAdapter
 from vocabgraft.packs.pack_files import LARGEST_NUMBER, read_pack, write_pack
 from vocabgraft.printable import spreadsheet_cell

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vocabgraft.models.remote_code import LIBRARY
+from vocabgraft.model_folder.remote_code import LIBRARY
 from vocabgraft.storage.artifacts import read_json, write_json
 
 # The place of every module class up to sentence-transformers 5, which 6 still reads.

@@ -1,1 +1,1 @@
-"""A model folder: find, trust, resize, save and load it, and encode texts."""
+"""A loaded model: find, resize, save and load it, and encode texts."""

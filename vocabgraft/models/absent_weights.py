@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.embedding_tensor import names_in_code
-from vocabgraft.models.model_files import WEIGHTS, WEIGHTS_INDEX
-from vocabgraft.models.safetensors_files import read_checkpoint
+from vocabgraft.model_folder.embedding_tensor import names_in_code
+from vocabgraft.model_folder.model_files import WEIGHTS, WEIGHTS_INDEX
+from vocabgraft.model_folder.safetensors_files import read_checkpoint
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vocabgraft.config.stages import BaseParams, PromptParams
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.gate import gate_class
-from vocabgraft.models.model_files import (
+from vocabgraft.model_folder.model_files import (
     check_files,
     module_folders,
     read_file_hashes,
@@ -21,7 +20,8 @@ from vocabgraft.models.model_files import (
     weight_files,
     weights_sha256,
 )
-from vocabgraft.models.remote_code import LIBRARY, check_code, code_hashes, module_types
+from vocabgraft.model_folder.remote_code import LIBRARY, check_code, code_hashes, module_types
+from vocabgraft.models.gate import gate_class
 from vocabgraft.storage.artifacts import file_sha256, read_json
 
 if TYPE_CHECKING:

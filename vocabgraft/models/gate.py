@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.remote_code import module_types
+from vocabgraft.model_folder.remote_code import module_types
 
 if TYPE_CHECKING:
     import torch

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from vocabgraft.config.stages import PromptParams
+from vocabgraft.model_folder.model_files import transformer_folder
+from vocabgraft.model_folder.remote_code import drop_auto_maps
+from vocabgraft.model_folder.resize_files import resize_folder
 from vocabgraft.models.base import prompts_of
-from vocabgraft.models.model_files import transformer_folder
-from vocabgraft.models.remote_code import drop_auto_maps
-from vocabgraft.models.resize_files import resize_folder
 from vocabgraft.models.saving import save_tokenizer
 from vocabgraft.storage.artifacts import read_json, write_json
 

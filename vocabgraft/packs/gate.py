@@ -12,8 +12,8 @@ from vocabgraft.checks.runner import Check, check_all
 from vocabgraft.config.stages import CheckConsistencyParams, PromptParams
 from vocabgraft.config.training import Method
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.model_folder.embedding_tensor import initialiser_deviation, read_rows
 from vocabgraft.models.base import load_model
-from vocabgraft.models.embedding_tensor import initialiser_deviation, read_rows
 from vocabgraft.models.resize import write_resized
 from vocabgraft.models.saving import save_model, save_tokenizer
 from vocabgraft.packs.pack import Pack

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 import torch
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.safetensors_header import read_header
+from vocabgraft.model_folder.safetensors_header import read_header
 from vocabgraft.packs.pack import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vocabgraft.config.stages import PromptParams, ResizeBaseParams
+from vocabgraft.model_folder.embedding_tensor import find_embedding, initialiser_deviation, read_rows
 from vocabgraft.models.base import load_model, prompts_of
-from vocabgraft.models.embedding_tensor import find_embedding, initialiser_deviation, read_rows
 from vocabgraft.models.resize import extended_copy
 from vocabgraft.token_embeddings.distill import LOWER_RATE, RARE_TEXTS, choose_contexts, distil
 from vocabgraft.token_embeddings.initialize import Start, initial_rows

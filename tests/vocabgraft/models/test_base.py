@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from tests.vocabgraft.conftest import Graft
 from vocabgraft.config.stages import BaseParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.model_folder.model_files import read_file_hashes
 from vocabgraft.models.base import identify_base, load_model, locate_base, tokenizer_file
-from vocabgraft.models.model_files import read_file_hashes
 from vocabgraft.storage.artifacts import digest_of, file_sha256, write_json
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.model_files import WEIGHTS, WEIGHTS_INDEX
-from vocabgraft.models.safetensors_header import Header, StoredTensor, read_header
+from vocabgraft.model_folder.model_files import WEIGHTS, WEIGHTS_INDEX
+from vocabgraft.model_folder.safetensors_header import Header, StoredTensor, read_header
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Small enough for a core's cache: as fast as the kernel's own copying, where 16 MiB take three times as long.

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.embedding_tensor import EmbeddingTensor, embedding_of, load_config, token_axis
-from vocabgraft.models.model_files import PICKLES, WEIGHTS_INDEX, check_files, module_folders, transformer_folder
-from vocabgraft.models.remote_code import copy_code
-from vocabgraft.models.safetensors_files import (
+from vocabgraft.model_folder.embedding_tensor import EmbeddingTensor, embedding_of, load_config, token_axis
+from vocabgraft.model_folder.model_files import PICKLES, WEIGHTS_INDEX, check_files, module_folders, transformer_folder
+from vocabgraft.model_folder.remote_code import copy_code
+from vocabgraft.model_folder.safetensors_files import (
     Checkpoint,
     LongerTensor,
     as_bytes,

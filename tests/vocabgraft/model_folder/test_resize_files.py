@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.embedding_tensor import find_embedding, read_rows
-from vocabgraft.models.resize_files import resize_folder
-from vocabgraft.models.safetensors_files import LongerTensor, as_bytes, write_lengthened
-from vocabgraft.models.safetensors_header import read_header
+from vocabgraft.model_folder.embedding_tensor import find_embedding, read_rows
+from vocabgraft.model_folder.resize_files import resize_folder
+from vocabgraft.model_folder.safetensors_files import LongerTensor, as_bytes, write_lengthened
+from vocabgraft.model_folder.safetensors_header import read_header
 from vocabgraft.storage.artifacts import file_sha256, read_json, write_json
 
 VOCABULARY, WIDTH, NEW = 300, 32, 7

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.safetensors_header import read_header
+from vocabgraft.model_folder.safetensors_header import read_header
 from vocabgraft.storage.artifacts import MANIFEST, digest_of, file_sha256
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -17,8 +17,8 @@ from tests.tasks.test_growth import run
 from tests.vocabgraft.conftest import load
 from vocabgraft.config.stages import BaseParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.model_folder.model_files import check_files, read_file_hashes, weight_files
 from vocabgraft.models.base import identify_base, locate_base
-from vocabgraft.models.model_files import check_files, read_file_hashes, weight_files
 from vocabgraft.storage.artifacts import file_sha256, read_json, write_json
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90868376\n"

@@ -12,10 +12,17 @@ import torch
 from tests.coded_base import CONFIGURATION, HELPER, MODEL, NAMED, RAN, SOURCES, change_config
 from vocabgraft.config.stages import BaseParams, PromptParams
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.model_folder.embedding_tensor import find_embedding, read_rows
+from vocabgraft.model_folder.remote_code import (
+    check_code,
+    code_hashes,
+    copy_code,
+    describe_code,
+    drop_auto_maps,
+    named_code,
+)
 from vocabgraft.models.base import identify_base, load_model, locate_base, own_module_types
-from vocabgraft.models.embedding_tensor import find_embedding, read_rows
 from vocabgraft.models.encode import encode
-from vocabgraft.models.remote_code import check_code, code_hashes, copy_code, describe_code, drop_auto_maps, named_code
 from vocabgraft.models.resize import write_resized
 from vocabgraft.storage.artifacts import digest_of, file_sha256, read_json, write_json
 from vocabgraft.tokens.tokenizer import load_tokenizer

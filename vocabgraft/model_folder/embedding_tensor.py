@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.models.model_files import transformer_folder
-from vocabgraft.models.safetensors_files import (
+from vocabgraft.model_folder.model_files import transformer_folder
+from vocabgraft.model_folder.safetensors_files import (
     FLOATS,
     Checkpoint,
     as_bytes,
     read_checkpoint,
     read_entries,
 )
-from vocabgraft.models.safetensors_header import StoredTensor
+from vocabgraft.model_folder.safetensors_header import StoredTensor
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
