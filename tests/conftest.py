@@ -55,22 +55,29 @@ def build_wordpiece() -> Any:
     return tokenizer
 
 
+def tiny_bert(tokens: int, positions: int = 64) -> Any:
+    """The configuration of a BERT with two small layers."""
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=tokens,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=positions,
+    )
+
+
 def build_tiny_base(folder: Path) -> Path:
     """Save a tiny sentence-transformers model (BERT, mean pooling, Normalize) and return its folder."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Normalize, Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertModel, BertTokenizerFast
 
     tokenizer = BertTokenizerFast(tokenizer_object=build_wordpiece(), model_max_length=64)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=64,
-    )
+    config = tiny_bert(len(tokenizer))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = BertModel(config)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vocabgraft as vg
-from tests.conftest import build_tiny_project
+from tests.conftest import build_tiny_project, tiny_bert
 from tests.tasks.test_growth import EXTENDED, read, run
 from tests.tokenizer_families import FAMILIES, as_fast
 from tests.vocabgraft.api.test_check import LIMITS, names
@@ -25,17 +25,10 @@ def build_base(folder: Path, tokenizer: Any) -> Path:
     """A tiny BERT behind any tokenizer, saved as sentence-transformers does."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel
+    from transformers import BertModel
 
     raw = folder.parent / f"{folder.name}-transformer"
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=128,
-    )
+    config = tiny_bert(len(tokenizer), 128)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertModel(config).save_pretrained(raw)

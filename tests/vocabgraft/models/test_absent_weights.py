@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vocabgraft as vg
-from tests.conftest import build_tiny_project, build_wordpiece
+from tests.conftest import build_tiny_project, build_wordpiece, tiny_bert
 from tests.tasks.test_growth import run
 from tests.vocabgraft.api.test_check import LIMITS, names
 from tests.vocabgraft.conftest import load
@@ -24,18 +24,11 @@ NEEDED = "bert.encoder.layer.1.output.dense.weight"
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of transformers alone, as masked language models are published."""
-    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+    from transformers import BertForMaskedLM, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("masked") / "base"
     tokenizer = BertTokenizerFast(tokenizer_object=build_wordpiece(), model_max_length=64)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=64,
-    )
+    config = tiny_bert(len(tokenizer))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertForMaskedLM(config).save_pretrained(folder)
