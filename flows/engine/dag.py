@@ -340,7 +340,8 @@ def recorded_inputs(lock_file: Path, stages: Sequence[Stage], names: Collection[
 
     # PyYAML's C parser reads a dvc.lock of 1,700 lines in 0.03 s, the Python parser in 0.27 s.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    content = yaml.load(lock_file.read_text(encoding="utf-8"), loader) if lock_file.is_file() else {}
+    # A run that ended before any stage may have ended for a dvc.lock that cannot be read.
+    content = yaml.load(lock_file.read_text(encoding="utf-8"), loader) if names and lock_file.is_file() else {}
     outs = [out.as_posix() for stage in stages for out in stage.outs]
     recorded = [(name, entry) for name, entry in content.get("stages", {}).items() if name in names]
     files = {

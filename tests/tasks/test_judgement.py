@@ -327,7 +327,8 @@ try:
     validate_data(**paths, **_parameters(validate_data, load_params()))
 except VocabgraftError as error:
     print(error)
-heavy = {"great_expectations", "datasets", "torch", "transformers", "sentence_transformers"}
+# The tokenizer that the model uses comes from transformers, which takes about 2 s.
+heavy = {"great_expectations", "datasets", "sentence_transformers", "mlflow", "pyarrow.dataset"}
 print("loaded:", sorted(heavy & set(sys.modules)))
 """
 

@@ -53,7 +53,7 @@ def read_header(file: Path) -> Header:
         raw = stream.read(length)
     try:
         entries = json.loads(raw)
-        metadata = entries.pop("__metadata__", {})
+        metadata = dict(entries.pop("__metadata__", {}))
         tensors = {name: _stored(file, 8 + length, entry) for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise _damaged(file, f"its header is not one of safetensors ({error})") from error

@@ -136,7 +136,7 @@ def test_an_unknown_key_is_refused_and_the_file_untouched(
         ("train_adapter.epochs=1.5", ("key 'train_adapter.epochs' is 1.5",)),
         ("seed=true", ("key 'seed' is True; it should be a valid integer",)),
         ("seed=", ("key 'seed' is None",)),
-        ("train_adapter.method=prompt", ("is 'prompt'; it should be 'tokens', 'lora', ",)),
+        ("train_adapter.method=prompt", ("is 'prompt'; it should be 'tokens', ",)),
         ("validate_data.max_rejected_fraction=2", ("is 2; it should be less than or equal to 1",)),
         ("base.prompts.query=query: ", ("key 'base.prompts.query' is {'query': None}; it should be a valid string",)),
     ],
