@@ -121,7 +121,7 @@ def test_the_registered_folder_is_complete_and_holds_no_code_and_no_pickle(regis
     assert all("==" in line and "+" not in line for line in requirements)
     assert {line.partition("==")[0] for line in requirements} >= {"sentence-transformers", "torch", "mlflow"}
     card = (plain / "README.md").read_text(encoding="utf-8")
-    assert "# vocabgraft-minilm" in card and "`kidney`, `liver`" in card and "Licence" in card
+    assert "# vocabgraft-minilm" in card and "`kidney`, `liver`" in card and "License" in card
     merged = read_json(registered[1].root / "merged" / "config_sentence_transformers.json")
     assert read_json(plain / "config_sentence_transformers.json")["prompts"] == merged["prompts"]
 

@@ -100,7 +100,7 @@ DORA = {"config": "LoraConfig", "arguments": {"r": 2, "use_dora": True, "target_
     [
         ({"method": "peft", "peft": LOHA}, {"new_rows_trained", "other_weights", "untouched_texts"}),
         ({"method": "peft_and_tokens", "peft": DORA}, {"other_weights", "untouched_texts"}),
-        ({"method": "gated"}, {"other_weights"}),
+        ({"method": "gated"}, {"other_weights", "onnx_export"}),
         (
             {"method": "full"},
             {
