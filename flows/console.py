@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -24,12 +24,14 @@ from flows.engine.dag import Planned, Stage
 from flows.engine.scheduler import Watch
 from flows.engine.stage_outcome import Outcome, StageResult
 from flows.key_figures import key_figure
+from flows.plain_console import PlainConsole
 from vocabgraft.printable import print_line
 
 Shown = Literal["table or lines", "lines", "every line", "nothing"]
 LOGS = Path("reports/logs")
 # A progress bar as tqdm writes it: what is at work, and how far it is.
-BAR = re.compile(r"^(?P<what>[^%|]*?):?\s*(?P<percent>\d+)%\|")
+# Bounded, since a stage may print a line of any length.
+BAR = re.compile(r"^(?P<what>[^%|]{0,200}?):?\s{0,9}(?P<percent>\d{1,3})%\|")
 WARNING = re.compile(r"^\s*warning\b", re.IGNORECASE)
 TENTH = 10
 # A bar that is through at once is no long work.
@@ -254,7 +256,7 @@ def watching(planned: Sequence[Planned], root: Path, shown: Shown) -> Iterator[W
         yield Both(files, AllLines())
     elif shown == "table or lines" and sys.stdout.isatty():
         table = LiveTable(planned, root)
-        with Live(table, console=Console(), refresh_per_second=4, transient=True):
+        with Live(table, console=PlainConsole(), refresh_per_second=4, transient=True):
             yield Both(files, table)
         for warning in table.warnings:
             print_line(warning)

@@ -2,18 +2,17 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
-from rich.text import Text
+from rich.console import RenderableType
 
-from vocabgraft.printable import print_json, print_line, printable
+from flows.plain_console import PlainConsole
+from vocabgraft.printable import print_json, print_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -36,34 +35,6 @@ Columns = Annotated[
     list[str] | None,
     typer.Option("--column", metavar="NAME", help="Column of the texts in a table; repeatable. Default: text."),
 ]
-
-
-class PlainConsole(Console):
-    """A console that shows every text as it is: no markup, no emoji code, no highlighting, no control character.
-
-    Cells, headings, titles and captions of tables are texts of users, models and stages, whoever wrote the table.
-    """
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(markup=False, emoji=False, highlight=False, **settings)
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """The text made `printable` before rich removes the bell alone, which ends a sequence that is to go whole."""
-        return super().render_str(printable(text), **options)
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The segments of anything that rich can render, those with text `printable`."""
-        if isinstance(renderable, Text):
-            # Before its lines are broken and its columns are measured by what will be seen.
-            renderable = _printable(renderable)
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=printable(segment.text))
-
-
-def _printable(text: Text) -> Text:
-    """The text without control characters; where it has some, its own styles go with them."""
-    plain = printable(text.plain)
-    return text if plain == text.plain else Text(plain, style=text.style)
 
 
 @dataclass(frozen=True)

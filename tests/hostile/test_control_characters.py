@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.commands.output import Output
+from flows.console import LogFiles, PlainLines
 from flows.engine.run_record import RUN_RECORD, FlowRun
-from flows.engine.scheduler import PrintedLog
 from flows.engine.stage_outcome import Outcome, StageResult
 from flows.reporting.webhook import tell_failure
 from tasks.registry.lookup import connect
@@ -123,7 +123,7 @@ def test_no_table_parses_the_texts_of_a_user(capsys: pytest.CaptureFixture[str])
 
 
 def test_only_the_console_that_parses_nothing_is_used() -> None:
-    wanted = Path("flows/commands/output.py")
+    wanted = Path("flows/plain_console.py")
     found = {
         path.relative_to(ROOT)
         for folder in ("flows", "tasks", "vocabgraft")
@@ -187,14 +187,15 @@ def test_a_log_that_raises_decides_no_outcome(
     def refuse(*_: object) -> None:
         raise ValueError("invalid literal for int() with base 10: '0;title'")
 
-    monkeypatch.setattr(PrintedLog, "line", refuse)
-    monkeypatch.setattr(PrintedLog, "progress", refuse)
+    for watch in (LogFiles, PlainLines):
+        for method in ("started", "line", "note", "ended"):
+            monkeypatch.setattr(watch, method, refuse)
     monkeypatch.setattr("flows.engine.scheduler.keep_seconds", refuse)
     add_python_stage(project, ["print('printed' + ALL)", "print(' 50%|#####')", "Path('x').write_text('done')"])
     assert main(["--no-server"]) == 0
     (stage,) = read_json(project / RUN_RECORD)["stages"]
     assert stage["outcome"] == "Completed"
-    assert "not logged: ValueError" in capsys.readouterr().err
+    assert "not shown: ValueError" in capsys.readouterr().err
 
 
 def test_artifacts_that_prefect_refuses_decide_no_outcome(

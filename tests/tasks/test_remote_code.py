@@ -19,7 +19,7 @@ from tests.coded_base import CONFIGURATION, HELPER, MODEL, RAN, SOURCES, change_
 from tests.conftest import ROOT, build_tiny_project
 from tests.registered_models import build
 from tests.tasks.test_check_consistency import LIMITS
-from tests.vocabgraft.models.test_remote_code import with_layer
+from tests.vocabgraft.model_folder.test_remote_code import with_layer
 from vocabgraft.config.params import load_params
 from vocabgraft.config.stages import PromptParams
 from vocabgraft.errors import VocabgraftError
