@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks import chmo_training
 from benchmarks.chmo import DEFAULT_DATA
 from benchmarks.gated import Task, mrr, of_chmo, rows_of, score
-from vocabgraft.data.general import GENERAL_PAIRS
+from vocabgraft.data.texts import GENERAL_PAIRS
 from vocabgraft.models.base import load_model, locate_base
 from vocabgraft.models.encode import encode
 from vocabgraft.models.resize import extended_copy

@@ -35,10 +35,10 @@ from flows.reporting.gather import REPORT
 from flows.reporting.publish import metrics_against_champion
 from flows.run import ROOT, Finished, Prepared, RunOptions, execute, prepared_run
 from flows.summary import markdown
-from tasks.registry.git import commit
 from vocabgraft.config.params import load_params
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.printable import printable
+from vocabgraft.storage.git import commit
 
 # Prefect's limit for the key of an asset.
 KEY_LENGTH = 512

@@ -22,8 +22,8 @@ from vocabgraft.evaluation.evaluate import (
     gains_for_plots,
     item_columns,
 )
+from vocabgraft.evaluation.evaluated_model import compare_speed
 from vocabgraft.evaluation.retention import reference_corpus
-from vocabgraft.evaluation.speed import compare_speed
 from vocabgraft.models.base import load_model, prompts_of
 from vocabgraft.models.encode import encode
 from vocabgraft.storage.artifacts import new_folder, read_json, read_manifest, require_artifact, write_json

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.support.live_metrics import live_metrics
 from tasks.support.stage import run_stage
+from tasks.support.trainer_log import loss_lines
 from vocabgraft.config.stages import BaseParams, ValidateDataParams
 from vocabgraft.config.training import PEFT_METHODS, ROW_METHODS, TrainAdapterParams
 from vocabgraft.data.accepted import read_datasets, read_general_texts
@@ -22,7 +23,6 @@ from vocabgraft.training import distributed
 from vocabgraft.training.adapters import require_reload
 from vocabgraft.training.checkpoints import key_of
 from vocabgraft.training.columns import ids_without_text
-from vocabgraft.training.curve import loss_lines
 from vocabgraft.training.fit import TrainingResult, leave_untrained
 from vocabgraft.training.fit import train_adapter as train
 

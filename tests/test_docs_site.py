@@ -62,6 +62,12 @@ def test_the_rooms_are_all_there_with_their_modules(hooks: Any) -> None:
             assert expected in text
 
 
+def test_no_room_has_more_than_twelve_modules() -> None:
+    rooms = {path.parent for package in ("vocabgraft", "tasks", "flows") for path in (ROOT / package).rglob("*.py")}
+    sizes = {room.relative_to(ROOT): len([*room.glob("*.py")]) - 1 for room in rooms}
+    assert {room: size for room, size in sizes.items() if size > 12} == {}
+
+
 @pytest.mark.parametrize(
     ("folder", "link", "expected"),
     [

@@ -11,11 +11,11 @@ from typing import Any
 
 from flows.engine.dag import Stage, recorded_inputs
 from flows.engine.stage_outcome import Outcome, StageResult
-from tasks.registry import git
 from vocabgraft.checks.result import Verdict, count_verdicts
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.printable import printable
+from vocabgraft.storage import git
 from vocabgraft.storage.artifacts import MANIFEST, digest_of, read_json, read_manifest
 
 RUN_RECORD = Path("reports/run.json")

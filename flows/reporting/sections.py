@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.reporting.numbers import capital, figure, metric_name, number, signed
+from tasks.support.trainer_log import loss_lines
 from vocabgraft.checks.result import count_verdicts, describe_counts
 from vocabgraft.model_folder.remote_code import describe_code
 from vocabgraft.models.gate import CODE
 from vocabgraft.storage.artifacts import file_sha256
-from vocabgraft.training.curve import loss_lines
 
 SUBSETS = {"new_word": "with a new word", "no_new_word": "without a new word", "all": "all"}
 COUNTS = ("queries", "pairs", "triples", "items", "texts", "groups")  # in an order of preference

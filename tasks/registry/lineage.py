@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 
-from tasks.registry import git
 from tasks.registry.register import DataSplit
 from vocabgraft.config.datasets import COLUMNS
 from vocabgraft.data.accepted import read_datasets
@@ -14,6 +13,7 @@ from vocabgraft.data.beir import INDEX
 from vocabgraft.data.splits import SPLITS
 from vocabgraft.model_folder.remote_code import describe_code
 from vocabgraft.printable import printable
+from vocabgraft.storage import git
 from vocabgraft.storage.artifacts import digest_of, read_json, read_manifest, require_artifact
 
 LOCK_FILE = Path("dvc.lock")

@@ -119,7 +119,7 @@ def _look_up(base: BaseParams, say: Callable[[str], None]) -> Path | None:
 
 def _check_metrics(params: TrainAdapterParams, datasets: Sequence[DatasetParams], base: Path | None) -> None:
     """Refuse evaluators that cannot run, and a best metric that no evaluation gives."""
-    from vocabgraft.training.metric_names import losses_of, metrics_of
+    from tasks.support.trainer_log import losses_of, metrics_of
 
     known = losses_of(datasets)
     if params.evaluators:

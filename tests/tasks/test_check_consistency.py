@@ -19,7 +19,7 @@ from tasks.resize_base import resize_base
 from tasks.support.stage import read_failure, run_stage
 from tasks.train_adapter import train_adapter
 from tasks.validate_data import validate_data
-from vocabgraft.checks import export
+from vocabgraft.checks import encodings
 from vocabgraft.checks.result import describe_counts
 from vocabgraft.checks.runner import CHECKS
 from vocabgraft.errors import VocabgraftError
@@ -144,7 +144,7 @@ def test_the_export_is_checked_unless_it_is_waived_and_what_cannot_run_has_faile
     own = module.gather_evidence
     monkeypatch.setattr(module, "gather_evidence", lambda **given: stored(own(**given)))
     if not works:
-        monkeypatch.setattr(export, "write_onnx_folder", _refuse)
+        monkeypatch.setattr(encodings, "write_onnx_folder", _refuse)
     params = Path("params.yaml").read_text(encoding="utf-8")
     change(waived={})
     try:

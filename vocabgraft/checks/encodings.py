@@ -11,8 +11,10 @@ lower bounds of these limits.
 
 import copy
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +22,11 @@ import torch
 
 from vocabgraft.checks.context import Artifact, Evidence
 from vocabgraft.checks.isolated import Place
-from vocabgraft.checks.result import Finding, at_most, noise_limit, none_of, quoted
+from vocabgraft.checks.result import Finding, at_most, noise_limit, none_of, quoted, shown
 from vocabgraft.errors import VocabgraftError
+from vocabgraft.export.agreement import Encoded, compare
+from vocabgraft.export.encoder import OnnxEncoder
+from vocabgraft.export.to_onnx import write_onnx_folder
 from vocabgraft.models.encode import Embeddings, encode
 from vocabgraft.models.extra_modules import custom_modules
 from vocabgraft.models.precision import autocast, in_float32
@@ -37,6 +42,8 @@ ROUNDING_VARIANCE = 1 / 12
 # Upper bound of rounding differences, in units of the number type's epsilon. Measured with all-MiniLM-L6-v2: 1.3 to 7
 # in float32, depending on the CPU, 0.3 to 0.6 in float16 and bfloat16.
 MOST_ROUNDINGS = 100
+# Share of the ten nearest texts. Rounding may swap the tenth and the eleventh where they are equally near.
+NEAREST_KEPT = 0.99
 Differences = list[tuple[float, str]]
 
 
@@ -288,3 +295,39 @@ def _differences(
 
 def _maximum(found: Differences) -> float:
     return float(np.max([difference for difference, _ in found], initial=0.0))
+
+
+def onnx_export(evidence: Evidence) -> Finding:
+    """Largest difference of the model exported to ONNX from the same in torch, both in float32.
+
+    A search for each held-out text must find the same others too.
+    """
+    model = _in_float32(evidence.model("merged"))
+    size, few = evidence.params.batch_size, evidence.probes.few(FEWEST)
+    lists = [few.mixed, *(texts for texts in (few.longest_with_new, few.longest_without_new) if texts)]
+    searched = [*evidence.probes.with_new, *evidence.probes.without_new]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_onnx_folder(model, folder)
+        # Threads that wait for a core spin, so there are no more than torch was given.
+        encoder = OnnxEncoder.from_folder(folder, torch.get_num_threads())
+        differences = [
+            (difference, text)
+            for texts in lists
+            for difference, text in zip(
+                relative_differences(encode(model, texts, size), encoder.encode(texts, batch_size=size)).tolist(),
+                texts,
+                strict=True,
+            )
+        ]
+        exact, exported = encode(model, searched, size), encoder.encode(searched, batch_size=size)
+    agreement = compare(Encoded(exact, exact), Encoded(exported, exported), searched, searched)
+    found = largest(differences, evidence.params.onnx_tolerance, 0.0)
+    if agreement.nearest_kept >= NEAREST_KEPT:
+        return found
+    lost = f"of the {len(searched)} texts, searches keep {agreement.nearest_kept:.3f} of the ten nearest"
+    return replace(found, holds=False, details=shown([f"{lost}, at least {NEAREST_KEPT} is allowed", *found.details]))
+
+
+def _in_float32(model: "SentenceTransformer") -> "SentenceTransformer":
+    return model if model.dtype == torch.float32 else copy.deepcopy(model).float()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from vocabgraft.checks import conditions as when
-from vocabgraft.checks import encodings, export, meaning, rows, segmentation, silent_identity
+from vocabgraft.checks import encodings, meaning, rows, segmentation, silent_identity
 from vocabgraft.checks.context import Evidence
 from vocabgraft.checks.result import Finding, TooFew, Verdict
 from vocabgraft.errors import VocabgraftError
@@ -340,7 +340,7 @@ CHECKS: tuple[CheckEntry, ...] = (
         remedy="Check that tokens.json and the rows have the same order; add triples that distinguish the relations.",
     ),
     CheckEntry(
-        export.onnx_export,
+        encodings.onnx_export,
         "export",
         "the model exported to ONNX gives the same embeddings and finds the same texts",
         unless=when.no_onnx,

@@ -18,11 +18,10 @@ from vocabgraft.config.datasets import (
     text_columns,
 )
 from vocabgraft.config.losses import Format
-from vocabgraft.data.general import GENERAL_PAIRS
 from vocabgraft.data.raw_files import RETENTION_COLUMNS, VOCABULARY_COLUMNS, find_files, scan_lines, scan_table
 from vocabgraft.data.raw_formats import RawTable
 from vocabgraft.data.splits import SPLITS, LargeGroup, split_rows
-from vocabgraft.data.texts import fold, side_of
+from vocabgraft.data.texts import GENERAL_PAIRS, fold, side_of
 from vocabgraft.tokens.new_token import NewToken, relation_token
 from vocabgraft.tokens.tokenizer import (
     hidden_by,

@@ -24,9 +24,9 @@ from vocabgraft.evaluation.retrieval import (
     measure_similarity,
     retrieval_set,
 )
-from vocabgraft.evaluation.same_model import differ_in_new_rows_alone
 from vocabgraft.evaluation.searches import benchmark_set, changed_searches
 from vocabgraft.evaluation.unlabelled import fidelity_json, held_out_texts, measure_fidelity, measure_tokens
+from vocabgraft.models.same_model import differ_in_new_rows_alone
 from vocabgraft.tokens.new_token import NewToken
 from vocabgraft.tokens.tokenizer import ExtendedToken, added_tokens
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vocabgraft.data.general import general_sentences
+from vocabgraft.data.texts import general_sentences
 from vocabgraft.errors import VocabgraftError, did_you_mean
 from vocabgraft.export.agreement import Agreement, Encoded, compare
 from vocabgraft.export.encoder import MODEL_FILE, OnnxEncoder

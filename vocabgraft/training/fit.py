@@ -14,18 +14,17 @@ import torch
 
 from vocabgraft.config.datasets import RETAIN, DatasetParams, LossParams, Split
 from vocabgraft.config.losses import DEFAULT_LOSS, LOSSES, LossEntry, works_with_constants
-from vocabgraft.config.training import ROW_METHODS, LoraParams, PhaseParams, TrainAdapterParams
-from vocabgraft.config.training_arguments import library_values
+from vocabgraft.config.training import LoraParams, PhaseParams, TrainAdapterParams
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.encode import encode, split_by_new_token
-from vocabgraft.models.extra_modules import custom_parameters, has_heads
 from vocabgraft.models.precision import ChosenPrecision, in_float32, resolve_precision
 from vocabgraft.storage.artifacts import read_json
 from vocabgraft.token_embeddings.sinks import RowGuard
-from vocabgraft.token_embeddings.trainable import ROWS, ROWS_PATTERN, fast_peft_rows
+from vocabgraft.token_embeddings.trainable import ROWS, fast_peft_rows
 from vocabgraft.training import distributed
 from vocabgraft.training.adapters import adapter_off, add_adapter, train_only
+from vocabgraft.training.arguments import trainer_arguments
 from vocabgraft.training.checkpoints import (
     CURVE,
     SET_BACK,
@@ -35,10 +34,10 @@ from vocabgraft.training.checkpoints import (
     load_weights,
     save_done,
 )
-from vocabgraft.training.columns import DOCUMENT_COLUMNS, OTHER_COLUMNS, QUERY_COLUMNS, load_rows
+from vocabgraft.training.columns import load_rows
 from vocabgraft.training.embedding_cache import constant_texts
 from vocabgraft.training.evaluators import build_evaluator
-from vocabgraft.training.losses import WeightedLoss, build_loss, load_guides, own_parameters
+from vocabgraft.training.losses import WeightedLoss, build_loss, load_guides
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 
 # Figures of the trainer that differ between two equal runs.
 TIMINGS = ("runtime", "_per_second", "total_flos")
-POINTS_OF_CURVE = 60
 
 
 @dataclass(frozen=True)
@@ -316,7 +314,7 @@ def _train_phase(
     try:
         trainer = AdapterTrainer(
             model=model,
-            args=_arguments(session, phase, seed, bool(held_out), checkpoints),
+            args=trainer_arguments(session, phase, seed, bool(held_out), checkpoints),
             train_dataset=DatasetDict({entry.name: entry.train for entry in sets}),
             eval_dataset=held_out or None,
             loss=losses,
@@ -455,89 +453,6 @@ def _require_constants(entry: TrainingSet) -> None:
             "trains on stored embeddings of texts without a new token; take a loss over embeddings, such as "
             "MultipleNegativesRankingLoss, or another method"
         )
-
-
-def _arguments(
-    session: Session, phase: PhaseParams, seed: int, evaluated: bool, checkpoints: PhaseCheckpoints | None
-) -> Any:
-    from sentence_transformers import SentenceTransformerTrainingArguments
-
-    from vocabgraft.training.samplers import batches_of
-
-    model, params = session.model, session.params
-    epochs = phase.epochs or params.epochs
-    rows_rate = phase.rows_learning_rate or params.rows_learning_rate
-    besides = any(not ROWS.search(name) for name in own_parameters(session.losses, model))
-    only_rows = params.method == "tokens" and not custom_parameters(model) and not besides
-    examples = sum(len(entry.train) for entry in session.sets)
-    steps = max(1, examples // params.batch_size) * epochs
-    # Fewer steps than the trainer is asked to log after would leave a curve without a point.
-    most = params.arguments.get("max_steps", -1)
-    steps = min(steps, most) if most > 0 else steps
-    owned: dict[str, Any] = {
-        # The best weights must outlive a kill too.
-        "output_dir": str(checkpoints.best if checkpoints else session.scratch / "trainer"),
-        "seed": seed,
-        "num_train_epochs": epochs,
-        "per_device_train_batch_size": params.batch_size // distributed.world_size(),
-        # The rate that the trainer logs is this one, so where rows alone are trained it is theirs.
-        "learning_rate": rows_rate if only_rows else phase.learning_rate or params.learning_rate,
-        "learning_rate_mapping": {ROWS_PATTERN: rows_rate} if params.method in ROW_METHODS and not only_rows else {},
-        "warmup_steps": params.warmup_ratio,
-        "logging_nan_inf_filter": False,
-        "bf16": session.precision.name == "bfloat16" and not params.arguments.get("fp16"),
-        # Live metrics go by the listener, which knows where the store is.
-        "report_to": "none",
-        **_columns(model),
-        **_best(params),
-    }
-    defaults: dict[str, Any] = {
-        "per_device_eval_batch_size": params.batch_size // distributed.world_size(),
-        "lr_scheduler_type": "cosine",
-        # Decay would pull rows towards zero that no batch mentions.
-        "weight_decay": 0.0,
-        "batch_sampler": partial(batches_of, by_length=params.group_by_length),
-        "multi_dataset_batch_sampler": "proportional",
-        "logging_steps": max(1, steps // POINTS_OF_CURVE),
-        "eval_strategy": "epoch" if evaluated else "no",
-        # Without it the library looks for a GPU before it joins processes on a CPU, and refuses bfloat16 there.
-        "use_cpu": model.device.type == "cpu",
-        # Each forward pass of a step sees another column, so none of them says what the step uses.
-        "ddp_find_unused_parameters": False if distributed.world_size() > 1 else None,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-    }
-    given = library_values({name: value for name, value in params.arguments.items() if name != "report_to"})
-    owned["learning_rate_mapping"] = given.pop("learning_rate_mapping", {}) | owned["learning_rate_mapping"]
-    try:
-        arguments = SentenceTransformerTrainingArguments(**(defaults | owned | given))
-    except (ValueError, TypeError) as error:
-        raise VocabgraftError(f"train_adapter.arguments are refused by the trainer: {error}") from error
-    # The library drops last batches where several processes train, since its own split makes them unequal.
-    arguments.dataloader_drop_last = bool(given.get("dataloader_drop_last", False))
-    return arguments
-
-
-def _columns(model: "SentenceTransformer") -> dict[str, Any]:
-    """The prompt and the route of each column that a loss may read."""
-    queries = dict.fromkeys(QUERY_COLUMNS, model.prompts.get("query", ""))
-    documents = dict.fromkeys(DOCUMENT_COLUMNS, model.prompts.get("document", ""))
-    routes = dict.fromkeys(QUERY_COLUMNS, "query") | dict.fromkeys((*DOCUMENT_COLUMNS, *OTHER_COLUMNS), "document")
-    return {"prompts": queries | documents, "router_mapping": routes if has_heads(model) else {}}
-
-
-def _best(params: TrainAdapterParams) -> dict[str, Any]:
-    from vocabgraft.training.trainer import lower_is_better
-
-    if params.best_metric is None:
-        return {"save_strategy": "no"}
-    return {
-        "save_strategy": "best",
-        "save_only_model": True,
-        "save_total_limit": 1,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": params.best_metric,
-        "greater_is_better": not lower_is_better(params.best_metric),
-    }
 
 
 def _without_timings(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

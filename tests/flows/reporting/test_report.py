@@ -20,6 +20,7 @@ from flows.reporting.gather import gather, write_report
 from flows.reporting.page import as_markdown, render, verdict
 from flows.reporting.sections import share_of_limit
 from tasks.registry.gate_results import NO_EVIDENCE_ASKED, GateResult, told
+from tasks.support.trainer_log import loss_lines
 from tests.conftest import ROOT
 from tests.flows.invoke import cli
 from tests.flows.projects import Trivial, write_project
@@ -46,7 +47,6 @@ from tests.flows.reporting.report_samples import (
     write_run_record,
 )
 from vocabgraft.storage.artifacts import write_json
-from vocabgraft.training.curve import loss_lines
 
 SECTIONS = ["benefit", "searches", "changes", "retention", "consistency", "vocabulary", "training", "data", "lineage"]
 MAKERS = {

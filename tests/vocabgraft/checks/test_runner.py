@@ -23,7 +23,7 @@ from tests.vocabgraft.conftest import (
     save_random_adapter,
 )
 from tests.vocabgraft.stored_encodings import StoredEncodings, stored
-from vocabgraft.checks import conditions, export
+from vocabgraft.checks import conditions, encodings
 from vocabgraft.checks.context import Artifact, Evidence, Folders, gather_evidence
 from vocabgraft.checks.encodings import MOST_ROUNDINGS
 from vocabgraft.checks.isolated import Place
@@ -939,7 +939,7 @@ def test_an_export_that_differs_does_not_pass(
 ) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    own = export.write_onnx_folder
+    own = encodings.write_onnx_folder
 
     def write(model: "SentenceTransformer", folder: Path) -> None:
         changed = copy.deepcopy(model)
@@ -948,7 +948,7 @@ def test_an_export_that_differs_does_not_pass(
             rows_of(changed)[:] += torch.randn(rows_of(changed).shape, generator=generator)
         own(changed, folder)
 
-    monkeypatch.setattr(export, "write_onnx_folder", write)
+    monkeypatch.setattr(encodings, "write_onnx_folder", write)
     # With any difference allowed, the order of results still tells.
     limits = params_of(waived={}, onnx_tolerance=10.0 if fault == "ranks" else 1e-5)
     found = result("onnx_export", replace(sound["tokens"], params=limits))

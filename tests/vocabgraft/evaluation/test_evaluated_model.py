@@ -5,7 +5,7 @@ import pytest
 
 from tests.vocabgraft.conftest import Graft, load, rows_of
 from vocabgraft.errors import VocabgraftError
-from vocabgraft.evaluation.evaluated_model import NewWords, Subject
+from vocabgraft.evaluation.evaluated_model import NewWords, Subject, compare_speed
 
 TEXTS = ["a dog", "the nephrolith", "water in blood", "a cat and a fish", "thrombopenia of the dog"]
 
@@ -69,3 +69,29 @@ def test_an_embedding_that_is_no_number_is_refused_with_its_text(graft: Graft, n
     rows_of(damaged)[graft.tokens[0].id] = float("inf")
     with pytest.raises(VocabgraftError, match=r"'the nephrolith' by the merged model is no number \(1 of 5 texts\)"):
         Subject("merged", damaged, new_words, 2).encode(TEXTS)
+
+
+class Clock:
+    """Stands still but for what work adds."""
+
+    def __init__(self) -> None:
+        self.now, self.turns = 0.0, list[str]()
+
+    def work(self, name: str, *seconds: float) -> object:
+        """A function that takes these seconds, one after the other."""
+        remaining = iter(seconds)
+
+        def run() -> None:
+            self.turns.append(name)
+            self.now += next(remaining)
+
+        return run
+
+
+def test_the_two_take_turns_and_the_ratio_is_the_median_of_rounds() -> None:
+    clock = Clock()
+    # In the second round the machine is five times as slow for both, in the third for one alone.
+    base, merged = clock.work("base", 2.0, 10.0, 2.0), clock.work("merged", 1.0, 5.0, 5.0)
+    found = compare_speed(base, merged, 100, 3, lambda: clock.now)  # type: ignore[arg-type]
+    assert clock.turns == ["base", "merged"] * 3
+    assert found == {"base_texts_per_second": 50.0, "merged_texts_per_second": 20.0, "ratio": 2.0}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tasks.support.trainer_log import losses_of, metrics_of
 from tests.vocabgraft.config.test_evaluators import FIT, with_validation
 from tests.vocabgraft.config.test_losses import settings
 from tests.vocabgraft.conftest import Graft, WriteDataset, load, train_params
@@ -14,7 +15,6 @@ from vocabgraft.config.training import EvaluatorParams
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.training.evaluators import build_evaluator
 from vocabgraft.training.fit import train_adapter
-from vocabgraft.training.metric_names import losses_of, metrics_of
 
 
 def dataset_of(name: str, dataset_format: Format, **changes: Any) -> DatasetParams:

@@ -9,7 +9,7 @@ import torch
 
 from tests.vocabgraft.conftest import Graft, load
 from vocabgraft.evaluation.evaluated_model import NewWords, Subject
-from vocabgraft.evaluation.same_model import differ_in_new_rows_alone
+from vocabgraft.models.same_model import differ_in_new_rows_alone
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
