@@ -2,15 +2,18 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tasks.support.stage import switch_telemetry_off
 from tests.coded_base import build_coded_base
+from tests.import_server import Forked, ImportServer
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,6 +120,31 @@ def coded_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", place)
         patch.setenv("HF_MODULES_CACHE", place)
         yield build_coded_base(tmp_path_factory.mktemp("coded") / "shift", tiny_base)
+
+
+@pytest.fixture(scope="session")
+def import_server() -> Iterator[ImportServer]:
+    """A process that has imported sentence-transformers; shared by the session."""
+    server = ImportServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def isolated_forks(import_server: ImportServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process of the checks is a fork of `import_server`, unless code of a model runs."""
+    from vocabgraft.checks import isolated
+
+    own = subprocess.Popen
+
+    def start(command: list[str], **options: Any) -> Any:
+        request = json.loads(Path(command[-2]).read_text(encoding="utf-8"))
+        if request["trust_remote_code"] or request["trust_model_code"]:
+            return own(command, **options)
+        return Forked(import_server, command, options["cwd"], options["env"])
+
+    names = {name: getattr(subprocess, name) for name in ("DEVNULL", "PIPE", "TimeoutExpired")}
+    monkeypatch.setattr(isolated, "subprocess", SimpleNamespace(Popen=start, **names))
 
 
 def write_lines(path: Path, lines: list[str]) -> Path:

@@ -29,6 +29,8 @@ from vocabgraft.packs.bank import VocabularyBank
 from ..conftest import build_tiny_project
 from ..vocabgraft.stored_encodings import stored
 
+pytestmark = pytest.mark.usefixtures("isolated_forks")
+
 WEIGHTS, CHECKED = Path("data/merge_adapter/model.safetensors"), Path("data/check_consistency/checks.json")
 # A mean of random rows is shorter than each of them.
 LIMITS = {"max_norm_ratio": 2.0}

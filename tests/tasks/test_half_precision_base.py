@@ -14,6 +14,8 @@ from tests.tasks.test_growth import run
 from tests.vocabgraft.conftest import load
 from vocabgraft.training.adapters import merged_model
 
+pytestmark = pytest.mark.usefixtures("isolated_forks")
+
 DORA = {"config": "LoraConfig", "arguments": {"r": 2, "use_dora": True, "target_modules": ["query", "dense"]}}
 CHANGES: dict[str, dict[str, Any]] = {
     "resize_base": {"modules": [{"type": "Dense", "place": "after_pooling", "arguments": {"use_residual": True}}]},

@@ -17,6 +17,8 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import read_json, write_json
 from vocabgraft.tokens.tokenizer import load_base_tokenizer, load_raw_tokenizer, load_tokenizer
 
+pytestmark = pytest.mark.usefixtures("isolated_forks")
+
 # One sign for two letters, which a normalizer of form NFKC parts.
 LIGATURE = "\ufb01"
 

@@ -19,6 +19,8 @@ from tasks.validate_data import validate_data
 from vocabgraft.data.accepted import read_general_texts, read_retention
 from vocabgraft.training.trainer import AdapterTrainer
 
+pytestmark = pytest.mark.usefixtures("isolated_forks")
+
 OUT = Path("data/train_adapter")
 
 

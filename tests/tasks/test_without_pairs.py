@@ -15,6 +15,8 @@ from vocabgraft.storage.artifacts import read_json
 
 from .test_bad_input import append, setting, write
 
+pytestmark = pytest.mark.usefixtures("isolated_forks")
+
 
 def run(*stages: str) -> int:
     """Run stages as dvc.yaml would, until one fails."""

@@ -13,6 +13,8 @@ from tests.vocabgraft.conftest import load
 from vocabgraft.api.check import CheckReport
 from vocabgraft.checks.runner import Check
 
+pytestmark = pytest.mark.usefixtures("isolated_forks")
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 

@@ -12,6 +12,8 @@ from tests.vocabgraft.api.test_check import LIMITS, names
 from tests.vocabgraft.api.test_train import NEW, OLD, PAIRS, SENTENCES, WORDS, encode
 from tests.vocabgraft.conftest import load, rows_of
 
+pytestmark = pytest.mark.usefixtures("isolated_forks")
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 

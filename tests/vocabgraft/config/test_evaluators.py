@@ -226,7 +226,7 @@ def test_a_batch_size_that_memory_holds_is_found(
 
     monkeypatch.setattr(AdapterTrainer, "training_step", step)
     dataset = with_validation(write_dataset, "pairs")
-    _, result = train(graft, dataset, [], arguments={"auto_find_batch_size": True})
+    _, result = train(graft, dataset, [], batch_size=4, arguments={"auto_find_batch_size": True})
     fitting = sizes[next(place for place, size in enumerate(sizes) if size <= 2) :]
     assert sizes[0] > 2
     assert max(fitting) <= 2

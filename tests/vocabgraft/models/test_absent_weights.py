@@ -17,6 +17,8 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.absent_weights import absent_weights
 from vocabgraft.models.saving import save_model
 
+pytestmark = pytest.mark.usefixtures("isolated_forks")
+
 POOLER = {"0.model.pooler.dense.weight", "0.model.pooler.dense.bias"}
 NEEDED = "bert.encoder.layer.1.output.dense.weight"
 

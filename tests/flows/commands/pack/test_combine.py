@@ -16,6 +16,8 @@ from vocabgraft.packs.bank import VocabularyBank
 from vocabgraft.packs.pack_files import read_pack, write_pack
 from vocabgraft.storage.artifacts import hash_files
 
+pytestmark = pytest.mark.usefixtures("isolated_forks")
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
