@@ -21,6 +21,7 @@ from vocabgraft.evaluation.evaluate import (
     evaluate,
     gains_for_plots,
     item_columns,
+    key_metrics,
 )
 from vocabgraft.evaluation.evaluated_model import compare_speed
 from vocabgraft.evaluation.retention import reference_corpus
@@ -75,6 +76,7 @@ def evaluate_model(
     _tell(found)
     with new_folder(out) as work:
         write_json(work / "metrics.json", found.metrics)
+        write_json(work / "key_metrics.json", key_metrics(found))
         write_json(work / "comparison.json", found.comparison)
         write_json(work / "retention.json", found.retention)
         write_json(work / "tokens.json", found.tokens)

@@ -21,6 +21,7 @@ def figures(mrr: float, valid: float) -> dict[str, Any]:
     drift = {"new_word": {"mean": 0.25, "worst": [{"text": "a", "cosine": 0.5}]}}
     gain = {"figure": "terms, all: mrr", "gain": mrr - 50, "low": mrr - 52, "high": mrr - 48, "verdict": "better"}
     return {
+        "key_metrics.json": {"terms_mrr": {"base": 50.0, "merged": mrr}, "valid_share": valid},
         "metrics.json": {"merged": {"terms": {"all": {"mrr": mrr, "queries": 300}}}},
         "retention.json": {"corpus": 9, "valid_share": valid, "drift": drift, "problems": []},
         "gains.json": [gain],
@@ -61,12 +62,17 @@ def two_commits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_metrics_diff_shows_the_scalars_of_benefit_and_retention(two_commits: Path) -> None:
+def test_metrics_diff_shows_the_key_metrics_and_any_other_file_by_its_name(two_commits: Path) -> None:
     changed = json.loads(run_dvc(two_commits, "metrics", "diff", "HEAD~1", "HEAD", "--json"))
-    assert changed[f"{EVALUATION}/metrics.json"]["merged.terms.all.mrr"] == {"old": 55.0, "new": 60.0, "diff": 5.0}
-    retention = changed[f"{EVALUATION}/retention.json"]
-    assert retention["valid_share"] == {"old": 100.0, "new": 40.0, "diff": -60.0}
-    assert retention.keys() == {"valid_share"}
+    assert changed.keys() == {f"{EVALUATION}/key_metrics.json"}
+    metrics = changed[f"{EVALUATION}/key_metrics.json"]
+    assert metrics["terms_mrr.merged"] == {"old": 55.0, "new": 60.0, "diff": 5.0}
+    assert metrics["valid_share"] == {"old": 100.0, "new": 40.0, "diff": -60.0}
+    rest = f"{EVALUATION}/metrics.json"
+    changed = json.loads(run_dvc(two_commits, "metrics", "diff", "HEAD~1", "HEAD", "--targets", rest, "--json"))
+    assert changed[rest]["merged.terms.all.mrr"]["new"] == 60.0
+    shown = json.loads(run_dvc(two_commits, "metrics", "show", rest, "--json"))
+    assert shown[""]["data"][rest]["data"]["merged"]["terms"]["all"]["mrr"] == 60.0
 
 
 def test_plots_diff_draws_the_gains_of_both_commits_with_their_intervals(two_commits: Path) -> None:

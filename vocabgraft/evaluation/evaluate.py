@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vocabgraft.config.benefits import FIDELITY, SUBSETS, TOKENS_PER_TEXT, metrics_of
+from vocabgraft.config.benefits import FIDELITY, RETENTION, SPEARMAN, SUBSETS, TOKENS_PER_TEXT, metrics_of
 from vocabgraft.config.stages import EvaluateModelParams
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.data.beir import Benchmark
@@ -188,6 +188,25 @@ def item_columns(measurements: Sequence[Measurement]) -> dict[str, list[Any]]:
         for name, values in part.items():
             columns.setdefault(name, []).extend(values)
     return columns
+
+
+def key_metrics(found: Evaluation) -> dict[str, Any]:
+    """The metrics that fit into one line of `dvc metrics show`; those that were not measured are left out.
+
+    Returns:
+        The first dataset's main metric on queries with a new word, of the base and of the merged model; and of the
+        merged model the fidelity, the tokens per text, the Spearman correlation of the retention pairs (`retention`),
+        and the share of an index's vectors that stay valid.
+    """
+    merged = found.metrics["merged"]
+    values: dict[str, Any] = {name: merged[name] for name in (FIDELITY.dataset, TOKENS_PER_TEXT.dataset)}
+    values |= {"retention": merged[RETENTION]["all"].get(SPEARMAN), "valid_share": found.retention.get("valid_share")}
+    main = next((entry for entry in found.measurements if entry.main and entry.dataset != RETENTION), None)
+    if main:
+        subset = "new_word" if main.new_word.any() else "all"
+        of_models = {name: found.metrics[name][main.dataset][subset].get(main.metric) for name in ("base", "merged")}
+        values[f"{main.dataset}_{main.metric}"] = of_models
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def gains_for_plots(comparison: dict[str, Any]) -> list[dict[str, Any]]:
