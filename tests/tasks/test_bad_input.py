@@ -458,7 +458,7 @@ def test_refused_rows_give_one_message_data_docs_and_no_output(
     assert_one_message(
         captured.err,
         captured.out,
-        [*fault.says, "Mend them", f"all are in {SITE}/rejected.csv", f"Data Docs: {SITE}/index.html"],
+        [*fault.says, "Correct them", f"all are in {SITE}/rejected.csv", f"Data Docs: {SITE}/index.html"],
     )
     assert (SITE / "index.html").is_file()
     assert hash_files(RAW) == before
