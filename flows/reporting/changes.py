@@ -1,4 +1,4 @@
-"""The section with what changed since the champion."""
+"""The section with the changes since the champion."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ WORDS_SHOWN = 200
 
 
 def changes(gathered: Gathered) -> dict[str, Any]:
-    """Parameters, words, rows of data and metrics that differ from the champion's."""
+    """Parameters, words, data rows and metrics that differ from the champion's."""
     if gathered.registration is None:
         return {"absent": ["No version was registered, so none is compared with the champion."]}
     if gathered.changed:
