@@ -116,7 +116,7 @@ UNREADABLE = [
     Fault(
         "contexts of blank lines",
         write("contexts.txt", "\n  \n"),
-        ("data/raw/contexts.txt holds blank lines only", "add sentences or take it out"),
+        ("data/raw/contexts.txt has only blank lines", "add sentences or take it out"),
     ),
     Fault(
         "a header without rows",
@@ -136,7 +136,7 @@ UNREADABLE = [
     Fault(
         "a repeated column",
         replace("terms.csv", "anchor,positive,group", "anchor,positive,positive"),
-        ("data/raw/terms.csv: column positive is there more than once", "keep one"),
+        ("data/raw/terms.csv: column positive appears more than once", "keep one"),
     ),
     Fault(
         "broken UTF-8 in a table",
@@ -151,12 +151,12 @@ UNREADABLE = [
     Fault(
         "a NUL",
         append("terms.csv", "a\0b,c,d"),
-        ("terms.csv row 50: holds a NUL", "save the file as UTF-8"),
+        ("terms.csv row 50: contains a NUL", "save the file as UTF-8"),
     ),
     Fault(
         "a row with too many fields",
         append("terms.csv", "a,b,c,d,e"),
-        ("terms.csv row 50: has 5 fields, but the header has 3", "in quotes"),
+        ("terms.csv row 50: has 5 fields, but the header has 3", "quote"),
     ),
     Fault(
         "a quote that is never closed",
@@ -169,12 +169,12 @@ UNREADABLE = [
             write("terms.jsonl", '{"anchor": "a", "positive": "b"}\n{"anchor": oops}\n'),
             setting(TERMS_FILE, "terms.jsonl"),
         ),
-        ("terms.jsonl row 2: is not JSON", "write one record a line"),
+        ("terms.jsonl row 2: is not JSON", "one record per line"),
     ),
     Fault(
         "Parquet that is none",
         all_of(write("terms.parquet", "anchor"), setting(TERMS_FILE, "terms.parquet")),
-        ("data/raw/terms.parquet cannot be read as parquet", "mend it or save it anew"),
+        ("data/raw/terms.parquet cannot be read as parquet", "save it again"),
     ),
     Fault(
         "an unknown key",
@@ -292,7 +292,7 @@ REFUSED = [
         (
             "1 problem ",
             "vocabulary.csv row 8, token 'nephrolith'",
-            "repeats, in another casing or the same",
+            "repeats nephrolith",
             "keep one",
         ),
     ),
@@ -314,7 +314,7 @@ REFUSED = [
     Fault(
         "a token that is nothing to the base",
         all_of(append("vocabulary.csv", "\u0301,symbol,an accent"), setting("validate_data.min_uses", 0)),
-        ("1 problem ", "vocabulary.csv row 8, token", "is nothing after the base's normalisation"),
+        ("1 problem ", "vocabulary.csv row 8, token", "is empty after the base's normalization"),
     ),
     Fault(
         "special tokens that texts hold in another form",
@@ -324,8 +324,8 @@ REFUSED = [
         ),
         (
             "2 problems ",
-            "row 8, token '<|Has\\u200bA|>': is not what texts hold after normalisation, which makes it <|hasa|>",
-            "row 9, token '<|a\u0301|>': is not what texts hold after normalisation, which makes it <|\u00e1|>; spell",
+            "row 8, token '<|Has\\u200bA|>': is changed to <|hasa|>",
+            "row 9, token '<|a\u0301|>': is changed to <|\u00e1|>",
         ),
     ),
     Fault(
@@ -336,9 +336,9 @@ REFUSED = [
         ),
         (
             "3 problems ",
-            "row 8, description '': is empty, which only a word whose pieces the base can read may have; describe it",
-            "row 9, description '\u222e': has no piece that the base can read; describe it in words",
-            "row 10, description '\u222e': has no piece that the base can read",
+            "row 8, description '': is empty",
+            "row 9, description '\u222e': has no subword token that the base knows; describe it in words",
+            "row 10, description '\u222e': has no subword token that the base knows",
         ),
     ),
     Fault(
@@ -349,12 +349,12 @@ REFUSED = [
     Fault(
         "a token of spaces",
         append("vocabulary.csv", "   ,word,again"),
-        ("vocabulary.csv row 8, token '   '", "holds spaces only; fill it"),
+        ("vocabulary.csv row 8, token '   '", "has only spaces"),
     ),
     Fault(
         "a token of two words",
         append("vocabulary.csv", "kidney stone,word,again"),
-        ("vocabulary.csv row 8, token 'kidney stone'", "holds whitespace; a token is one word", "add its words apart"),
+        ("vocabulary.csv row 8, token 'kidney stone'", "whitespace", "a token is one word"),
     ),
     Fault(
         "retention with constant scores",
