@@ -149,11 +149,11 @@ def test_what_cannot_be_measured_is_said_on_the_console(project: Path, capsys: p
     assert run_stage(train_control, []) == 0
     assert run_stage(evaluate_model, []) == 0
     assert (
-        "warning: the reference corpus has 9 texts, too few for 10 neighbours (at least 20)" in capsys.readouterr().out
+        "warning: the reference corpus has 9 texts, too few for 10 neighbors (at least 20)" in capsys.readouterr().out
     )
     retention = read_json(OUT / "retention.json")
     assert retention["neighbours_kept"] is None
-    assert any("too few for 10 neighbours" in problem for problem in retention["problems"])
+    assert any("too few for 10 neighbors" in problem for problem in retention["problems"])
 
 
 @pytest.mark.parametrize(
