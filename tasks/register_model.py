@@ -389,7 +389,7 @@ def _licence(base_identity: Path) -> str:
     try:
         return licence_of(find_base(base_identity))
     except VocabgraftError as error:
-        # A base that was deleted since, such as an older version in the registry, does not prevent registration.
+        # A deleted base, such as an older version in the registry, does not prevent registration.
         logger.info("the license of the base is unknown: %s", error)
         return UNKNOWN_LICENCE
 

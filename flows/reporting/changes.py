@@ -13,7 +13,7 @@ def changes(gathered: Gathered) -> dict[str, Any]:
     if gathered.registration is None:
         return {"absent": ["No version was registered, so none is compared with the champion."]}
     if gathered.changed:
-        return {"absent": ["The stages ran again since the version was registered."]}
+        return {"absent": ["The stages ran again after the version was registered."]}
     found = gathered.registration.get("changes")
     if found is None:
         return {"absent": ["There is no earlier champion to compare with."]}

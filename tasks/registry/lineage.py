@@ -61,7 +61,7 @@ def data_splits(datasets: Path) -> list[DataSplit]:
 
 
 def items_digest(datasets: Path) -> str:
-    """A digest of all examples and benchmarks, since queries and documents come from all of their splits."""
+    """A digest of all examples and benchmarks, because queries and documents come from all of their splits."""
     _, files = read_manifest(datasets.parent)
     # Without the list of benchmarks, which is written even if there are none.
     folders = (f"{datasets.name}/", "benchmarks/")

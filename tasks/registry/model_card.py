@@ -196,5 +196,5 @@ def _plain(text: str) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """Text of data that can stand in a code span."""
+    """Text of data on one line, for a code span."""
     return " ".join(text.replace("`", "'").split())

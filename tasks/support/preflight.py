@@ -118,7 +118,7 @@ def _look_up(base: BaseParams, say: Callable[[str], None]) -> Path | None:
 
 
 def _check_metrics(params: TrainAdapterParams, datasets: Sequence[DatasetParams], base: Path | None) -> None:
-    """Refuse evaluators that cannot run, and a best metric that no evaluation returns."""
+    """Refuse evaluators that cannot run, and a best metric that no evaluation gives."""
     from tasks.support.trainer_log import losses_of, metrics_of
 
     known = losses_of(datasets)
@@ -135,7 +135,7 @@ def _check_metrics(params: TrainAdapterParams, datasets: Sequence[DatasetParams]
     if not any(fnmatchcase(name, pattern) for pattern in known):
         shown = [entry.removeprefix("eval_") if entry != "eval_loss" else entry for entry in known]
         raise VocabgraftError(
-            f"train_adapter.best_metric is {params.best_metric!r}, which no evaluation returns"
+            f"train_adapter.best_metric is {params.best_metric!r}, which no evaluation gives"
             f"{did_you_mean(params.best_metric, shown)}; allowed: {', '.join(shown)}"
         )
 

@@ -126,7 +126,7 @@ UNREADABLE = [
     Fault(
         "JSON without records",
         all_of(write("terms.json", "[]"), setting(TERMS_FILE, "terms.json")),
-        ("data/raw/terms.json holds no rows", "add rows or take it out of params.yaml"),
+        ("data/raw/terms.json has no rows", "add rows or take it out of params.yaml"),
     ),
     Fault(
         "a missing column",
@@ -299,12 +299,12 @@ REFUSED = [
     Fault(
         "a word that differs in case only",
         append("vocabulary.csv", "Nephrolith,word,again"),
-        ("vocabulary.csv row 8, token 'Nephrolith': repeats, in another casing or the same, nephrolith", "keep one"),
+        ("vocabulary.csv row 8, token 'Nephrolith': repeats nephrolith", "keep one"),
     ),
     Fault(
         "a special token that differs in case only",
         append("vocabulary.csv", "<|isa|>,special,again"),
-        ("vocabulary.csv row 8, token '<|isa|>': repeats, in another casing or the same, <|IsA|>", "keep one"),
+        ("vocabulary.csv row 8, token '<|isa|>': repeats <|IsA|>", "keep one"),
     ),
     Fault(
         "a word that is one token in the base",
@@ -521,7 +521,7 @@ def forbidden(*_: object, **__: object) -> None:
         (
             "vocabgraft.storage.atomic.tempfile.mkdtemp",
             forbidden,
-            "no permission to read or write data/somewhere; give it",
+            "no permission to read or write data/somewhere; ",
         ),
     ],
     ids=["full disk", "full disk at the manifest", "no permission"],
@@ -575,7 +575,7 @@ def test_what_is_allowed_but_doubtful_is_warned_of_and_reported(
     large, rare, inside, common = warnings()
     assert "2 new tokens are in fewer than 8 training texts (Nephro in 0, hepat in 0)" in rare
     assert "8 new tokens are " in large
-    assert "2 new tokens stand inside another (Nephro in nephrolith, hepat in hepatoma); each is matched" in inside
+    assert "2 new tokens are part of another (Nephro in nephrolith, hepat in hepatoma)" in inside
     assert "2 new words are common in general text (nephrolith in 20, thrombopenia in 20 of " in common
     said = capsys.readouterr().out
     assert all(f"warning: {warning}" in said for warning in (large, rare, inside, common))
@@ -658,7 +658,7 @@ def test_the_way_back_is_named_when_dvc_removed_a_known_output(
         OUT.mkdir()
     (RAW / "terms.csv").unlink()
     assert run() == 1
-    assert ("`dvc checkout data/validate_data` brings the last good one back" in capsys.readouterr().err) is hinted
+    assert ("`dvc checkout data/validate_data`" in capsys.readouterr().err) is hinted
 
 
 def rejected() -> list[dict[str, str]]:

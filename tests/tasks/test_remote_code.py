@@ -143,7 +143,7 @@ def test_code_that_changed_since_it_was_identified_is_not_run(
     (project / "shift" / HELPER).write_text(SOURCES[HELPER] + "# edited\n", encoding="utf-8")
     monkeypatch.setenv(RAN, str(project / "ran"))
     assert run("extend_tokenizer") == 1
-    assert f"the code of shift is not what validate_data saw ({HELPER})" in capsys.readouterr().err
+    assert f"the code of shift has changed since validate_data ({HELPER})" in capsys.readouterr().err
     assert not (project / "ran").exists()
 
 

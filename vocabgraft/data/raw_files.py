@@ -1,6 +1,6 @@
 """Finds and reads the user's raw files as text, and reports all errors of a file together.
 
-No type is inferred: `007`, `2020-01-01` and 18-digit numbers stay as they are written, also beside empty fields.
+No type is inferred: `007`, `2020-01-01` and 18-digit numbers stay as they are written, even if fields are empty.
 """
 
 import glob

@@ -315,7 +315,7 @@ def read_json(reading: Reading) -> None:
         loaded = [dict(zip(loaded, row, strict=True)) for row in zip(*loaded.values(), strict=True)]
     records = loaded if isinstance(loaded, list) else [loaded]
     if not records:
-        reading.refuse(f"{reading.path} holds no rows; add rows or take it out of params.yaml")
+        reading.refuse(f"{reading.path} has no rows; add rows or take it out of params.yaml")
         return
     _take_objects(reading, enumerate(records, start=1))
 
@@ -351,7 +351,7 @@ def _take_objects(reading: Reading, records: Iterable[tuple[int, Any]]) -> None:
             reading.refuse(f"is {str(record)[:40]!r}, not an object with column names", number)
     if not objects:
         if not reading.faults:
-            reading.refuse(f"{reading.path} holds no rows; add rows or take it out of params.yaml")
+            reading.refuse(f"{reading.path} has no rows; add rows or take it out of params.yaml")
         return
     chosen = reading.choose(list(seen))
     for number, record in objects:
@@ -421,7 +421,7 @@ def read_parquet(reading: Reading) -> None:
         _refuse_parquet(reading, error)
         return
     if not len(table):
-        reading.refuse(f"{path} holds no rows; add rows or take it out of params.yaml")
+        reading.refuse(f"{path} has no rows; add rows or take it out of params.yaml")
         return
     columns = [
         (_parquet_vectors if name in reading.vectors else _parquet_texts)(reading, name, table[name]) for name in chosen
@@ -447,7 +447,7 @@ def _parquet_texts(reading: Reading, name: str, column: "pa.ChunkedArray") -> li
         return [None if value is None else str(value) for value in column.to_pylist()]
     if types.is_boolean(kind) or types.is_date(kind):
         return [value or None for value in column.cast(pa.string()).to_pylist()]
-    reading.refuse(f"{reading.path}: column {name} holds {kind}; allowed: text, numbers and dates")
+    reading.refuse(f"{reading.path}: column {name} has the type {kind}; allowed: text, numbers and dates")
     return []
 
 
@@ -459,7 +459,7 @@ def _parquet_vectors(reading: Reading, name: str, column: "pa.ChunkedArray") -> 
     kind = column.type
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     if not is_list or not (types.is_floating(kind.value_type) or types.is_integer(kind.value_type)):
-        reading.refuse(f"{reading.path}: column {name} holds {kind}; allowed: a list of numbers")
+        reading.refuse(f"{reading.path}: column {name} has the type {kind}; allowed: a list of numbers")
         return []
     vectors = column.to_numpy()
     return [None if value is None else np.asarray(value, dtype=np.float32) for value in vectors]

@@ -270,7 +270,7 @@ def test_parquet_gives_the_text_of_each_type_and_refuses_the_others(tmp_path: Pa
         assert list(read_table(tmp_path / "t.parquet", ("a", "b"))["a"]) == expected, name
     for values in (pa.array([[1]]), pa.array([b"x"]), pa.array([{"c": 1}])):
         pq.write_table(pa.table({"a": values, "b": ["p"]}), tmp_path / "t.parquet")
-        with pytest.raises(VocabgraftError, match=r"column a holds .*; allowed: text, numbers and dates"):
+        with pytest.raises(VocabgraftError, match=r"column a has the type .*; allowed: text, numbers and dates"):
             read_table(tmp_path / "t.parquet", ("a", "b"))
 
 

@@ -260,7 +260,7 @@ def test_scored_pairs_are_correlated_with_their_scores(
         ),
         (
             (["a dog"] * 4, ["a cat"] * 4, [0.1, 0.2, 0.3, 0.4]),
-            "to base and merged all 4 pairs are equally similar",
+            "for base and merged all 4 pairs are equally similar",
         ),
     ],
 )
