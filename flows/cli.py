@@ -95,7 +95,7 @@ COMMANDS: Table = {
     ),
     "export": Entry(
         "export:export_model",
-        "Write a model as ONNX, and measure what the export keeps.",
+        "Export a model to ONNX, and measure its agreement with the model.",
         "vocabgraft export models:/clinic@champion --to onnx --precision int8 --out clinic-onnx",
     ),
     "publish": Entry(

@@ -1,6 +1,6 @@
-"""What a run shows while it works: a live table on a terminal, plain lines elsewhere, every line with --verbose.
+"""The console of a run: a live table on a terminal, plain lines elsewhere, every line with --verbose.
 
-Every line of a stage is in its log file, `reports/logs/STAGE.log`, whatever the console shows.
+`reports/logs/STAGE.log` always gets every line of a stage.
 """
 
 import logging
@@ -29,12 +29,12 @@ from vocabgraft.printable import print_line
 
 Shown = Literal["table or lines", "lines", "every line", "nothing"]
 LOGS = Path("reports/logs")
-# A progress bar as tqdm writes it: what is at work, and how far it is.
-# Bounded, since a stage may print a line of any length.
+# A progress bar of tqdm: its description and percentage. Repetitions are bounded, because a stage may print a line of
+# any length.
 BAR = re.compile(r"^(?P<what>[^%|]{0,200}?):?\s{0,9}(?P<percent>\d{1,3})%\|")
 WARNING = re.compile(r"^\s*warning\b", re.IGNORECASE)
 TENTH = 10
-# A bar that is through at once is no long work.
+# Bars that end sooner are not printed.
 SECONDS_OF_LONG_WORK = 5.0
 BAR_WIDTH = 20
 STYLES = {
@@ -50,14 +50,14 @@ STYLES = {
 
 
 class LogFiles:
-    """Every line of every stage, in a file a stage."""
+    """Writes every line of a stage to the stage's own file."""
 
     def __init__(self, folder: Path) -> None:
-        """Nothing is written before a stage starts."""
+        """Write nothing yet."""
         self._folder = folder
 
     def started(self, name: str) -> None:
-        """Begin the stage's file anew."""
+        """Start an empty file."""
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / f"{name}.log").write_text("", encoding="utf-8")
 
@@ -67,33 +67,33 @@ class LogFiles:
             stream.write(f"{text}\n")
 
     def note(self, name: str, text: str) -> None:
-        """Add what the run says of the stage."""
+        """Add a line of the run."""
         self.line(name, text)
 
     def ended(self, result: StageResult) -> None:
-        """The file is complete."""
+        """Write nothing more."""
 
 
 class AllLines:
-    """Every line on standard output, with its stage's name."""
+    """Prints every line with its stage's name."""
 
     def started(self, name: str) -> None:
-        """The first line says it."""
+        """Print nothing; the stage's first line shows the start."""
 
     def line(self, name: str, text: str) -> None:
-        """Print it."""
+        """Print the line."""
         print_line(f"{name} | {text}")
 
     def note(self, name: str, text: str) -> None:
-        """Print what the run says of the stage."""
+        """Print a line of the run."""
         self.line(name, text)
 
     def ended(self, result: StageResult) -> None:
-        """The table at the end says it."""
+        """Print nothing; the table at the end has the outcome."""
 
 
 class PlainLines:
-    """A line for each stage, one for each tenth of long work, and warnings."""
+    """Prints a line per stage, a line per tenth of a slow progress bar, and warnings."""
 
     def __init__(self, stages: Sequence[Stage], root: Path) -> None:
         """Watch a run of these stages."""
@@ -106,39 +106,39 @@ class PlainLines:
         self._bars[name] = _Tenths()
 
     def line(self, name: str, text: str) -> None:
-        """Print a tenth of long work, or a warning."""
+        """Print progress or a warning."""
         if bar := BAR.search(text):
-            if told := self._bars[name].reached(bar["what"].strip(), int(bar["percent"])):
-                print_line(f"{name}: {told}")
+            if progress := self._bars[name].reached(bar["what"].strip(), int(bar["percent"])):
+                print_line(f"{name}: {progress}")
         elif WARNING.match(text):
             print_line(f"{name}: {text.strip()}")
 
     def note(self, name: str, text: str) -> None:
-        """Print what the run says of the stage."""
+        """Print a line of the run."""
         print_line(f"{name}: {text}")
 
     def ended(self, result: StageResult) -> None:
-        """Print how it ended, with the figure that matters most."""
+        """Print the outcome and the stage's key metric."""
         figure = key_figure(self._stages.get(result.name), result, self._root)
-        told = f"{result.name}: {result.outcome.value.lower()}"
-        told += f" in {result.seconds:.1f} s" if result.outcome in (Outcome.COMPLETED, Outcome.FAILED) else ""
-        print_line(f"{told}{f'; {figure}' if figure else ''}")
+        outcome = f"{result.name}: {result.outcome.value.lower()}"
+        outcome += f" in {result.seconds:.1f} s" if result.outcome in (Outcome.COMPLETED, Outcome.FAILED) else ""
+        print_line(f"{outcome}{f'; {figure}' if figure else ''}")
 
 
 class _Tenths:
-    """How far a piece of work was when it was last told."""
+    """The last printed tenth of a progress bar."""
 
     def __init__(self) -> None:
-        self.what, self.told, self.since = "", 0, time.monotonic()
+        self.what, self.printed, self.since = "", 0, time.monotonic()
 
     def reached(self, what: str, percent: int) -> str:
-        """What to tell of a bar; empty before the next tenth, and for work that does not take long."""
-        if what != self.what or percent < self.told:
-            self.what, self.told, self.since = what, 0, time.monotonic()
+        """The text to print for a bar; empty before the next tenth, and for bars that end soon."""
+        if what != self.what or percent < self.printed:
+            self.what, self.printed, self.since = what, 0, time.monotonic()
         tenth = percent // TENTH * TENTH
-        if tenth <= self.told or time.monotonic() - self.since < SECONDS_OF_LONG_WORK:
+        if tenth <= self.printed or time.monotonic() - self.since < SECONDS_OF_LONG_WORK:
             return ""
-        self.told = tenth
+        self.printed = tenth
         return f"{what} {tenth} %".strip()
 
 
@@ -155,7 +155,7 @@ class _Row:
 
 
 class LiveTable:
-    """One table of all stages that is drawn anew as they go on."""
+    """A table of all stages, redrawn as they progress."""
 
     def __init__(self, planned: Sequence[Planned], root: Path) -> None:
         """Watch a run of this plan."""
@@ -166,12 +166,12 @@ class LiveTable:
         self._warnings: list[tuple[str, str]] = []
 
     def started(self, name: str) -> None:
-        """Show it at work."""
+        """Show the stage as running."""
         with self._guard:
             self._rows[name] = _Row("runs", time.monotonic())
 
     def line(self, name: str, text: str) -> None:
-        """Move its bar; keep a warning."""
+        """Update the stage's bar, or keep a warning."""
         with self._guard:
             if bar := BAR.search(text):
                 self._rows[name].what, self._rows[name].percent = bar["what"].strip(), float(bar["percent"])
@@ -179,23 +179,23 @@ class LiveTable:
                 self._warnings.append((name, text.strip()))
 
     def note(self, name: str, text: str) -> None:
-        """Show it beside the bar."""
+        """Show a line of the run beside the bar."""
         with self._guard:
             self._rows[name].what, self._rows[name].percent = text, None
 
     def ended(self, result: StageResult) -> None:
-        """Show how it ended, with the figure that matters most."""
+        """Show the outcome and the stage's key metric."""
         figure = key_figure(self._stages.get(result.name), result, self._root)
         with self._guard:
             self._rows[result.name] = _Row(result.outcome.value, seconds=result.seconds, figure=figure)
 
     @property
     def warnings(self) -> list[str]:
-        """What the stages warned of."""
+        """The warnings of the stages."""
         return [f"{name}: {text}" for name, text in self._warnings]
 
     def __rich__(self) -> RenderableType:
-        """The table as it is now."""
+        """The current table."""
         table = Table(box=None, pad_edge=False)
         for heading, side in (("stage", "left"), ("state", "left"), ("", "left"), ("seconds", "right"), ("", "left")):
             table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
@@ -207,47 +207,47 @@ class LiveTable:
     def _cells(self, row: _Row) -> tuple[RenderableType, RenderableType, RenderableType]:
         runs = row.state == "runs"
         seconds = time.monotonic() - row.started if runs else row.seconds
-        # A bar without an end moves to show that the stage is at work.
+        # A bar without a total is animated, which shows that the stage runs.
         bar = ProgressBar(total=100 if row.percent is not None else None, completed=row.percent or 0, width=BAR_WIDTH)
         return bar if runs else "", "" if seconds is None else f"{seconds:.1f}", Text(row.figure or row.what)
 
 
 class Both:
-    """Two that watch."""
+    """Calls two watches, one after the other."""
 
     def __init__(self, first: Watch, second: Watch) -> None:
-        """Tell the first, then the second."""
+        """Keep both in the order of the calls."""
         self._watches = (first, second)
 
     def started(self, name: str) -> None:
-        """Tell both."""
+        """Call both."""
         for watch in self._watches:
             watch.started(name)
 
     def line(self, name: str, text: str) -> None:
-        """Tell both."""
+        """Call both."""
         for watch in self._watches:
             watch.line(name, text)
 
     def note(self, name: str, text: str) -> None:
-        """Tell both."""
+        """Call both."""
         for watch in self._watches:
             watch.note(name, text)
 
     def ended(self, result: StageResult) -> None:
-        """Tell both."""
+        """Call both."""
         for watch in self._watches:
             watch.ended(result)
 
 
 @contextmanager
 def watching(planned: Sequence[Planned], root: Path, shown: Shown) -> Iterator[Watch]:
-    """What watches a run on this console.
+    """The watch of a run on this console.
 
     Args:
         planned: the stages.
         root: the project's folder.
-        shown: what is printed; a table where standard output is a terminal, if it may be one.
+        shown: what is printed; `table or lines` is a table if standard output is a terminal.
     """
     files = LogFiles(root / LOGS)
     if shown == "nothing":
@@ -265,7 +265,7 @@ def watching(planned: Sequence[Planned], root: Path, shown: Shown) -> Iterator[W
 
 
 def keep_prefect_off_the_console() -> None:
-    """Let Prefect print warnings alone; its server gets every line all the same."""
+    """Let Prefect print only warnings; its server still gets every line."""
     from prefect.logging.handlers import PrefectConsoleHandler
 
     loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.Logger.manager.loggerDict))]

@@ -1,4 +1,4 @@
-"""The one figure of a stage that matters most, for the console."""
+"""The key metric of each stage, for the console."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,14 +13,14 @@ RECORD = Path("reports/registration.json")
 
 
 def key_figure(stage: Stage | None, result: StageResult, root: Path) -> str:
-    """The figure of a stage that succeeded, in a few words; empty where it has none."""
+    """The key metric of a stage that succeeded, in a few words; empty if it has none."""
     find = FIGURES.get(result.name)
     if stage is None or not stage.outs or find is None or not result.outcome.succeeded:
         return ""
     try:
         return find(root / stage.outs[0], root)
     except (VocabgraftError, OSError, KeyError, TypeError):
-        # A stage of this name in another project's DAG leaves other files.
+        # In another project's DAG, a stage with this name may have other outputs.
         return ""
 
 

@@ -47,7 +47,7 @@ SHOWN_OF_A_COMMIT = 8
 
 
 def served_name() -> str:
-    """The name of a run that Prefect starts; one whose params.yaml is wrong says so when it runs."""
+    """The name of a run that Prefect starts; errors in params.yaml are reported by the run itself."""
     try:
         return run_name(RunOptions())
     except VocabgraftError:
@@ -116,7 +116,7 @@ def run_prepared(prepared: Prepared, watch: Watch | None = None) -> Finished:
 
 
 def run_name(options: RunOptions) -> str:
-    """What a run is: the model's name, its words, the method and the commit, and how far it goes."""
+    """A name for a run: the model's name, number of words, method, commit, and the last stage."""
     params = load_params()
     parts = [params.register_model.name]
     if words := _words(ROOT / RAW / params.validate_data.vocabulary):
@@ -127,7 +127,7 @@ def run_name(options: RunOptions) -> str:
 
 
 def _words(vocabulary: Path) -> int:
-    """The rows of the vocabulary's file; 0 where it is no CSV file, as another project's may be."""
+    """The number of rows in the vocabulary file; 0 if it is not a CSV file, as in another project."""
     if vocabulary.suffix != ".csv" or not vocabulary.is_file():
         return 0
     with vocabulary.open(encoding="utf-8", errors="replace", newline="") as stream:

@@ -124,12 +124,12 @@ def prepared_run(
             stages, planned = _plan_beside(processes, options, say, meanwhile)
             require_registry({entry.stage.name for entry in planned if entry.runs})
         except (VocabgraftError, OSError) as error:
-            raise _told(FlowRun(started, [], []), error) from error
+            raise _reported(FlowRun(started, [], []), error) from error
         yield Prepared(options, started, stages, planned, processes)
 
 
-def _told(run: FlowRun, error: VocabgraftError | OSError) -> VocabgraftError:
-    """What ended a run before its end, as the report and the hook were told."""
+def _reported(run: FlowRun, error: VocabgraftError | OSError) -> VocabgraftError:
+    """Pass the reason of a run's early end to the report and the hook, and return it as an error."""
     failure = explain_os_error(error) if isinstance(error, OSError) else str(error)
     if DVC_FILE.is_file():
         run = replace(run, failure=failure)
@@ -199,7 +199,8 @@ def execute(
     """Run the planned stages, leave dvc.lock as `dvc repro` would, and publish the results.
 
     Raises:
-        VocabgraftError: when a file of the flow itself cannot be written, as on a full disk; report and hook are told.
+        VocabgraftError: if a file of the flow itself cannot be written, as on a full disk; report and hook get the
+            reason.
     """
     keep_going, jobs = prepared.options.keep_going, prepared.jobs
     results: list[StageResult] = []
@@ -209,10 +210,10 @@ def execute(
             runs = StageRuns(prepared.planned, ROOT, prepared.processes, jobs, keep_going, elsewhere, watch)
             results.extend(run(runs))
     except OSError as error:
-        raise _told(record, error) from error
-    told = publish(record, ROOT)
+        raise _reported(record, error) from error
+    published = publish(record, ROOT)
     tell_failure(record, ROOT)
-    return Finished(prepared.stages, results, told, runs.stopped_by)
+    return Finished(prepared.stages, results, published, runs.stopped_by)
 
 
 @contextmanager
@@ -244,7 +245,7 @@ def base_moved(stages: Sequence[Stage], base: BaseParams) -> bool:
 
 
 def _is_own_result(stages: Sequence[Stage], model: str) -> bool:
-    """Whether this pipeline made the registered model; growing on it again would add nothing."""
+    """Whether this pipeline made the registered model; extending it again would add nothing."""
     registration = _output(stages, REGISTERING_STAGE, "registration.json")
     if registration is None or not model.startswith(REGISTRY_PREFIX):
         return False

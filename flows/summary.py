@@ -16,7 +16,7 @@ from vocabgraft.storage.artifacts import read_json
 
 HEADINGS_OF_STAGES = ("stage", "state", "seconds", "saved", "why")
 STYLES: dict[Verdict, str] = {"holds": "", "not met": "red", "not shown": "yellow"}
-# The models that may have been scored, and their headings.
+# Headings of the models that may have been scored.
 HEADINGS = {"base": "base", "resized": "resized", "merged": "trained", "control": "control"}
 
 

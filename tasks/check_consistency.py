@@ -34,7 +34,7 @@ def check_consistency(
     """Run every check on the models of this run; write `checks.json` whether or not the checks pass.
 
     Raises:
-        VocabgraftError: for failed checks, each with its value, its limit, the tokens, the setting and the remedy.
+        VocabgraftError: if a check fails; lists each with its value, limit, tokens, setting and remedy.
     """
     first, second, _ = read_retention(data / "retention.parquet")
     datasets, settings = read_datasets(data / "datasets"), {entry.name: entry for entry in validate_data.datasets}
@@ -54,7 +54,7 @@ def check_consistency(
         params=params,
         trust_remote_code=base.trust_remote_code,
     )
-    # Its imports take as long as most of the checks.
+    # Started early, because its imports take as long as most of the checks.
     evidence.fresh.start()
     checks = [_logged(entry, evidence) for entry in CHECKS]
     counts = count_verdicts(check.verdict for check in checks)
@@ -82,7 +82,7 @@ def _logged(entry: CheckEntry, evidence: Evidence) -> Check:
 
 
 def _measured(check: Check) -> str:
-    """The figure against its limit, or why there is none."""
+    """The value and its limit, or why there is no value."""
     if check.figure is None or check.verdict == "too few to judge":
         return f"{'':>10} {check.reason}"
     noise = "" if check.noise is None else f"; the base: {check.noise:.3g}"

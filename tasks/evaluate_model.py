@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Speed differs from run to run, so it is no part of what is tracked.
+# Speed differs from run to run, so DVC does not track it.
 SPEED = Path("reports/speed.json")
 TEXTS_TIMED = 128
-# Those with the lowest gain are printed.
+# Only the relations with the lowest gain are printed.
 RELATIONS_SHOWN = 10
 
 
@@ -56,7 +56,7 @@ def evaluate_model(
     seed: int,
     validate_data: ValidateDataParams,
 ) -> None:
-    """Measure what the new tokens bring and what they cost elsewhere."""
+    """Measure the gain of the new tokens and their cost on other texts."""
     tasks = load_tasks(params.mteb_tasks)
     models = _load_models(data, resized, merged, control, base)
     new_tokens = read_tokens(tokens)
@@ -110,7 +110,7 @@ def _record_speed(
     batch_size: int,
     digest: str,
 ) -> None:
-    """Time base and merged on the same texts; the digest says of which model the figures are."""
+    """Time base and merged on the same texts; the digest identifies the timed model."""
     described = [token.new_token for token in added_tokens(tokens)]
     read = [read_with_descriptions(text, described) for text in texts]
     speed = compare_speed(

@@ -29,10 +29,10 @@ def extend_tokenizer(
     params: ExtendTokenizerParams,
     base: BaseParams,
 ) -> None:
-    """Add the accepted tokens that the base does not have; report what that does to the training texts.
+    """Add the accepted tokens that the base lacks, and report how the segmentation of the training texts changes.
 
-    `tokens.json` lists the tokens whose rows train; those that the base has from an earlier run are kept as they are
-    and stand in the report alone, unless `retrain` names them.
+    `tokens.json` lists the tokens whose rows train. Tokens that the base has from an earlier run keep their rows and
+    appear only in the report, unless `retrain` names them.
     """
     folder = find_base(base_identity, base.trust_remote_code)
     tokenizer = load_tokenizer(folder, base.trust_remote_code)
@@ -52,7 +52,7 @@ def extend_tokenizer(
 def _report(
     segmentation: SegmentationReport, base: "Tokenizer", tokens: Sequence[ExtendedToken], wanted: Sequence[NewToken]
 ) -> dict[str, Any]:
-    """The figures of all texts; each trained token's id, old pieces (ids and texts) and texts; the kept ones' ids."""
+    """Metrics of all texts; id, old subword tokens and number of texts of each trained token; ids of kept tokens."""
     figures = asdict(segmentation)
     uses, before = figures.pop("uses"), tokens_added_before(base)
     listed = [

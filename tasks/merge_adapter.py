@@ -1,4 +1,4 @@
-"""Stage merge_adapter: merges the adapter into the resized base, and writes the words as a pack."""
+"""Stage merge_adapter: merges the adapter into the resized base, and writes the new words as a pack."""
 
 import logging
 from pathlib import Path
@@ -30,7 +30,7 @@ def merge_adapter(
     params: MergeAdapterParams,
     base: BaseParams,
 ) -> None:
-    """Merge on the CPU, so that the result does not depend on where it is made; beside it, the vocabulary's pack."""
+    """Merge on the CPU, so that the result does not depend on the hardware, and write the pack inside the model."""
     trusted = base.trust_remote_code
     new = read_tokens(tokens)
     gated = read_json(require_artifact(adapter) / "report.json")["method"] == "gated"

@@ -60,19 +60,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# MLflow's names allow none of these; an @ is replaced, and a mapping by patterns (of modules or parameters) kept whole.
+# MLflow's names must not contain these characters. A mapping whose keys contain one (a pattern of module names, say)
+# becomes one parameter.
 UNNAMEABLE = re.compile(r"[^\w\-. /:@]")
 RECORD = Path("reports/registration.json")
-# Of evaluate_model, outside of what is tracked.
+# Written by evaluate_model and not tracked by DVC.
 SPEED = Path("reports/speed.json")
 BENEFIT_TAG = "benefit"
-# An alias can move while the model is judged against it; then it is judged against the new one.
+# The champion can change while the model is compared with it; then it is compared with the new champion.
 TRIES = 3
 
 
 @dataclass(frozen=True)
 class Made:
-    """What the stages before left of the model that is to be registered, and whether code in its folder may run."""
+    """Outputs of earlier stages for the model to register, and whether code in its folder may run."""
 
     merged: Path
     adapter: Path
@@ -86,15 +87,15 @@ class Made:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided of a version.
+    """The decision on a version.
 
     Attributes:
-        gates: every gate.
+        gates: result of every gate.
         rival: the champion that it was compared with.
         champion: whether the version is the champion now.
         said: the decision in a sentence.
-        evidence: what is known of its benefit.
-        reason: a person's, where one promoted it.
+        evidence: evidence for its benefit.
+        reason: reason given by the person who promoted it, if any.
     """
 
     gates: list[GateResult]
@@ -185,7 +186,7 @@ def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> 
 
 
 def _changes(client: Client, name: str, made: Made, tags: Mapping[str, str]) -> dict[str, Any] | None:
-    """What changed since the champion, or, of the champion itself, since the one before; None of a first version."""
+    """Changes since the champion, or, for the champion itself, since the previous one; None for a first version."""
     versions = [find_by_alias(client, name, alias) for alias in (CHAMPION, PREVIOUS_CHAMPION)]
     before = next((found for found in versions if found and found.tags.get(DIGEST_TAG) != tags[DIGEST_TAG]), None)
     if before is None:
@@ -196,7 +197,7 @@ def _changes(client: Client, name: str, made: Made, tags: Mapping[str, str]) -> 
     try:
         return changes(recorded(client, before), after, before, settings.seed)
     except VocabgraftError as error:
-        logger.warning("warning: what changed since version %d is not known: %s", before.version, error)
+        logger.warning("warning: the changes since version %d are unknown: %s", before.version, error)
         return None
 
 
@@ -207,7 +208,7 @@ def _load(made: Made) -> "SentenceTransformer":
 
 
 def _gate_tag(merged: Path) -> dict[str, str]:
-    """What code a model with a gate or own classes is loaded by, that of its base included."""
+    """The code that loads a model with a gate or own classes, including its base's code."""
     has_code = gate_types(merged) or carried_types(merged)
     return {CODE_TAG: describe_code(code_hashes(merged))} if has_code else {}
 
@@ -219,7 +220,7 @@ def _benefit_tag(measured: Measured, params: RegisterModelParams) -> dict[str, s
 
 
 def _evidence(client: Client, params: RegisterModelParams, measured: Measured, registered: Registered | None) -> str:
-    """What is known of the benefit. A champion keeps what was said when it was promoted."""
+    """The evidence for the benefit. A champion keeps the evidence of its promotion."""
     champion = find_by_alias(client, params.name, CHAMPION)
     if champion and registered and champion.version == registered.version and EVIDENCE_TAG in registered.tags:
         return registered.tags[EVIDENCE_TAG]
@@ -245,7 +246,7 @@ def _write(
 
 
 def _require_readable(client: Client, registered: Registered, made: Made, new: bool) -> None:
-    """Read the version back; one that was made just now and differs goes before anybody uses it."""
+    """Read the version back; delete a new version that differs, before anybody uses it."""
     if registered.tags.get(READ_BACK_TAG):
         return
     try:
@@ -266,7 +267,7 @@ def _decide(
     measured: Measured,
     tags: dict[str, str],
 ) -> Decision:
-    """Judge the version and make it champion where no gate stands in the way."""
+    """Judge the version, and make it champion if no gate blocks it."""
     speed = speed_of(SPEED, tags[DIGEST_TAG])
     for _ in range(TRIES):
         champion = find_by_alias(client, params.name, CHAMPION)
@@ -280,20 +281,20 @@ def _decide(
         try:
             _settle(client, registered, champion, decision)
         except ChampionMovedError as error:
-            logger.info("%s: the gates are asked again", error)
+            logger.info("%s: the gates run again", error)
         else:
             return decision
     raise VocabgraftError(
-        f"the alias {CHAMPION} of {params.name} moved {TRIES} times while version {registered.version} was judged "
-        "against it; run again when nobody moves it"
+        f"the alias {CHAMPION} of {params.name} moved {TRIES} times while version {registered.version} was compared "
+        "with it; run again when nobody else moves it"
     )
 
 
 def _settle(client: Client, registered: Registered, champion: Registered | None, decision: Decision) -> None:
-    """Make the version champion where that was decided.
+    """Make the version champion if that was decided.
 
     Raises:
-        ChampionMovedError: when it was judged against a version that is champion no more.
+        ChampionMovedError: if the champion changed since the comparison.
     """
     if decision.champion:
         make_champion(client, registered, {}, champion)
@@ -304,7 +305,7 @@ def _settle(client: Client, registered: Registered, champion: Registered | None,
 def _decision(
     gates: list[GateResult], evidence_asked: bool, rival: Rival | None, champion: Registered | None
 ) -> Decision:
-    """The decision; one on the champion itself keeps why it was promoted, be it by a person."""
+    """The decision. The champion keeps the reason of its promotion, including one that a person gave."""
     said, evidence = decision_of(gates, evidence_asked), evidence_of(gates, evidence_asked)
     promoted = not blocking(gates, evidence_asked)
     reason = ""
@@ -319,7 +320,7 @@ def _rival(
     client: Client, champion: Registered, params: RegisterModelParams, made: Made, tags: dict[str, str]
 ) -> Rival | None:
     benefit = benefit_of(params.gates)
-    # Grown on the champion, the base of every figure is the champion itself, on the same items.
+    # If the model extends the champion, the champion is the base of every metric, on the same items.
     if benefit is None or tags["base"] == f"models:/{params.name}/{champion.version}":
         return None
     settings = load_params()
@@ -350,7 +351,7 @@ def _tell(name: str, registered: Registered, decision: Decision) -> None:
 
 @contextmanager
 def _beside_its_card(merged: Path, card: str) -> Iterator[Path]:
-    """Links to the model's files, and the card as README.md, which sentence-transformers saves again."""
+    """A temporary folder with links to the model's files and the card as README.md, which the library saves again."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for entry in require_artifact(merged).resolve().iterdir():
@@ -388,8 +389,8 @@ def _licence(base_identity: Path) -> str:
     try:
         return licence_of(find_base(base_identity))
     except VocabgraftError as error:
-        # A base that is gone by now, such as an older version in the registry, is no reason not to register.
-        logger.info("the licence of the base is not known here: %s", error)
+        # A deleted base, such as an older version in the registry, does not prevent registration.
+        logger.info("the license of the base is unknown: %s", error)
         return UNKNOWN_LICENCE
 
 
@@ -420,12 +421,12 @@ def _record(measured: Measured, made: Made, tags: dict[str, str], card: str) -> 
 
 
 def _without_a_model(adapter: Path) -> Path:
-    """The adapter; its report alone where the folder is the whole model (`method: full`), which is logged itself."""
+    """The adapter, or only its report if the folder is the whole model (`method: full`), which is logged itself."""
     return adapter if not (adapter / "model.safetensors").is_file() else adapter / "report.json"
 
 
 def _pack_of(merged: Path) -> list[Path]:
-    """The vocabulary's pack, where the run has one."""
+    """The vocabulary pack, if the run has one."""
     return [merged / PACK_FOLDER] if (merged / PACK_FOLDER).is_dir() else []
 
 

@@ -29,7 +29,7 @@ def resize_base(
     base: BaseParams,
     seed: int,
 ) -> None:
-    """Initialise, resize and save: an adapter trained on a resize that was not saved cannot be loaded again."""
+    """Initialize, resize and save: an adapter trained on an unsaved resized model cannot be loaded again."""
     trusted = base.trust_remote_code
     folder = find_base(base_identity, trusted)
     extended = load_tokenizer(tokenizer, trusted)
@@ -39,10 +39,10 @@ def resize_base(
     with new_folder(out) as work:
         write_resized(folder, extended, rows, base.prompts, params.pad_to_multiple_of, work, trusted)
         add_modules(work, params.modules, seed, trusted)
-        # A later stage, and a run that finds nothing to do, tell an edit of an own class by it.
+        # Later stages and the preflight check detect edits of an own class by this copy.
         carry_own_code(work)
         report = _report(folder, work, rows, params, trusted)
-        # evaluate_model measures fidelity on the contexts that this stage did not learn from.
+        # evaluate_model measures fidelity on the contexts that were held out of distillation.
         held_out = params.distillation.held_out if distillation else 1.0
         write_json(work / "report.json", {**report, "distillation": distillation, "held_out_contexts": held_out})
 

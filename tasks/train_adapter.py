@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Outside of data/, since DVC deletes a stage's output before it runs.
+# Outside data/, because DVC deletes a stage's output before it runs.
 CHECKPOINTS = Path(".checkpoints/train_adapter")
 CURVE_PLOT = Path("reports/training_curve.svg")
 
@@ -49,8 +49,8 @@ def train_adapter(
 ) -> None:
     """Train, then save the adapter as a folder that stock sentence-transformers loads from the project's root.
 
-    With `method: full` there is no adapter, and the folder is that of the complete model. Without datasets, or with
-    `epochs: 0`, nothing is trained: the adapter holds the rows as they were distilled.
+    With `method: full` there is no adapter, and the folder holds the complete model. Without datasets, or with
+    `epochs: 0`, nothing is trained: the adapter holds the distilled rows.
     """
     if not (validate_data.datasets and params.trains):
         _leave_untrained(resized, tokens, out, base)
@@ -75,7 +75,7 @@ def train_adapter(
     untrained = ids_without_text(model.tokenizer, accepted, new_ids) if moves_rows else []
     if params.method in ROW_METHODS:
         _require_something_to_train(len(untrained), len(new_ids))
-    # A copy on a machine of a cluster is gone when its run ends: nobody would go on from what lies there.
+    # The copy of the project on a cluster machine is deleted after the run, so no run could resume from there.
     checkpoints = None if distributed.nodes() > 1 else CHECKPOINTS / _key(paths, params, seed, validate_data)
     with _live_metrics(params) as listener:
         general = read_general_texts(general_texts)
@@ -97,8 +97,8 @@ def _leave_untrained(resized: Path, tokens: Path, out: Path, base: BaseParams) -
     model = load_model(require_artifact(resized), own_modules=True, trust_remote_code=base.trust_remote_code)
     new_tokens = read_tokens(tokens)
     result = leave_untrained(model, [token.id for token in new_tokens])
-    logger.info("nothing is trained: %d rows stay as they were distilled", len(new_tokens))
-    # The method that the adapter is of, whatever would have been trained.
+    logger.info("nothing is trained: %d rows stay as distilled", len(new_tokens))
+    # The adapter has the format of this method, whatever params.yaml would have trained.
     params = TrainAdapterParams(method="tokens" if new_tokens else "full")
     with new_folder(out) as work:
         _save(model, work, resized, [], params, base)
@@ -123,7 +123,10 @@ def _save(
 
 
 def _key(paths: Mapping[str, Path], params: TrainAdapterParams, seed: int, validate_data: ValidateDataParams) -> str:
-    """What a checkpoint must have been made from to be taken; how often they are written makes no difference."""
+    """A key of all inputs of the training: only checkpoints with the same key are resumed.
+
+    How often checkpoints are written does not change the weights, so it is not in the key.
+    """
     return key_of(
         {
             "resized": content_digest(paths["resized"]),
@@ -139,7 +142,7 @@ def _key(paths: Mapping[str, Path], params: TrainAdapterParams, seed: int, valid
 
 
 def _live_metrics(params: TrainAdapterParams) -> AbstractContextManager[Any]:
-    """What takes the figures while they come, in the first process of several."""
+    """A listener for live metrics in the first process; none in the others."""
     if distributed.rank():
         return nullcontext()
     settings = {name: value for name, value in params.model_dump().items() if value not in (None, [], {})}
@@ -161,7 +164,7 @@ def _report(result: TrainingResult, params: TrainAdapterParams, without_text: li
 
 
 def _draw(log: list[dict[str, Any]]) -> None:
-    """The losses over the steps of all phases; not tracked, since its bytes depend on the version of matplotlib."""
+    """Plot the losses over the steps of all phases; not tracked, because its bytes depend on matplotlib's version."""
     from matplotlib.figure import Figure
 
     lines = loss_lines(log)
@@ -179,7 +182,7 @@ def _require_something_to_train(untrained: int, tokens: int) -> None:
     if tokens and untrained == tokens:
         raise VocabgraftError(
             f"none of the {tokens} new tokens is in a training text, so there is no row to train; add examples that "
-            "use them to a dataset (contexts only give rows their start), or set train_adapter.method to lora"
+            "use them to a dataset (contexts only initialize rows), or set train_adapter.method to lora"
         )
 
 

@@ -19,12 +19,12 @@ def train_control(
     seed: int,
     validate_data: ValidateDataParams,
 ) -> None:
-    """Train LoRA over the base as it is, or only say that nothing was trained."""
+    """Train LoRA over the unchanged base; without `control`, only record that nothing was trained."""
     if not evaluate_model.control:
         with new_folder(out) as work:
             write_json(work / "report.json", {"trained": False})
         return
-    # What loads torch is imported where something is trained.
+    # Imported only for a training, because these modules import torch.
     from tasks.support.models import find_base
     from vocabgraft.data.accepted import read_datasets
     from vocabgraft.models.base import load_model, prompts_of

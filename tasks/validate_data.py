@@ -47,17 +47,15 @@ logger = logging.getLogger(__name__)
 REJECTED_ROWS = "rejected.csv"
 JOINED_ROWS = "moved_by_shared_texts.csv"
 SHOWN_ROWS = 10
-# Above this share of the base's own vocabulary, new rows need far more text than a vocabulary usually comes with.
+# Above this share of the base's vocabulary, new rows need far more text than most vocabularies come with.
 LARGE_VOCABULARY = 0.03
-
-
-# A word in this share of general sentences is common: in the shipped ones 36 words are, `the` to `woman`.
+# A word in this share of general sentences is common: in the shipped ones 36 words are, from `the` to `woman`.
 COMMON_SHARE = 0.02
-# Of the retention pairs, where train_adapter.retain trains on the others.
+# Share of the retention pairs that is evaluated if train_adapter.retain trains on the others.
 SHARE_EVALUATED = 0.5
 LEAST_COMMON_USES = 5
 SHOWN_WORDS = 5
-# Below this many texts a row's fidelity falls off (the table of resize_base's report shows it for each run).
+# With fewer texts a row's fidelity falls (the table in resize_base's report shows it for each run).
 RARE_USES = 8
 
 
@@ -72,8 +70,8 @@ def validate_data(
     resize_base: ResizeBaseParams,
     train_adapter: TrainAdapterParams,
 ) -> None:
-    """Judge the raw files; write what is accepted, why the rest is not, and Data Docs of Great Expectations."""
-    # What the evaluation will ask for is refused here, before anything is trained.
+    """Validate the raw files; write accepted rows, rejected rows with reasons, and Great Expectations' Data Docs."""
+    # Checked here, before anything is trained, because the evaluation needs it.
     require_mteb(evaluate_model.mteb_tasks)
     data = read_raw(raw, params)
     benchmarks, unusable = _read_benchmarks(raw, evaluate_model)
@@ -132,7 +130,7 @@ def _refuse_or_quarantine(
         return
     site.mkdir(parents=True)
     rows = _rejected_rows(refusals)
-    # Beside the Data Docs too, since a refusal leaves no output and its message shows the first rows alone.
+    # Beside the Data Docs too, because a failure leaves no output and its message shows only the first rows.
     rows.to_csv(site / REJECTED_ROWS, index=False)
     fatal = [refusal for refusal in refusals if refusal.row is None]
     if params.on_invalid == "fail" or fatal:
@@ -151,7 +149,7 @@ def _refuse_or_quarantine(
 
 
 def _explain(refusals: Sequence[Refusal], params: ValidateDataParams, site: Path) -> str:
-    """All that is wrong, some rows of every kind; what only follows from another refusal is left out."""
+    """All problems, with a few rows of each kind; problems that only follow from another one are left out."""
     told = [refusal for refusal in refusals if not refusal.follows]
     whole = [refusal for refusal in told if refusal.row is None]
     if len(told) == len(whole) == 1 and whole[0].file in whole[0].reason:
@@ -160,9 +158,9 @@ def _explain(refusals: Sequence[Refusal], params: ValidateDataParams, site: Path
     for refusal, more in told_first(told, SHOWN_ROWS):
         lines += [f"  {_line(refusal)}", *([f"    and {more} more of this kind"] if more else [])]
     shown = "\n".join(lines)
-    # A quarantine takes out rows, which mends nothing that is wrong with a whole file.
+    # A quarantine removes rows, which does not help if a whole file is wrong.
     is_row_fault = params.on_invalid == "fail" and not whole
-    remedy = "Mend them, or set validate_data.on_invalid to quarantine" if is_row_fault else "Mend them"
+    remedy = "Correct them, or set validate_data.on_invalid to quarantine" if is_row_fault else "Correct them"
     count = f"{len(told)} problem{'s' if len(told) > 1 else ''} in the raw data"
     return f"{count}:\n{shown}\n{remedy}; all are in {site / REJECTED_ROWS}"
 
@@ -171,27 +169,27 @@ def _line(refusal: Refusal) -> str:
     where = refusal.file if refusal.row is None else f"{refusal.file} row {refusal.row}"
     if refusal.column:
         return f"{where}, {refusal.column} {refusal.value!r}: {refusal.reason}"
-    # What is wrong with a whole file names it.
+    # The reason for a whole file may name the file already.
     return refusal.reason if refusal.row is None and refusal.file in refusal.reason else f"{where}: {refusal.reason}"
 
 
 def _rejected_rows(refusals: Sequence[Refusal]) -> pd.DataFrame:
     names = ["file", "row", "column", "value", "reason"]
-    # For a person, who opens it in a spreadsheet.
+    # People open this file in a spreadsheet.
     cells = [[spreadsheet_cell(text) for text in (r.file, r.column, r.value, r.reason)] for r in refusals]
     rows = [(file, "" if r.row is None else r.row, *rest) for r, (file, *rest) in zip(refusals, cells, strict=True)]
     return pd.DataFrame(rows, columns=names)
 
 
 def _show_refused(judgement: Judgement, site: Path) -> None:
-    """Data Docs of rows that a rule refused; a file that cannot be read is not in them."""
+    """Write Data Docs if a rule refused rows; a file that cannot be read is not in them."""
     if any(table.refusals for table in judgement.tables.values()):
         _write_data_docs(judgement, site)
         warn(f"Data Docs: {site}/index.html")
 
 
 def _write_data_docs(judgement: Judgement, site: Path) -> None:
-    """Only here is Great Expectations imported, which takes seconds."""
+    """Write Data Docs. Great Expectations is imported only here, because that takes seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from tasks.support.expectations import write_data_docs
@@ -233,7 +231,7 @@ def _write_accepted(work: Path, accepted: dict[str, pd.DataFrame], params: Valid
 
 
 def _general_texts(retention: pd.DataFrame, raw: Path, params: RetainParams | None) -> tuple[list[str], pd.DataFrame]:
-    """The general texts to stay near the base on, and the retention pairs that are left to evaluate."""
+    """The general texts whose embeddings training retains, and the retention pairs left for evaluation."""
     if params is None:
         return [], retention
     if params.texts is not None:
@@ -267,7 +265,7 @@ def _require_classes(train: pd.DataFrame, dataset: DatasetParams) -> None:
 
 
 def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    # Types are stated, since those of an empty split cannot be told from its rows.
+    # Explicit types, because those of an empty split cannot be inferred from its rows.
     types = {"uses": pa.int64(), "embedding": pa.list_(pa.float32())}
     types |= dict.fromkeys(NUMBERS, pa.float64()) | dict.fromkeys(LABELS, pa.int64())
     schema = pa.schema([(name, types.get(name, pa.string())) for name in frame.columns])
@@ -288,7 +286,7 @@ def _too_many(vocabulary: pd.DataFrame, base_size: int) -> str | None:
     share = len(vocabulary) / base_size
     if share <= LARGE_VOCABULARY:
         return None
-    return f"{len(vocabulary)} new tokens are {share:.1%} of the base's vocabulary; expect to need much more text"
+    return f"{len(vocabulary)} new tokens are {share:.1%} of the base's vocabulary; they may need much more text"
 
 
 def _rare(vocabulary: pd.DataFrame) -> str | None:
@@ -297,13 +295,13 @@ def _rare(vocabulary: pd.DataFrame) -> str | None:
         return None
     shown = _shown([f"{word} in {count}" for word, count in rare.items()])
     return (
-        f"{len(rare)} new tokens are in fewer than {RARE_USES} training texts ({shown}); their rows start from "
-        "templates and descriptions too, and are the less exact; all are in report.json"
+        f"{len(rare)} new tokens are in fewer than {RARE_USES} training texts ({shown}); their rows are also "
+        "initialized from templates and descriptions and are less exact; report.json lists all"
     )
 
 
 def _words_without_pairs(accepted: dict[str, pd.DataFrame], params: ValidateDataParams) -> list[str]:
-    """Words without a pair in a dataset that is made from descriptions, and why."""
+    """Warnings about words without a pair in a dataset made from descriptions, with the reason."""
     tokens = [token for token in new_tokens(accepted["vocabulary"]) if token.kind != "special"]
     undescribed = [token.text for token in tokens if not is_described(token)]
     told = []
@@ -316,7 +314,7 @@ def _words_without_pairs(accepted: dict[str, pd.DataFrame], params: ValidateData
             }
             told += [
                 f"dataset {dataset.name}: {len(words)} of {len(tokens)} words and symbols {reason} ({_shown(words)}), "
-                "so no pair is made of them"
+                "so they get no pair"
                 for reason, words in reasons.items()
                 if words
             ]
@@ -324,7 +322,7 @@ def _words_without_pairs(accepted: dict[str, pd.DataFrame], params: ValidateData
 
 
 def _rare_words(vocabulary: pd.DataFrame) -> dict[str, int]:
-    """The new tokens in few texts, the rarest first, with their number of texts."""
+    """The rare new tokens and their number of texts, the rarest first."""
     rows = vocabulary[vocabulary["uses"] < RARE_USES]
     found = ((str(token), int(uses)) for token, uses in zip(rows["token"], rows["uses"], strict=True))
     return dict(sorted(found, key=lambda entry: (entry[1], entry[0])))
@@ -337,16 +335,16 @@ def _inside_another(vocabulary: pd.DataFrame) -> str | None:
         return None
     shown = _shown([f"{names[part]} in {names[whole]}" for part, whole in inside.items()])
     return (
-        f"{len(inside)} new tokens stand inside another ({shown}); each is matched for itself, and where both begin at "
-        "one place only the longer is tried"
+        f"{len(inside)} new tokens are part of another ({shown}); each is matched separately, and if both begin at "
+        "the same character only the longer one is tried"
     )
 
 
 def _common(vocabulary: pd.DataFrame, sentences: list[str], base: "Tokenizer") -> str | None:
-    """Words that are common in general text, for which the retention sentences stand.
+    """A warning about words that are common in general text; the retention sentences are the sample of it.
 
-    The frequent words of its language are one token in any base, and those are refused. What is left to find is a word
-    that the user's own general text is full of: whatever it is, each of those vectors changes.
+    Frequent words of the language are one token in any base and are refused. Other words can still be common in the
+    user's general text: each of them changes the embedding of every text that contains it.
     """
     words = vocabulary[vocabulary["kind"] == "word"]
     distinct = list(dict.fromkeys(sentences))
@@ -357,7 +355,7 @@ def _common(vocabulary: pd.DataFrame, sentences: list[str], base: "Tokenizer") -
         return None
     return (
         f"{len(common)} new words are common in general text ({_shown(common)} of {len(distinct)} sentences of the "
-        "retention pairs); each changes the vectors of all those texts, so take out what the base reads well"
+        "retention pairs); each changes the embeddings of all those texts, so remove words that the base reads well"
     )
 
 
@@ -370,16 +368,16 @@ def _large_groups(judgement: Judgement) -> list[str]:
 
 
 def _large_group(name: str, group: LargeGroup, rows: int) -> str:
-    told = f"dataset {name}: {group.rows} of {rows} rows are one group, since they share texts"
+    told = f"dataset {name}: {group.rows} of {rows} rows form one group, because they share texts"
     if group.hubs:
-        told += f"; {len(group.hubs)} texts that most of them share join no rows any more ({_shown(list(group.hubs))})"
+        told += f"; {len(group.hubs)} texts that most of them share no longer join rows ({_shown(list(group.hubs))})"
         if group.largest <= max(NEVER_CUT, LARGEST_SHARE * rows):
             return told
-    return f"{told}; {group.largest} rows stay one group (most have {shorten(group.largest_key)!r}) and share a split"
+    return f"{told}; {group.largest} rows stay one group in one split (most have {shorten(group.largest_key)!r})"
 
 
 def _moved_rows(accepted: dict[str, pd.DataFrame], params: ValidateDataParams) -> pd.DataFrame:
-    """Rows whose split is not that of their own group or first text, since they share a text with other rows."""
+    """Rows whose split differs from that of their own group or first text, because they share a text with others."""
     moved = []
     for dataset in params.datasets:
         share, first = dataset.held_out, COLUMNS[dataset.format][0]

@@ -22,14 +22,14 @@ def allow_temporary_server() -> None:
 
 @contextmanager
 def harmless(failure: str) -> Iterator[None]:
-    """Turn an error of a log, an artifact or a forecast into a warning, so that it decides no outcome.
+    """Turn an error of a log, an artifact or a forecast into a warning, so that it does not affect the outcome.
 
     Args:
-        failure: what to say when the block raises, before the reason.
+        failure: start of the warning, before the error.
     """
     try:
         yield
-    except Exception as error:  # noqa: BLE001  a terminal, a file and a server raise errors of their own
+    except Exception as error:  # noqa: BLE001  terminals, files and servers raise different errors
         warn(f"{failure}: {type(error).__name__}: {error}")
 
 

@@ -33,7 +33,7 @@ class FlowRun:
         started: start time in UTC.
         stages: every stage of the DAG.
         results: results of the stages in the run; empty if it ended before the first stage.
-        failure: why the run ended before its stages; None if it did not.
+        failure: why the run ended before its stages did; None if it did not.
         registration: the version that the run registered; None if it registered none.
         prefect_run: id of the Prefect run; None without Prefect.
     """

@@ -168,14 +168,14 @@ class StageRuns:
                 result = self._reproduced(entry, _WatchedLog(name, log, self._watch))
         except (VocabgraftError, OSError) as error:
             result = StageResult(name, Outcome.FAILED, 0.0, str(error))
-        except Exception as error:  # noqa: BLE001  a bug of the flow itself goes to the report, as any other reason
+        except Exception as error:  # noqa: BLE001  a bug of the flow itself goes to the report, like any other reason
             trace = traceback.format_exc()
             result = StageResult(name, Outcome.FAILED, 0.0, f"unexpected {type(error).__name__}: {error}", log=trace)
         result = self._with_savings(replace(result, seconds=time.perf_counter() - started))
         with self._guard:
             self._results[name] = result
             if result.outcome is Outcome.COMPLETED:
-                with harmless("the seconds of a stage, which are a forecast, were not kept"):
+                with harmless("the duration of a stage, used for forecasts, was not saved"):
                     keep_seconds(self._root, {name: result.seconds})
         with harmless("the end of a stage was not shown"):
             self._watch.ended(result)
@@ -254,7 +254,7 @@ class StageRuns:
     def _outcome(self, entry: Planned, attempt: Attempt) -> StageResult:
         name, reasons = entry.stage.name, "; ".join(entry.reasons)
         if attempt.ending is Ending.SKIPPED:
-            return StageResult(name, Outcome.UNCHANGED, 0.0, "its inputs turned out the same")
+            return StageResult(name, Outcome.UNCHANGED, 0.0, "its inputs are the same after all")
         if attempt.ending is Ending.RAN:
             return StageResult(name, Outcome.COMPLETED, 0.0, reasons)
         if attempt.ending is Ending.RESTORED:
@@ -267,7 +267,7 @@ class StageRuns:
 
 
 class NoLog:
-    """Keeps nothing: without Prefect, the watch alone shows a stage's lines."""
+    """Keeps nothing: without Prefect, only the watch shows a stage's lines."""
 
     def line(self, text: str) -> None:
         """Ignore the line."""

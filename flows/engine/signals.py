@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM of a run or a service, which ends its child processes itself."""
+"""Handles SIGINT and SIGTERM of a run or a service, which ends its child processes itself."""
 
 import signal
 import threading
@@ -11,9 +11,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, also where SIGINT is ignored, as in what a script starts in the background.
+    """Let SIGTERM act like Ctrl-C, even if SIGINT is ignored, as in background processes of a script.
 
-    In another thread than the main one it does nothing.
+    Does nothing outside the main thread.
     """
 
     def interrupt(number: int, _: Any) -> None:

@@ -72,7 +72,7 @@ class StageResult:
     log: str = ""
 
     def __post_init__(self) -> None:
-        # What a stage says reaches consoles, pages, chat messages and stores from here.
+        # Consoles, pages, chat messages and stores get the stage's text from here.
         object.__setattr__(self, "reason", printable(self.reason))
         object.__setattr__(self, "log", printable(self.log))
 

@@ -44,18 +44,18 @@ class StageLog(Protocol):
 
 
 class HarmlessLog:
-    """A log that gets printable text alone, and whose faults decide nothing: the stage goes on without it."""
+    """Passes printable text to a log; if the log raises an error, the stage continues without it."""
 
     def __init__(self, log: StageLog) -> None:
         self._log = log
 
     def line(self, text: str) -> None:
-        """Hand it on."""
+        """Pass on a line."""
         with harmless("a line of a stage's output was not logged"):
             self._log.line(printable(text))
 
     def progress(self, percent: float) -> None:
-        """Hand it on."""
+        """Pass on the progress."""
         with harmless("the progress of a stage was not logged"):
             self._log.progress(percent)
 
@@ -261,7 +261,7 @@ class _Said:
             self._say(text)
 
     def progress(self, percent: float) -> None:
-        """Nothing: reading has no progress."""
+        """Ignore it: reading has no progress."""
 
 
 def environment() -> dict[str, str]:

@@ -172,6 +172,6 @@ def check_lock_file(path: Path) -> None:
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if line.startswith(CONFLICT):
             raise VocabgraftError(
-                f"{path}, line {number}: an unresolved merge ({line}); take either side, `git checkout --ours {path}` "
-                "or with --theirs, and run again: known results come from the run cache, the others are made again"
+                f"{path}, line {number}: an unresolved merge ({line}); take either side with `git checkout --ours "
+                f"{path}` or --theirs, and run again: known results come from the run cache, the others are made again"
             )

@@ -1,4 +1,4 @@
-"""The section with what changed since the champion."""
+"""The section with the changes since the champion."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ WORDS_SHOWN = 200
 
 
 def changes(gathered: Gathered) -> dict[str, Any]:
-    """Parameters, words, rows of data and metrics that differ from the champion's."""
+    """Parameters, words, data rows and metrics that differ from the champion's."""
     if gathered.registration is None:
         return {"absent": ["No version was registered, so none is compared with the champion."]}
     if gathered.changed:
-        return {"absent": ["The stages ran again since the version was registered."]}
+        return {"absent": ["The stages ran again after the version was registered."]}
     found = gathered.registration.get("changes")
     if found is None:
         return {"absent": ["There is no earlier champion to compare with."]}

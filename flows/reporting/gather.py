@@ -23,7 +23,7 @@ REGISTRATION_RECORD = Path("reports/registration.json")
 SPEED = Path("reports/speed.json")
 DATA_DOCS = Path("reports/data_docs")
 REJECTED_ROWS = "rejected.csv"
-# What the page shows, and the stage whose output has it.
+# The parts of the page, each with the stage and the file that has it.
 PARTS = {
     "validation": ("validate_data", "report.json"),
     "rejected": ("validate_data", REJECTED_ROWS),
@@ -45,7 +45,7 @@ def write_report(gathered: Gathered, root: Path, out: Path = REPORT) -> Path:
     """Write the page, whole or not at all.
 
     Raises:
-        VocabgraftError: when it cannot be written.
+        VocabgraftError: if it cannot be written.
     """
     plots = PlotFolder(root / PLOTS)
     path = root / out
@@ -58,7 +58,7 @@ def write_report(gathered: Gathered, root: Path, out: Path = REPORT) -> Path:
 
 
 def gather(stages: Sequence[Stage], root: Path) -> Gathered:
-    """Read what the stages left. What a run did not make is not shown, even where an earlier run left it."""
+    """Read the outputs of the stages. Outputs that this run did not make are not shown, even if they exist."""
     run = read_json(root / RUN_RECORD) if (root / RUN_RECORD).is_file() else None
     left, now = (run or {}).get("outputs", {}), output_digests(stages, root)
     changed = [name for name in now if now[name] != left.get(name)] if run else []
@@ -76,13 +76,13 @@ def gather(stages: Sequence[Stage], root: Path) -> Gathered:
 
 
 def _speed(root: Path, merged: str | None) -> Found:
-    """Texts a second, which lie outside of the stages' outputs; of the present model alone."""
+    """The encoding speed of the current model, from a file outside the stages' outputs."""
     speed = read_json(root / SPEED) if (root / SPEED).is_file() else None
     return Found(speed if speed and speed.get("merged_digest") == merged else None)
 
 
 def _failures_behind(stage: str, stages: Sequence[Stage], run: Mapping[str, Any]) -> list[str]:
-    """The failed stages, in the order of the DAG, that a stage waits for."""
+    """The failed stages that a stage needs, in the order of the DAG."""
     upstream = {entry.name: entry.upstream for entry in stages}
     wanted = {stage}
     for entry in reversed(stages):
@@ -96,9 +96,9 @@ def _found(folder: Path | None, stage: str, file: str, run: Mapping[str, Any] | 
     if reason := _not_of_this_run(stage, path, run, blame):
         return Found(absence=reason)
     if folder is None:
-        return Found(absence=f"dvc.yaml has no stage {stage}, which would make {file}.")
+        return Found(absence=f"dvc.yaml has no stage {stage}, which makes {file}.")
     if not path.is_file():
-        return Found(absence=f"{stage} left no {file}.")
+        return Found(absence=f"{stage} has written no {file}.")
     try:
         return Found(READERS[path.suffix](path))
     except VocabgraftError as error:
@@ -106,15 +106,15 @@ def _found(folder: Path | None, stage: str, file: str, run: Mapping[str, Any] | 
 
 
 def _not_of_this_run(stage: str, path: Path, run: Mapping[str, Any] | None, blame: Sequence[str]) -> str:
-    """Why a stage's file is none of this run's; empty where it is, or where no run is on record."""
+    """Why this run did not make a stage's file; empty if it did, or if no run was recorded."""
     if run is None:
         return ""
     entry = next((entry for entry in run["stages"] if entry["name"] == stage), None)
     if entry is None:
-        why = "was not part of this run" if run["stages"] else "did not run: the run ended before its stages"
+        why = "was not part of this run" if run["stages"] else "did not run: the run ended before its stages started"
         return f"{stage} {why}."
     if entry["outcome"] == "NotReady":
-        return f"{stage} did not run, since {listed(blame)} failed."
+        return f"{stage} did not run, because {listed(blame)} failed."
     if entry["outcome"] == "Failed" and not _written_since(path, run):
         return f"{stage} failed before it wrote {path.name}."
     return ""
@@ -126,7 +126,7 @@ def _written_since(path: Path, run: Mapping[str, Any]) -> bool:
 
 
 def _of_a_failed_validation(root: Path, run: Mapping[str, Any] | None) -> Found | None:
-    """The rows that made validate_data fail: it has no output then, and leaves them beside its Data Docs."""
+    """The rows that made validate_data fail; it then has no output, and writes them beside its Data Docs."""
     path = root / DATA_DOCS / REJECTED_ROWS
     if run is None or _outcome(run, "validate_data") != "Failed" or not _written_since(path, run):
         return None
@@ -140,15 +140,15 @@ def _outcome(run: Mapping[str, Any], stage: str) -> str | None:
 def _docs(root: Path, run: Mapping[str, Any] | None) -> str:
     index = root / DATA_DOCS / "index.html"
     if not index.is_file():
-        remedy = "dvc repro --force --single-item validate_data makes them"
-        return f"There are no Data Docs: {DATA_DOCS} is not there; {remedy}."
+        remedy = "dvc repro --force --single-item validate_data writes them"
+        return f"There are no Data Docs, because {DATA_DOCS} does not exist; {remedy}."
     if run is not None and _outcome(run, "validate_data") == "Failed" and not _written_since(index, run):
-        return "The Data Docs are of an earlier run: this one failed before the data were judged."
+        return "The Data Docs are from an earlier run: this one failed before it validated the data."
     return ""
 
 
 def _registration(run: Mapping[str, Any] | None, folders: Mapping[str, Path], root: Path) -> Mapping[str, Any] | None:
-    """What the run registered; without a run, the registration on record where it is that of the present model."""
+    """The registration of the run; without a run, the recorded one, if it is of the current model."""
     if run is not None:
         found: Mapping[str, Any] | None = run["registration"]
         return found

@@ -1,4 +1,4 @@
-"""Renders the report as HTML, with the verdict, the gates and the tiles at its top. Reads only the template."""
+"""Renders the report as HTML, with the verdict, the gates and the tiles at the top. Reads only the templates."""
 
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -48,13 +48,13 @@ Plot = Callable[[str, Mapping[str, Any]], str]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The first thing that a reader wants to know.
+    """The result of the run, at the top of the page.
 
     Attributes:
-        kind: promoted, registered, unregistered, failed or mixed; the style sheet has a colour for each.
+        kind: promoted, registered, unregistered, failed or mixed; the style sheet has a color for each.
         title: a few words.
-        reasons: a sentence each.
-        failures: (stage, reason, last lines of output) of what failed; no stage where the run did not get to one.
+        reasons: one sentence each.
+        failures: (stage, reason, last lines of output) of each failure; the stage is empty if none started.
     """
 
     kind: str
@@ -67,8 +67,8 @@ def render(gathered: Gathered, plot: Plot) -> str:
     """The whole page.
 
     Args:
-        gathered: what it shows; every text in it is escaped.
-        plot: gives the SVG of a plot's name and data, which is put in as it is.
+        gathered: contents of the page; every text is escaped.
+        plot: function that returns a plot's SVG from its name and data; the SVG is not escaped.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -97,15 +97,15 @@ def render(gathered: Gathered, plot: Plot) -> str:
 
 
 def without_controls(value: Any) -> Any:
-    """What a template shows of a value: a `printable` text; anything else, and markup, as it is."""
+    """Make a text `printable` for a template; leave markup and other values unchanged."""
     from markupsafe import Markup
 
-    # Markup comes from the template and from plots, which see to their own texts.
+    # Markup comes from the template and from plots, which make their own texts printable.
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def as_markdown(gathered: Gathered, address: str) -> str:
-    """The verdict and the figures that decide, for a place that shows no page; `address` is the page's."""
+    """The verdict and the deciding metrics in Markdown, with the `address` of the page."""
     found = verdict(gathered)
     views = {name: section(gathered) for name, section in SECTIONS.items()}
     lines = [f"## {found.title}", *found.reasons]
@@ -123,14 +123,14 @@ def _failure_as_markdown(stage: str, reason: str, log: str) -> list[str]:
 
 
 def verdict(gathered: Gathered) -> Verdict:
-    """Promoted, registered and why not promoted, failed and why, or neither."""
+    """Whether the model was promoted or registered, or the run failed, with the reasons."""
     run, registration = gathered.run, gathered.registration
     if run is None:
-        why = "No run of the flow is on record here; this page shows what the stages left last."
-        return _of_registration(registration, [why]) if registration else Verdict("mixed", "No run on record", [why])
+        why = "No run of the flow was recorded here; this page shows the latest outputs of the stages."
+        return _of_registration(registration, [why]) if registration else Verdict("mixed", "No recorded run", [why])
     if gathered.changed:
-        why = f"Made again since the last run of the flow: {listed(gathered.changed)}. "
-        why += "This page shows what is there now; vocabgraft run gives it a verdict."
+        why = f"Outputs that changed since the last run of the flow: {listed(gathered.changed)}. "
+        why += "This page shows the current outputs; vocabgraft run gives them a verdict."
         return Verdict("mixed", "Changed since the last run", [why])
     if run["failed"]:
         return _failed(run)
@@ -144,7 +144,7 @@ def _why_unregistered(run: Mapping[str, Any]) -> str:
         return f"No model is registered inside a DVC experiment, such as this run of {run['experiment']}."
     if any(stage["name"] == "register_model" for stage in run["stages"]):
         return "The registry has no version of this model, though register_model succeeded; run again."
-    return f"The run was asked to end with {run['stages'][-1]['name']}."
+    return f"The run ended with {run['stages'][-1]['name']}, as requested."
 
 
 def _failed(run: Mapping[str, Any]) -> Verdict:
@@ -152,9 +152,9 @@ def _failed(run: Mapping[str, Any]) -> Verdict:
     failures = [(stage["name"], stage["reason"], stage.get("log", "")) for stage in failed]
     if not failures:
         why = "Nothing was made or registered."
-        return Verdict("failed", "The run ended before its stages", [why], [("", run["failed"], "")])
+        return Verdict("failed", "The run ended before its stages started", [why], [("", run["failed"], "")])
     waiting = [stage["name"] for stage in run["stages"] if stage["outcome"] == "NotReady"]
-    reasons = [f"Not run, since the way there leads through it: {listed(waiting)}."] if waiting else []
+    reasons = [f"Not run, because they need a failed stage: {listed(waiting)}."] if waiting else []
     if "register_model" in waiting:
         reasons.append("No model was registered.")
     return Verdict("failed", f"Failed: {listed([name for name, _, _ in failures])}", reasons, failures)
@@ -169,7 +169,7 @@ def _of_registration(registration: Mapping[str, Any], reasons: Sequence[str]) ->
         return Verdict("promoted", "Promoted", [f"{named} is the champion.", *why, *reasons])
     unmet = [gate for gate in gates if gate.verdict != "holds"]
     why = [f"{capital(told(gate))}." for gate in unmet]
-    why = why or ["No gate on record speaks against it; the alias champion names another version now."]
+    why = why or ["No recorded gate blocks it; the alias champion now belongs to another version."]
     shown = {gate.verdict for gate in unmet} != {"not shown"} or not any(gate.kind == "benefit" for gate in unmet)
     title = "Registered, not promoted" if shown else "Registered, not shown to be better"
     return Verdict("registered", title, [f"{named} is a challenger.", *why, *reasons])
@@ -180,7 +180,7 @@ def _results(registration: Mapping[str, Any]) -> list[GateResult]:
 
 
 def _gates(gathered: Gathered, views: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The conditions of promotion, where they are those of what the page shows."""
+    """The results of the gates, if they belong to the model that the page shows."""
     gates = _results(gathered.registration) if gathered.registration and not gathered.changed else []
     checked = _consistency_tile(views["consistency"])["value"]
     return [
@@ -196,7 +196,7 @@ def _gates(gathered: Gathered, views: Mapping[str, Mapping[str, Any]]) -> list[d
 
 
 def _detail(gate: GateResult) -> str:
-    """What a gate asks for; of one that is not shown the whole sentence."""
+    """The requirement of a gate; the whole sentence if the verdict is `not shown`."""
     if gate.verdict == "not shown":
         return told(gate)
     asked = gate.limit if gate.figure is None else f"needed: {gate.limit}"
@@ -204,7 +204,7 @@ def _detail(gate: GateResult) -> str:
 
 
 def _tiles(gathered: Gathered, views: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The four figures that decide."""
+    """The four deciding metrics."""
     tiles = {
         "Benefit": _benefit_tile(gathered, views["benefit"]),
         "Retention": _retention_tile(gathered, views["retention"]),
@@ -228,7 +228,7 @@ def _benefit_tile(gathered: Gathered, view: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _without_labels(gathered: Gathered) -> dict[str, Any] | None:
-    """The benefit of a vocabulary without labelled data, where promotion is decided by one of its figures."""
+    """The benefit without labeled data, if one of its metrics decides on promotion."""
     benefit = gate_settings(gathered).get("benefit")
     found = (gathered.content("comparison") or {}).get("without_labels", {}).get(benefit)
     if benefit not in (FIDELITY.dataset, TOKENS_PER_TEXT.dataset) or found is None:

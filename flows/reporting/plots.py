@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Drawn in these colours, which nothing else has, and then named: the page defines the names for light and for dark.
+# Placeholders that occur nowhere else, replaced in the SVG by CSS variables that the page defines for light and dark.
 COLOURS = {
     "ink": "#010203",
     "muted": "#010204",
@@ -31,24 +31,24 @@ COLOURS = {
     "control": "#010209",
     "page": "#01020a",
 }
-# In CSS pixels: beside a page's margins, and on a phone of 390 pixels.
+# In CSS pixels: for a wide page, and for a phone of 390 pixels, without margins.
 WIDTHS = {"wide": 720, "narrow": 340}
 FONT_SIZE = 11
 ROW_HEIGHT = {"wide": 46, "narrow": 58}
 NAMES_WIDTH = {"wide": 200, "narrow": 4}
 LABELLED_TOKENS = {"wide": 16, "narrow": 7}
 LETTER_WIDTH = 0.6 * FONT_SIZE
-# The loss of a step is that of one batch, and datasets take turns.
+# The loss is smoothed, because each step has one batch and datasets alternate.
 SMOOTHED_OVER = 0.1
 DASHES = ("--", ":", "-.")
 
 
 def draw(name: str, data: Mapping[str, Any]) -> str:
-    """A plot twice, for a wide and for a narrow page; the style sheet shows one of them.
+    """A plot for a wide and one for a narrow page; the style sheet shows one of them.
 
     Args:
         name: one of `PLOTS`.
-        data: what its function takes, with `label` and `description`, which say the plot in words.
+        data: arguments of its function, with `label` and `description` as text alternatives.
     """
     with _style():
         return "\n".join(
@@ -58,14 +58,14 @@ def draw(name: str, data: Mapping[str, Any]) -> str:
 
 
 class PlotFolder:
-    """Plots drawn once for each content: drawing takes most of a report's time, and an idle run changes no plot."""
+    """A cache of plots by their data: drawing takes most of a report's time, and an idle run changes no plot."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.used: set[str] = set()
 
     def __call__(self, name: str, data: Mapping[str, Any]) -> str:
-        """The plot of this data, from the folder where it is there."""
+        """The plot of this data, from the folder if it is there."""
         made_by = [file_sha256(Path(__file__)), version("matplotlib")]
         path = self.folder / f"{name}-{digest_of([name, data, made_by])[:16]}.svg"
         self.used.add(path.name)
@@ -74,14 +74,14 @@ class PlotFolder:
         return path.read_text(encoding="utf-8")
 
     def forget_others(self) -> None:
-        """Delete what the page does not show any more."""
+        """Delete plots that the page no longer shows."""
         for path in self.folder.glob("*.*"):
             if path.name not in self.used:
                 path.unlink()
 
 
 def _gains(data: Mapping[str, Any], width: str) -> str:
-    """A row a figure: base, resized and trained on one axis, the interval of the gain around trained."""
+    """One row per metric: base, resized and trained on one axis, with the gain's interval around trained."""
     rows = data["rows"]
     figure, axes = _figure(width, ROW_HEIGHT[width] * len(rows) + 44, left=NAMES_WIDTH[width])
     for place, row in enumerate(rows):
@@ -123,7 +123,7 @@ def _span(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def _drift(data: Mapping[str, Any], width: str) -> str:
-    """A row a group of texts: how far the vectors moved, mean, 99th percentile and the ten that moved most."""
+    """One row per group of texts: drift as mean, 99th percentile and the ten texts that moved most."""
     rows = data["rows"]
     figure, axes = _figure(width, ROW_HEIGHT[width] * len(rows) + 44, left=NAMES_WIDTH[width])
     for place, row in enumerate(rows):
@@ -135,7 +135,7 @@ def _drift(data: Mapping[str, Any], width: str) -> str:
     _name_rows(axes, [(row["name"], row["detail"]) for row in rows], width)
     most = max(max(row["p99"], row["mean"], *row["worst"]) for row in rows)
     axes.set_xlim(-0.04 * max(most, 0.01), 1.08 * max(most, 0.01))
-    axes.set_xlabel("1 \N{MINUS SIGN} cosine to the base's vector; 0: it did not move")
+    axes.set_xlabel("1 \N{MINUS SIGN} cosine to the base's vector; 0: unchanged")
     return _svg(figure)
 
 
@@ -145,7 +145,7 @@ def _token_map(data: Mapping[str, Any], width: str) -> str:
     from matplotlib.path import Path as Outline
 
     figure, axes = _figure(width, 460 if width == "wide" else 340, left=22, bottom=24)
-    # One path of many dots, each a line of no length with round ends: a tenth of the bytes of as many markers.
+    # One path of many dots, each a line of zero length with round ends, takes a tenth of the bytes of markers.
     dots = [(x + shift, y) for x, y in data["old"] for shift in (0, 1e-6)]
     outline = Outline(dots, [Outline.MOVETO, Outline.LINETO] * len(data["old"]))
     outline.should_simplify = False
@@ -167,7 +167,7 @@ def _token_map(data: Mapping[str, Any], width: str) -> str:
 
 
 def _name_some(axes: "Axes", tokens: Sequence[Sequence[Any]], most: int) -> None:
-    """Name the outermost tokens, outwards of their dots, leaving out names that would lie on another's."""
+    """Label the outermost tokens, on the outer side of their dots, and skip labels that would overlap."""
     to_pixels = axes.transData.transform
     middle = to_pixels([(x, y) for x, y, _ in tokens]).mean(axis=0)
     left, _, right, _ = axes.get_window_extent().extents
@@ -189,7 +189,7 @@ def _name_some(axes: "Axes", tokens: Sequence[Sequence[Any]], most: int) -> None
 
 
 def _curve(data: Mapping[str, Any], width: str) -> str:
-    """Losses over the steps: each step's faint, its running mean and the validation's in full."""
+    """Losses over the steps: each step's loss faint, its running mean and the validation losses in full color."""
     figure, axes = _figure(width, 320 if width == "wide" else 280, left=48)
     steps, losses = data["train"]["steps"], data["train"]["losses"]
     axes.plot(steps, losses, color=COLOURS["trained"], alpha=0.35, linewidth=1)
@@ -257,13 +257,13 @@ def _style() -> "Iterator[None]":
         "axes.axisbelow": True,
     }
     with mpl.rc_context(settings), warnings.catch_warnings():
-        # The reader's browser has the letters that matplotlib's own typeface lacks.
+        # The reader's browser has the letters that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def _figure(width: str, height: float, left: float, bottom: float = 42) -> "tuple[Figure, Axes]":
-    """A figure with one pair of axes; margins in pixels, since texts get their size from the reader's typeface."""
+    """A figure with one pair of axes; margins are in pixels, because the reader's font sets the size of texts."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -275,7 +275,7 @@ def _figure(width: str, height: float, left: float, bottom: float = 42) -> "tupl
 
 
 def _name_rows(axes: "Axes", names: Sequence[tuple[str, str]], width: str) -> None:
-    """Rows from top to bottom, named beside the axis where there is room and above each row where there is none."""
+    """Name rows from top to bottom: beside the axis if there is room, otherwise above each row."""
     axes.set_ylim(-len(names) + (0.45 if width == "wide" else 0.75), 0.6 if width == "wide" else 0.8)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=COLOURS["line"], linewidth=0.6)
@@ -293,7 +293,7 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def _drawable(text: str) -> str:
-    """A text as a plot can draw it, on one line."""
+    """A text on one line, as a plot can draw it."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in printable(text))
 
 
@@ -305,7 +305,7 @@ def _svg(figure: "Figure") -> str:
 
 
 def _inline(svg: str, prefix: str, data: Mapping[str, Any]) -> str:
-    """An SVG document as part of a page: no prologue, no styles for all, its own ids, the page's colours."""
+    """Turn an SVG document into a part of the page: no prologue or global styles, unique ids, the page's colors."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)

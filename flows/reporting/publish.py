@@ -1,4 +1,4 @@
-"""Writes the record and the report at the end of a run, and gives them to MLflow and Prefect."""
+"""Writes the record and the report at the end of a run, and passes them to MLflow and Prefect."""
 
 import json
 import os
@@ -24,28 +24,28 @@ from vocabgraft.storage.artifacts import read_json, write_json
 
 
 def publish(run: FlowRun, root: Path) -> bool:
-    """Write `reports/run.json` and the report, and give the report to the run's model in MLflow and to Prefect.
+    """Write `reports/run.json` and the report, and add the report to the run's model in MLflow and to Prefect.
 
-    What a run did stands whatever happens here. So nothing is raised: the reason is printed, and an older report, which
-    would be taken for this run's, is deleted when there is no new one.
+    An error here does not undo a run, so it is printed and not raised. Without a new report, the older one is deleted,
+    because readers would take it for this run's.
 
     Returns:
-        Whether all of it was done.
+        Whether everything was done.
     """
     try:
         run = replace(run, registration=_registration(run, root))
         record = run_record(run, root)
-        if _is_told_already(run, record, root):
+        if _is_published(run, record, root):
             return True
         write_json(root / RUN_RECORD, record)
         gathered = gather(run.stages, root)
         path = write_report(gathered, root)
-    except Exception as error:  # noqa: BLE001  a page that meets a file it cannot show must not undo a good run
+    except Exception as error:  # noqa: BLE001  a file that the page cannot show must not undo a good run
         with suppress(OSError):
             (root / REPORT).unlink(missing_ok=True)
         if not isinstance(error, VocabgraftError | OSError):
             warn(traceback.format_exc())
-        warn(f"the report was not made: {error or type(error).__name__}")
+        warn(f"the report was not written: {error or type(error).__name__}")
         return False
     if run.prefect_run:
         with harmless(f"the report is in {path}, but not in Prefect"):
@@ -62,22 +62,22 @@ def publish(run: FlowRun, root: Path) -> bool:
 OWN_TO_A_RUN = ("started", "finished", "stages", "prefect_run")
 
 
-def _is_told_already(run: FlowRun, record: dict[str, Any], root: Path) -> bool:
-    """Whether nothing changed since the last report: that one, with what its stages did, then stays."""
+def _is_published(run: FlowRun, record: dict[str, Any], root: Path) -> bool:
+    """Whether nothing changed since the last report, which then stays with the outcomes of its stages."""
     path = root / RUN_RECORD
     if run.failure or any(result.outcome is not Outcome.UNCHANGED for result in run.results):
         return False
     if not (path.is_file() and (root / REPORT).is_file()):
         return False
     before = read_json(path)
-    # As the file would give it back, where a tuple is a list.
+    # Through JSON, because the file has lists instead of tuples.
     now = json.loads(json.dumps(record))
     same_stages = [stage["name"] for stage in before["stages"]] == [stage["name"] for stage in now["stages"]]
     return same_stages and all(before.get(key) == value for key, value in now.items() if key not in OWN_TO_A_RUN)
 
 
 def _registration(run: FlowRun, root: Path) -> dict[str, Any] | None:
-    """The version of this run's model as the registry has it now: an alias may have moved since it was registered."""
+    """The current version of this run's model in the registry: its aliases may have moved since registration."""
     stage = _registering_stage(run.stages, run.results)
     if stage is None or os.environ.get("DVC_EXP_NAME"):
         return None
@@ -97,10 +97,10 @@ def _registering_stage(stages: Sequence[Stage], results: Sequence[StageResult]) 
 
 
 def metrics_against_champion(stages: Sequence[Stage], results: Sequence[StageResult], root: Path) -> str | None:
-    """The registered model's figures beside the champion's, as a Markdown table.
+    """The registered model's metrics beside the champion's, as a Markdown table.
 
     Returns:
-        None where nothing was registered or nothing changed, and where the registry cannot be read now.
+        None if nothing was registered or changed, or if the registry cannot be read.
     """
     stage = _registering_stage(stages, results)
     unchanged = all(result.outcome is Outcome.UNCHANGED for result in results)
@@ -126,7 +126,7 @@ def metrics_against_champion(stages: Sequence[Stage], results: Sequence[StageRes
         for key in sorted(own.keys() & best.keys())
         if key.startswith("merged.")
     ]
-    headings = ("figure", f"version {version.version}", f"champion, version {champion.version}", "difference")
+    headings = ("metric", f"version {version.version}", f"champion, version {champion.version}", "difference")
     return markdown_table(headings, rows)
 
 

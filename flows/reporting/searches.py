@@ -1,18 +1,18 @@
-"""The section with search results before and after."""
+"""The section with search results before and after training."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from flows.reporting.sections import Gathered, gate_settings
 
-# Of each kind these stand open, so that a reader sees results without a click.
+# Number of entries of each kind that are open, so that a reader sees results without a click.
 OPEN = 2
 KINDS = {"losses": "Found worse", "gains": "Found better", "sample": "A random sample"}
 MODELS = {"base": "Base", "merged": "Trained"}
 
 
 def searches(gathered: Gathered) -> dict[str, Any]:
-    """The held-out searches that changed most, losses and gains alike, and a random sample."""
+    """The held-out searches with the largest losses and gains, and a random sample."""
     found = gathered.content("searches")
     if found is None:
         return {"absent": gathered.absences("searches")}
@@ -35,6 +35,6 @@ def _dataset(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _search(entry: Mapping[str, Any]) -> dict[str, Any]:
     before, after = entry["rank"]["base"], entry["rank"]["merged"]
     state = "better" if after < before else "worse" if after > before else "same"
-    # The right document may be below the five; then the card says which it is.
+    # If the right document is not among the five, the card shows it separately.
     shown = [kind == "right" for _, _, kind in entry["nearest"]["merged"]]
     return {**entry, "before": before, "after": after, "state": state, "is_found": any(shown)}

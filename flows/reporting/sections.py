@@ -1,4 +1,4 @@
-"""Sections of the report: converts results to what the template shows. Reads no files."""
+"""Sections of the report: converts results to the template's variables. Reads no files."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from vocabgraft.storage.artifacts import file_sha256
 
 SUBSETS = {"new_word": "with a new word", "no_new_word": "without a new word", "all": "all"}
 COUNTS = ("queries", "pairs", "triples", "items", "texts", "groups")  # in an order of preference
-# Far more would make a page that no browser scrolls well; the files hold all.
+# With many more rows, browsers scroll the page badly; the files have all of them.
 SHOWN_ROWS = 100
 JUDGED = ("low", "high", "p_value", "verdict")
 LIMIT = re.compile(r"^(at most|at least) ([-+.\de]+)$")
@@ -23,7 +23,7 @@ LIMIT = re.compile(r"^(at most|at least) ([-+.\de]+)$")
 
 @dataclass(frozen=True)
 class Found:
-    """A file of a stage, read, or the reason why it is not there."""
+    """The content of a stage's file, or the reason why it is missing."""
 
     content: Any = None
     absence: str = ""
@@ -31,15 +31,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Gathered:
-    """What the page shows.
+    """The contents of the page.
 
     Attributes:
-        run: reports/run.json; None where the flow has not run.
-        params: the run's parameters, without a run the present ones; None where they are not valid.
-        parts: by the names of `flows.reporting.gather.PARTS`, and `speed`.
-        registration: the registered version; None where there is none.
-        changed: stages whose output is another than the one that the run left.
-        docs: why there is no link to the Data Docs; empty where there is one.
+        run: content of reports/run.json; None if the flow has not run.
+        params: the run's parameters, or without a run the current ones; None if they are not valid.
+        parts: files by the names in `flows.reporting.gather.PARTS`, and `speed`.
+        registration: the registered version, if any.
+        changed: stages whose output has changed since the run.
+        docs: why there is no link to the Data Docs; empty if there is one.
     """
 
     run: Mapping[str, Any] | None
@@ -50,11 +50,11 @@ class Gathered:
     docs: str = ""
 
     def content(self, part: str) -> Any:
-        """What a part holds; None where it is not there."""
+        """The content of a part; None if it is missing."""
         return self.parts[part].content
 
     def absences(self, *parts: str) -> list[str]:
-        """Why parts are not there, each reason once."""
+        """The reasons why parts are missing, each only once."""
         missing = [self.parts[part].absence for part in parts if self.parts[part].content is None]
         return list(dict.fromkeys(reason for reason in missing if reason))
 
@@ -66,13 +66,13 @@ def gate_settings(gathered: Gathered) -> Mapping[str, Any]:
 
 
 def main_row(gathered: Gathered, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The figure that promotion is decided by, where it was measured, else the first with a new word."""
+    """The metric that decides on promotion; if it was not measured, the first one with a new word."""
     wanted = gate_settings(gathered).get("benefit")
     return next((row for row in rows if row["key"] == wanted), rows[0] if rows else None)
 
 
 def benefit(gathered: Gathered) -> dict[str, Any]:
-    """Quality on held-out items: every metric of every dataset, with intervals where they were computed."""
+    """Quality on held-out items: every metric of every dataset, with the computed intervals."""
     metrics = gathered.content("metrics")
     if metrics is None:
         return {"absent": gathered.absences("metrics")}
@@ -89,7 +89,7 @@ def benefit(gathered: Gathered) -> dict[str, Any]:
     view = {
         "absent": gathered.absences("comparison"),
         "rows": rows,
-        "tables": [("", drawn), ("Every other figure", [row for row in rows if row not in drawn])],
+        "tables": [("", drawn), ("All other metrics", [row for row in rows if row not in drawn])],
         "control": any(row["control"] is not None for row in rows),
         "champion": champion if any(row["champion"] is not None for row in rows) else None,
         "intervals": bool(judged),
@@ -113,7 +113,7 @@ def _measured(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _compared_with(gathered: Gathered) -> Mapping[str, Any]:
-    """The champion that the model was judged against, with its figures on the same items; none of other data."""
+    """The champion with which the model was compared, and its metrics on the same items; empty if outputs changed."""
     found = (gathered.registration or {}).get("compared_with") if not gathered.changed else None
     return found or {"version": None, "how": "", "figures": {}}
 
@@ -126,7 +126,7 @@ def _row(
     figures = {model: by_model.get(model, {}).get(dataset, {}).get(subset, {}).get(metric) for model in models}
     counts = metrics["merged"][dataset][subset]
     measured_on = {name for name, found in metrics["merged"][dataset].items() if metric in found}
-    # What is found among the first ten follows the rank, so it is drawn only where there is nothing else.
+    # Metrics such as recall@10 follow the rank, so they are drawn only if there is no other metric.
     plain = "@" not in metric or not any("@" not in name for name in counts.keys() - COUNTS)
     base, merged = figures["base"], figures["merged"]
     return {
@@ -136,7 +136,7 @@ def _row(
         "metric": metric_name(metric),
         "count": next((f"{counts[name]:,} {name}" for name in COUNTS if name in counts), ""),
         "gain": None if base is None or merged is None else merged - base,
-        # The parts say more than the whole.
+        # The subsets say more than all items together.
         "drawn": plain and (subset != "all" or measured_on == {"all"}),
         **figures,
     }
@@ -151,9 +151,9 @@ def _benefit_lead(row: Mapping[str, Any] | None) -> str:
         lead += f", with 95\N{NO-BREAK SPACE}% confidence between {signed(row['low'])} and {signed(row['high'])}"
     endings = {
         "better": ", more than chance explains.",
-        "worse": ". That is worse, and more than chance explains.",
+        "worse": ", a loss that chance does not explain.",
         "could be chance": ", which could be chance.",
-        "smoke figure": ". So few items show that the pipeline works, and no more.",
+        "smoke figure": ". So few items only show that the pipeline works.",
     }
     return lead + endings.get(row["verdict"], ".")
 
@@ -173,7 +173,7 @@ def _gains_plot(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def retention(gathered: Gathered) -> dict[str, Any]:
-    """Whether texts without a new word kept their embeddings and their similarities."""
+    """Whether texts without a new word keep their embeddings and similarities."""
     metrics, moved = gathered.content("metrics"), gathered.content("retention") or {}
     if metrics is None:
         return {"absent": gathered.absences("metrics")}
@@ -218,12 +218,12 @@ def _drift_plot(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for group in groups
     ]
     told = [f"{row['name']}: mean {number(row['mean'])}, 99th percentile {number(row['p99'])}" for row in rows]
-    label = "How far vectors moved: 1 minus the cosine to the base's vector"
+    label = "Drift of vectors: 1 minus the cosine to the base's vector"
     return {"label": label, "description": "; ".join(told), "rows": rows}
 
 
 def consistency(gathered: Gathered) -> dict[str, Any]:
-    """Every check, those that failed first."""
+    """Every check, failed ones first."""
     checks = gathered.content("checks")
     if checks is None:
         return {"absent": gathered.absences("checks")}
@@ -245,7 +245,7 @@ def consistency(gathered: Gathered) -> dict[str, Any]:
 
 
 def share_of_limit(check: Mapping[str, Any]) -> float | None:
-    """How much of what is allowed a figure takes up, in percent, 100 where it is more; None where that says nothing."""
+    """A value as a percentage of its limit, at most 100; None if that has no meaning."""
     stated = LIMIT.match(check["limit"])
     if stated is None or check["figure"] is None or check["verdict"] not in ("passed", "failed"):
         return None
@@ -255,7 +255,7 @@ def share_of_limit(check: Mapping[str, Any]) -> float | None:
 
 
 def training(gathered: Gathered) -> dict[str, Any]:
-    """How the losses went, and what was trained."""
+    """The loss curves, and what was trained."""
     report = gathered.content("training")
     if report is None:
         return {"absent": gathered.absences("training")}
@@ -271,7 +271,7 @@ def training(gathered: Gathered) -> dict[str, Any]:
         "validation": [validated(name) for name in last],
     }
     if not losses:
-        lead = {"lead": "Nothing was trained: the rows are as they were distilled."} if not report["examples"] else {}
+        lead = {"lead": "Nothing was trained: the rows stay as distilled."} if not report["examples"] else {}
         return view | lead
     # The loss of one step is that of one batch.
     tenth = max(1, len(losses) // 10)
@@ -282,13 +282,13 @@ def training(gathered: Gathered) -> dict[str, Any]:
 
 
 def validated(name: str) -> str:
-    """A validation loss as it is called in a sentence: `eval_terms_loss` is that of the dataset terms."""
+    """A validation loss for a sentence: `eval_terms_loss` is the validation loss of terms."""
     dataset = name.removeprefix("eval_").removesuffix("loss").strip("_")
     return f"validation loss of {dataset}" if dataset else "mean validation loss"
 
 
 def data(gathered: Gathered) -> dict[str, Any]:
-    """What was accepted, and the rows that were not."""
+    """The accepted data, and the rejected rows."""
     report, rows = gathered.content("validation"), gathered.content("rejected")
     splits = ("train", "validation", "test")
     return {
@@ -306,7 +306,7 @@ def data(gathered: Gathered) -> dict[str, Any]:
 
 
 def _code_of(gathered: Gathered) -> Mapping[str, str] | None:
-    """The files of code by which the merged model is loaded: the base's that may run, and that of a gate."""
+    """The code files that loading the merged model runs: the base's, if allowed, and the gate's."""
     code: Mapping[str, str] | None = (gathered.content("base") or {}).get("code")
     if (gathered.content("training") or {}).get("method") != "gated":
         return code
@@ -314,12 +314,12 @@ def _code_of(gathered: Gathered) -> Mapping[str, str] | None:
 
 
 def lineage(gathered: Gathered) -> dict[str, Any]:
-    """What this was made from and by."""
+    """The inputs, code and versions from which the model was made."""
     run = gathered.run or {}
     inputs = run.get("inputs") or {}
     files, done = inputs.get("files", {}), inputs.get("stages", [])
     return {
-        "absent": [] if gathered.run else ["The flow has not run here, so there is no reports/run.json to tell it."],
+        "absent": [] if gathered.run else ["The flow has not run here, so there is no reports/run.json."],
         "base": gathered.content("base"),
         "base_absence": gathered.parts["base"].absence,
         "remote_code": describe_code(_code_of(gathered)),
@@ -337,7 +337,7 @@ def lineage(gathered: Gathered) -> dict[str, Any]:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """A mapping as `SECTION.KEY` and value, as `--set` takes them."""
+    """A mapping as pairs of `SECTION.KEY` and value, as `--set` takes them."""
     pairs: list[tuple[str, Any]] = []
     for key, inner in value.items():
         name = f"{prefix}{key}"

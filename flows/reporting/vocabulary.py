@@ -17,7 +17,7 @@ VERDICTS = {
     "better": "better",
 }
 KINDS = {"word": "word", "symbol": "symbol", "special": "special token"}
-# Far more would make a page that no browser scrolls well; the files hold all.
+# With many more rows, browsers scroll the page badly; the files have all of them.
 SHOWN_TOKENS, SHOWN_OLD_ROWS, SHOWN_NEW_ROWS = 500, 2000, 400
 NEAREST = 4
 SINKS, SWAPS = "attention_sinks", "swapped_tokens"
@@ -25,7 +25,7 @@ NOTHING: Mapping[str, Any] = {}
 
 
 def vocabulary(gathered: Gathered) -> dict[str, Any]:
-    """What was added, and how each token fares."""
+    """The added tokens, with the results of each."""
     extension, placed = gathered.content("extension"), gathered.content("tokens") or {}
     if extension is None:
         return {"absent": gathered.absences("extension")}
@@ -63,7 +63,7 @@ def _token_table(gathered: Gathered) -> dict[str, Any]:
 def _map_plot(points: Mapping[str, Any]) -> dict[str, Any]:
     old, new = points["old"][:SHOWN_OLD_ROWS], points["new"][:SHOWN_NEW_ROWS]
     return {
-        "label": "Map of new tokens among old ones",
+        "label": "Map of new and old tokens",
         "description": f"{len(new)} new tokens among {len(old)} old ones, by the first two principal components.",
         "old": [[round(x, 4), round(y, 4)] for x, y in old],
         "new": new,
@@ -73,7 +73,7 @@ def _map_plot(points: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def token_rows(gathered: Gathered) -> list[dict[str, Any]]:
-    """A row for each new token, the worst first."""
+    """One row per new token, the worst first."""
     extension, evaluated = gathered.content("extension") or {}, gathered.content("tokens") or {}
     fidelity = ((gathered.content("resizing") or {}).get("distillation") or {}).get("by_token", {})
     known = {entry["token"]: entry for entry in evaluated.get("tokens", ())}
@@ -88,7 +88,7 @@ def token_rows(gathered: Gathered) -> list[dict[str, Any]]:
 
 
 def _worth(figure: float | None) -> float:
-    """Numbers in order, after them what was not measured."""
+    """A sort key by value, with unmeasured values last."""
     return float("inf") if figure is None else figure
 
 
@@ -104,7 +104,7 @@ def _row(
     swapped, is_itself = checked.get(SWAPS, {}).get(name, checked.get("swapped_relations", {}).get(name, (None, True)))
     verdict, reason = held_out.get("verdict", "too few to judge"), _reason(held_out)
     if name in untrained:
-        verdict, reason = "not trained", "no training text holds it"
+        verdict, reason = "not trained", "no training text contains it"
     if not is_itself:
         verdict, reason = (
             "mistaken for another",
@@ -143,7 +143,7 @@ def _reason(held_out: Mapping[str, Any]) -> str:
     if "queries" not in held_out:
         return "not measured"
     if not held_out["queries"]:
-        return "no held-out query holds it"
+        return "no held-out query contains it"
     told = f"MRR {figure(held_out['base'])} to {figure(held_out['merged'])} % ({signed(held_out['gain'])})"
     told += f" over {counted(held_out['queries'], 'held-out query', 'held-out queries')}"
     if held_out["verdict"] != "too few to judge":
@@ -156,6 +156,6 @@ def _reason(held_out: Mapping[str, Any]) -> str:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many tokens have each verdict, in words."""
+    """The number of tokens with each verdict, in words."""
     counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS}
     return ", ".join(f"{count:,} {verdict}" for verdict, count in counts.items() if count)

@@ -1,4 +1,4 @@
-"""Sends a message to `failure_hook.url` when a run failed."""
+"""Sends a message to `failure_hook.url` if a run failed."""
 
 import json
 import os
@@ -23,19 +23,19 @@ from vocabgraft.config.yaml_text import load_yaml
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.printable import printable_parts, warn
 
-# Chat services cut a message (Slack at 4,000 characters); the report has all of it.
+# Chat services cut long messages (Slack at 4,000 characters); the report has the whole text.
 REASON_LENGTH = 3000
-CUT = "\n... (cut; all of it is in reports/report.html)"
+CUT = "\n... (cut; the whole text is in reports/report.html)"
 
 
 def tell_failure(run: FlowRun, root: Path) -> bool:
-    """Post what failed to the hook of the project's params.yaml; what cannot be posted is said on standard error.
+    """Post the failures of a run to the hook in the project's params.yaml; errors go to standard error.
 
-    Nothing is raised: a hook that does not answer must not undo a run or hide why it failed. A run that was cancelled
-    is told to nobody: whoever cancelled it knows.
+    Nothing is raised, because a hook that does not answer must not undo a run or hide why it failed. A cancelled run is
+    not posted, because the person who cancelled it knows.
 
     Returns:
-        Whether the hook was told.
+        Whether a message was posted.
     """
     failed = [result for result in run.results if result.outcome in (Outcome.FAILED, Outcome.NOT_READY)]
     cancelled = any(result.outcome is Outcome.CANCELLED for result in run.results)
@@ -48,13 +48,13 @@ def tell_failure(run: FlowRun, root: Path) -> bool:
 
 
 def post(root: Path, flow_run: str | None, stages: list[dict[str, str]], failure: str | None) -> bool:
-    """Post one message, where a hook is set.
+    """Post one message, if a hook is set.
 
     Args:
         root: the project's folder, which the message names.
-        flow_run: the id of the Prefect run; None where there is none.
+        flow_run: id of the Prefect run, if any.
         stages: name, state and reason of each stage that is not done.
-        failure: why the run ended before its stages did; None where it did not.
+        failure: why the run ended before its stages did; None if it did not.
     """
     try:
         hook = _hook(root / PARAMS_FILE)
@@ -63,7 +63,7 @@ def post(root: Path, flow_run: str | None, stages: list[dict[str, str]], failure
         message = _message(root, flow_run, stages, failure)
         _post(_address(hook.url), message, hook.timeout_s)
     except VocabgraftError as error:
-        warn(f"the failure hook was not told: {error}")
+        warn(f"the failure hook got no message: {error}")
         return False
     return True
 
@@ -75,7 +75,7 @@ def _message(
     what = failure or ", ".join(f"{stage['name']} ({stage['state']})" for stage in stages)
     failed = [f"{stage['name']}: {stage['reason']}" for stage in stages if stage["state"] == Outcome.FAILED.value]
     message = {
-        # What Slack, Mattermost and Teams show of a message.
+        # The part of a message that Slack, Mattermost and Teams show.
         "text": _cut("\n".join([f"{project}: the run failed: {what}", *failed])),
         "project": project,
         "flow_run": flow_run,
@@ -90,17 +90,17 @@ def _cut(text: str) -> str:
 
 
 def _hook(path: Path) -> FailureHookParams:
-    """The section alone, so that a mistake elsewhere in params.yaml, which ends a run, is told too."""
+    """Read only the section `failure_hook`, so that a mistake elsewhere in params.yaml is posted too."""
     try:
         loaded = load_yaml(path.read_text(encoding="utf-8"), str(path))
         return FailureHookParams.model_validate((loaded or {}).get("failure_hook") or {})
     except (UnicodeDecodeError, AttributeError) as error:
-        raise VocabgraftError(f"failure_hook of {path} cannot be read: the file is no mapping in YAML") from error
+        raise VocabgraftError(f"failure_hook of {path} cannot be read: the file is not a YAML mapping") from error
     except VocabgraftError as error:
         raise VocabgraftError(f"failure_hook of {path} cannot be read: {error}") from error
     except OSError as error:
         raise VocabgraftError(f"failure_hook of {path} cannot be read: {error.strerror}") from error
-    # What it says repeats the value, and so the address, which may be a secret.
+    # Pydantic's message repeats the value, and the address may be a secret.
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors())
         raise VocabgraftError(f"failure_hook of {path} is not valid: {wrong}") from error
@@ -117,19 +117,19 @@ def _address(url: str) -> str:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer like any other: whoever is redirected to was not named by the user."""
+    """Treats a redirect as a refusal: the user did not choose the address to which it leads."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow none."""
+        """Follow no redirect."""
 
 
 def _post(address: str, message: Mapping[str, Any], seconds: float) -> None:
-    """Post the message within `seconds` in all, from looking up the name to the head of the answer.
+    """Post the message within `seconds` in total, from the DNS lookup to the headers of the answer.
 
-    A time-out of a socket is one for each read, so a server that sends a byte now and then would hold it for ever.
+    A socket's timeout applies to each read, so a server that sends a byte now and then could hold the run for ever.
 
     Raises:
-        VocabgraftError: when it is not taken; the address, which may hold a secret, is not repeated.
+        VocabgraftError: if the message is refused; the error does not repeat the address, which may be a secret.
     """
     answers: SimpleQueue[str] = SimpleQueue()
     data = json.dumps(message).encode()
@@ -137,7 +137,7 @@ def _post(address: str, message: Mapping[str, Any], seconds: float) -> None:
     def send() -> None:
         answers.put(_refusal(address, data, seconds))
 
-    # It does not keep the process from ending.
+    # A daemon does not keep the process from ending.
     threading.Thread(target=send, name="failure hook", daemon=True).start()
     try:
         refusal = answers.get(timeout=seconds)
@@ -148,7 +148,7 @@ def _post(address: str, message: Mapping[str, Any], seconds: float) -> None:
 
 
 def _refusal(address: str, data: bytes, seconds: float) -> str:
-    """Why the message was not taken; empty where it was. What is said holds nothing of the address or the answer."""
+    """Why the message was refused; empty if it was accepted. Repeats neither the address nor the answer."""
     try:
         request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
         with urllib.request.build_opener(_NoRedirects).open(request, timeout=seconds):

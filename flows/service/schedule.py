@@ -18,15 +18,15 @@ FLOW = "build_model"
 LOCK = Path(".dvc/tmp/schedule.lock")
 SERVER_LOG = Path(".dvc/tmp/prefect_server.log")
 DEFAULT_CRON, DEFAULT_PORT = "0 3 * * *", 4200
-# What Prefect puts into the environment of a flow run's process.
+# Environment variable that Prefect sets in the process of a flow run.
 RUN_ID = "PREFECT__FLOW_RUN_ID"
 
 
 def serve_here(cron: str, timezone: str | None, name: str, overlap: str, port: int) -> None:
-    """Serve this folder's flow until Ctrl-C, with a Prefect server that is found or started.
+    """Serve this folder's flow until Ctrl-C, with a running Prefect server or a new one.
 
     Raises:
-        VocabgraftError: when it cannot start.
+        VocabgraftError: if it cannot start.
     """
     try:
         schedule = _schedule(cron, timezone)
@@ -40,12 +40,12 @@ def serve(schedule: Any, name: str, overlap: str) -> None:
     """Serve the flow until a signal ends it; needs a server (PREFECT_API_URL).
 
     Args:
-        schedule: of Prefect; None runs it only when somebody asks for a run.
-        name: of the deployment, `build_model/NAME`.
-        overlap: `queue` or `skip` a run that is due while one is at work.
+        schedule: Prefect's schedule; with None, runs only start on request.
+        name: name of the deployment, `build_model/NAME`.
+        overlap: `queue` or `skip` a run that is due during another one.
 
     Raises:
-        VocabgraftError: when the deployment is another project's.
+        VocabgraftError: if the deployment belongs to another project.
     """
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.types.entrypoint import EntrypointType
@@ -60,22 +60,22 @@ def serve(schedule: Any, name: str, overlap: str) -> None:
         global_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=strategies[overlap]),
         parameters={"wait": True},
         tags=[_tag(ROOT)],
-        # A service that is started again goes on; what was due meanwhile is seen to then.
+        # A restarted service continues, and settles the runs that were due meanwhile.
         pause_on_shutdown=False,
-        # By its name: the folder it runs in need not be the one that the module lies in.
+        # By module name, because the module may lie outside the working folder.
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
 
 
 def settle_earlier_runs(name: str, root: Path) -> None:
-    """Give every run that an earlier schedule left open the state that it has in truth.
+    """Correct the state of every run that an earlier schedule left open.
 
-    A run that is Running and has no process on this machine, which was switched off or killed, has Crashed. Of the runs
-    that were due while nothing served them the newest is left to run, and the others are Cancelled as Missed: the flow
-    does what there is to do, so one run does what all of them would have done.
+    A run that is Running but has no process on this machine becomes Crashed: the machine was restarted, or the process
+    killed. Of the runs that were due while no schedule ran, the newest one still runs. The others become Cancelled, as
+    Missed, because the flow does all pending work in one run.
 
     Raises:
-        VocabgraftError: when the deployment is another project's.
+        VocabgraftError: if the deployment belongs to another project.
     """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
@@ -88,17 +88,17 @@ def settle_earlier_runs(name: str, root: Path) -> None:
             return
         if _tag(root) not in deployment.tags:
             raise VocabgraftError(
-                f"the deployment {FLOW}/{name} is that of another folder ({', '.join(deployment.tags) or 'unknown'}); "
-                f"give this one a name with --name, or delete that with `prefect deployment delete {FLOW}/{name}`"
+                f"the deployment {FLOW}/{name} belongs to another folder ({', '.join(deployment.tags) or 'unknown'}); "
+                f"choose another --name, or delete that one with `prefect deployment delete {FLOW}/{name}`"
             )
         for run in _runs_at_work(client, deployment.id):
             if not _has_process(str(run.id)):
-                reason = "its process is gone: the machine was restarted, or the process killed, during the run"
+                reason = "its process is gone: the machine was restarted or the process was killed during the run"
                 client.set_flow_run_state(run.id, Crashed(message=reason), force=True)
                 _say(f"run {run.name} has crashed: {reason}")
                 post(root, str(run.id), [], f"run {run.name} crashed: {reason}")
         for run in _runs_overdue(client, deployment.id)[1:]:
-            reason = "nothing served it when it was due; a later run does what it would have done"
+            reason = "no schedule was running when it was due; a later run does its work"
             client.set_flow_run_state(run.id, Cancelled(name="Missed", message=reason), force=True)
             _say(f"run {run.name}, due {run.expected_start_time:%Y-%m-%d %H:%M} UTC, was missed")
 
@@ -110,7 +110,7 @@ def _runs_at_work(client: Any, deployment: Any) -> list[Any]:
 
 
 def _runs_overdue(client: Any, deployment: Any) -> list[Any]:
-    """Runs that were due before now and have not begun, the newest first."""
+    """Runs that were due before now and have not started, the newest first."""
     from prefect.client.schemas.filters import FlowRunFilterExpectedStartTime
     from prefect.client.schemas.objects import StateType
     from prefect.types._datetime import now
@@ -139,7 +139,7 @@ def _runs(client: Any, deployment: Any, states: list[Any], **more: Any) -> list[
 
 
 def _has_process(run: str) -> bool:
-    """Whether a process of this machine is at work on a flow run: it outlives a schedule that was killed."""
+    """Whether this machine has a process of a flow run; it survives a killed schedule."""
     import psutil
 
     for process in psutil.process_iter():
@@ -147,7 +147,7 @@ def _has_process(run: str) -> bool:
             if process.environ().get(RUN_ID) == run and process.status() != psutil.STATUS_ZOMBIE:
                 return True
         except (psutil.Error, OSError):
-            # Ended meanwhile, or of another user, which no run of this schedule can be.
+            # It has ended, or belongs to another user, so this schedule did not start it.
             continue
     return False
 
@@ -157,10 +157,10 @@ def _tag(root: Path) -> str:
 
 
 def _schedule(cron: str, timezone: str | None) -> Any:
-    """Prefect's schedule of a cron line, in local time unless a zone is given.
+    """Prefect's schedule for a cron line, in local time unless a time zone is given.
 
     Raises:
-        VocabgraftError: for a line or a zone that is none.
+        VocabgraftError: for an invalid line or zone.
     """
     from prefect.client.schemas.schedules import CronSchedule
     from prefect.schedules import Cron
@@ -169,13 +169,13 @@ def _schedule(cron: str, timezone: str | None) -> Any:
 
     zone = timezone or get_localzone_name()
     try:
-        # `Cron` itself takes any zone.
+        # `Cron` itself does not check the zone.
         CronSchedule(cron=cron, timezone=zone)
         return Cron(cron, timezone=zone)
     except (ValidationError, ValueError) as error:
         raise VocabgraftError(
-            f'--cron {cron!r} in --timezone {zone!r} is no schedule; e.g. --cron "0 3 * * *" --timezone Europe/Berlin '
-            f"({_why(error)})"
+            f"--cron {cron!r} with --timezone {zone!r} is not a schedule ({_why(error)}); use e.g. "
+            '--cron "0 3 * * *" --timezone Europe/Berlin'
         ) from error
 
 
@@ -186,7 +186,7 @@ def _why(error: ValueError) -> str:
 
 @contextmanager
 def _only_one(root: Path) -> Iterator[None]:
-    """Hold this folder's schedule: two would each take the other's runs for crashed."""
+    """Allow one schedule per folder: two would each mark the other's runs as crashed."""
     if not (root / ".dvc").is_dir():
         raise VocabgraftError(f"{root.resolve()} is not a DVC project; run from the project's root")
     with only_one(root / LOCK, "a schedule serves this folder already"):
@@ -195,7 +195,7 @@ def _only_one(root: Path) -> Iterator[None]:
 
 @contextmanager
 def _server(root: Path, port: int) -> Iterator[None]:
-    """A Prefect server: that of PREFECT_API_URL, one that listens on this machine, or one that is started here."""
+    """A Prefect server: the one at PREFECT_API_URL, a running one on this machine, or a new one."""
     from prefect.settings import PREFECT_API_URL
 
     named = PREFECT_API_URL.value()
@@ -206,7 +206,7 @@ def _server(root: Path, port: int) -> Iterator[None]:
             yield
         return
     if named is not None and named != f"http://127.0.0.1:{port}/api":
-        raise VocabgraftError(f"no Prefect server answers at {named} (PREFECT_API_URL); start it or unset this")
+        raise VocabgraftError(f"no Prefect server answers at {named} (PREFECT_API_URL); start it or unset the variable")
     server = prefect_server(port, root / SERVER_LOG)
     with started([server]), _as_the_api(address):
         _say(f"started a Prefect server at {address}; its log is {server.log}")
@@ -217,7 +217,7 @@ def _server(root: Path, port: int) -> Iterator[None]:
 def _as_the_api(address: str) -> Iterator[None]:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    # The setting for this process, the variable for those that it starts.
+    # The setting is for this process, the variable for its children.
     os.environ["PREFECT_API_URL"] = address
     with temporary_settings({PREFECT_API_URL: address}):
         yield

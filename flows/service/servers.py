@@ -1,4 +1,4 @@
-"""Starts and ends temporary servers, each in a process group of its own, with a log."""
+"""Starts and ends temporary servers, each with its own process group and log."""
 
 import os
 import signal
@@ -14,10 +14,10 @@ from pathlib import Path
 from vocabgraft.errors import VocabgraftError
 
 HOST = "127.0.0.1"
-# Each imports for 5 to 10 s and creates its tables at its first start; a busy machine takes a multiple of that.
+# Importing takes a server 5 to 10 s, its first start also creates tables, and a busy machine takes several times that.
 SECONDS_TO_START = 180
 SECONDS_BETWEEN_LOOKS = 0.5
-# Of each server, before it is killed.
+# A server that has not ended after this time is killed.
 SECONDS_TO_END = 10.0
 Process = subprocess.Popen[str]
 
@@ -27,12 +27,12 @@ class Server:
     """A server to start.
 
     Attributes:
-        name: for messages.
+        name: its name in messages.
         command: its command line.
-        address: of its pages.
-        health: the address that answers once it is there.
-        log: the file for its output.
-        variables: of its environment, beside those of this process.
+        address: URL of its pages.
+        health: URL that answers once it is ready.
+        log: file for its output.
+        variables: environment variables in addition to those of this process.
     """
 
     name: str
@@ -45,10 +45,10 @@ class Server:
 
 @contextmanager
 def started(servers: Sequence[Server]) -> Iterator[list[Process]]:
-    """The servers running; at the end of the block they and their children are ended.
+    """Start the servers; the end of the block ends them and their children.
 
     Raises:
-        VocabgraftError: when one ends or does not answer in time.
+        VocabgraftError: if a server ends or does not answer in time.
     """
     processes: list[Process] = []
     try:
@@ -63,7 +63,7 @@ def started(servers: Sequence[Server]) -> Iterator[list[Process]]:
                         stdout=log,
                         stderr=subprocess.STDOUT,
                         text=True,
-                        # Ctrl-C ends what uses them first.
+                        # Ctrl-C must first end the processes that use the servers.
                         start_new_session=True,
                     )
                 )
@@ -77,7 +77,7 @@ def started(servers: Sequence[Server]) -> Iterator[list[Process]]:
 
 
 def require_running(servers: Sequence[Server], processes: Sequence[Process]) -> None:
-    """Raise when a server has ended."""
+    """Raise if a server has ended."""
     for server, process in zip(servers, processes, strict=True):
         if process.poll() is not None:
             raise VocabgraftError(
@@ -93,7 +93,7 @@ def _last_line(log: Path) -> str:
 
 
 def answers(address: str) -> bool:
-    """Whether something answers there with success."""
+    """Whether a GET request returns status 200."""
     try:
         with urllib.request.urlopen(address, timeout=5) as response:
             return bool(response.status == 200)
@@ -102,7 +102,7 @@ def answers(address: str) -> bool:
 
 
 def prefect_server(port: int, log: Path) -> Server:
-    """A server of Prefect on this machine alone."""
+    """A Prefect server that only this machine can reach."""
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     address = f"http://{HOST}:{port}"
     return Server("Prefect", command, address, f"{address}/api/health", log)
@@ -119,7 +119,7 @@ def _wait_for(server: Server, process: Process, deadline: float) -> None:
 
 
 def _end_group(process: Process) -> None:
-    """End a server and its children: asked first, then killed."""
+    """End a server and its children with SIGTERM, then with SIGKILL."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, how)

@@ -1,4 +1,4 @@
-"""The pages of MLflow, Prefect and the try page, on this machine alone, until Ctrl-C or SIGTERM."""
+"""Serves the pages of MLflow and Prefect and the try page to this machine, until Ctrl-C or SIGTERM."""
 
 import socket
 import sys
@@ -19,17 +19,17 @@ ARTIFACTS = Path("mlruns")
 
 
 def serve(mlflow_port: int, prefect_port: int, try_port: int, corpus: Path | None, columns: Sequence[str]) -> None:
-    """Serve all until Ctrl-C or SIGTERM.
+    """Serve all pages until Ctrl-C or SIGTERM.
 
     Args:
-        mlflow_port: of MLflow.
-        prefect_port: of Prefect.
-        try_port: of the try page.
-        corpus: the documents that the try page searches; by default those of the held-out queries.
-        columns: of a table's texts.
+        mlflow_port: port of MLflow.
+        prefect_port: port of Prefect.
+        try_port: port of the try page.
+        corpus: documents that the try page searches; by default those of the held-out queries.
+        columns: text columns, if the corpus is a table.
 
     Raises:
-        VocabgraftError: when one cannot be served, or ends.
+        VocabgraftError: if a server cannot start, or ends.
     """
     try:
         if corpus is not None:
@@ -38,7 +38,7 @@ def serve(mlflow_port: int, prefect_port: int, try_port: int, corpus: Path | Non
         with interrupted_by_sigterm(), started(servers) as processes:
             for server in servers:
                 print_line(f"{server.name}: {server.address}")
-            print_line("Ctrl-C stops all")
+            print_line("Ctrl-C stops all of them")
             while True:
                 require_running(servers, processes)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -47,10 +47,10 @@ def serve(mlflow_port: int, prefect_port: int, try_port: int, corpus: Path | Non
 
 
 def try_page(port: int, corpus: Path | None, columns: Sequence[str]) -> Server:
-    """The page to type a query in.
+    """The server of the try page, which searches with a typed query.
 
     Raises:
-        VocabgraftError: when the port is taken.
+        VocabgraftError: if the port is taken.
     """
     _require_free(port)
     command = [sys.executable, "-m", "flows.try_page.app", "--port", str(port)]
@@ -61,14 +61,16 @@ def try_page(port: int, corpus: Path | None, columns: Sequence[str]) -> Server:
 
 
 def servers_of(mlflow_port: int, prefect_port: int) -> list[Server]:
-    """MLflow over the project's store, and Prefect.
+    """The servers of MLflow, on the project's store, and of Prefect.
 
     Raises:
-        VocabgraftError: when the store is a server already, does not open, or a port is taken.
+        VocabgraftError: if the store is a server itself or does not open, or if a port is taken.
     """
     uri = store_uri()
     if uri.startswith(HTTP):
-        raise VocabgraftError("MLFLOW_TRACKING_URI names a server already, which has the pages; unset it")
+        raise VocabgraftError(
+            "MLFLOW_TRACKING_URI is a server, which has the pages itself; open them there, or unset it"
+        )
     require_database(uri)
     for port in (mlflow_port, prefect_port):
         _require_free(port)
@@ -76,16 +78,16 @@ def servers_of(mlflow_port: int, prefect_port: int) -> list[Server]:
     return [
         Server(
             "MLflow",
-            # One worker is enough for a person, and each costs half a gigabyte.
+            # One worker is enough for one person, and each takes half a gigabyte.
             [
                 *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)),
-                # Runs without a server put artifacts there too, so that either reads what the other wrote.
+                # Runs without a server put artifacts there too, so both find all artifacts.
                 *("--workers", "1", "--default-artifact-root", str(ARTIFACTS.resolve())),
             ],
             mlflow,
             f"{mlflow}/health",
             LOGS / "mlflow.log",
-            # Not on the command line, where every user of the machine could read a password in it.
+            # Not on the command line, where every user of the machine could read the URI's password.
             {"MLFLOW_BACKEND_STORE_URI": uri},
         ),
         prefect_server(prefect_port, LOGS / "prefect.log"),

@@ -193,7 +193,7 @@ def _beside(ours: Columns, champions: Array, benefit: Benefit) -> Measurement:
 
 
 def _measured_anew(champion: Registered, candidate: Candidate, benefit: Benefit) -> Rival:
-    """Score the champion on today's held-out items."""
+    """Score the champion on the current held-out items."""
     new_words = NewWords(_load(candidate).tokenizer, read_tokens(candidate.tokens))
     asked = _champion(champion, candidate, new_words)
     if benefit.dataset in WITHOUT_LABELS:

@@ -18,7 +18,7 @@ from vocabgraft.storage.artifacts import read_json
 
 TOKENS_FILE = "tokens.json"
 CHANGES_TAG = "changes"
-# These follow the reciprocal rank.
+# Not compared, because they follow the reciprocal rank.
 LEFT_OUT = ("link_hits", "recall")
 NOT_PERCENT = ("cosine", TOKENS)
 Columns = Mapping[str, Sequence[Any]]
@@ -26,14 +26,14 @@ Columns = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a version was made from and how it did.
+    """The inputs and metrics of a version.
 
     Attributes:
-        base: as `base.json` names it; a version of the registry where the model was grown on it.
-        params: by `SECTION.KEY`, as MLflow keeps them.
-        words: the text of each new token.
-        rows: by `DATASET.SPLIT`, how many there are, and a digest of them.
-        items: the columns of `items.parquet`; None where it is not on record.
+        base: name of the base in `base.json`; a version of the registry if the model extends one.
+        params: parameters by `SECTION.KEY`, as MLflow keeps them.
+        words: text of each new token.
+        rows: number of rows and their digest, by `DATASET.SPLIT`.
+        items: columns of `items.parquet`; None if it was not recorded.
     """
 
     base: str
@@ -44,10 +44,10 @@ class Snapshot:
 
 
 def recorded(client: Client, version: Registered) -> Snapshot:
-    """A registered version, as its MLflow run has it.
+    """The snapshot of a registered version, read from its MLflow run.
 
     Raises:
-        VocabgraftError: when the run cannot be read.
+        VocabgraftError: if the run cannot be read.
     """
     with store_errors(f"the run of {version.name} version {version.version} cannot be read"):
         run = client.get_run(version.run_id)
@@ -71,7 +71,7 @@ def _recorded_words(client: Client, version: Registered) -> list[str]:
 def of_this_run(
     base: str, params: Mapping[str, Any], tokens: Path, splits: Sequence[DataSplit], evaluation: Path
 ) -> Snapshot:
-    """A model that is about to be registered, from what the stages left."""
+    """The snapshot of the model to register, read from the outputs of the stages."""
     return Snapshot(
         base=base,
         params={key: str(value)[:PARAM_CHARACTERS] for key, value in params.items()},
@@ -86,19 +86,19 @@ def _words_in(path: Path) -> list[str]:
 
 
 def changes(before: Snapshot, after: Snapshot, version: Registered, seed: int) -> dict[str, Any]:
-    """What changed from a version to a later one.
+    """The changes from a version to a later one.
 
     Args:
         before: the earlier version.
-        after: the later one.
-        version: the earlier one's entry in the registry.
-        seed: of the intervals.
+        after: the later version.
+        version: the earlier version's entry in the registry.
+        seed: seed of the intervals.
 
     Returns:
-        `since`, the earlier version; `params`, what is set otherwise, as [before, after]; `words` that were `added` and
+        `since`, the earlier version; `params`, the changed parameters as [before, after]; `words` that were `added` and
         `removed`; `rows`, the splits whose content differs, with their number of rows as [before, after]; `figures`,
         metrics of both on the same held-out items with the gain, its 95 % interval and its verdict; and `problems`,
-        what could not be compared.
+        the reasons why metrics could not be compared.
     """
     figures, problems = _figures(before.items, after.items, seed)
     grown = after.base == f"models:/{version.name}/{version.version}"
@@ -107,7 +107,7 @@ def changes(before: Snapshot, after: Snapshot, version: Registered, seed: int) -
         "params": _differing(before.params, after.params),
         "words": {
             "added": [word for word in after.words if word not in set(before.words)],
-            # A model that was grown on the version has its words in its base.
+            # If the model extends the earlier version, the base has that version's words.
             "removed": [] if grown else [word for word in before.words if word not in set(after.words)],
         },
         "rows": {
@@ -127,7 +127,7 @@ def _differing(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str,
 
 def _figures(before: Columns | None, after: Columns | None, seed: int) -> tuple[list[dict[str, Any]], list[str]]:
     if before is None or after is None:
-        return [], ["the held-out items of one of the versions are not on record, so no metric is compared"]
+        return [], ["the held-out items of one of the versions were not recorded, so no metric is compared"]
     figures, problems = list[dict[str, Any]](), list[str]()
     old, new = _by_metric(before), _by_metric(after)
     for (dataset, metric), rows in new.items():
@@ -135,7 +135,7 @@ def _figures(before: Columns | None, after: Columns | None, seed: int) -> tuple[
             continue
         measured = _beside(dataset, metric, old.get((dataset, metric)), rows)
         if measured is None:
-            problems.append(f"{dataset}, {metric}: the held-out items are others, so it is not compared")
+            problems.append(f"{dataset}, {metric}: not compared, because the held-out items differ")
             continue
         figures += [entry for subset in SUBSETS if (entry := _figure(measured, subset, seed)) is not None]
     return figures, problems
@@ -153,7 +153,7 @@ def _by_metric(items: Columns) -> dict[tuple[str, str], list[dict[str, Any]]]:
 def _beside(
     dataset: str, metric: str, before: Sequence[Mapping[str, Any]] | None, after: Sequence[Mapping[str, Any]]
 ) -> Measurement | None:
-    """Both versions on the same items; None where the items differ or one of the versions has no value."""
+    """The values of both versions; None if their items differ or one of them has no value."""
     asked = ("item", "answer", "group", "score")
     if before is None or [[row[name] for name in asked] for row in before] != [
         [row[name] for name in asked] for row in after

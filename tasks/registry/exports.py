@@ -1,4 +1,4 @@
-"""Logs exports of a registered model with its version, with how much each keeps of the model."""
+"""Logs exports of a registered model, with each export's agreement with the model."""
 
 import json
 import logging
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of each dataset: encoding them twice takes seconds.
+# Texts per dataset; encoding them twice takes seconds.
 TEXTS = 300
 TAG = "export."
 
 
 def missing_exports(client: Client, registered: Registered | None, wanted: Sequence[ExportName]) -> list[ExportName]:
-    """The exports that a version's run does not have yet; all of them where there is no version."""
+    """The exports that a version's run lacks; all of them if there is no version."""
     if registered is None or not wanted:
         return list(wanted)
     with store_errors(f"the files of {registered.name} version {registered.version} cannot be listed"):
@@ -38,27 +38,27 @@ def missing_exports(client: Client, registered: Registered | None, wanted: Seque
 def made_exports(
     model: "SentenceTransformer | None", wanted: Sequence[ExportName], datasets: Path
 ) -> Iterator[dict[ExportName, Path]]:
-    """Folders of the exports by name, for a while on this machine.
+    """Temporary folders of the exports by name.
 
     Args:
-        model: merged; None where nothing is wanted.
-        wanted: the exports.
-        datasets: whose held-out queries and documents say what an export keeps.
+        model: the merged model; None if there is nothing to export.
+        wanted: names of the exports.
+        datasets: folder of the datasets, whose held-out texts measure the agreement with the model.
 
     Raises:
-        VocabgraftError: when the exporter does not cover the model or its packages are missing.
+        VocabgraftError: if the exporter does not support the model or its packages are missing.
     """
     with TemporaryDirectory() as scratch:
         found: dict[ExportName, Path] = {}
         for name in wanted:
-            assert model is not None, "something is wanted of a model"
+            assert model is not None, "exports need a model"
             found[name] = Path(scratch) / name
             _export(model, name, found[name], *held_out(datasets))
         yield found
 
 
 def held_out(datasets: Path) -> tuple[list[str], list[str]]:
-    """Queries and documents of the test splits; none where no dataset has any."""
+    """Queries and documents of the retrieval datasets' test splits."""
     queries: list[str] = []
     documents: list[str] = []
     for dataset in read_datasets(datasets):
@@ -70,9 +70,9 @@ def held_out(datasets: Path) -> tuple[list[str], list[str]]:
 
 
 def log_exports(client: Client, registered: Registered, exports: dict[ExportName, Path]) -> None:
-    """Put exports among the artifacts of the run that made a version, and what each keeps into the version's tags."""
+    """Log exports with the run of a version, and their agreement with the model as tags of the version."""
     for name, folder in exports.items():
-        with store_errors(f"MLflow does not take the export {name} of {registered.name} version {registered.version}"):
+        with store_errors(f"MLflow refused the export {name} of {registered.name} version {registered.version}"):
             client.log_artifacts(registered.run_id, str(folder), name)
         about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
         tag_version(client, registered.name, registered.version, {f"{TAG}{name}": json.dumps(about, sort_keys=True)})

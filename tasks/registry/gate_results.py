@@ -127,7 +127,7 @@ def decision_of(results: Sequence[GateResult], evidence_asked: bool) -> str:
         return f"not promoted: {'; '.join(told(result) for result in unmet)}"
     if blocking(results):
         return f"promoted; {NO_EVIDENCE_ASKED}"
-    return "promoted; no gate stands in the way"
+    return "promoted; no gate blocks it"
 
 
 def evidence_of(results: Sequence[GateResult], evidence_asked: bool) -> str:

@@ -86,7 +86,7 @@ def gates_of(
 
 
 def own_module_gates(merged: Path, params: GateParams) -> list[GateResult]:
-    """A gate where the model needs own module classes: a service that lacks them cannot load it."""
+    """A gate for a model that needs own module classes: a service without them cannot load it."""
     if not (names := [*own_module_types(merged), *gate_types(merged)]):
         return []
     limit = f"no own classes; it needs {', '.join(names)}; register_model.gates.allow_own_modules waives this"

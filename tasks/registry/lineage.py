@@ -29,7 +29,7 @@ def lineage_tags(base_identity: Path, datasets: Path, own_stage: str) -> dict[st
     tags = {
         "base": base["model"],
         "base_sha256": base["sha256"],
-        # Everything that a load reads: another pooling or prompt makes other embeddings of the same weights.
+        # Every file that loading reads: another pooling or prompt changes the embeddings of the same weights.
         BASE_TAG: digest_of([base["sha256"], base["tokenizer_sha256"], base.get("files") or {}]),
         CODE_TAG: describe_code(base.get("code")),
         "inputs_digest": digest_of(locked) if locked else "none",
@@ -38,7 +38,7 @@ def lineage_tags(base_identity: Path, datasets: Path, own_stage: str) -> dict[st
         "git_commit": git.commit() or "none",
         "git_dirty": str(git.has_changes()).lower(),
     }
-    # As the registry keeps them, since they are compared with those of other versions.
+    # As the registry stores them, because they are compared with the tags of other versions.
     return {key: printable(value) for key, value in tags.items()}
 
 
@@ -61,7 +61,7 @@ def data_splits(datasets: Path) -> list[DataSplit]:
 
 
 def items_digest(datasets: Path) -> str:
-    """A digest of all examples and benchmarks, since queries and documents come from all of their splits."""
+    """A digest of all examples and benchmarks, because queries and documents come from all of their splits."""
     _, files = read_manifest(datasets.parent)
     # Without the list of benchmarks, which is written even if there are none.
     folders = (f"{datasets.name}/", "benchmarks/")

@@ -85,7 +85,7 @@ def connect(retries: int | None = None) -> MlflowClient:
 
 @contextmanager
 def store_errors(doing: str) -> Iterator[None]:
-    """Turn errors of the store into one that says what was being done."""
+    """Turn errors of the store into one that begins with the failed operation."""
     try:
         yield
     except STORE_ERRORS as error:

@@ -12,7 +12,7 @@ from vocabgraft.tokens.tokenizer import ExtendedToken
 
 WORDS_NAMED, CHARACTERS_OF_A_VALUE = 40, 200
 UNKNOWN_LICENCE = "unknown"
-# How `describe_code` begins where code of the folder runs.
+# `describe_code` begins with this if code of the folder runs.
 RUN = "on: "
 
 
@@ -88,7 +88,7 @@ def _lines(facts: Facts) -> list[str]:
 
 
 def _changes(found: Mapping[str, Any] | None) -> list[str]:
-    """What changed since the champion; nothing of a first version."""
+    """The changes since the champion; empty for a first version."""
     if found is None:
         return []
     lines = [
@@ -100,7 +100,7 @@ def _changes(found: Mapping[str, Any] | None) -> list[str]:
     lines += [
         f"- rows of {_plain(name)}: {before:,} before, {after:,} now" for name, (before, after) in found["rows"].items()
     ]
-    lines = lines or ["No parameter, word or row of data."]
+    lines = lines or ["No parameter, word or data row changed."]
     rows = [
         f"| {_plain(entry['dataset'])}, {entry['subset'].replace('_', ' ')}: {entry['metric']} | "
         f"{_number(entry['before'])} | {_number(entry['after'])} | "
@@ -115,7 +115,7 @@ def _changes(found: Mapping[str, Any] | None) -> list[str]:
 
 
 def _set(value: str | None) -> str:
-    return "not there" if value is None else f"`{_on_one_line(value)[:CHARACTERS_OF_A_VALUE]}`"
+    return "not set" if value is None else f"`{_on_one_line(value)[:CHARACTERS_OF_A_VALUE]}`"
 
 
 def _named(names: Sequence[str]) -> str:
@@ -140,7 +140,7 @@ def _loading(remote_code: str) -> list[str]:
         ]
     return [
         "`SentenceTransformer(FOLDER, trust_remote_code=True)` loads the folder `model.sentence_transformer` of the "
-        "artifact by itself, with the code that lies in it. MLflow runs that code without being asked.",
+        "artifact by itself, with the code in it. MLflow runs that code without asking.",
         "",
         f"Remote code: {_plain(remote_code)}.",
     ]
@@ -196,5 +196,5 @@ def _plain(text: str) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """Text of data that can stand in a code span."""
+    """Text of data on one line, for a code span."""
     return " ".join(text.replace("`", "'").split())

@@ -120,7 +120,7 @@ def _require_sqlite(uri: str) -> None:
     connection = sqlite3.connect(path, timeout=SECONDS_TO_WAIT_FOR_A_WRITER, isolation_level=None)
     try:
         connection.execute("PRAGMA schema_version")
-        # A write that is rolled back: a transaction alone does not fail if the file or its folder is read-only.
+        # Rolled back afterwards; without a write, a transaction does not fail if the file or its folder is read-only.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("CREATE TABLE written_to_try (x)")
         connection.execute("ROLLBACK")

@@ -229,7 +229,7 @@ def prune(client: MlflowClient, name: str, keep: int, now: float | None = None) 
 
 
 def _remove_unused(client: MlflowClient, entry: Registered) -> bool:
-    """Delete a version unless it got an alias, or was deleted, since it was listed."""
+    """Delete a version unless it has got an alias or was deleted after it was listed."""
     with alias_change(client, entry.name):
         there = {found.version: found.aliases for found in list_versions(client, entry.name)}
         if there.get(entry.version, ("deleted",)):

@@ -1,6 +1,6 @@
 """Data Docs: the rules as suites of Great Expectations. Only this module imports it.
 
-Rows are judged by `vocabgraft.data.judgement`, which tells a fault at once: this import alone takes three seconds.
+`vocabgraft.data.judgement` judges the rows and reports errors at once, because this import takes three seconds.
 """
 
 import logging
@@ -31,14 +31,14 @@ from vocabgraft.printable import printable
 
 SITE = "vocabgraft"
 REFUSED = "refused"
-# No script runs, whatever a value of the data may hold. Style sheets come from where Great Expectations takes them.
+# No script can run, whatever the data contain. Style sheets come from the CDNs that Great Expectations uses.
 POLICY = (
     "default-src 'none'; img-src data:; font-src https://cdnjs.cloudflare.com; style-src 'unsafe-inline' "
     "https://cdn.jsdelivr.net https://cdnjs.cloudflare.com https://maxcdn.bootstrapcdn.com https://unpkg.com"
 )
 HEAD = (
     f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    # Without scripts nothing opens what is folded.
+    # Without scripts, folded parts would never open.
     "<style>.collapse { display: block !important }</style>"
 )
 SCRIPTS = re.compile("<script\\b.*?</script>", re.DOTALL)
@@ -50,7 +50,7 @@ def write_data_docs(tables: Iterable[JudgedTable], site: Path) -> dict[str, list
     Returns:
         The results of each table's expectations, in the order of its rules.
     """
-    # It announces, at a level of its own, a temporary folder for a default site that is not used.
+    # It logs the temporary folder of a default site that is not used.
     logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
@@ -59,7 +59,7 @@ def write_data_docs(tables: Iterable[JudgedTable], site: Path) -> dict[str, list
     results = {}
     for table in tables:
         definition = source.add_dataframe_asset(table.name).add_batch_definition_whole_dataframe("all")
-        # Added whole: a suite in the store is written anew for each expectation that it gets.
+        # All expectations at once, because a stored suite is rewritten for each expectation added to it.
         suite = context.suites.add(gx.ExpectationSuite(table.name, expectations=_expectations(table)))
         validation = gx.ValidationDefinition(name=table.name, data=definition, suite=suite)
         context.validation_definitions.add(validation)
@@ -70,13 +70,13 @@ def write_data_docs(tables: Iterable[JudgedTable], site: Path) -> dict[str, list
     context.build_data_docs(site_names=[SITE])
     for page in site.rglob("*.html"):
         page.write_text(_without_scripts(page.read_text(encoding="utf-8")), encoding="utf-8")
-    # Great Expectations' own index is a table that scripts from a CDN fill.
+    # Great Expectations' own index needs scripts from a CDN.
     (site / "index.html").write_text(_index(results, site), encoding="utf-8")
     return results
 
 
 def _escape_values(context: Any) -> None:
-    """Escape the texts in the stored results, which come from the data: the pages show them as they are."""
+    """Escape the texts of the data in the stored results, because the pages do not escape them."""
     store = context.validation_results_store
     for key in store.list_keys():
         found = store.get(key)
@@ -105,7 +105,7 @@ def _index(results: Mapping[str, list[Any]], site: Path) -> str:
         for name, found in results.items()
         for page in sorted((site / "validations" / name).rglob("*.html"))
     ]
-    title = "Data Docs: the raw data and what was expected of them"
+    title = "Data Docs: the raw data and their expectations"
     return (
         f'<!doctype html>\n<html lang="en"><head>{HEAD}<title>{title}</title></head>\n'
         f"<body><h1>{title}</h1>\n<ul>\n" + "\n".join(rows) + "\n</ul></body></html>\n"
@@ -140,7 +140,7 @@ def _of_rule(rule: Rule) -> Any:
 
 
 def _of_count(rule: CountRule) -> Any:
-    # Of the rows that are accepted, since a refused one takes part in nothing.
+    # Only accepted rows are counted.
     limits = {"min_value": rule.least, "max_value": rule.most, "meta": {"reason": rule.reason}}
     condition = _condition((*rule.where, (REFUSED, 0)))
     if rule.column is None:

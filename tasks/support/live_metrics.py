@@ -1,4 +1,4 @@
-"""Figures of a training while it runs: to MLflow, TensorBoard and Weights & Biases, as `report_to` says."""
+"""Logs metrics during training to MLflow, TensorBoard and Weights & Biases, as `report_to` says."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +14,10 @@ TENSORBOARD = Path("reports/tensorboard")
 
 @contextmanager
 def live_metrics(arguments: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[Log | None]:
-    """What takes the figures of a step, in each place that `report_to` names; None where it names none.
+    """A function that logs the metrics of a step to every target in `report_to`; None without a target.
 
     Args:
-        arguments: of the trainer: `report_to`, and `run_name` for the run's name.
+        arguments: the trainer's arguments; `report_to` and `run_name` are read.
         params: settings of the training, recorded with the run.
     """
     name = str(arguments.get("run_name") or "train_adapter")
@@ -56,9 +56,9 @@ def _tensorboard(name: str, params: Mapping[str, Any]) -> Iterator[Log]:
 
 @contextmanager
 def _wandb(name: str, params: Mapping[str, Any]) -> Iterator[Log]:
-    """A run of Weights & Biases in the project of WANDB_PROJECT; WANDB_MODE=offline keeps it on this machine.
+    """A run of Weights & Biases in the project WANDB_PROJECT; WANDB_MODE=offline keeps it on this machine.
 
-    A server that fails later on is told of once and does not stop the training.
+    If the server fails later, there is one warning, and the training continues.
     """
     import wandb
 
@@ -71,9 +71,9 @@ def _wandb(name: str, params: Mapping[str, Any]) -> Iterator[Log]:
             return
         try:
             run.log(dict(figures), step=step)
-        except Exception as error:  # noqa: BLE001  # a training of hours does not end for a figure that was not sent
+        except Exception as error:  # noqa: BLE001  # a failed log call must not end a training of hours
             failed = True
-            logging.getLogger(__name__).warning("wandb takes no more figures, the training goes on: %s", error)
+            logging.getLogger(__name__).warning("wandb metrics stop here, the training continues: %s", error)
 
     code = 1
     try:

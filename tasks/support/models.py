@@ -12,7 +12,7 @@ from vocabgraft.storage.artifacts import read_json, require_artifact
 
 
 def resolve_base(params: BaseParams) -> tuple[Path, BaseIdentity]:
-    """Find the base and say what it is; a registry alias is resolved to its version."""
+    """The base's folder and identity; a registry alias is resolved to its version."""
     resolved = params.model
     if params.model.startswith(REGISTRY_PREFIX):
         from tasks.registry.lookup import resolve_version
@@ -29,10 +29,10 @@ def find_base(identity_file: Path, trust_remote_code: bool = False) -> Path:
 
     Args:
         identity_file: base.json.
-        trust_remote_code: whether the caller is to run the base's own code.
+        trust_remote_code: whether the base's own code may run.
 
     Raises:
-        VocabgraftError: when a file that a load reads is another by now, or the code that is to run.
+        VocabgraftError: if a file that loading reads, or the code to run, has changed since.
     """
     identity = BaseIdentity(**read_json(require_artifact(identity_file)))
     folder = _folder_of(identity.model, identity.revision, trust_remote_code)
@@ -41,12 +41,12 @@ def find_base(identity_file: Path, trust_remote_code: bool = False) -> Path:
     if trust_remote_code and seen.code != identity.code:
         changed = _changed(identity.code or {}, seen.code or {})
         raise VocabgraftError(
-            f"the code of {identity.model} is not what validate_data saw ({', '.join(changed) or 'none was allowed'}), "
-            "so it is not run; run validate_data again"
+            f"the code of {identity.model} has changed since validate_data "
+            f"({', '.join(changed) or 'none was allowed'}), so it is not run; run validate_data again"
         )
     if changed := _changed(identity.files, seen.files):
         raise VocabgraftError(
-            f"{identity.model} is not what validate_data saw: {', '.join(changed)} changed; run validate_data again, "
+            f"{identity.model} has changed since validate_data ({', '.join(changed)}); run validate_data again, "
             "or restore the model"
         )
     return folder
@@ -68,11 +68,11 @@ def model_folder(option: str, model: str) -> Path:
     """The folder of a model given as a folder, a Hub id, `package:MODULE/FOLDER` or `models:/NAME@ALIAS`.
 
     Args:
-        option: what the error message names, such as `--base`.
-        model: where the model is.
+        option: name of the option in error messages, such as `--base`.
+        model: the model.
 
     Raises:
-        VocabgraftError: when it is not there.
+        VocabgraftError: if the model is not found.
     """
     if model.startswith(REGISTRY_PREFIX):
         from tasks.registry.lookup import download_model, resolve_version
@@ -85,17 +85,17 @@ def pack_folder(option: str, pack: str) -> Path:
     """The folder of a vocabulary pack, given in the same ways as a model.
 
     Raises:
-        VocabgraftError: when it is not there.
+        VocabgraftError: if the pack is not found.
     """
     if pack.startswith(REGISTRY_PREFIX):
         from tasks.registry.lookup import download_pack
 
         return download_pack(pack)
-    # A folder is checked by what reads the pack, which knows what a pack holds.
+    # The reader of the pack checks its folder.
     return locate_base(pack, setting=option) if _is_elsewhere(pack) else Path(pack).expanduser()
 
 
 def _is_elsewhere(pack: str) -> bool:
-    # As Hub ids are written; a path that is missing is named as such, and not looked for on the Hub.
+    # A Hub id has one slash. A missing path is reported as missing, not looked up on the Hub.
     is_hub_id = pack.count("/") == 1 and not pack.startswith((".", "/", "~")) and not Path(pack).parent.exists()
     return pack.startswith(PACKAGE_PREFIX) or is_hub_id

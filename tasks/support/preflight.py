@@ -20,16 +20,16 @@ from vocabgraft.storage.artifacts import read_json
 
 
 def check_project(params: Params, raw: Path | None, say: Callable[[str], None], resized: Path | None = None) -> None:
-    """Check everything that is cheap; nothing is downloaded or written.
+    """Run all cheap checks; nothing is downloaded or written.
 
     Args:
         params: the project's parameters.
-        raw: the folder of raw files; None: they are not checked.
-        say: told what could not be checked.
-        resized: the folder of resize_base, with the code of the layers that were put into it.
+        raw: the folder of raw files; with None they are not checked.
+        say: function that reports what could not be checked.
+        resized: the output folder of resize_base, with the code of its own layers.
 
     Raises:
-        VocabgraftError: with every problem, not the first alone.
+        VocabgraftError: with every problem, not only the first.
     """
     folders: list[Path | None] = []
     problems = [] if raw is None else check_raw_files(raw, params.validate_data)
@@ -52,9 +52,9 @@ def check_settings(
     """Refuse settings that a later stage would refuse, some of them only after minutes.
 
     Args:
-        train_adapter: the arguments of the trainer and their values, the evaluators and the best metric.
-        resize_base: the layers beside the pooling.
-        datasets: those of params.yaml.
+        train_adapter: the trainer's arguments, the evaluators and the best metric.
+        resize_base: the additional modules.
+        datasets: the datasets in params.yaml.
         base: the folder of the base.
 
     Raises:
@@ -69,9 +69,9 @@ def settings_problems(
     datasets: Sequence[DatasetParams],
     base: Path | None,
 ) -> list[str]:
-    """What `check_settings` refuses; a base of None is one that is not on this machine yet.
+    """The problems that `check_settings` raises; a base of None is not on this machine yet.
 
-    The libraries are imported only for settings that they have to be asked about.
+    Libraries are imported only for settings that need them.
     """
     checks: list[Callable[[], object]] = [partial(library_values, train_adapter.arguments)]
     checks.append(partial(require_reports, train_adapter.arguments))
@@ -93,11 +93,11 @@ def _refuse(problems: Sequence[str]) -> None:
 
 
 def _tell_of_edits(resized: Path, say: Callable[[str], None]) -> None:
-    """DVC does not see edits of a class that params.yaml names."""
+    """Report edits of a class that params.yaml names, because DVC does not see them."""
     if (resized / "modules.json").is_file() and (edited := edited_code(resized)):
         say(
-            f"{', '.join(edited)} was edited since resize_base ran, which DVC does not see; "
-            "`dvc repro --force --downstream resize_base` uses it"
+            f"{', '.join(edited)} was edited after resize_base ran, and DVC does not see that; "
+            "use it with `dvc repro --force --downstream resize_base`"
         )
 
 
@@ -128,8 +128,8 @@ def _check_metrics(params: TrainAdapterParams, datasets: Sequence[DatasetParams]
         return
     if str(params.arguments.get("eval_strategy")).rpartition(".")[2].lower() == "no":
         raise VocabgraftError(
-            f"train_adapter.best_metric is {params.best_metric!r}, and arguments.eval_strategy is "
-            f"{params.arguments['eval_strategy']!r}, so nothing is evaluated; set it to epoch or steps"
+            f"train_adapter.best_metric is {params.best_metric!r}, but nothing is evaluated, because "
+            f"arguments.eval_strategy is {params.arguments['eval_strategy']!r}; set it to epoch or steps"
         )
     name = f"eval_{params.best_metric.removeprefix('eval_')}"
     if not any(fnmatchcase(name, pattern) for pattern in known):
@@ -141,7 +141,7 @@ def _check_metrics(params: TrainAdapterParams, datasets: Sequence[DatasetParams]
 
 
 def _similarity(base: Path | None) -> str | None:
-    """The similarity function of a saved model, which names of metrics contain; None where it does not say."""
+    """The similarity function in a model's config, part of metric names; None if the config has none."""
     file = (base or Path()) / "config_sentence_transformers.json"
     found: str | None = read_json(file).get("similarity_fn_name") if base is not None and file.is_file() else None
     return found

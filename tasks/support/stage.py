@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 DVC_FILE = Path("dvc.yaml")
 SPEED_FOLDER = Path("reports/speed")
-# Why a stage failed, a file a stage. The flow reads it instead of guessing from the output: a file survives the end of
-# the process, is not mixed with the lines of other processes, and stages that run side by side have one each.
+# One file per stage with the reason of its failure. The flow reads it instead of parsing the output: a file survives
+# the process, and lines of other processes and parallel stages do not mix into it.
 FAILURES = Path("reports/failures")
 QUIET = {
     "GX_ANALYTICS_ENABLED": "false",
@@ -35,7 +35,7 @@ QUIET = {
 
 
 class ToldFirstError(VocabgraftError):
-    """A failure with work left to do once the user knows of it, such as a report that takes longer than the stage."""
+    """A failure with work to do after the message is shown, such as a report that takes longer than the stage."""
 
     def __init__(self, message: str, afterwards: Callable[[], None]) -> None:
         super().__init__(message)
@@ -50,14 +50,14 @@ class _PrintableFormatter(logging.Formatter):
 def run_stage(stage: Callable[..., None], arguments: Sequence[str] | None = None) -> int:
     """Run a stage as a command: paths from the command line, the rest from `params.yaml`.
 
-    The stage's keyword parameters of type `Path` become options (`out` is `--out`); `params` is the section of
-    `params.yaml` with the stage's name, and any other parameter the key of that name. Without options, those of the
-    stage's `cmd` in dvc.yaml are taken, so that `python -m tasks.NAME` does what `dvc repro NAME` does.
+    The stage's parameters of type `Path` become options (`out` is `--out`); `params` is the section of `params.yaml`
+    with the stage's name, and any other parameter is the key with its name. Without options, `python -m tasks.NAME`
+    takes those of the stage's `cmd` in dvc.yaml, as `dvc repro NAME` does.
 
-    A stage that fails leaves its reason in `FAILURES`, also where an unexpected exception ends it with a traceback.
+    A failed stage writes the reason to `FAILURES`, even if an unexpected exception ends it with a traceback.
 
     Returns:
-        The exit code: 0, or 1 after a user's mistake or a failed check, with its message on standard error.
+        The exit code: 0, or 1 after a user's mistake or a failed check, whose message goes to standard error.
     """
     import_seconds = time.time() - _process_start()
     handler = logging.StreamHandler(sys.stdout)
@@ -66,7 +66,7 @@ def run_stage(stage: Callable[..., None], arguments: Sequence[str] | None = None
     _quieten()
     started = time.perf_counter()
     try:
-        # Not in one of several processes that train together: another of them may have failed already.
+        # Not in a process of distributed training: another process may have failed already.
         if "RANK" not in os.environ:
             forget_failure(Path(), stage.__name__)
         paths = _parse_paths(stage, list(sys.argv[1:] if arguments is None else arguments))
@@ -87,7 +87,7 @@ def run_stage(stage: Callable[..., None], arguments: Sequence[str] | None = None
 
 
 def read_failure(root: Path, stage: str) -> str | None:
-    """Why a stage failed, in its own words; None where it did not, or ended before it could say."""
+    """The reason that a failed stage wrote; None if it did not fail or could not write one."""
     try:
         return (root / FAILURES / f"{stage}.txt").read_text(encoding="utf-8") or None
     except OSError:
@@ -95,14 +95,14 @@ def read_failure(root: Path, stage: str) -> str | None:
 
 
 def forget_failure(root: Path, stage: str) -> None:
-    """Delete the reason of an earlier failure, which is not that of what runs now."""
+    """Delete the reason of an earlier failure."""
     path = root / FAILURES / f"{stage}.txt"
     if path.is_file():
         path.unlink()
 
 
 def switch_telemetry_off() -> None:
-    """Set the variables by which the libraries are told to send nothing, unless the user has set them."""
+    """Set the variables that disable the libraries' telemetry, unless the user has set them."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
 
@@ -126,7 +126,7 @@ def _path_names(stage: Callable[..., None]) -> list[str]:
 
 
 def arguments_in_dvc_yaml(name: str) -> list[str]:
-    """The options of a stage's command in dvc.yaml; none where the file has no `python -m tasks.NAME` for it."""
+    """The options of a stage's command in dvc.yaml; none if the command is not `python -m tasks.NAME`."""
     import yaml
 
     if not DVC_FILE.is_file():
@@ -149,7 +149,7 @@ def _fail(stage: str, message: str) -> int:
 
 
 def _keep_failure(stage: str, reason: str) -> None:
-    """Write why the stage failed; of several processes the first one that fails says the cause, the others follow."""
+    """Write why the stage failed. Only the first of several processes writes: the others fail because of it."""
     path = FAILURES / f"{stage}.txt"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,18 +158,18 @@ def _keep_failure(stage: str, reason: str) -> None:
     except FileExistsError:
         return
     except OSError as error:
-        warn(f"{stage}: its failure is not in {path}: {error}")
+        warn(f"{stage}: the reason of the failure cannot be written to {path}: {error}")
 
 
 def _how_to_get_outputs_back(stage: str) -> str:
     lock, folder = Path("dvc.lock"), Path("data") / stage
     if folder.exists() or not lock.is_file() or f"\n  {stage}:" not in lock.read_text(encoding="utf-8"):
         return ""
-    return f"\n(DVC removed {folder} before this run; `dvc checkout {folder}` brings the last good one back)"
+    return f"\n(DVC removed {folder} before this run; `dvc checkout {folder}` restores its last good version)"
 
 
 def _user_message(error: Exception) -> str | None:
-    """What to tell the user of an error that needs no traceback; None for one that does."""
+    """The message for an error that needs no traceback; None for other errors."""
     if isinstance(error, VocabgraftError):
         return str(error)
     expected = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM)
@@ -177,12 +177,12 @@ def _user_message(error: Exception) -> str | None:
 
 
 def explain_os_error(error: OSError) -> str:
-    """What a user can do about a file that cannot be read or written."""
+    """The error and what to do about it, for a file that cannot be read or written."""
     where = error.filename or "a file"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full while writing {where}; free some space (`dvc gc --workspace` helps) and run again"
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return f"no permission to read or write {where}; give it and run again"
+        return f"no permission to read or write {where}; grant it and run again"
     return f"{where} cannot be read or written: {error.strerror or error}"
 
 

@@ -1,4 +1,4 @@
-"""The trainer's log: the names of its metrics, known before the training, and the curve of its losses."""
+"""The trainer's log: its metric names, known before training, and its loss curves."""
 
 import re
 import tempfile
@@ -20,7 +20,7 @@ ROWS, DIMENSION = 4, 8
 
 
 def losses_of(datasets: Sequence[DatasetParams]) -> list[str]:
-    """The validation losses: of each dataset with a validation split, and their mean by rows."""
+    """Names of the validation losses: one per dataset with a validation split, and their mean weighted by rows."""
     own = [f"eval_{dataset.name}_loss" for dataset in datasets if dataset.has_validation]
     return ["eval_loss", *own] if own else []
 
@@ -28,19 +28,18 @@ def losses_of(datasets: Sequence[DatasetParams]) -> list[str]:
 def metrics_of(
     evaluators: Sequence[EvaluatorParams], datasets: Sequence[DatasetParams], similarity: str | None = None
 ) -> list[str]:
-    """The metrics of evaluators, as the trainer names them.
+    """Names of the evaluators' metrics, as the trainer logs them.
 
-    Each evaluator runs once, over a few made-up rows and a model of ten words. So names follow from the classes and
-    their arguments, and arguments with values that a class refuses are found, too. A `*` in a name stands for any
-    relation of the data.
+    Each evaluator runs once on a few artificial rows and a model of ten words. That gives the names and also finds
+    arguments that a class refuses. A `*` in a name stands for any relation of the data.
 
     Args:
-        evaluators: as params.yaml has them.
-        datasets: those that they name.
-        similarity: the base's similarity function, which is part of most names; None for the library's default.
+        evaluators: the evaluators in params.yaml.
+        datasets: the datasets that they name.
+        similarity: the base's similarity function, part of most names; None for the library's default.
 
     Raises:
-        VocabgraftError: for an evaluator that cannot be made or run with its arguments.
+        VocabgraftError: if an evaluator cannot be built or run with its arguments.
     """
     from torch import nn
 
@@ -62,7 +61,7 @@ def metrics_of(
                 raise VocabgraftError(
                     f"train_adapter.evaluators.{number} cannot run: {type(error).__name__}: {error}; see its arguments"
                 ) from error
-    # The trainer puts several evaluators into one, which adds a score of its own.
+    # The trainer wraps the evaluators in a SequentialEvaluator, which adds this score.
     return [name if name.startswith("eval_") else f"eval_{name}" for name in (*found, "sequential_score")]
 
 
@@ -76,7 +75,7 @@ def _tiny_model(similarity: str | None, evaluators: Sequence[EvaluatorParams]) -
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     weights = np.random.default_rng(0).normal(size=(len(vocabulary), DIMENSION)).astype(np.float32)
-    # Those that the base has are not known here without loading it.
+    # The base's own prompts are unknown without loading it.
     prompts = {
         value: "" for entry in evaluators for name, value in entry.arguments.items() if name.endswith("prompt_name")
     }
@@ -91,7 +90,7 @@ def _softmax_loss(model: "SentenceTransformer") -> Any:
 
 
 def _made_up(dataset: DatasetParams, folder: Path) -> AcceptedDataset:
-    """Rows of a dataset's format, in its train and its validation split."""
+    """Artificial rows in the dataset's format, as train and validation split."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -104,7 +103,7 @@ def _made_up(dataset: DatasetParams, folder: Path) -> AcceptedDataset:
 
 def _values(column: str, place: int) -> list[Any]:
     if column == "relation":
-        # Link prediction has metrics of each relation, whose names the data alone have.
+        # Link prediction has metrics for each relation, and only the data contain the relations' names.
         return ["*"] * ROWS
     if column in LABELS:
         return [number % 2 for number in range(ROWS)]
@@ -116,11 +115,11 @@ def _values(column: str, place: int) -> list[Any]:
 
 
 def loss_lines(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The losses of all phases; steps are counted on from phase to phase.
+    """The losses of all phases; steps of later phases continue the count.
 
     Returns:
-        `train`, with `steps` and `losses`; `validation`, the same for each validation loss by its name, without the
-        mean over a single dataset; `phases`, each with its number and the steps before it.
+        `train` with `steps` and `losses`; `validation` with the same for each validation loss by name, without the
+        mean if there is only one dataset; `phases` with each phase's number and the steps before it.
     """
     train: dict[str, list[float]] = {"steps": [], "losses": []}
     validation: dict[str, dict[str, list[float]]] = {}

@@ -138,7 +138,7 @@ def test_a_good_run_without_a_report_has_an_exit_code_of_its_own(
     monkeypatch.setattr("flows.reporting.publish.write_report", lambda *arguments: 1 / 0)
     assert main(["--set", "train_adapter.epochs=7"]) == 3
     said = capsys.readouterr()
-    assert "the report was not made: division by zero" in said.err
+    assert "the report was not written: division by zero" in said.err
     assert "report: " not in said.out
     assert states_of_last_run()["left"] == "Completed", "the run itself is good"
 

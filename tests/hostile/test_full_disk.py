@@ -136,5 +136,5 @@ def test_a_report_that_cannot_be_written_is_one_message(
     fill(lambda path: "report.html" in path.name or "run.json" in path.name)
     assert main(["--no-server", "--force"]) == 3
     said = capsys.readouterr().err
-    assert "the report was not made" in said and "Traceback" not in said
+    assert "the report was not written" in said and "Traceback" not in said
     assert not (project / "reports" / "report.html").exists()

@@ -116,7 +116,7 @@ UNREADABLE = [
     Fault(
         "contexts of blank lines",
         write("contexts.txt", "\n  \n"),
-        ("data/raw/contexts.txt holds blank lines only", "add sentences or take it out"),
+        ("data/raw/contexts.txt has only blank lines", "add sentences or take it out"),
     ),
     Fault(
         "a header without rows",
@@ -126,7 +126,7 @@ UNREADABLE = [
     Fault(
         "JSON without records",
         all_of(write("terms.json", "[]"), setting(TERMS_FILE, "terms.json")),
-        ("data/raw/terms.json holds no rows", "add rows or take it out of params.yaml"),
+        ("data/raw/terms.json has no rows", "add rows or take it out of params.yaml"),
     ),
     Fault(
         "a missing column",
@@ -136,7 +136,7 @@ UNREADABLE = [
     Fault(
         "a repeated column",
         replace("terms.csv", "anchor,positive,group", "anchor,positive,positive"),
-        ("data/raw/terms.csv: column positive is there more than once", "keep one"),
+        ("data/raw/terms.csv: column positive appears more than once", "keep one"),
     ),
     Fault(
         "broken UTF-8 in a table",
@@ -151,12 +151,12 @@ UNREADABLE = [
     Fault(
         "a NUL",
         append("terms.csv", "a\0b,c,d"),
-        ("terms.csv row 50: holds a NUL", "save the file as UTF-8"),
+        ("terms.csv row 50: contains a NUL", "save the file as UTF-8"),
     ),
     Fault(
         "a row with too many fields",
         append("terms.csv", "a,b,c,d,e"),
-        ("terms.csv row 50: has 5 fields, but the header has 3", "in quotes"),
+        ("terms.csv row 50: has 5 fields, but the header has 3", "quote"),
     ),
     Fault(
         "a quote that is never closed",
@@ -169,12 +169,12 @@ UNREADABLE = [
             write("terms.jsonl", '{"anchor": "a", "positive": "b"}\n{"anchor": oops}\n'),
             setting(TERMS_FILE, "terms.jsonl"),
         ),
-        ("terms.jsonl row 2: is not JSON", "write one record a line"),
+        ("terms.jsonl row 2: is not JSON", "one record per line"),
     ),
     Fault(
         "Parquet that is none",
         all_of(write("terms.parquet", "anchor"), setting(TERMS_FILE, "terms.parquet")),
-        ("data/raw/terms.parquet cannot be read as parquet", "mend it or save it anew"),
+        ("data/raw/terms.parquet cannot be read as parquet", "save it again"),
     ),
     Fault(
         "an unknown key",
@@ -292,19 +292,19 @@ REFUSED = [
         (
             "1 problem ",
             "vocabulary.csv row 8, token 'nephrolith'",
-            "repeats, in another casing or the same",
+            "repeats nephrolith",
             "keep one",
         ),
     ),
     Fault(
         "a word that differs in case only",
         append("vocabulary.csv", "Nephrolith,word,again"),
-        ("vocabulary.csv row 8, token 'Nephrolith': repeats, in another casing or the same, nephrolith", "keep one"),
+        ("vocabulary.csv row 8, token 'Nephrolith': repeats nephrolith", "keep one"),
     ),
     Fault(
         "a special token that differs in case only",
         append("vocabulary.csv", "<|isa|>,special,again"),
-        ("vocabulary.csv row 8, token '<|isa|>': repeats, in another casing or the same, <|IsA|>", "keep one"),
+        ("vocabulary.csv row 8, token '<|isa|>': repeats <|IsA|>", "keep one"),
     ),
     Fault(
         "a word that is one token in the base",
@@ -314,7 +314,7 @@ REFUSED = [
     Fault(
         "a token that is nothing to the base",
         all_of(append("vocabulary.csv", "\u0301,symbol,an accent"), setting("validate_data.min_uses", 0)),
-        ("1 problem ", "vocabulary.csv row 8, token", "is nothing after the base's normalisation"),
+        ("1 problem ", "vocabulary.csv row 8, token", "is empty after the base's normalization"),
     ),
     Fault(
         "special tokens that texts hold in another form",
@@ -324,8 +324,8 @@ REFUSED = [
         ),
         (
             "2 problems ",
-            "row 8, token '<|Has\\u200bA|>': is not what texts hold after normalisation, which makes it <|hasa|>",
-            "row 9, token '<|a\u0301|>': is not what texts hold after normalisation, which makes it <|\u00e1|>; spell",
+            "row 8, token '<|Has\\u200bA|>': is changed to <|hasa|>",
+            "row 9, token '<|a\u0301|>': is changed to <|\u00e1|>",
         ),
     ),
     Fault(
@@ -336,9 +336,9 @@ REFUSED = [
         ),
         (
             "3 problems ",
-            "row 8, description '': is empty, which only a word whose pieces the base can read may have; describe it",
-            "row 9, description '\u222e': has no piece that the base can read; describe it in words",
-            "row 10, description '\u222e': has no piece that the base can read",
+            "row 8, description '': is empty",
+            "row 9, description '\u222e': has no subword token that the base knows; describe it in words",
+            "row 10, description '\u222e': has no subword token that the base knows",
         ),
     ),
     Fault(
@@ -349,12 +349,12 @@ REFUSED = [
     Fault(
         "a token of spaces",
         append("vocabulary.csv", "   ,word,again"),
-        ("vocabulary.csv row 8, token '   '", "holds spaces only; fill it"),
+        ("vocabulary.csv row 8, token '   '", "has only spaces"),
     ),
     Fault(
         "a token of two words",
         append("vocabulary.csv", "kidney stone,word,again"),
-        ("vocabulary.csv row 8, token 'kidney stone'", "holds whitespace; a token is one word", "add its words apart"),
+        ("vocabulary.csv row 8, token 'kidney stone'", "whitespace", "a token is one word"),
     ),
     Fault(
         "retention with constant scores",
@@ -458,7 +458,7 @@ def test_refused_rows_give_one_message_data_docs_and_no_output(
     assert_one_message(
         captured.err,
         captured.out,
-        [*fault.says, "Mend them", f"all are in {SITE}/rejected.csv", f"Data Docs: {SITE}/index.html"],
+        [*fault.says, "Correct them", f"all are in {SITE}/rejected.csv", f"Data Docs: {SITE}/index.html"],
     )
     assert (SITE / "index.html").is_file()
     assert hash_files(RAW) == before
@@ -521,7 +521,7 @@ def forbidden(*_: object, **__: object) -> None:
         (
             "vocabgraft.storage.atomic.tempfile.mkdtemp",
             forbidden,
-            "no permission to read or write data/somewhere; give it",
+            "no permission to read or write data/somewhere; ",
         ),
     ],
     ids=["full disk", "full disk at the manifest", "no permission"],
@@ -575,7 +575,7 @@ def test_what_is_allowed_but_doubtful_is_warned_of_and_reported(
     large, rare, inside, common = warnings()
     assert "2 new tokens are in fewer than 8 training texts (Nephro in 0, hepat in 0)" in rare
     assert "8 new tokens are " in large
-    assert "2 new tokens stand inside another (Nephro in nephrolith, hepat in hepatoma); each is matched" in inside
+    assert "2 new tokens are part of another (Nephro in nephrolith, hepat in hepatoma)" in inside
     assert "2 new words are common in general text (nephrolith in 20, thrombopenia in 20 of " in common
     said = capsys.readouterr().out
     assert all(f"warning: {warning}" in said for warning in (large, rare, inside, common))
@@ -658,7 +658,7 @@ def test_the_way_back_is_named_when_dvc_removed_a_known_output(
         OUT.mkdir()
     (RAW / "terms.csv").unlink()
     assert run() == 1
-    assert ("`dvc checkout data/validate_data` brings the last good one back" in capsys.readouterr().err) is hinted
+    assert ("`dvc checkout data/validate_data`" in capsys.readouterr().err) is hinted
 
 
 def rejected() -> list[dict[str, str]]:

@@ -192,7 +192,7 @@ def test_words_without_a_description_are_told_and_all_of_them_are_refused(
     [
         ("stone " * 500 + "heart", "too long"),
         ("a stone \x07 of the heart", "control or replacement"),
-        ("𓀀𓀁", "no piece"),
+        ("𓀀𓀁", "no subword token"),
     ],
 )
 def test_a_description_is_judged_where_it_is_trained_on(description: str, reason: str, tiny_project: Path) -> None:

@@ -149,11 +149,11 @@ def test_what_cannot_be_measured_is_said_on_the_console(project: Path, capsys: p
     assert run_stage(train_control, []) == 0
     assert run_stage(evaluate_model, []) == 0
     assert (
-        "warning: the reference corpus has 9 texts, too few for 10 neighbours (at least 20)" in capsys.readouterr().out
+        "warning: the reference corpus has 9 texts, too few for 10 neighbors (at least 20)" in capsys.readouterr().out
     )
     retention = read_json(OUT / "retention.json")
     assert retention["neighbours_kept"] is None
-    assert any("too few for 10 neighbours" in problem for problem in retention["problems"])
+    assert any("too few for 10 neighbors" in problem for problem in retention["problems"])
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_what_cannot_be_measured_is_said_on_the_console(project: Path, capsys: p
         ({"benchmarks": [BENCHMARK | {"folder": "../elsewhere"}]}, "does not name a file inside data/raw/"),
         ({"benchmarks": [BENCHMARK | {"format": "trec"}]}, "evaluate_model.benchmarks.0.format"),
         ({"benchmarks": [BENCHMARK | {"folder": "absent"}]}, "BEIR's layout is corpus.jsonl, queries.jsonl and"),
-        ({"mteb_tasks": ["NFCorpus"]}, "mteb_tasks lists NFCorpus, and the package mteb is not installed"),
+        ({"mteb_tasks": ["NFCorpus"]}, "mteb_tasks lists NFCorpus"),
     ],
 )
 def test_what_the_evaluation_cannot_read_is_refused_before_anything_is_trained(

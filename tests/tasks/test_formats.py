@@ -86,7 +86,7 @@ def test_every_format_is_accepted_with_its_types(dataset_format: str, tiny_proje
         ("scored_pairs", None, changed("scored_pairs", score=None), "row 3, score '': is empty; allowed: a number"),
         ("labelled_pairs", None, changed("labelled_pairs", label=2), "whole number from 0 to 1 (ContrastiveLoss)"),
         ("labelled_pairs", "SoftmaxLoss", changed("labelled_pairs", label=7), "whole number from 0 to 2 (SoftmaxLoss)"),
-        ("labelled_pairs", None, changed("labelled_pairs", label=0.5), "label '0.5': is no label; allowed: a whole"),
+        ("labelled_pairs", None, changed("labelled_pairs", label=0.5), "label '0.5': is not a label; allowed: a whole"),
         (
             "labelled_texts",
             None,
@@ -107,7 +107,7 @@ def test_every_format_is_accepted_with_its_types(dataset_format: str, tiny_proje
             "teacher_embeddings",
             None,
             changed("teacher_embeddings", embedding=[1.0]),
-            "of 1 numbers where most have 3",
+            "of 1 numbers, but most have 3",
         ),
         ("teacher_embeddings", None, changed("teacher_embeddings", embedding="x"), "allowed: a list of numbers"),
         ("margins", None, changed("margins", margin="wide"), "margin 'wide': is not a number"),
@@ -133,7 +133,7 @@ def test_vectors_in_a_csv_are_refused(tiny_project: Path, capsys: pytest.Capture
     add("teacher_embeddings", files={"train": "own.csv"})
     Path("data/raw/own.csv").write_text("text,embedding\na,1\n", encoding="utf-8")
     assert run_stage(validate_data, ARGUMENTS) == 1
-    assert "lists of numbers, which .csv cannot; save it as .parquet or .jsonl" in capsys.readouterr().err
+    assert "lists of numbers, which .csv cannot store; save it as .parquet or .jsonl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

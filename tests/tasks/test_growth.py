@@ -159,7 +159,7 @@ def test_a_word_that_would_hide_a_kept_one_is_refused(second_run: Path, capsys: 
     assert run("validate_data") == 1
     says = capsys.readouterr().err
     assert "1 problem " in says
-    assert "token 'nephrolith-like': hides nephrolith of the base in texts that hold it in part; make it" in says
+    assert "token 'nephrolith-like': hides the base's token nephrolith" in says
 
 
 def test_a_kept_token_of_another_kind_is_refused(second_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,4 +168,4 @@ def test_a_kept_token_of_another_kind_is_refused(second_run: Path, capsys: pytes
     assert run("validate_data") == 1
     says = capsys.readouterr().err
     assert "1 problem " in says
-    assert "kind 'symbol': is not its kind in the base, which has it as word; make it that" in says
+    assert "kind 'symbol': differs from its kind in the base; set it to word" in says

@@ -173,7 +173,7 @@ def test_all_classes_of_faults_of_all_files_are_told_in_one_go(
         "terms.csv row 51: has 4 fields",
         "terms.csv row 52, positive ''",
         "and 19 more of this kind",
-        "terms.csv row 72: holds a NUL",
+        "terms.csv row 72: contains a NUL",
         "retention.csv row 64, score 'high'",
         "retention.csv row 65, score '7'",
         "contexts.txt row 49: is not UTF-8",

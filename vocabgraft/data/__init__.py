@@ -1,1 +1,1 @@
-"""Raw files in, accepted splits out: which words, rows and texts are accepted, and why others are refused."""
+"""From raw files to accepted splits: validates words, rows and texts, and gives the reason for each refusal."""

@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 10_000
 
 @dataclass(frozen=True)
 class AcceptedDataset:
-    """One dataset's name, format and folder of Parquet splits, and what its triples ask for their tail."""
+    """A dataset's name, format and folder of Parquet splits, and the template that turns its triples into questions."""
 
     name: str
     format: Format
@@ -27,7 +27,7 @@ class AcceptedDataset:
 
     @property
     def is_retrieval(self) -> bool:
-        """Whether a row is a question with its answer."""
+        """Whether a row is a query with its document."""
         return self.format in RETRIEVAL_FORMATS
 
     def path(self, split: Split) -> Path:
@@ -35,42 +35,42 @@ class AcceptedDataset:
         return require_artifact(self.folder / f"{split}.parquet")
 
     def rows(self, split: Split) -> int:
-        """How many rows a split has."""
+        """The number of rows in a split."""
         return int(pq.read_metadata(self.path(split)).num_rows)
 
     def columns(self, split: Split) -> dict[str, list[Any]]:
-        """The columns of a split as lists: of text, or of what the format holds beside it."""
+        """The columns of a split as lists: texts, and the format's numbers, labels or vectors."""
         return cast(dict[str, list[Any]], pq.read_table(self.path(split)).to_pydict())
 
     def pairs(self, split: Split) -> list[tuple[str, str]]:
-        """Anchor and positive of each row; of a triple, its template filled and `tail`.
+        """Anchor and positive of each row; for a triple, the filled template and `tail`.
 
         Raises:
-            VocabgraftError: when a row of this format asks nothing.
+            VocabgraftError: if rows of this format are not pairs.
         """
         if not self.is_retrieval:
             allowed = ", ".join(RETRIEVAL_FORMATS)
             raise VocabgraftError(
-                f"dataset {self.name}: a row of {self.format} is no pair; formats that are: {allowed}"
+                f"dataset {self.name}: its format {self.format} has no pairs; formats with pairs: {allowed}"
             )
         return self._pairs(self.columns(split))
 
     def question(self, head: str, relation: str) -> str:
-        """What a triple asks for its tail: the template with the head and the relation's token."""
+        """The question of a triple: the template with the head and the relation's token."""
         return fill_template(self.template, head, relation)
 
     def texts(self, split: Split) -> list[str]:
-        """Every text of a split as a model reads it, column by column of a row; of triples as `pairs` has them."""
+        """Every text of a split, row by row, as a model reads it; for triples, the texts of `pairs`."""
         return [text for block in self.text_blocks(split) for text in block]
 
     def text_blocks(self, split: Split) -> Iterator[list[str]]:
-        """The texts of some rows after those of others, so that a file of any size fits into memory."""
+        """The texts of a split in blocks of rows, so that a file of any size fits into memory."""
         with pq.ParquetFile(self.path(split)) as file:
             for batch in file.iter_batches(ROWS_AT_ONCE):
                 yield self._texts(batch.to_pydict())
 
     def groups(self, split: Split) -> list[str]:
-        """The group of each row: that of its column `group` where it has one, otherwise its first text."""
+        """The group of each row: its `group`, or else its first text."""
         columns = self.columns(split)
         own = columns[COLUMNS[self.format][0]]
         return [group or text for group, text in zip(columns.get("group", own), own, strict=True)]
@@ -91,7 +91,7 @@ class AcceptedDataset:
 
 
 def fill_template(template: str, head: str, relation: str) -> str:
-    """The question of a triple: a template such as `{head} {relation}` with its head and its relation's token."""
+    """Fill a template such as `{head} {relation}` with a triple's head and its relation's token."""
     return template.format(head=head, relation=relation_token(relation))
 
 
@@ -116,7 +116,7 @@ def read_contexts(path: Path) -> list[str]:
 
 
 def read_general_texts(path: Path) -> list[str]:
-    """The general texts that `train_adapter.retain` keeps near the base; none where it is not set."""
+    """The general texts that `train_adapter.retain` keeps near the base; empty if it is not set."""
     return cast(list[str], pq.read_table(require_artifact(path))["text"].to_pylist())
 
 

@@ -24,14 +24,14 @@ SHOWN_PROBLEMS = 10
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Judged queries over documents.
+    """Queries with relevance judgements over documents.
 
     Attributes:
-        name: as params.yaml has it.
-        queries: those that have a relevant document.
-        documents: title and text of each; empty where a document has neither.
-        relevance: for each query the places of its relevant documents with their grades, which are above 0.
-        left_out: lines of the files that were not taken, by reason; not stored.
+        name: name in params.yaml.
+        queries: the queries that have a relevant document.
+        documents: title and text of each document; may be empty.
+        relevance: for each query, the grades (above 0) of its relevant documents by index.
+        left_out: number of ignored lines by reason; not stored.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Benchmark:
 
 @dataclass
 class _Reading:
-    """What is found out while a folder is read."""
+    """The problems and ignored lines found so far in a folder."""
 
     folder: Path
     name: str
@@ -52,13 +52,13 @@ class _Reading:
 
 
 def read_beir(folder: Path, name: str) -> Benchmark:
-    """Read a folder in BEIR's layout as such folders are published.
+    """Read a published folder in BEIR's layout.
 
-    Judgements of documents or queries that the folder lacks are left out and counted, as are repeated lines and
-    queries without a text. Documents may be empty, and titles null.
+    Judgements of documents or queries that the folder lacks are left out and counted, as are repeated lines and queries
+    without text. Documents may be empty, and titles null.
 
     Raises:
-        VocabgraftError: with file and line of each problem, the first ten.
+        VocabgraftError: with file and line of the first ten problems.
     """
     reading = _Reading(folder, name)
     documents = _texts(reading, CORPUS, ("title", "text"))
@@ -70,8 +70,8 @@ def read_beir(folder: Path, name: str) -> Benchmark:
         more = f", the first {SHOWN_PROBLEMS}" if len(problems) > SHOWN_PROBLEMS else ""
         shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
         raise VocabgraftError(
-            f"evaluate_model.benchmarks: problems of {name} in {folder}, {len(problems)} in all{more}:\n{shown}\n"
-            f"Mend them, or take {name} out of params.yaml"
+            f"evaluate_model.benchmarks: {len(problems)} problems of {name} in {folder}{more}:\n{shown}\n"
+            f"Correct them, or take {name} out of params.yaml"
         )
     place = {key: number for number, key in enumerate(documents)}
     relevance = [{place[document]: grade for document, grade in grades.items()} for grades in judged.values()]
@@ -82,7 +82,7 @@ def read_beir(folder: Path, name: str) -> Benchmark:
 def _nothing_judged(left_out: Counter[str]) -> str:
     reasons = "; ".join(f"{count} lines left out: {reason}" for reason, count in sorted(left_out.items()))
     told = f" ({reasons})" if reasons else ""
-    return f"{QRELS}: no query has a relevant document (a score above 0){told}, so nothing can be found"
+    return f"{QRELS}: no query has a relevant document (a score above 0){told}, so nothing can be evaluated"
 
 
 def write_benchmarks(folder: Path, benchmarks: Sequence[Benchmark]) -> None:
@@ -115,12 +115,12 @@ def read_benchmarks(folder: Path) -> list[Benchmark]:
 
 
 def _texts(reading: _Reading, file: str, fields: tuple[str, ...]) -> dict[str, str]:
-    """Texts by `_id`, as written; what is wrong with a line is put to the problems."""
+    """Texts by `_id`, as written; adds the errors of lines to the problems."""
     found: dict[str, str] = {}
     for number, line in _lines(reading.folder / file, reading.name):
         problem, key, text = _entry(line, fields)
         if problem is None and found.get(key, text) != text:
-            problem = f"the _id {key!r} is there already, with another text; give each its own"
+            problem = f"the _id {key!r} appears again with another text; give each text its own"
         if problem is not None:
             reading.problems.append(f"{file} line {number}: {problem}")
         elif key in found:
@@ -134,16 +134,16 @@ def _texts(reading: _Reading, file: str, fields: tuple[str, ...]) -> dict[str, s
 
 def _entry(line: str, fields: tuple[str, ...]) -> tuple[str | None, str, str]:
     try:
-        # Numbers as they are written, since the judgements name them so.
+        # Numbers stay as they are written, because the judgements refer to them like that.
         entry: Any = json.loads(line, parse_int=str, parse_float=str)
     except (ValueError, RecursionError) as error:
-        return f"it is not JSON ({error}); give one object a line", "", ""
+        return f"it is not JSON ({error}); write one object per line", "", ""
     if not isinstance(entry, dict):
         return f"it is {line[:40]!r}, not an object with _id and text", "", ""
     if not isinstance(entry.get("_id"), str):
         return f"_id is {entry.get('_id')!r}; allowed: a text or a number", "", ""
     if "text" not in entry:
-        return "text is missing; allowed: a text, empty or null where there is none", "", ""
+        return "text is missing; allowed: a text, which may be empty or null", "", ""
     parts = [entry.get(name) or "" for name in fields]
     for name, part in zip(fields, parts, strict=True):
         if not isinstance(part, str):
@@ -175,12 +175,12 @@ def _judgements(reading: _Reading, queries: dict[str, str], documents: dict[str,
 
 def _judgement_problem(cells: Sequence[str], seen: Mapping[tuple[str, str], int]) -> str | None:
     if len(cells) != len(HEADER):
-        return f"it has {len(cells)} columns; allowed: {', '.join(HEADER)}, with a tab between them"
+        return f"it has {len(cells)} columns; allowed: {', '.join(HEADER)}, separated by tabs"
     query, document, grade = cells
     if GRADE.fullmatch(grade) is None:
         return f"the score is {grade!r}; allowed: a whole number, above 0 for a relevant document"
     if seen.get((query, document), whole := int(grade.split(".")[0])) != whole:
-        return f"{query!r} and {document!r} are judged already, with another score; keep one line"
+        return f"{query!r} and {document!r} appear again with another score; keep one line"
     return None
 
 
@@ -201,7 +201,7 @@ def _reason_to_leave_out(
 
 
 def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers."""
+    """The non-blank lines with their numbers."""
     number = 0
     try:
         if kind := special_kind(path):

@@ -1,4 +1,4 @@
-"""Makes pairs from the vocabulary: a word, or a sentence that uses it, and the word's description."""
+"""Makes pairs from the vocabulary: a word or a sentence that contains it, and the word's description."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -16,35 +16,35 @@ from vocabgraft.tokens.new_token import NewToken
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Sentences of a word; with more, frequent words would fill the batches and rare ones would hardly be seen.
+# Sentences per word; with more, frequent words would fill the batches and crowd out rare ones.
 SENTENCES_PER_WORD = 8
 COLUMNS = ["anchor", "positive", "group", "word", "file", "row"]
 
 
 @dataclass(frozen=True)
 class OtherRows:
-    """Rows of the datasets that are read from files, folded (`texts.fold`).
+    """Texts of the datasets that are read from files, folded by `texts.fold`.
 
     Attributes:
-        texts: those that may tell an answer, the columns of `config.datasets.JOINING`.
-        pairs: head and tail of triples, whose tails alone tell nothing.
+        texts: texts that can leak an answer, from the columns of `config.datasets.JOINING`.
+        pairs: head and tail of triples; a tail leaks an answer only together with its head.
     """
 
     texts: Set[str]
     pairs: Set[frozenset[str]]
 
     def hold(self, word: NewToken) -> bool:
-        """Whether one of the rows tells the description of a word."""
+        """Whether one of the rows leaks the description of a word."""
         description = fold(word.description)
         return description in self.texts or frozenset((fold(word.text), description)) in self.pairs
 
 
 def other_rows(examples: Sequence[tuple[DatasetParams, pd.DataFrame]], held_out: bool) -> OtherRows:
-    """The rows that are held out, or those that are trained on.
+    """The held-out rows, or the training rows.
 
     Args:
-        examples: each dataset that is read from files with its accepted rows, which have a `split`.
-        held_out: which of them.
+        examples: each dataset that is read from files, with its accepted rows, which have a `split`.
+        held_out: whether to return the held-out rows or the training rows.
     """
     texts, pairs = set[str](), set[frozenset[str]]()
     for dataset, frame in examples:
@@ -65,29 +65,29 @@ def description_pairs(
     held_out_contexts: float,
     held_out: OtherRows,
 ) -> pd.DataFrame:
-    """One pair for each word that has a description, and one for each of the word's first sentences.
+    """One pair for each word with a description, and one for each of the word's first sentences.
 
-    No pair is made of
+    No pair is made from
 
-    - special tokens, whose description is what the base reads in their place;
-    - sentences with several words of the vocabulary, which several descriptions would answer;
-    - sentences that distillation holds out, since fidelity is measured on them;
-    - descriptions and sentences that stand in a held-out row of another dataset.
+    - special tokens, because the base reads their description instead of them;
+    - sentences with several words of the vocabulary, because several descriptions would be correct;
+    - sentences that distillation holds out, because fidelity is measured on them;
+    - descriptions and sentences in a held-out row of another dataset.
 
     Args:
         vocabulary: accepted rows, with `token`, `kind`, `description`, `row`, `file`; words of earlier runs too.
         contexts: accepted rows, with `text`, `row`, `file`.
-        base: the tokenizer of the base, not extended.
+        base: the base's tokenizer, not extended.
         held_out_contexts: share of the contexts that distillation holds out.
         held_out: rows that other datasets hold out.
 
     Returns:
         `anchor`, `positive`, `group`, the `word`, and the `file` and `row` of the anchor. The group is the word, or
-        one of the words that share a description. Empty where no pair can be made.
+        one of the words that share a description. Empty if no pair can be made.
     """
     words = new_tokens(vocabulary)
     usable = {place: word for place, word in enumerate(words) if is_described(word) and not held_out.hold(word)}
-    # Words whose texts are shared are held out together; this is the rule for the rows of files, applied to words.
+    # Words that share texts are held out together, by the same rule as rows of files.
     names = group_rows([None] * len(usable), [(word.text, word.description) for word in usable.values()]).names
     groups = dict(zip(usable, names, strict=True))
     origins = list(zip(vocabulary["file"], vocabulary["row"], strict=True))
@@ -100,7 +100,7 @@ def description_pairs(
             continue
         word = usable[places[0]]
         pair = frozenset((fold(text), fold(word.description)))
-        # A sentence that is the word alone, or its description, adds nothing.
+        # A sentence that equals the word or its description adds nothing.
         if len(pair) == 2 and pair not in seen and fold(text) not in held_out.texts:
             left[places[0]] -= 1
             seen.add(pair)
@@ -111,14 +111,14 @@ def description_pairs(
 def split_pairs(
     pairs: pd.DataFrame, dataset: DatasetParams, trained: OtherRows
 ) -> tuple[pd.DataFrame, tuple[LargeGroup, ...]]:
-    """Split made pairs by word, and keep held-out texts out of the training rows of other datasets.
+    """Split the pairs by word, and keep held-out texts out of the training rows of other datasets.
 
-    A group with a description that another dataset trains on is trained on here too. Of the groups that are held out,
-    the sentences that another dataset trains on are dropped.
+    If another dataset trains on a description, its group is trained on here too. From held-out groups, sentences that
+    another dataset trains on are dropped.
 
     Args:
-        pairs: of `description_pairs`.
-        dataset: what the user set.
+        pairs: result of `description_pairs`.
+        dataset: the dataset's settings.
         trained: rows that other datasets train on.
 
     Returns:
@@ -136,5 +136,5 @@ def split_pairs(
 
 
 def is_described(token: NewToken) -> bool:
-    """Whether pairs can be made of a token: a word or symbol with a description that is not the token itself."""
+    """Whether pairs can be made from a token: a word or symbol with a description that differs from it."""
     return token.kind != "special" and fold(token.description) not in ("", fold(token.text))

@@ -1,7 +1,7 @@
 """Decides which raw rows are accepted, by `rules`. Refused rows do not count anywhere.
 
-So rows are judged in turns: each alone, then beside those that are left. A row that repeats another is dropped and
-counted, which is no fault; one that contradicts another is.
+So each row is first judged by itself, then compared with the remaining rows. A row that repeats another is dropped and
+counted, which is not an error. A row that contradicts another is an error.
 """
 
 import re
@@ -53,23 +53,23 @@ from vocabgraft.tokens.tokenizer import tokens_added_before
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# What differs between two faults of one kind.
+# The parts of a reason that differ between errors of the same kind.
 PARTICULARS = re.compile(r"\d+|0x[0-9a-f]{2}|'[^']*'|\"[^\"]*\"")
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a row is refused, or a whole file, where `row` is None.
+    """A refused row, or a refused file if `row` is None.
 
     Attributes:
-        file: its name inside the raw folder.
-        row: as the file counts.
-        column: as the user knows it; empty where the fault is not of one.
-        value: what stands there.
+        file: file name relative to the raw folder.
+        row: row number in the file.
+        column: column name in the file; empty if no single column is wrong.
+        value: the value seen.
         reason: what is wrong and what to do.
-        kind: the same for all refusals for one reason.
-        table, position: where the row is, if it could be read.
-        follows: whether it is refused for the sake of another refused row alone.
+        kind: identical for all refusals with the same kind of reason.
+        table, position: table and index of the row, if it could be read.
+        follows: whether it is refused only because another row is.
     """
 
     file: str
@@ -85,7 +85,7 @@ class Refusal:
 
 @dataclass
 class JudgedTable:
-    """A table on its way through the turns. Its frame's index is 0, 1, 2, ..."""
+    """A table while it is judged. Its frame's index is 0, 1, 2, ..."""
 
     name: str
     frame: pd.DataFrame
@@ -97,19 +97,19 @@ class JudgedTable:
 
     @property
     def accepted(self) -> pd.DataFrame:
-        """The rows that are neither refused nor dropped, so far."""
+        """The rows that have been neither refused nor dropped so far."""
         gone = {refusal.position for refusal in self.refusals} | self.repeated.keys()
         return self.frame.drop(index=[position for position in gone if position is not None])
 
     def note(self, rows: pd.DataFrame, column: str, values: Sequence[Any]) -> None:
-        """Put the values of a column into these rows; the other rows have none."""
+        """Set the values of a column in these rows; rows without a value have None."""
         known = {at: None if pd.isna(value) else value for at, value in zip(rows.index, values, strict=True)}
         before = self.frame[column] if column in self.frame.columns else [None] * len(self.frame)
         after = [known.get(position, old) for position, old in zip(self.frame.index, before, strict=True)]
         self.frame = self.frame.assign(**{column: pd.Series(after, index=self.frame.index, dtype=object)})
 
     def judge(self, rules: Iterable[Rule]) -> None:
-        """Refuse the rows left that fail one of the rules; each is told of all that it fails."""
+        """Refuse the remaining rows that fail a rule; every failed rule is reported."""
         rows, rules = self.accepted, list(rules)
         self.rules += [rule for rule in rules if rule not in self.rules]
         found = [(rule, rule.failures(rows)) for rule in rules]
@@ -127,7 +127,7 @@ class JudgedTable:
         self.refusals.append(Refusal(file, number, column, value, reason, kind, self.name, position, follows))
 
     def compare(self, compared: pd.DataFrame, rules: Iterable[Rule]) -> None:
-        """Take what was found between the rows left: drop those that repeat another, then judge the others."""
+        """Apply a comparison of the remaining rows: drop those that repeat another, then judge the others."""
         self.drop_repeated(compared)
         for column in ("contradicts", "leaks_from"):
             if column in compared.columns:
@@ -135,12 +135,12 @@ class JudgedTable:
         self.judge(rules)
 
     def drop_repeated(self, compared: pd.DataFrame) -> None:
-        """Drop the rows with the place of an equal row in `duplicate_of`."""
+        """Drop the rows whose `duplicate_of` names an equal row."""
         repeated = compared["duplicate_of"].dropna()
         self.repeated |= {int(position): str(place) for position, place in repeated.items()}
 
     def count(self, rules: Iterable[CountRule]) -> None:
-        """Refuse the table where what is left of it is too little or too much."""
+        """Refuse the table if too few or too many rows are left."""
         self.counts += rules
         rows = self.accepted
         file = str(self.frame["file"].iloc[0]) if len(self.frame) else self.name
@@ -152,7 +152,7 @@ class JudgedTable:
 
 @dataclass(frozen=True)
 class RawData:
-    """All raw tables, as read."""
+    """All raw tables."""
 
     vocabulary: RawTable
     contexts: RawTable
@@ -161,14 +161,14 @@ class RawData:
 
     @property
     def tables(self) -> dict[str, RawTable]:
-        """All of them by name."""
+        """The tables by name."""
         named = {"vocabulary": self.vocabulary, "contexts": self.contexts, "retention": self.retention}
         return {**named, **self.examples}
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The judged tables by name, everything that is wrong with any of them, and groups of rows that were cut."""
+    """The judged tables by name, all refusals, and the groups of rows that were cut."""
 
     tables: Mapping[str, JudgedTable]
     refusals: tuple[Refusal, ...]
@@ -176,12 +176,12 @@ class Judgement:
 
     @property
     def repeated(self) -> dict[str, int]:
-        """How many rows repeat another, by table; those without any are left out."""
+        """The number of repeated rows by table; tables without any are left out."""
         return {name: len(table.repeated) for name, table in self.tables.items() if table.repeated}
 
 
 def read_raw(folder: Path, params: ValidateDataParams) -> RawData:
-    """Read all raw files; what is wrong with one is in its table."""
+    """Read all raw files; the errors of a file are in its table."""
     return RawData(
         read_vocabulary(folder, params.vocabulary),
         read_contexts(folder, params.contexts),
@@ -201,12 +201,12 @@ def judge(
     """Judge the rows of all tables.
 
     Args:
-        raw: of `read_raw`.
-        folder: where the files are, for their names.
-        base: the tokenizer of the base, not extended.
-        params: of the stage.
-        max_token_characters: of a new token.
-        held_out_contexts: share of the contexts that distillation holds out, of which no pair is made.
+        raw: result of `read_raw`.
+        folder: folder of the files; messages show paths relative to it.
+        base: the base's tokenizer, not extended.
+        params: parameters of the stage.
+        max_token_characters: largest length of a new token.
+        held_out_contexts: share of the contexts that distillation holds out; no pairs are made from them.
     """
     tables = {name: JudgedTable(name, table.rows, table.is_whole) for name, table in raw.tables.items()}
     vocabulary, contexts, retention = (tables[name] for name in ("vocabulary", "contexts", "retention"))
@@ -247,14 +247,14 @@ def _require_pairs(table: JudgedTable, dataset: DatasetParams, vocabulary: Judge
         return
     file = str(vocabulary.frame["file"].iloc[0]) if len(vocabulary.frame) else vocabulary.name
     reason = (
-        f"dataset {dataset.name} (from: descriptions) has no pair, since no word or symbol of {file} has a description "
-        "of its own that no other dataset holds out; fill the column description, or take this dataset out"
+        f"dataset {dataset.name} (from: descriptions) has no pair, because no word or symbol of {file} has a "
+        "description that no other dataset holds out; fill the column description, or take this dataset out"
     )
     table.refusals.append(Refusal(file, None, "", "", reason, reason, table.name))
 
 
 def _split(table: JudgedTable, dataset: DatasetParams) -> tuple[LargeGroup, ...]:
-    """Split what is left of a table: a row that is refused joins no others."""
+    """Split the remaining rows of a table: refused rows join no others."""
     rows, large = assign_splits(table.accepted, dataset)
     for column in ("split", "joined"):
         table.note(rows, column, list(rows[column]))
@@ -279,10 +279,10 @@ def _judge_uses(
     base: "Tokenizer",
     params: ValidateDataParams,
 ) -> None:
-    """Refuse words of too few uses, a round at a time: each lets others be found, and takes its triples with it.
+    """Refuse rare words in rounds: without a word, others may match more often, and its triples are refused too.
 
-    A rare word that stands inside another rare one waits for the next round, since the library tries only the longer
-    of two words that begin at one place.
+    A rare word inside another rare one waits for the next round, because the tokenizer tries only the longer of two
+    words that begin at the same character.
     """
     rule = uses_rule(params)
     vocabulary.rules.append(rule)
@@ -308,7 +308,7 @@ def _training_texts(examples: Sequence[tuple[DatasetParams, JudgedTable]]) -> It
 
 
 def _refuse_orphans(vocabulary: JudgedTable, examples: Sequence[tuple[DatasetParams, JudgedTable]]) -> None:
-    """Refuse the triples whose relation has a token that is refused."""
+    """Refuse the triples whose relation's token is refused."""
     new = vocabulary.frame[vocabulary.frame["kept"] == 0]
     lost = set(new["token"].dropna()) - set(vocabulary.accepted["token"])
     for dataset, table in examples:
@@ -327,17 +327,17 @@ def _of_fault(fault: Fault, folder: Path, table: str) -> Refusal:
 
 
 def shorten(value: Any) -> str:
-    """A value as a message shows it: in one line of at most 80 characters."""
+    """A value for a message: one line of at most 80 characters."""
     text = "" if value is None or (isinstance(value, float) and pd.isna(value)) else re.sub(r"\s", " ", str(value))
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def told_first(refusals: Sequence[Refusal], most: int) -> list[tuple[Refusal, int]]:
-    """Some refusals of every kind, in order, each with how many more of its kind follow it unsaid.
+    """The first refusals of every kind, in order, each with the number of further ones that it stands for.
 
     Args:
-        refusals: all.
-        most: how many, unless there are more kinds: of each kind one is told at least.
+        refusals: all refusals.
+        most: number of refusals to return; with more kinds than that, one of each kind.
     """
     kinds: dict[tuple[str, str, str], list[Refusal]] = {}
     for refusal in refusals:

@@ -13,14 +13,14 @@ METRIC = "main_score"
 
 
 def require_mteb(names: Sequence[str]) -> None:
-    """Refuse names of tasks where the package is absent.
+    """Refuse names of tasks if the package is missing.
 
     Raises:
         VocabgraftError: with the extra to install.
     """
     if names and importlib.util.find_spec("mteb") is None:
         raise VocabgraftError(
-            f"evaluate_model.mteb_tasks lists {', '.join(names)}, and the package mteb is not installed; install the "
+            f"evaluate_model.mteb_tasks lists {', '.join(names)}, but the package mteb is not installed; install the "
             'extra (`pip install -c constraints.txt -e ".[mteb]"`), or set evaluate_model.mteb_tasks to []'
         )
 
@@ -29,7 +29,7 @@ def load_tasks(names: Sequence[str]) -> list[Any]:
     """The tasks with their data.
 
     Raises:
-        VocabgraftError: for a name that MTEB does not have, or data that cannot be had.
+        VocabgraftError: for an unknown task, or data that cannot be loaded.
     """
     require_mteb(names)
     return [_load(name) for name in names]
@@ -38,7 +38,7 @@ def load_tasks(names: Sequence[str]) -> list[Any]:
 def score_tasks(
     tasks: Sequence[Any], model: "SentenceTransformer", batch_size: int
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """The main score of each task, in percent, as figures of the subset `all` by the task's name."""
+    """The main score of each task in percent, as a metric of the subset `all` under the task's name."""
     return {task.metadata.name: {"all": {METRIC: _score(task, model, batch_size)}} for task in tasks}
 
 
@@ -50,7 +50,7 @@ def _score(task: Any, model: "SentenceTransformer", batch_size: int) -> float:
         task,
         co2_tracker=False,
         encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
-        # A cache knows a model by its name, which those of a run share.
+        # MTEB's cache identifies a model by its name, and all models of a run share one.
         cache=None,
         show_progress_bar=False,
     )
@@ -70,7 +70,7 @@ def _load(name: str) -> Any:
         task.load_data()
     except (OSError, ValueError) as error:
         raise VocabgraftError(
-            f"evaluate_model.mteb_tasks: the data of {name} cannot be had ({str(error).splitlines()[0][:200]}); load "
-            "them once where there is a network, or take the task out"
+            f"evaluate_model.mteb_tasks: the data of {name} cannot be loaded ({str(error).splitlines()[0][:200]}); "
+            "load them once with a network connection, or take the task out"
         ) from error
     return task

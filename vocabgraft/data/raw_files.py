@@ -1,6 +1,6 @@
 """Finds and reads the user's raw files as text, and reports all errors of a file together.
 
-No type is guessed: `007`, `2020-01-01` and 18-digit numbers stay as they are written, gap or no gap.
+No type is inferred: `007`, `2020-01-01` and 18-digit numbers stay as they are written, even if fields are empty.
 """
 
 import glob
@@ -47,10 +47,10 @@ RETENTION_COLUMNS = ("sentence1", "sentence2", "score")
 def read_table(
     path: Path, columns: Sequence[str], optional: Sequence[str] = (), vectors: Sequence[str] = ()
 ) -> "pd.DataFrame":
-    """Read a table of text columns, and columns of vectors, as `scan_table` does.
+    """Read a table of text and vector columns, as `scan_table` does.
 
     Raises:
-        VocabgraftError: with the faults of the file, the first ten.
+        VocabgraftError: with the first ten errors of the file.
     """
     return _without_faults(scan_table(path, columns, optional, vectors))
 
@@ -58,18 +58,18 @@ def read_table(
 def scan_table(
     path: Path, columns: Sequence[str], optional: Sequence[str] = (), vectors: Sequence[str] = ()
 ) -> RawTable:
-    """Read a table of text columns, and columns of vectors; columns that nobody asked for are ignored.
+    """Read a table of text and vector columns; other columns are ignored.
 
     Args:
-        path: CSV, TSV, JSON, JSONL or Parquet, told by its ending.
-        columns: names that must be there, in the order returned.
-        optional: names taken where they are there.
-        vectors: those of the columns that hold a list of numbers a row, which CSV and TSV cannot.
+        path: a CSV, TSV, JSON, JSONL or Parquet file, recognized by its suffix.
+        columns: required columns, in the order returned.
+        optional: columns to read if they exist.
+        vectors: columns with a list of numbers per row; CSV and TSV cannot have them.
 
     Returns:
-        The named columns as text, or as arrays of 32-bit floats, and `row`: the line where a record of a CSV, TSV or
-        JSONL file starts, the header being line 1; elsewhere the record's number. An empty field is None. A blank
-        line, or a row of empty fields alone, is no record. A row with a fault is left out.
+        The columns as text, or as arrays of 32-bit floats, and `row`: for CSV, TSV and JSONL the line at which the
+        record starts (the header is line 1), otherwise the number of the record. An empty field is None. Blank lines
+        and rows of empty fields are not records. Rows with an error are left out.
     """
     reading = Reading(path, columns, optional, vectors)
     if fault := _file_fault(path, TABLE_ENDINGS):
@@ -82,23 +82,23 @@ def scan_table(
 
 @contextmanager
 def _faults_noted(reading: Reading) -> Iterator[None]:
-    """Note what keeps a whole file from being read as a fault of it."""
+    """Turn an exception that prevents reading the file into an error of the file."""
     try:
         yield
     except PermissionError:
         reading.refuse(f"{reading.path} cannot be read: no permission")
     except RecursionError:
-        reading.refuse(f"{reading.path} nests its values too deeply; write one text or number a column")
+        reading.refuse(f"{reading.path} nests its values too deeply; write one text or number per column")
     except VocabgraftError as error:
         reading.refuse(str(error))
 
 
 def check_raw_files(folder: Path, params: ValidateDataParams) -> list[str]:
-    """What is wrong with the raw files that can be told without their rows: files, kinds and columns, a line each.
+    """The errors of raw files that show without reading rows (missing files, types, columns), one line each.
 
     Args:
         folder: data/raw.
-        params: which files there are.
+        params: the section that names the files.
     """
     faults = column_faults(folder / params.vocabulary, VOCABULARY_COLUMNS)
     if params.retention is not None:
@@ -116,7 +116,7 @@ def check_raw_files(folder: Path, params: ValidateDataParams) -> list[str]:
 
 
 def column_faults(path: Path, columns: Sequence[str], vectors: Sequence[str] = ()) -> list[str]:
-    """What is wrong with a table as a whole, by its kind and its columns; its rows are not read."""
+    """The errors of a whole table in its type and columns; its rows are not read."""
     if fault := _file_fault(path, TABLE_ENDINGS):
         return [fault]
     reading = Reading(path, columns, (), vectors)
@@ -129,13 +129,13 @@ def read_lines(path: Path) -> "pd.DataFrame":
     """Read a text file as `scan_lines` does.
 
     Raises:
-        VocabgraftError: with the faults of the file, the first ten.
+        VocabgraftError: with the first ten errors of the file.
     """
     return _without_faults(scan_lines(path))
 
 
 def scan_lines(path: Path) -> RawTable:
-    """Read a text file, one sentence a line, as columns `text` and `row` (the line); blank lines are left out."""
+    """Read a text file with one sentence per line as columns `text` and `row` (the line), without blank lines."""
     reading = Reading(path, ("text",), (), ())
     reading.choose(("text",))
     if fault := _file_fault(path, TEXT_ENDINGS):
@@ -146,14 +146,14 @@ def scan_lines(path: Path) -> RawTable:
             if text := line.decode().strip():
                 reading.add(number, (text,))
     if not reading.rows and not reading.faults:
-        reading.refuse(f"{path} holds blank lines only; add sentences or take it out of params.yaml")
+        reading.refuse(f"{path} has only blank lines; add sentences or take it out of params.yaml")
     return reading.table()
 
 
 def find_files(folder: Path, names: Iterable[str]) -> list[str]:
-    """The files below `folder` that the names and patterns stand for: each once, the matches of a pattern sorted.
+    """The files below `folder` for names and patterns: each once, the matches of a pattern sorted.
 
-    A name that no pattern matches, or that is a file although it looks like a pattern, stands for itself.
+    A pattern without matches, or one that is the name of a file, is returned unchanged.
     """
     return list(dict.fromkeys(found for name in names for found in _matches(folder, name) or [name]))
 
@@ -166,12 +166,12 @@ def _matches(folder: Path, name: str) -> list[str]:
 
 
 def explain_faults(faults: Sequence[Fault]) -> str:
-    """The faults of a file as one message, the first ten."""
+    """One message with the first ten errors of a file."""
     if len(faults) == 1:
         return str(faults[0])
     more = f", the first {SHOWN_FAULTS}" if len(faults) > SHOWN_FAULTS else ""
     shown = "\n".join(f"  {fault}" for fault in faults[:SHOWN_FAULTS])
-    return f"{len(faults)} faults of {faults[0].path}{more}:\n{shown}"
+    return f"{len(faults)} errors in {faults[0].path}{more}:\n{shown}"
 
 
 def _without_faults(table: RawTable) -> "pd.DataFrame":
@@ -181,7 +181,7 @@ def _without_faults(table: RawTable) -> "pd.DataFrame":
 
 
 def _file_fault(path: Path, endings: tuple[str, ...]) -> str | None:
-    """What is wrong with the file before a row of it is read."""
+    """The error of a file before any row is read, or None."""
     try:
         if kind := special_kind(path):
             return f"{path} is {kind}; put a file there, or take it out of params.yaml"

@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-# In these a row is told by its line; in the others by its number.
+# In these formats a row is identified by its line, in the others by its number.
 LINED_ENDINGS = (".csv", ".tsv", ".jsonl", ".txt")
 BLOCK_BYTES = 1 << 20
-# A row takes far more than a byte; one that repeats the row before takes almost none, and is not worth training on.
+# Real rows take far more than a byte; rows that repeat the one before take almost none, and are useless for training.
 MOST_ROWS_A_BYTE, ROWS_BEFORE_THEY_COUNT = 8, 1_000_000
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one row of a file, or with the file as a whole, where `row` is None.
+    """An error in a row of a file, or in the whole file if `row` is None.
 
-    `reason` of a whole file names the file; that of a row follows the row's number.
+    The `reason` for a whole file names the file; the `reason` for a row is shown after the row's number.
     """
 
     path: Path
@@ -50,26 +50,26 @@ class Fault:
 
 @dataclass(frozen=True)
 class RawTable:
-    """The rows that could be read, with their number in column `row`, and what is wrong with the others."""
+    """The valid rows, with their number in column `row`, and the errors in the others."""
 
     rows: "pd.DataFrame"
     faults: tuple[Fault, ...] = ()
 
     @property
     def is_whole(self) -> bool:
-        """Whether the file could be read, but for single rows."""
+        """Whether the file could be read, apart from single rows."""
         return all(fault.row is not None for fault in self.faults)
 
 
 class _Written(str):
-    """A number of JSON, as it is written."""
+    """A number of JSON as it is written."""
 
     __slots__ = ()
 
 
 @dataclass
 class Reading:
-    """The columns of a table so far, and its faults."""
+    """The values and errors read so far from a table."""
 
     path: Path
     columns: Sequence[str]
@@ -80,11 +80,11 @@ class Reading:
     faults: list[Fault] = field(default_factory=list)
 
     def refuse(self, reason: str, row: int | None = None, column: str = "", value: str = "") -> None:
-        """Note a fault of a row, or of the file."""
+        """Record an error of a row, or of the file."""
         self.faults.append(Fault(self.path, row, reason, column, value))
 
     def choose(self, present: Sequence[str]) -> list[str]:
-        """The columns asked for that are there; faults where one is missing or there twice."""
+        """The requested columns that exist; missing and repeated ones are recorded as errors."""
         named = [name for name in present if name.strip()]
         if missing := [name for name in self.columns if name not in named]:
             self.refuse(
@@ -93,26 +93,26 @@ class Reading:
             )
         asked = [*self.columns, *self.optional]
         if repeated := sorted({name for name in asked if named.count(name) > 1}):
-            self.refuse(f"{self.path}: column {', '.join(repeated)} is there more than once; keep one")
+            self.refuse(f"{self.path}: column {', '.join(repeated)} appears more than once; keep one")
         chosen = [name for name in dict.fromkeys(asked) if name in named]
         self.values = {name: [] for name in chosen}
         return chosen
 
     def add(self, row: int, values: Sequence[Any]) -> None:
-        """Take a row, its values in the order of the columns chosen."""
+        """Add a row, with its values in the order of the chosen columns."""
         self.rows.append(row)
         for column, value in zip(self.values.values(), values, strict=True):
             column.append(value)
 
     def table(self) -> RawTable:
-        """What was read; without rows where the file as a whole has a fault."""
+        """The table; without rows if the whole file has an error."""
         import pandas as pd
 
         if not self.rows and not self.faults:
             self.refuse(f"{self.path} has no rows; add rows or take it out of params.yaml")
         names = [*self.columns, *(name for name in self.optional if name in self.values)]
         rows = [] if any(fault.row is None for fault in self.faults) else self.rows
-        # Of the type object, since pandas' own text type makes NaN of None.
+        # As objects, because pandas' string type turns None into NaN.
         columns = {name: pd.Series(self.values[name] if rows else [], dtype=object) for name in names}
         table = pd.DataFrame(columns).assign(row=pd.Series(rows, dtype="int64"))
         return RawTable(table, tuple(self.faults))
@@ -125,7 +125,7 @@ def _byte_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def text_lines(reading: Reading) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file with their number, from 1; those that are no text are noted as faults."""
+    """The lines of a file with their number, from 1; lines that are not UTF-8 text are recorded as errors."""
     for number, raw in _byte_lines(reading.path):
         if fault := _byte_fault(raw):
             reading.refuse(fault, number)
@@ -135,7 +135,7 @@ def text_lines(reading: Reading) -> Iterator[tuple[int, bytes]]:
 
 def _byte_fault(raw: bytes) -> str | None:
     if b"\0" in raw:
-        return "holds a NUL; save the file as UTF-8"
+        return "contains a NUL; save the file as UTF-8"
     try:
         raw.decode()
     except UnicodeDecodeError as error:
@@ -157,7 +157,7 @@ def read_csv(reading: Reading) -> None:
 
 @contextmanager
 def _csv_reader(reading: Reading) -> Iterator[Any]:
-    # Bytes that are not UTF-8 are carried through, so that the record they stand in can be told.
+    # Bytes that are not UTF-8 are kept as surrogates, so that their record can be identified.
     with reading.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         yield csv.reader(_text_lines(stream, reading.path), delimiter=SEPARATORS[reading.path.suffix], strict=True)
 
@@ -172,11 +172,11 @@ def _text_lines(stream: TextIO, path: Path) -> Iterator[str]:
 
 
 def _read_header(reading: Reading, reader: Any) -> list[str] | None:
-    """Choose the columns of a CSV file by its header; None where there is no row to read."""
+    """Choose the columns of a CSV file by its header; None if there is no row to read."""
     path = reading.path
     if reading.vectors:
         reading.refuse(
-            f"{path}: column {', '.join(reading.vectors)} holds lists of numbers, which {path.suffix} cannot; "
+            f"{path}: column {', '.join(reading.vectors)} needs lists of numbers, which {path.suffix} cannot store; "
             "save it as .parquet or .jsonl"
         )
         return None
@@ -195,7 +195,7 @@ def _read_header(reading: Reading, reader: Any) -> list[str] | None:
 
 
 def choose_columns(reading: Reading) -> None:
-    """Choose the columns of a table without its rows; of JSON lines as many are read as it takes to find them all."""
+    """Choose the columns of a table without its rows; JSON lines are read until all columns are found."""
     if reading.path.suffix in SEPARATORS:
         with _csv_reader(reading) as reader:
             _read_header(reading, reader)
@@ -227,11 +227,11 @@ def _refuse_parquet(reading: Reading, error: Exception) -> None:
     if isinstance(error, OSError) and error.errno is not None:
         raise error
     shown = " ".join(str(error).split())
-    reading.refuse(f"{reading.path} cannot be read as parquet: {shown}; mend it or save it anew")
+    reading.refuse(f"{reading.path} cannot be read as parquet: {shown}; correct it or save it again")
 
 
 def _read_records(reading: Reading, reader: Any, width: int, places: Sequence[int]) -> None:
-    """Take the records of a CSV file; `reader` stands after its header of `width` fields."""
+    """Add the records of a CSV file; `reader` is past the header of `width` fields."""
     is_clean = _is_clean(reading.path)
     start = reader.line_num + 1
     while True:
@@ -242,7 +242,7 @@ def _read_records(reading: Reading, reader: Any, width: int, places: Sequence[in
         except csv.Error as error:
             reading.refuse(f"cannot be read: {error}; check its quotes", start)
             if "field larger" in str(error):
-                # Where the field ends is not known, so neither is where the next record starts.
+                # The end of the field is unknown, and so is the start of the next record.
                 return
             start = reader.line_num + 1
             continue
@@ -255,9 +255,9 @@ def _read_records(reading: Reading, reader: Any, width: int, places: Sequence[in
 
 
 def _record_fault(fields: Sequence[str], width: int, is_clean: bool) -> str | None:
-    # More fields than names are no matter while they are empty, as spreadsheets leave them.
+    # Spreadsheets add empty fields at the end; these do not matter.
     if any(fields[width:]):
-        return f"has {len(fields)} fields, but the header has {width}; put a field that holds the separator in quotes"
+        return f"has {len(fields)} fields, but the header has {width}; quote fields that contain the separator"
     return None if is_clean else _text_fault(fields)
 
 
@@ -266,7 +266,7 @@ def _text_fault(fields: Sequence[str]) -> str | None:
 
 
 def _is_clean(path: Path) -> bool:
-    """Whether the whole file is UTF-8 without a NUL, so that its records need not be looked at one by one."""
+    """Whether the whole file is UTF-8 without a NUL, so that single records need no check."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with path.open("rb") as stream:
         try:
@@ -291,11 +291,11 @@ def _json_lines(reading: Reading) -> Iterator[tuple[int, Any]]:
         try:
             yield number, _parse_json(raw)
         except (ValueError, RecursionError) as error:
-            reading.refuse(f"is not JSON: {getattr(error, 'msg', error)}; write one record a line", number)
+            reading.refuse(f"is not JSON: {getattr(error, 'msg', error)}; write one record per line", number)
 
 
 def read_json(reading: Reading) -> None:
-    """A list of records, an object of columns, or a record a line as in JSONL."""
+    """Read a list of records, an object of columns, or one record per line as in JSONL."""
     content = reading.path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     if fault := _byte_fault(content):
         reading.refuse(f"{reading.path} {fault}")
@@ -306,22 +306,22 @@ def read_json(reading: Reading) -> None:
         if "Extra data" in str(error):
             read_json_lines(reading)
         else:
-            reading.refuse(f"{reading.path} cannot be read as json: {error}; mend it or save it anew")
+            reading.refuse(f"{reading.path} cannot be read as json: {error}; correct it or save it again")
         return
     if isinstance(loaded, dict) and loaded and all(isinstance(column, list) for column in loaded.values()):
         if len({len(column) for column in loaded.values()}) > 1:
-            reading.refuse(f"{reading.path} has columns of different lengths; mend it or save it anew")
+            reading.refuse(f"{reading.path} has columns of different lengths; correct it or save it again")
             return
         loaded = [dict(zip(loaded, row, strict=True)) for row in zip(*loaded.values(), strict=True)]
     records = loaded if isinstance(loaded, list) else [loaded]
     if not records:
-        reading.refuse(f"{reading.path} holds no rows; add rows or take it out of params.yaml")
+        reading.refuse(f"{reading.path} has no rows; add rows or take it out of params.yaml")
         return
     _take_objects(reading, enumerate(records, start=1))
 
 
 def _parse_json(content: bytes) -> Any:
-    """JSON with its numbers as they are written, NaN being a gap."""
+    """Parse JSON; numbers stay as they are written, and NaN becomes an empty field."""
     return json.loads(
         content,
         parse_int=_Written,
@@ -334,12 +334,12 @@ def _parse_json(content: bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        raise ValueError("a name is there twice in one object")
+        raise ValueError("a name appears twice in one object")
     return made
 
 
 def _take_objects(reading: Reading, records: Iterable[tuple[int, Any]]) -> None:
-    """Take JSON objects; a column is there where one of them has it."""
+    """Add JSON objects; a column exists if one of them has it."""
     objects: list[tuple[int, dict[str, Any]]] = []
     seen: dict[str, None] = {}
     asked = [*reading.columns, *reading.optional]
@@ -348,20 +348,20 @@ def _take_objects(reading: Reading, records: Iterable[tuple[int, Any]]) -> None:
             seen |= dict.fromkeys(record)
             objects.append((number, {name: record[name] for name in asked if name in record}))
         else:
-            reading.refuse(f"holds {str(record)[:40]!r}, not an object with the names of columns", number)
+            reading.refuse(f"is {str(record)[:40]!r}, not an object with column names", number)
     if not objects:
         if not reading.faults:
-            reading.refuse(f"{reading.path} holds no rows; add rows or take it out of params.yaml")
+            reading.refuse(f"{reading.path} has no rows; add rows or take it out of params.yaml")
         return
     chosen = reading.choose(list(seen))
     for number, record in objects:
         values = [_of_json(reading, number, name, record.get(name)) for name in chosen]
-        # By identity, since a vector cannot be compared.
+        # By identity, because `in` compares, and vectors cannot be compared.
         if all(value is not _Refused for value in values):
             reading.add(number, values)
 
 
-# In place of a value that was refused.
+# Marks a value that was refused.
 _Refused = object()
 
 
@@ -385,7 +385,7 @@ def _json_text(value: Any) -> Any:
     if not isinstance(value, str):
         return _Refused
     try:
-        # Half of a surrogate pair can be escaped in JSON, and is no character.
+        # JSON can escape half of a surrogate pair, which is not a character.
         value.encode()
     except UnicodeEncodeError:
         return _Refused
@@ -409,19 +409,19 @@ def read_parquet(reading: Reading) -> None:
     path = reading.path
     try:
         with parquet.ParquetFile(path) as file:
-            # Only the columns asked for, so that one of a type that is unknown here does not matter.
+            # Only the requested columns, so that others may have any type.
             chosen = reading.choose(file.schema_arrow.names)
             if reading.faults:
                 return
             if file.metadata.num_rows > max(ROWS_BEFORE_THEY_COUNT, MOST_ROWS_A_BYTE * path.stat().st_size):
-                reading.refuse(f"{path} says that it holds {file.metadata.num_rows:,} rows, too many for its size")
+                reading.refuse(f"{path} claims to have {file.metadata.num_rows:,} rows, too many for its size")
                 return
             table = file.read(columns=chosen)
     except (pa.ArrowException, OSError) as error:
         _refuse_parquet(reading, error)
         return
     if not len(table):
-        reading.refuse(f"{path} holds no rows; add rows or take it out of params.yaml")
+        reading.refuse(f"{path} has no rows; add rows or take it out of params.yaml")
         return
     columns = [
         (_parquet_vectors if name in reading.vectors else _parquet_texts)(reading, name, table[name]) for name in chosen
@@ -441,13 +441,13 @@ def _parquet_texts(reading: Reading, name: str, column: "pa.ChunkedArray") -> li
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind):
         return [value or None for value in column.to_pylist()]
     if types.is_floating(kind):
-        # By numpy, whose text of a 32-bit float has the digits of a 32-bit float.
+        # By numpy, because it prints a 32-bit float with the digits of a 32-bit float.
         return [None if math.isnan(value) else str(value) for value in column.to_numpy()]
     if types.is_integer(kind) or types.is_decimal(kind):
         return [None if value is None else str(value) for value in column.to_pylist()]
     if types.is_boolean(kind) or types.is_date(kind):
         return [value or None for value in column.cast(pa.string()).to_pylist()]
-    reading.refuse(f"{reading.path}: column {name} holds {kind}; allowed: text, numbers and dates")
+    reading.refuse(f"{reading.path}: column {name} has the type {kind}; allowed: text, numbers and dates")
     return []
 
 
@@ -459,7 +459,7 @@ def _parquet_vectors(reading: Reading, name: str, column: "pa.ChunkedArray") -> 
     kind = column.type
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     if not is_list or not (types.is_floating(kind.value_type) or types.is_integer(kind.value_type)):
-        reading.refuse(f"{reading.path}: column {name} holds {kind}; allowed: a list of numbers")
+        reading.refuse(f"{reading.path}: column {name} has the type {kind}; allowed: a list of numbers")
         return []
     vectors = column.to_numpy()
     return [None if value is None else np.asarray(value, dtype=np.float32) for value in vectors]

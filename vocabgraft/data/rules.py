@@ -1,4 +1,4 @@
-"""The rules for raw rows, such as why a word is refused; checked with pandas, shown in the Data Docs."""
+"""The rules for raw rows and the reasons for refusals; checked with pandas, shown in the Data Docs."""
 
 import re
 import sys
@@ -15,12 +15,12 @@ from vocabgraft.data.texts import UNPRINTABLE
 from vocabgraft.tokens.new_token import KINDS
 
 BLANK = r"^\s*$"
-# Of the sentences that come with the package.
+# No general sentence of the package is longer.
 LONGEST_GENERAL = 200
 
 
 class Check(Protocol):
-    """A condition on the values of a column; a gap passes every check but `Filled`."""
+    """A condition on the values of a column; a missing value passes every check except `Filled`."""
 
     def passes(self, values: pd.Series) -> pd.Series:
         """Whether each value passes."""
@@ -28,7 +28,7 @@ class Check(Protocol):
 
 @dataclass(frozen=True)
 class Filled:
-    """There is a value."""
+    """The value is not missing."""
 
     def passes(self, values: pd.Series) -> pd.Series:
         return values.notna()
@@ -36,7 +36,7 @@ class Filled:
 
 @dataclass(frozen=True)
 class Empty:
-    """There is no value."""
+    """The value is missing."""
 
     def passes(self, values: pd.Series) -> pd.Series:
         return values.isna()
@@ -44,13 +44,13 @@ class Empty:
 
 @dataclass(frozen=True)
 class Matches:
-    """The text holds the pattern, or does not hold it."""
+    """The text contains a match of the pattern, or does not."""
 
     pattern: str
     wanted: bool
 
     def passes(self, values: pd.Series) -> pd.Series:
-        # By `re`, since the engine of pandas' own text type knows the white space of ASCII alone.
+        # By `re`, because the engine of pandas' string type knows only ASCII white space.
         search = re.compile(self.pattern).search
         passed = [pd.isna(text) or (search(text) is not None) is self.wanted for text in values]
         return pd.Series(passed, index=values.index, dtype=bool)
@@ -58,7 +58,7 @@ class Matches:
 
 @dataclass(frozen=True)
 class AtMostLong:
-    """The text has at most so many characters."""
+    """The text has at most `longest` characters."""
 
     longest: int
 
@@ -69,7 +69,7 @@ class AtMostLong:
 
 @dataclass(frozen=True)
 class Between:
-    """The number is in a closed interval, None being no bound."""
+    """The number is in a closed interval; None means no bound."""
 
     least: float | None = None
     most: float | None = None
@@ -94,21 +94,21 @@ class OneOf:
         return values.isin(self.allowed) | values.isna()
 
 
-# In a condition: the column has a value, whichever.
+# In a condition: the column has any value.
 PRESENT = object()
 Condition = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What the values of a column must be.
+    """A requirement for the values of a column.
 
     Attributes:
-        column: whose values are judged.
-        check: how.
-        reason: what is wrong with a row that fails and what to do; `{value}` stands for the value judged.
-        shown: the column that the user knows.
-        where: columns with the value that a row must have for the rule to be about it.
+        column: the column.
+        check: the requirement.
+        reason: what is wrong with a row that fails, and what to do; `{value}` is replaced by the value.
+        shown: name of the column in the user's file.
+        where: columns and values that a row must have for the rule to apply.
     """
 
     column: str
@@ -126,7 +126,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class CountRule:
-    """How many rows there may be, or how many different values of `column`; `reason` is as of a rule."""
+    """Limits for the number of rows, or of different values of `column`; `reason` as in `Rule`."""
 
     reason: str
     column: str | None = None
@@ -135,7 +135,7 @@ class CountRule:
     where: Condition = ()
 
     def failure(self, frame: pd.DataFrame) -> str | None:
-        """What is wrong, or None."""
+        """The reason if the number is not within the limits, otherwise None."""
         counted = frame[applies(frame, self.where)]
         seen = len(counted) if self.column is None else int(counted[self.column].nunique())
         enough = self.least is None or seen >= self.least
@@ -145,7 +145,7 @@ class CountRule:
 
 
 def applies(frame: pd.DataFrame, where: Condition) -> pd.Series:
-    """Which rows a condition holds for."""
+    """Whether the condition holds, for each row."""
     holds = pd.Series(True, index=frame.index)
     for column, value in where:
         holds &= frame[column].notna() if value is PRESENT else frame[column] == value
@@ -153,41 +153,41 @@ def applies(frame: pd.DataFrame, where: Condition) -> pd.Series:
 
 
 def vocabulary_rules(max_token_characters: int) -> list[Rule]:
-    """Rules of a word alone; one that the base has from an earlier run is not asked what a new one is."""
+    """Rules for single words; some do not apply to words that the base has from an earlier run."""
     described = (("needs_description", 1),)
     return [
         *_text("token", max_token_characters, "extend_tokenizer.max_token_characters"),
         _rule(
             "token",
             Matches(r"\S\s+\S|^\s+\S|\S\s+$", wanted=False),
-            "holds whitespace; a token is one word, so add its words apart",
+            "contains whitespace; a token is one word, so add its words separately",
         ),
         _rule("kind", Filled(), f"is empty; allowed: {', '.join(KINDS)}"),
-        _rule("kind", OneOf(KINDS), f"is no kind; allowed: {', '.join(KINDS)}"),
+        _rule("kind", OneOf(KINDS), f"is not a kind; allowed: {', '.join(KINDS)}"),
         _rule("one_token", Between(most=0), "is one token in the base already; take it out", "token"),
-        _rule("kept_as", Empty(), "is not its kind in the base, which has it as {value}; make it that", "kind"),
+        _rule("kept_as", Empty(), "differs from its kind in the base; set it to {value}", "kind"),
         _rule(
             "normal",
             Matches(BLANK, wanted=False),
-            "is nothing after the base's normalisation, so it would match everywhere; take it out",
+            "is empty after the base's normalization, so it would match everywhere; take it out",
             "token",
         ),
         _rule(
             "rewritten_as",
             Empty(),
-            "is not what texts hold after normalisation, which makes it {value}; spell it with plain characters",
+            "is changed to {value} by the base's normalization, so no text contains it; spell it with plain characters",
             "token",
         ),
         _rule(
             "hides",
             Empty(),
-            "hides {value} of the base in texts that hold it in part; make it a symbol or take it out",
+            "hides the base's token {value} in texts that contain only part of it; make it a symbol or take it out",
             "token",
         ),
         _rule(
             "description",
             Filled(),
-            "is empty, which only a word whose pieces the base can read may have; describe it",
+            "is empty, which is allowed only for words whose subword tokens the base knows; describe it",
             where=described,
         ),
         _readable_description((*described, ("description", PRESENT))),
@@ -195,7 +195,7 @@ def vocabulary_rules(max_token_characters: int) -> list[Rule]:
 
 
 def description_rules(params: ValidateDataParams) -> list[Rule]:
-    """Rules of a description that is a training text."""
+    """Rules for descriptions that are training texts."""
     return [
         *_printable("description", params.max_text_characters),
         _readable_description((("kept", 0), ("description", PRESENT))),
@@ -203,14 +203,14 @@ def description_rules(params: ValidateDataParams) -> list[Rule]:
 
 
 def collision_rules() -> list[Rule]:
-    """Rules of a word beside the others."""
+    """Rules for words compared with each other."""
     return [
-        _rule("collides_with", Empty(), "repeats, in another casing or the same, {value}; keep one", "token"),
+        _rule("collides_with", Empty(), "repeats {value}, in the same or another casing; keep one", "token"),
     ]
 
 
 def uses_rule(params: ValidateDataParams) -> Rule:
-    """The rule of how often a new word must be used; at the default nothing is asked."""
+    """The rule for the number of texts that use a new word; without `min_uses` any number will do."""
     return _rule(
         "uses",
         Between(least=params.min_uses if params.min_uses > 1 else 0),
@@ -222,7 +222,7 @@ def uses_rule(params: ValidateDataParams) -> Rule:
 
 
 def vocabulary_counts(params: ValidateDataParams) -> list[CountRule]:
-    """How many new words there may be."""
+    """The limit for the number of new words."""
     return [
         CountRule(
             f"has {{value}} rows; allowed: 1 to {params.max_new_tokens} new tokens "
@@ -234,12 +234,12 @@ def vocabulary_counts(params: ValidateDataParams) -> list[CountRule]:
 
 
 def context_rules(params: ValidateDataParams) -> list[Rule]:
-    """Rules of a context sentence."""
+    """Rules for context sentences."""
     return _text("text", params.max_text_characters)
 
 
 def retention_rules(params: ValidateDataParams) -> list[Rule]:
-    """Rules of a retention pair alone. The general pairs are no longer than any user's limit needs to be."""
+    """Rules for single retention pairs. The package's own pairs may exceed a user's lower limit."""
     most = params.max_text_characters if params.retention else max(params.max_text_characters, LONGEST_GENERAL)
     return [
         *_text("sentence1", most),
@@ -249,7 +249,7 @@ def retention_rules(params: ValidateDataParams) -> list[Rule]:
 
 
 def retention_counts() -> list[CountRule]:
-    """How many scores there must be."""
+    """The least number of different scores."""
     return [
         CountRule(
             "all scores are the same, so no correlation can be measured; allowed: two or more different scores; "
@@ -263,13 +263,13 @@ def retention_counts() -> list[CountRule]:
 def example_rules(
     dataset: DatasetParams, frame: pd.DataFrame, params: ValidateDataParams, known_tokens: Sequence[str] | None
 ) -> list[Rule]:
-    """Rules of an example alone.
+    """Rules for single examples.
 
     Args:
-        dataset: what the user set.
-        frame: its rows, of which most tell how wide a vector is and which labels there are.
-        params: of the stage.
-        known_tokens: those that a relation may have; None where the vocabulary could not be read.
+        dataset: the dataset's settings.
+        frame: its rows, which give the usual width of vectors and the labels.
+        params: parameters of the stage.
+        known_tokens: tokens that relations may have; None if the vocabulary could not be read.
     """
     more = [name for name in MORE_NEGATIVES if name in frame.columns]
     texts = [
@@ -290,12 +290,15 @@ def example_rules(
 
 
 def comparison_rules(dataset: DatasetParams) -> list[Rule]:
-    """Rules of an example beside the others."""
+    """Rules for examples compared with each other."""
     first = COLUMNS[dataset.format][0]
-    leaks = _rule("leaks_from", Empty(), "leaks: a text of it is held out as well, in {value}", first)
+    leaks = _rule("leaks_from", Empty(), "leaks: one of its texts is also held out, in {value}", first)
     contradictions: dict[Format, Rule] = {
         "triples": _rule(
-            "contradicts", Empty(), "contradicts {value}, which relates the same two the other way", "relation"
+            "contradicts",
+            Empty(),
+            "contradicts {value}, which has the opposite relation for the same texts",
+            "relation",
         ),
         "scored_pairs": contradiction_rule("score"),
         "labelled_pairs": contradiction_rule("label"),
@@ -307,7 +310,7 @@ def comparison_rules(dataset: DatasetParams) -> list[Rule]:
 
 
 def contradiction_rule(column: str, shown: str | None = None) -> Rule:
-    """The rule that the same texts have one value of `column`."""
+    """The rule that the same texts have only one value of `column`."""
     reason = f"contradicts {{value}}, the same texts with another {column}; keep one"
     return _rule("contradicts", Empty(), reason, shown or column)
 
@@ -319,7 +322,7 @@ def _rule(column: str, check: Check, reason: str, shown: str | None = None, wher
 def _text(column: str, longest: int, setting: str = "validate_data.max_text_characters") -> list[Rule]:
     return [
         _rule(column, Filled(), "is empty; fill it or take the row out"),
-        _rule(column, Matches(BLANK, wanted=False), "holds spaces only; fill it"),
+        _rule(column, Matches(BLANK, wanted=False), "has only spaces; fill it"),
         *_printable(column, longest, setting),
     ]
 
@@ -329,7 +332,7 @@ def _printable(column: str, longest: int, setting: str = "validate_data.max_text
         _rule(
             column,
             Matches(UNPRINTABLE, wanted=False),
-            "holds a control or replacement character; check the file's encoding",
+            "contains a control or replacement character; check the file's encoding",
         ),
         _rule(column, AtMostLong(longest), f"is too long; allowed: {longest} characters ({setting})"),
     ]
@@ -339,7 +342,7 @@ def _readable_description(where: Condition) -> Rule:
     return _rule(
         "readable_description",
         Between(least=1),
-        "has no piece that the base can read; describe it in words of the base's language",
+        "has no subword token that the base knows; describe it in words of the base's language",
         "description",
         where,
     )
@@ -348,14 +351,14 @@ def _readable_description(where: Condition) -> Rule:
 def _of_triples(known_tokens: Sequence[str] | None) -> list[Rule]:
     if known_tokens is None:
         return []
-    # Without the gaps: a suite that holds a NaN differs from itself, which Great Expectations refuses.
+    # Without missing values: a suite with a NaN differs from itself, which Great Expectations refuses.
     known = OneOf(tuple(token for token in known_tokens if isinstance(token, str)))
     reason = "has no token in the vocabulary; add `<|NAME|>` with kind special and a description"
     return [_rule("token", known, reason, "relation")]
 
 
 def _of_scores(dataset: DatasetParams) -> list[Rule]:
-    # The others compare scores with each other, so that any numbers will do.
+    # The other losses only compare scores with each other, so any numbers will do.
     is_cosine = dataset.chosen_loss.name == "CosineSimilarityLoss"
     return _number("score", *((-1, 1) if is_cosine else (None, None)))
 
@@ -363,17 +366,17 @@ def _of_scores(dataset: DatasetParams) -> list[Rule]:
 def _of_labels(dataset: DatasetParams, frame: pd.DataFrame) -> list[Rule]:
     highest = _highest_label(dataset, frame)
     allowed = "a whole number from 0" + ("" if highest is None else f" to {highest} ({dataset.chosen_loss.name})")
-    whole = _rule("label", Matches(r"^\s*[+-]?\d+(\.0*)?\s*$", wanted=True), f"is no label; allowed: {allowed}")
+    whole = _rule("label", Matches(r"^\s*[+-]?\d+(\.0*)?\s*$", wanted=True), f"is not a label; allowed: {allowed}")
     return [*_number("label", 0, highest, allowed), whole]
 
 
 def _highest_label(dataset: DatasetParams, frame: pd.DataFrame) -> int | None:
-    """Of a pair: 1, or with classes one less than there are; labels of texts have no limit."""
+    """The highest label of a pair: 1, or for classes their number minus 1; labels of texts have no limit."""
     if dataset.format == "labelled_texts":
         return None
     if dataset.chosen_loss.name != "SoftmaxLoss":
         return 1
-    # A gap in the numbers would be a class without an example.
+    # A missing number would be a class without examples.
     return int(dataset.chosen_loss.arguments.get("num_labels", frame["number"].nunique())) - 1
 
 
@@ -385,16 +388,16 @@ def _of_embeddings(frame: pd.DataFrame) -> list[Rule]:
         _rule(
             "width",
             OneOf((width,)),
-            f"has an embedding of {{value}} numbers where most have {width}; make them alike",
+            f"has an embedding of {{value}} numbers, but most have {width}; give all the same number",
             "text",
         ),
-        _rule("finite", OneOf((1,)), "has an embedding that holds a NaN or an infinity; embed it anew", "text"),
+        _rule("finite", OneOf((1,)), "has an embedding with a NaN or an infinity; embed it again", "text"),
     ]
 
 
 def _number(column: str, least: float | None, most: float | None, allowed: str | None = None) -> list[Rule]:
     allowed = allowed or ("a number" if least is None else f"a number from {least} to {most}")
-    # The largest floats, since an infinity is no number either.
+    # The largest floats, because infinities are not allowed either.
     limits = Between(-sys.float_info.max if least is None else least, sys.float_info.max if most is None else most)
     return [
         _rule(column, Filled(), f"is empty; allowed: {allowed}"),
@@ -407,7 +410,7 @@ def _same_text() -> Rule:
     return _rule(
         "same_text",
         OneOf((False,)),
-        "equals its positive; for SimCSE give its text once, as format: texts with loss: SimCSELoss",
+        "equals its positive; for SimCSE use format: texts with loss: SimCSELoss, which needs each text only once",
         "anchor",
     )
 

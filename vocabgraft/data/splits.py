@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-# A group with more than this share of the rows is cut: alone it would decide what a split holds.
+# A group with more than this share of the rows is cut, because it would dominate a split.
 LARGEST_SHARE = 0.05
-# Groups of so few rows are never cut: in a small file they are more than the share.
+# Groups of so few rows are never cut: in a small file they exceed the share.
 NEVER_CUT = 10
 
 
@@ -23,10 +23,10 @@ class LargeGroup:
     """A group of rows that was larger than `LARGEST_SHARE` of all rows.
 
     Attributes:
-        rows: how many it had.
-        hubs: texts that no longer join rows, the one that most rows share first.
-        largest: the rows of its largest part after the cut.
-        largest_key: the `group` or first text of that part with the most rows.
+        rows: number of rows before the cut.
+        hubs: texts that no longer join rows, the most shared one first.
+        largest: number of rows in its largest part after the cut.
+        largest_key: the `group` or first text that most rows of that part have.
     """
 
     rows: int
@@ -37,7 +37,7 @@ class LargeGroup:
 
 @dataclass(frozen=True)
 class Groups:
-    """The group of each row, named by one of its own keys, and the groups that were too large."""
+    """The group of each row, named by a key of one of its rows, and the groups that were too large."""
 
     names: list[str]
     large: tuple[LargeGroup, ...] = ()
@@ -56,23 +56,23 @@ def split_of(group: str, validation: float, test: float) -> Split:
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a context takes no part in training, since fidelity is measured on it; its hash decides."""
+    """Whether a context is held out of training to measure fidelity; its hash decides."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < share
 
 
 def group_rows(groups: Sequence[str | None], texts: Sequence[Sequence[str]]) -> Groups:
     """Join rows that share a group or a text: the connected components of rows and texts.
 
-    A row's own key is its `group`, or its first text. Rows with one own key are never parted. A component larger than
-    `LARGEST_SHARE` of the rows (and than `NEVER_CUT` rows) is cut: the texts that most rows share stop joining rows,
-    as few of them as it takes.
+    A row's own key is its `group`, or its first text. Rows with the same own key are never separated. A component
+    larger than `LARGEST_SHARE` of the rows (and than `NEVER_CUT` rows) is cut: the most shared texts stop joining rows,
+    as few of them as necessary.
 
-    A group is named by that of its own keys with the lowest hash, so its name, and with it the split, depends on no
-    order of rows. It stays when rows are added, unless a row brings a new own key into the group or joins two groups.
+    A group's name is the own key with the lowest hash, so the name and the split do not depend on the order of rows.
+    The name stays the same when rows are added, unless a row brings a new own key into the group or joins two groups.
 
     Args:
-        groups: the user's group of each row, None or "" where there is none.
-        texts: the texts of each row that may join it to others, at least one a row.
+        groups: the user's group of each row; None or "" if it has none.
+        texts: the texts of each row that may join it to others, at least one per row.
     """
     if not texts:
         return Groups([])
@@ -92,7 +92,7 @@ def group_rows(groups: Sequence[str | None], texts: Sequence[Sequence[str]]) -> 
 def split_rows(
     groups: Sequence[str | None], texts: Sequence[Sequence[str]], validation: float, test: float
 ) -> tuple[Groups, list[Split]]:
-    """The groups of rows (`group_rows`) and the split of each row, which that of its group decides (`split_of`)."""
+    """The groups of rows (`group_rows`), and the split of each row, which is that of its group (`split_of`)."""
     found = group_rows(groups, texts)
     return found, [split_of(name, validation, test) for name in found.names]
 
@@ -102,7 +102,7 @@ def _digest(text: str) -> bytes:
 
 
 def _names(labels: Sequence[int], own: Sequence[str]) -> list[str]:
-    # By bytes that `split_of` does not read: the lowest of those that it reads would be in the test split too often.
+    # By bytes that `split_of` does not read: with the same bytes, the lowest would be in the test split too often.
     order = {key: (_digest(key)[8:], key) for key in set(own)}
     names: dict[int, str] = {}
     for label, key in zip(labels, own, strict=True):
@@ -136,14 +136,14 @@ def _large_group(
 
 @dataclass(frozen=True)
 class _Graph:
-    """Edges from rows to what joins them. Edges to own keys are never taken out.
+    """Edges from rows to their keys and texts. Edges to own keys are never removed.
 
     Attributes:
-        rows: how many.
-        row, node: the ends of each edge.
-        is_own: whether it leads to the row's own key.
-        degree: of each node, how many edges that are not own lead to it.
-        texts: what a node stands for.
+        rows: number of rows.
+        row, node: both ends of each edge.
+        is_own: whether the edge leads to the row's own key.
+        degree: number of edges to each node, without those of own keys.
+        texts: text of each node.
     """
 
     rows: int
@@ -159,7 +159,7 @@ class _Graph:
         return np.ones(len(self.row), dtype=bool)
 
     def components(self, edges: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-        """The component of each row by these edges alone: shape (rows,)."""
+        """The component of each row in the graph of only these edges: shape (rows,)."""
         import numpy as np
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
@@ -170,10 +170,10 @@ class _Graph:
         return np.asarray(connected_components(matrix, directed=False)[1][: self.rows])
 
     def cut(self, rows: "np.ndarray[Any, Any]", limit: int) -> tuple["np.ndarray[Any, Any]", list[int]]:
-        """Parts of a component that are at most `limit` rows, where own keys allow it, and the texts given up for it.
+        """Cut a component into parts of at most `limit` rows, if own keys allow it; also returns the removed texts.
 
-        Texts are given up by how many rows share them. The largest number of rows that a text may still join is found
-        by bisection: a lower one makes parts smaller, never larger.
+        The most shared texts are removed first. Bisection finds the largest number of rows that a text may still join:
+        a lower number makes parts smaller, never larger.
         """
         import numpy as np
 
@@ -184,14 +184,14 @@ class _Graph:
         def parts(most: int) -> "np.ndarray[Any, Any]":
             return self.components(inside & (self.is_own | (self.degree[self.node] <= most)))
 
-        # At least the texts of the highest degree are given up.
+        # At least the texts of the highest degree are removed.
         low, high = 0, len(degrees) - 2
         while low < high:
             middle = (low + high + 1) // 2
             fits = not _larger_than(limit, parts(int(degrees[middle]))[rows])
             low, high = (middle, high) if fits else (low, middle - 1)
         found, most = parts(int(degrees[low])), int(degrees[low])
-        # Own keys may hold a component together by themselves; a text that is in one row joins nothing.
+        # Own keys alone may connect a component; a text in only one row connects nothing.
         is_cut = len(np.unique(found[rows])) > 1
         given_up = [int(node) for node in nodes if self.degree[node] > max(most, 1)] if is_cut else []
         return found, sorted(given_up, key=lambda node: (-self.degree[node], self.texts[node]))
@@ -200,7 +200,7 @@ class _Graph:
 def _graph(groups: Sequence[str | None], texts: Sequence[Sequence[str]]) -> _Graph:
     import numpy as np
 
-    # A group and a text are two things, even where they read the same.
+    # A group and a text are different nodes, even if they are the same string.
     places: dict[tuple[bool, str], int] = {}
     row, node, is_own = list[int](), list[int](), list[bool]()
     for place, (group, own_texts) in enumerate(zip(groups, texts, strict=True)):

@@ -14,18 +14,18 @@ TEXTS_AT_ONCE = 10_000
 
 
 def count_uses(base: "Tokenizer", tokens: Sequence[NewToken], texts: Sequence[str]) -> list[int]:
-    """How many of the distinct texts hold each token."""
+    """The number of distinct texts that contain each token."""
     counts = Counter(place for found in tokens_in(base, tokens, sorted(set(texts))) for place in found)
     return [counts[place] for place in range(len(tokens))]
 
 
 def tokens_in(base: "Tokenizer", tokens: Sequence[NewToken], texts: Sequence[str]) -> Iterator[list[int]]:
-    """For each text, the places of the tokens that it holds, in order.
+    """For each text, the indices of the tokens that it contains, in order.
 
     Args:
-        base: the tokenizer of the base, not extended; it stays as it is.
-        tokens: the new ones. What is nothing to the base, or has no kind, is in no text.
-        texts: in any order.
+        base: the base's tokenizer, not extended; it is not changed.
+        tokens: the new tokens. A token that normalization makes empty, or one without a kind, is in no text.
+        texts: texts in any order.
     """
     from tokenizers import Tokenizer
 
@@ -35,10 +35,10 @@ def tokens_in(base: "Tokenizer", tokens: Sequence[NewToken], texts: Sequence[str
     def read(text: str, raw: bool) -> str:
         return text if raw else normalised(base, text)
 
-    # What is nothing to the base would cut every text apart.
+    # A token that is empty after normalization would split every text.
     countable = {token for token in tokens if normalised(base, token.text).strip() and token.kind in KINDS}
-    # A token that is there is not added again, be it of the base or an earlier row: that would change how it matches,
-    # and of two that are the same once normalised either may match.
+    # An existing token, of the base or of an earlier row, is not added again: that would change how it matches, and
+    # either of two tokens with the same normalized text may match.
     taken = {read(text, not added.normalized) for text, (_, added) in before.items()}
     wanted = {read(token.text, token.kind == "special"): token for token in reversed(tokens) if token in countable}
     extended.add_tokens([added_token(token) for text, token in reversed(wanted.items()) if text not in taken])
@@ -54,11 +54,11 @@ def tokens_in(base: "Tokenizer", tokens: Sequence[NewToken], texts: Sequence[str
 
 
 def inside_others(tokens: Sequence[str]) -> dict[str, str]:
-    """The tokens that stand inside another of them, each with the first that it stands in."""
+    """The tokens that are part of another one, each with the first token that contains it."""
     known = set(tokens)
     found: dict[str, str] = {}
     for token in tokens:
-        # The parts of every token, looked up: comparing every token with every other would take minutes for 30,000.
+        # Looks up all parts of every token: comparing 30,000 tokens with each other would take minutes.
         parts = (token[start:end] for start in range(len(token)) for end in range(start + 1, len(token) + 1))
         for part in parts:
             if part != token and part in known:

@@ -40,25 +40,25 @@ if TYPE_CHECKING:
 
 
 def read_vocabulary(folder: Path, name: str) -> RawTable:
-    """The raw vocabulary: token, kind, description, row, file."""
+    """The raw vocabulary, with the columns token, kind, description, row and file."""
     return _joined_tables([_named(scan_table(folder / name, VOCABULARY_COLUMNS), name)])
 
 
 def read_contexts(folder: Path, names: Sequence[str]) -> RawTable:
-    """The raw context sentences of all files, named or by a pattern: text, row, file."""
+    """The raw context sentences of all named or matched files, with the columns text, row and file."""
     tables = [_named(scan_lines(folder / name), name) for name in find_files(folder, names)]
     return _joined_tables(tables) if tables else RawTable(pd.DataFrame({"text": [], "row": [], "file": []}))
 
 
 def read_retention(folder: Path, name: str | None) -> RawTable:
-    """The raw retention pairs: sentences, the score as text and as a number; without a name the general pairs."""
+    """The raw retention pairs, with the score as text and as number; without a name, the general pairs."""
     path = GENERAL_PAIRS if name is None else folder / name
     table = _named(scan_table(path, RETENTION_COLUMNS), name or path.name)
     return RawTable(table.rows.assign(number=_numbers(table.rows["score"])), table.faults)
 
 
 def read_examples(folder: Path, dataset: DatasetParams) -> RawTable:
-    """The raw rows of one dataset: file, row, the split the file is given for, and what each row says alone."""
+    """The raw rows of a dataset, with file, row, the split that the file is for, and annotations of single rows."""
     columns, optional = COLUMNS[dataset.format], OPTIONAL_COLUMNS[dataset.format]
     vectors = [name for name in columns if name in VECTORS]
     tables = []
@@ -67,7 +67,7 @@ def read_examples(folder: Path, dataset: DatasetParams) -> RawTable:
             table = _named(scan_table(folder / name, columns, optional, vectors), name)
             tables.append(RawTable(table.rows.assign(given_for=split), table.faults))
     if not tables:
-        # Made later, from the words that are accepted.
+        # Made later from the accepted words.
         return RawTable(pd.DataFrame({name: [] for name in (*columns, "row", "file", "given_for")}, dtype=object))
     joined = _joined_tables(tables)
     annotate = ANNOTATIONS.get(dataset.format)
@@ -80,21 +80,21 @@ def _named(table: RawTable, name: str) -> RawTable:
 
 def _joined_tables(tables: Sequence[RawTable]) -> RawTable:
     rows = pd.concat([table.rows for table in tables], ignore_index=True)
-    # Where one file has an optional column and another has not, pandas puts NaN, which is true.
+    # If only some files have an optional column, pandas fills it with NaN, which is truthy.
     texts = {name: rows[name].where(rows[name].notna(), None) for name in rows.columns if rows[name].dtype == object}
     return RawTable(rows.assign(**texts), tuple(fault for table in tables for fault in table.faults))
 
 
 def annotate_vocabulary(frame: pd.DataFrame, base: "Tokenizer") -> pd.DataFrame:
-    """Add what the base makes of each token.
+    """Add the base's view of each token.
 
     Columns:
-        kept: 1 when the base has the token from an earlier run, otherwise 0; kept_as: its kind there, if another.
-        one_token: 1 when the base has it on its own account.
-        needs_description: 1 for a new token whose row starts from its description.
-        readable_description: pieces of the description that the base can read.
-        normal: its text as the base normalises it; rewritten_as: what a special token becomes that is not stable.
-        hides: a token of the base that would be lost in texts that hold the new word in part only.
+        kept: 1 if the base has the token from an earlier run, otherwise 0; kept_as: its kind there, if it differs.
+        one_token: 1 if it is a token of the base's own vocabulary.
+        needs_description: 1 for a new token whose row is initialized from its description.
+        readable_description: number of known subword tokens in the description.
+        normal: the text after the base's normalization; rewritten_as: the changed text of a special token.
+        hides: a token of the base that would be lost in texts that contain only part of the new word.
     """
     before = tokens_added_before(base)
     tokens = new_tokens(frame)
@@ -118,20 +118,20 @@ def _starts_from_description(base: "Tokenizer", token: NewToken) -> bool:
 
 
 def _objects(values: Sequence[str | None]) -> pd.Series:
-    # As objects, since a column of None alone would be of numbers.
+    # As objects, because a column with only None would be numeric.
     return pd.Series(values, dtype=object)
 
 
 def compare_tokens(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add `duplicate_of` to the vocabulary: the place of an earlier row that says exactly the same."""
+    """Add `duplicate_of` to the vocabulary: the place of an earlier, identical row."""
     key = _joined([frame[name].fillna("") for name in ("token", "kind", "description")])
     return frame.assign(duplicate_of=_first_seen(frame, key))
 
 
 def colliding_tokens(frame: pd.DataFrame) -> list[str | None]:
-    """For a row of an annotated vocabulary: an earlier token that is the same to the base, but for its casing."""
+    """For each row of an annotated vocabulary, an earlier token that differs at most by casing for the base."""
     same = _first_seen(frame, frame["normal"].fillna(""), shown="token")
-    # Special tokens of two casings are two to the tokenizer, but surely one to whoever wrote them.
+    # Special tokens that differ by casing are two for the tokenizer, but their author surely means one.
     kinds = zip(frame["token"].fillna(""), frame["kind"], strict=True)
     special = [text.casefold() if kind == "special" else f"row {at}\x1f" for at, (text, kind) in enumerate(kinds)]
     recased = _first_seen(frame, pd.Series(special, dtype=object), shown="token")
@@ -139,7 +139,7 @@ def colliding_tokens(frame: pd.DataFrame) -> list[str | None]:
 
 
 def new_tokens(frame: pd.DataFrame) -> list[NewToken]:
-    """The vocabulary's rows as tokens; a missing description is the empty text."""
+    """The vocabulary's rows as tokens; a missing description becomes the empty string."""
     described = frame.fillna({"description": "", "token": ""})
     return [
         NewToken(token, kind, description)
@@ -150,7 +150,7 @@ def new_tokens(frame: pd.DataFrame) -> list[NewToken]:
 
 
 def texts_of(frame: pd.DataFrame, dataset_format: Format, template: str = DEFAULT_TEMPLATE) -> list[str]:
-    """One text a triple (its template filled, and its tail); every text of other rows. Rows with a gap are left out."""
+    """One text per triple (filled template and tail), every text of other rows; incomplete rows are left out."""
     complete = frame.dropna(subset=list(COLUMNS[dataset_format]))
     if dataset_format == "triples":
         return [
@@ -162,17 +162,17 @@ def texts_of(frame: pd.DataFrame, dataset_format: Format, template: str = DEFAUL
 
 
 def assign_splits(frame: pd.DataFrame, dataset: DatasetParams) -> tuple[pd.DataFrame, tuple[LargeGroup, ...]]:
-    """Add `split`, and `joined`: the group of the row, which its split follows from; None where nothing is split.
+    """Add `split`, and `joined`: the row's group, which decides the split; None if nothing is split.
 
-    Rows of a file of its own keep the split that it is given for. The others are split by group (`group_rows`), so
-    that no text that may tell an answer stands on both sides.
+    Rows of a file for one split keep that split. The others are split by group (`group_rows`), so that no text that can
+    leak an answer is on both sides.
 
     Args:
         frame: accepted rows of `read_examples`.
-        dataset: what the user set.
+        dataset: the dataset's settings.
 
     Returns:
-        The rows, and the groups that were so large that they were cut.
+        The rows, and the groups that were cut because they were too large.
     """
     share = dataset.held_out
     frame = frame.assign(split=frame["given_for"], joined=_objects([None] * len(frame)).set_axis(frame.index))
@@ -215,7 +215,7 @@ def _annotate_teacher_embeddings(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-# What is known of a row alone; nothing of the others needs saying.
+# Annotations of single rows; the other formats need none.
 ANNOTATIONS: dict[Format, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "triples": _annotate_triples,
     "pairs": _annotate_pairs,
@@ -229,7 +229,7 @@ ANNOTATIONS: dict[Format, Callable[[pd.DataFrame], pd.DataFrame]] = {
 
 
 def compare_contexts(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add `duplicate_of` to context sentences: the place of the first of those with the same words."""
+    """Add `duplicate_of` to context sentences: the place of the first sentence with the same words."""
     return frame.assign(duplicate_of=_first_seen(frame, _folded(frame["text"])))
 
 
@@ -239,11 +239,11 @@ def compare_retention(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_examples(frame: pd.DataFrame, dataset_format: Format) -> pd.DataFrame:
-    """Add what rows say of each other: `duplicate_of`, `contradicts` and `leaks_from`, each the place of another row.
+    """Add `duplicate_of`, `contradicts` and `leaks_from`, each the place of another row.
 
     Args:
-        frame: rows of `read_examples`, without those that are refused.
-        dataset_format: of the dataset.
+        frame: rows of `read_examples`, without refused ones.
+        dataset_format: format of the dataset.
     """
     return COMPARISONS[dataset_format](frame)
 
@@ -283,7 +283,7 @@ def _compare_scored_pairs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compare_labelled_pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    # In order: what one sentence says of another need not hold the other way round.
+    # In order, because entailment and similar labels are not symmetric.
     key = _joined([_folded(frame["sentence1"]), _folded(frame["sentence2"])])
     return _compare_valued(frame, key).assign(leaks_from=_other_split(frame, [key]))
 
@@ -310,7 +310,7 @@ def _compare_teacher_embeddings(frame: pd.DataFrame) -> pd.DataFrame:
     key, embeddings = _folded(frame["text"]), list(frame["embedding"])
     first: dict[str, int] = {}
     seen = [first.setdefault(text, position) for position, text in enumerate(key)]
-    # Batches and hardware round otherwise, so that one text has vectors that are nearly the same.
+    # Rounding differs between batches and hardware, so vectors of the same text may differ slightly.
     alike = [
         there == here or np.allclose(embeddings[there], embeddings[here], 1e-2, 1e-4) for here, there in enumerate(seen)
     ]
@@ -320,7 +320,7 @@ def _compare_teacher_embeddings(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compare_valued(frame: pd.DataFrame, key: pd.Series) -> pd.DataFrame:
-    # As text, since a NaN differs from itself and its row would contradict itself.
+    # As text, because a NaN differs from itself, so its row would contradict itself.
     shown = frame["number"].map(str)
     parts = [key, shown, *([frame["given_for"]] if "given_for" in frame.columns else [])]
     return frame.assign(duplicate_of=_first_seen(frame, _joined(parts)), contradicts=_other_value(frame, key, shown))
@@ -368,7 +368,7 @@ def _unordered(left: pd.Series, right: pd.Series) -> pd.Series:
 
 
 def _first_seen(frame: pd.DataFrame, key: pd.Series, shown: str | None = None) -> list[str | None]:
-    """For a row whose key came before, the first one's place (or its `shown` value); None for the first."""
+    """For a row with the key of an earlier row, the first one's place (or its `shown` value); otherwise None."""
     first: dict[str, int] = {}
     found: list[str | None] = []
     for position, value in enumerate(key):
@@ -378,16 +378,16 @@ def _first_seen(frame: pd.DataFrame, key: pd.Series, shown: str | None = None) -
 
 
 def _other_value(frame: pd.DataFrame, key: pd.Series, value: pd.Series) -> list[str | None]:
-    """For a row whose key came before with another value, the place of that row."""
+    """For a row with the key of an earlier row but another value, the place of that row."""
     first: dict[str, int] = {}
     seen = [first.setdefault(text, position) for position, text in enumerate(key)]
     return [None if value.iloc[at] == value.iloc[here] else _place(frame, at) for here, at in enumerate(seen)]
 
 
 def _other_split(frame: pd.DataFrame, keys: Sequence[pd.Series]) -> list[str | None]:
-    """For a row that shares a text with a row of a file of a later split (train, validation, test), that row's place.
+    """For a row that shares a text with a file of a later split (train, validation, test), the place of that row.
 
-    Rows of one file never leak: `assign_splits` puts rows that share a text on one side.
+    Rows of one file never leak: `assign_splits` keeps rows that share a text on the same side.
     """
     ranks = [SPLITS.index(split) for split in frame["given_for"]]
     held_out: dict[str, int] = {}

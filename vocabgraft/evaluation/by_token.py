@@ -1,4 +1,4 @@
-"""Results for each new token: its neighbors, its description, its held-out queries; and a map of all."""
+"""Results for each new token (neighbors, description, held-out queries), and a map of all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,19 +27,19 @@ NUMBERS_AT_ONCE = 2**23
 def describe_tokens(
     subjects: Mapping[str, Subject], tokens: Sequence[ExtendedToken], measured: Sequence[Measurement], seed: int
 ) -> dict[str, Any]:
-    """What is known of each new token before and after training, and a map of new among old rows.
+    """Results for each new token before and after training, and a map of new and old rows.
 
     Args:
         subjects: `base`, `resized` and `merged`.
-        tokens: those whose rows trained.
-        measured: of which the reciprocal ranks of held-out queries are used.
-        seed: of the tests, and of the sample of old rows on the map.
+        tokens: tokens whose rows were trained.
+        measured: measurements; only the reciprocal ranks of held-out queries are used.
+        seed: seed of the tests and of the sample of old rows on the map.
 
     Returns:
-        `tokens`: of each `token`, `kind`, `id`; `nearest_old` and `nearest_new`, each five of [token, cosine], and
-        `before` with the same of the resized model; `description`, the cosine to the description before and after; and
-        `held_out` of `judge_tokens`. `map`: `explained`, the share of variance (0 to 1) of the two axes, `old` as
-        [x, y] and `new` as [x, y, token].
+        `tokens`, with `token`, `kind` and `id` of each; `nearest_old` and `nearest_new`, each five of [token, cosine],
+        and `before` with the same for the resized model; `description`, the cosine to the description before and after;
+        and `held_out` from `judge_tokens`. `map`, with `explained`, the share of variance (0 to 1) of the two axes,
+        `old` as [x, y] and `new` as [x, y, token].
     """
     before, after = (nearest_tokens(subjects[name].model, tokens) for name in ("resized", "merged"))
     similar = description_similarities(subjects, tokens)
@@ -80,7 +80,7 @@ def _rows(model: "SentenceTransformer", tokens: Sequence[ExtendedToken]) -> tupl
     weight = model[0].auto_model.get_input_embeddings().weight.detach().float().cpu().numpy()
     names = {token_id: text for text, token_id in model.tokenizer.get_vocab().items()}
     new_ids = [token.id for token in tokens]
-    # The model's own special tokens and rows that pad the matrix stand for no text.
+    # Without the model's own special tokens and padding rows, which stand for no text.
     apart = {*new_ids, *model.tokenizer.all_special_ids}
     old_ids = [token_id for token_id in sorted(names) if token_id not in apart and token_id < len(weight)]
     return weight[new_ids], weight[old_ids], [names[token_id] for token_id in old_ids]
@@ -89,9 +89,9 @@ def _rows(model: "SentenceTransformer", tokens: Sequence[ExtendedToken]) -> tupl
 def description_similarities(
     subjects: Mapping[str, Subject], tokens: Sequence[ExtendedToken]
 ) -> list[dict[str, float] | None]:
-    """The cosine of each token, alone, to its description `before` and `after` training; None without a description.
+    """The cosine of each token as a text to its description, `before` and `after` training; None without a description.
 
-    A description is read with the base's tokens: one that holds the new token would be similar to it by itself.
+    Descriptions are read with the base's tokens, because one that contains the new token would always be similar to it.
     """
     described = [token for token in tokens if token.description.strip()]
     descriptions = [token.description for token in described]
@@ -111,15 +111,15 @@ def description_similarities(
 def judge_tokens(
     merged: Subject, tokens: Sequence[ExtendedToken], measured: Sequence[Measurement], seed: int
 ) -> list[dict[str, Any]]:
-    """What training did to the held-out queries that hold each token.
+    """The effect of training on the held-out queries that contain each token.
 
-    Each token is judged by itself, at 95 % confidence: of tokens that training did not change, one in forty is called
-    worse and one in forty better. Equal questions count as one.
+    Each token is judged separately, at 95 % confidence: even without any effect, one token in forty is called worse and
+    one in forty better. Equal queries count as one.
 
     Returns:
-        Of each token `queries`; with queries `base` and `merged`, their mean reciprocal ranks in percent, `gain` in
-        points and `p_value`; `verdict` (better, worse, could be chance, too few to judge); and `worst`, the query whose
-        rank fell by the largest factor with its ranks, or None where none fell.
+        For each token `queries`, their number; if there are any, `base` and `merged`, their mean reciprocal ranks in
+        percent, `gain` in points and `p_value`; `verdict` (better, worse, could be chance, too few to judge); and
+        `worst`, the query whose rank fell by the largest factor, with its ranks, or None if none fell.
     """
     found: dict[int, list[_Search]] = {token.id: [] for token in tokens}
     for entry in measured:
@@ -134,7 +134,7 @@ def judge_tokens(
 
 @dataclass(frozen=True)
 class _Search:
-    """A held-out query, with its reciprocal rank in percent by base and merged model."""
+    """A held-out query with its reciprocal ranks, in percent, for base and merged model."""
 
     dataset: str
     query: str
@@ -163,13 +163,13 @@ def _judged(searches: Sequence[_Search], seed: int) -> dict[str, Any]:
 
 
 def nearest_rows(rows: Matrix, others: Matrix, count: int, themselves: bool = False) -> list[list[tuple[int, float]]]:
-    """For each row the places of the `count` others with the highest cosines, and these; of equals the first.
+    """For each row, index and cosine of its `count` nearest others; ties go to the first.
 
     Args:
         rows: (rows, width).
         others: (others, width).
-        count: of neighbours; fewer where there are fewer others.
-        themselves: whether `others` are the rows, so that a row is none of its own neighbours.
+        count: number of neighbors, or of others if there are fewer.
+        themselves: whether `others` are the rows; then no row is its own neighbor.
     """
     count = min(count, len(others) - themselves)
     found: list[list[tuple[int, float]]] = []
@@ -184,9 +184,9 @@ def nearest_rows(rows: Matrix, others: Matrix, count: int, themselves: bool = Fa
 
 
 def principal_axes(rows: Matrix, axes: int = 2) -> tuple[Matrix, Matrix, list[float]]:
-    """Centre (width,), axes (axes, width) and the share of variance of each, by a singular value decomposition.
+    """Center (width,), axes (axes, width) and share of variance of each axis, by a singular value decomposition.
 
-    The largest number of an axis is positive, so that equal rows give one map and not its mirror image.
+    The largest component of an axis is positive, so that equal rows always give the same map, not its mirror image.
     """
     centre = rows.mean(axis=0)
     _, singular, directions = np.linalg.svd((rows - centre).astype(np.float64), full_matrices=False)

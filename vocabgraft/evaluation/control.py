@@ -1,4 +1,4 @@
-"""Compares with the control: how much of a gain comes from the vocabulary, and whether new words are needed."""
+"""Compares the model with the control: how much of a gain comes from the vocabulary."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,17 +10,17 @@ from vocabgraft.evaluation.metrics import Measurement, verdict_json
 def judge_control(
     measurements: Sequence[Measurement], recompute: dict[str, float | None], smoke_under: int, seed: int
 ) -> dict[str, Any]:
-    """Which part of the gain is the vocabulary's, what it costs, and when a user does better without new words.
+    """The vocabulary's part of the gain, its cost, and whether the control without new words is better.
 
     Args:
-        measurements: of base, merged and control on the same items.
-        recompute: the share of stored vectors, in percent, that `merged` and `control` have to compute again.
-        smoke_under: items under which a figure carries no claim.
-        seed: of the intervals.
+        measurements: measurements of base, merged and control on the same items.
+        recompute: share of stored vectors, in percent, that `merged` and `control` must compute again.
+        smoke_under: number of items below which a metric supports no claim.
+        seed: seed of the intervals.
 
     Returns:
-        `trained`, `items` (for each dataset's main metric and subset `base`, `control`, `merged`, and as `gain` what
-        merged has over the control, with its interval, test and verdict), `recompute` and `says`, plain sentences.
+        `trained`; `items`, for each dataset's main metric and subset `base`, `control`, `merged`, and `gain`, that of
+        merged over the control, with its interval, test and verdict; `recompute`; and `says`, sentences.
     """
     items = [
         {
@@ -45,8 +45,8 @@ def _part_of_the_gain(item: dict[str, Any]) -> str:
     gains = {model: item[model] - item["base"] for model in ("control", "merged")}
     return (
         f"{item['dataset']}, {item['metric']}: {gains['merged']:+.2f} over the base with the new words, "
-        f"{gains['control']:+.2f} with an adapter and none; the difference, {item['gain']:+.2f} ({item['low']:+.2f} to "
-        f"{item['high']:+.2f}: {item['verdict']}), is what the vocabulary brings"
+        f"{gains['control']:+.2f} with an adapter but no new words; the difference, {item['gain']:+.2f} "
+        f"({item['low']:+.2f} to {item['high']:+.2f}: {item['verdict']}), is the vocabulary's part"
     )
 
 
@@ -66,13 +66,14 @@ def _advice(whole: Sequence[dict[str, Any]], recompute: dict[str, float | None])
     advice = []
     if ahead:
         advice.append(
-            f"without new words a user does better on {', '.join(ahead)}: add them only for what the control cannot "
-            f"give: {reasons}"
+            f"the control without new words is better on {', '.join(ahead)}; add new words only for what the control "
+            f"lacks: {reasons}"
         )
     if leading:
-        advice.append(f"the new words bring more than an adapter alone on {', '.join(leading)}")
+        advice.append(f"with the new words the model is better than an adapter without them on {', '.join(leading)}")
     if not ahead and not leading:
         advice.append(
-            f"these items do not tell the new words from an adapter alone; what else speaks for them: {reasons}"
+            f"these items show no difference between the new words and an adapter without them; other reasons for new "
+            f"words: {reasons}"
         )
     return advice

@@ -33,21 +33,21 @@ from vocabgraft.tokens.tokenizer import ExtendedToken, added_tokens
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# The base has no token for a relation, so it reads a description; nor has the control.
+# These models have no tokens for relations, so they read descriptions.
 WITHOUT_NEW_TOKENS = frozenset({"base", "control"})
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What models are asked.
+    """The data on which models are evaluated.
 
     Attributes:
-        datasets: accepted by `validate_data`.
-        translations: names of those whose triples are learnt as translations.
-        retention: pairs with scores.
-        contexts: sentences, for the reference corpus.
-        held_out_contexts: those of them that distillation did not learn from.
-        benchmarks: the user's own.
+        datasets: datasets accepted by `validate_data`.
+        translations: names of datasets whose triples are learned as translations.
+        retention: retention pairs with scores.
+        contexts: context sentences, for the reference corpus.
+        held_out_contexts: contexts that distillation held out.
+        benchmarks: the user's benchmarks.
     """
 
     datasets: Sequence[AcceptedDataset]
@@ -58,14 +58,14 @@ class Questions:
     benchmarks: Sequence[Benchmark] = ()
 
     def texts(self) -> list[str]:
-        """Every text but the benchmarks', of which the reference corpus is taken."""
+        """Every text except those of benchmarks; the reference corpus is chosen from them."""
         datasets = [text for dataset in self.datasets for split in SPLITS for text in dataset.texts(split)]
         return [*datasets, *self.retention[0], *self.retention[1], *self.contexts]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What goes into the files `metrics`, `comparison`, `retention`, `tokens`, `searches` and `items`."""
+    """The contents of the files `metrics`, `comparison`, `retention`, `tokens`, `searches` and `items`."""
 
     metrics: dict[str, dict[str, Any]]
     comparison: dict[str, Any]
@@ -76,7 +76,7 @@ class Evaluation:
 
     @property
     def problems(self) -> list[str]:
-        """What could not be measured."""
+        """Everything that could not be measured, with reasons."""
         return [*self.comparison["problems"], *self.retention["problems"]]
 
 
@@ -90,12 +90,12 @@ def evaluate(
     """Score models on the same texts.
 
     Args:
-        models: `base`, `merged` and others by name; `base` and `control` read a special token that they do not have
-            as its description, since that is all that they could have been given.
-        questions: what they are asked.
-        tokens: those whose rows trained.
+        models: `base`, `merged` and others by name; `base` and `control` read the descriptions of special tokens that
+            they lack, because a user without these tokens would give them the descriptions.
+        questions: the data.
+        tokens: tokens whose rows were trained.
         params: the section `evaluate_model`.
-        seed: of intervals, tests and the map's sample.
+        seed: seed of intervals, tests and the map's sample.
 
     Raises:
         VocabgraftError: for a model whose embeddings are not finite.
@@ -147,7 +147,7 @@ def evaluate(
 def _subjects(
     models: "dict[str, SentenceTransformer]", new_words: NewWords, batch_size: int, described: Sequence[NewToken]
 ) -> dict[str, Subject]:
-    """The models by name; those that training left as they were beside new rows share the base's embeddings."""
+    """The models by name; those that differ from the base only in new rows share its embeddings."""
     base = Subject("base", models["base"], new_words, batch_size, described)
     found = {"base": base}
     for name, model in models.items():
@@ -161,11 +161,10 @@ def _subjects(
 
 
 def item_columns(measurements: Sequence[Measurement]) -> dict[str, list[Any]]:
-    """The held-out items of every metric, a column of numbers a model: what a paired test needs.
+    """The held-out items of every metric with one column of values per model, as paired tests need them.
 
-    The number is the item's own value: of a metric in percent as a share of 1 (the reciprocal rank, 1 for a hit), with
-    a `score` the similarity of the pair, otherwise the value as it is (a cosine, a number of tokens). A model without
-    a value has no number.
+    Values of metrics in percent are shares of 1 (the reciprocal rank, 1 for a hit), values of items with a `score` are
+    similarities, and others are unchanged (a cosine, a number of tokens). A missing value is None.
     """
     columns: dict[str, list[Any]] = {}
     models = list(dict.fromkeys(name for entry in measurements for name in entry.values))
@@ -210,7 +209,7 @@ def key_metrics(found: Evaluation) -> dict[str, Any]:
 
 
 def gains_for_plots(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """The gains with their intervals as rows of a plot; the hits of link prediction follow its MRR and are left out."""
+    """The gains with their intervals as rows of a plot, without the hits of link prediction, which follow its MRR."""
     return [
         {
             "figure": f"{item['dataset']}, {item['subset']}: {item['metric']}",
@@ -265,12 +264,12 @@ def _measure_without_labels(
 
 def _why_no_fidelity(measured: Measurement | None) -> str:
     if measured is None:
-        return "fidelity: not measured, since no held-out text (of a test split or a held-out context) holds a new word"
-    return "fidelity: not measured, since the merged model's embeddings have another width than the base's"
+        return "fidelity: not measured, because no held-out text (test split or held-out context) contains a new word"
+    return "fidelity: not measured, because the merged model's embeddings differ from the base's in width"
 
 
 def _compared(entry: Measurement | None, subset: str, smoke_under: int, seed: int) -> dict[str, Any] | None:
-    """What the merged model gains over the base, with its interval, its test and its verdict."""
+    """The gain of the merged model over the base, with interval, test and verdict."""
     comparison = entry.compare("base", "merged", subset, seed) if entry else None
     if entry is None or comparison is None:
         return None
@@ -279,7 +278,7 @@ def _compared(entry: Measurement | None, subset: str, smoke_under: int, seed: in
 
 
 def _spearman(kept: Measurement, smoke_under: int, seed: int) -> dict[str, Any]:
-    """What happened to the correlation on the retention pairs, by subset, where it is defined."""
+    """The change of the correlation on the retention pairs, for each subset in which it is defined."""
     found = {subset: _compared(kept, subset, smoke_under, seed) for subset in SUBSETS}
     return {subset: entry for subset, entry in found.items() if entry}
 

@@ -22,25 +22,25 @@ Similarities = Callable[[Embeddings, Embeddings], "np.ndarray[Any, Any]"]
 
 
 class NewWords:
-    """Which texts hold a new word: those for which the extended tokenizer emits at least one new id.
+    """Finds texts with a new word: texts for which the extended tokenizer emits at least one new id.
 
-    A relation's token is a new token like any other, so a question that names a new relation holds a new word.
+    Relation tokens are new tokens too, so a question with a new relation contains a new word.
     """
 
     def __init__(self, extended: Any, tokens: Sequence[ExtendedToken]) -> None:
-        """Take the extended tokenizer and the tokens whose rows train."""
+        """Keep the extended tokenizer and the ids of the tokens whose rows train."""
         self.tokenizer, self.tokens = extended, tuple(tokens)
 
     def held(self, texts: Sequence[str]) -> BoolArray:
-        """Whether each text holds a new word: (texts,)."""
+        """Whether each text contains a new word: (texts,)."""
         return holds_new_token(self.tokenizer, texts, [token.id for token in self.tokens])
 
 
 class Subject:
     """A model under evaluation.
 
-    Texts without a new token are embedded in lists of their own. Two models that are asked for the same texts in the
-    same order therefore embed them in equal batches, and can be compared bit for bit.
+    Texts without a new token are embedded in separate batches. So two models that get the same texts in the same order
+    embed them in equal batches, and can be compared bit for bit.
     """
 
     def __init__(
@@ -52,16 +52,16 @@ class Subject:
         described: Sequence[NewToken] = (),
         base: "Subject | None" = None,
     ) -> None:
-        """Nothing is embedded yet.
+        """Embed nothing yet.
 
         Args:
-            name: such as `merged`.
-            model: in evaluation mode.
-            new_words: which texts hold a new token.
-            batch_size: of the encoding.
-            described: special tokens that the model does not have, which it reads as their descriptions.
-            base: a model that differs from this one in the rows of new tokens alone. A text that both read as the same
-                ids is embedded by it, once for both.
+            name: a name such as `merged`.
+            model: the model, in evaluation mode.
+            new_words: finds texts with a new token.
+            batch_size: batch size of the encoding.
+            described: special tokens that the model lacks; it reads their descriptions instead.
+            base: a model that differs from this one only in the rows of new tokens. Texts with the same token ids in
+                both are embedded only once, by the base.
         """
         self.name, self.model, self.new_words, self.batch_size = name, model, new_words, batch_size
         self.described = tuple(described)
@@ -71,18 +71,18 @@ class Subject:
 
     @property
     def width(self) -> int:
-        """How many numbers an embedding has."""
+        """The width of an embedding."""
         return int(self.model.get_embedding_dimension() or 0)
 
     def read(self, texts: Sequence[str]) -> list[str]:
-        """The texts as the model is given them."""
+        """The texts as the model gets them."""
         return [read_with_descriptions(text, self.described) for text in texts]
 
     def encode(self, texts: Sequence[str], role: Role | None = None) -> Embeddings:
         """Embeddings of shape (texts, width), each text embedded at its first call.
 
         Raises:
-            VocabgraftError: for an embedding that is not made of numbers.
+            VocabgraftError: for an embedding with a NaN or an infinity.
         """
         rows = self._rows.setdefault(role if self._roles_differ else None, {})
         missing = [text for text in dict.fromkeys(texts) if text not in rows]
@@ -109,13 +109,13 @@ class Subject:
         return found
 
     def token_counts(self, texts: Sequence[str]) -> "np.ndarray[Any, np.dtype[np.float64]]":
-        """How many tokens each text has, without [CLS] and the like: (texts,)."""
+        """The number of tokens of each text, without [CLS] and the like: (texts,)."""
         read = self.read(texts)
         ids = self.model.tokenizer(read, add_special_tokens=False, verbose=False)["input_ids"] if read else []
         return np.array([len(found) for found in ids], dtype=np.float64)
 
     def _read_as_by(self, other: "Subject", texts: Sequence[str]) -> BoolArray:
-        """Which texts are the same token ids for both: (texts,)."""
+        """Whether each text has the same token ids in both: (texts,)."""
         ids = [subject.model.tokenizer(subject.read(texts), verbose=False)["input_ids"] for subject in (self, other)]
         return np.array([own == others for own, others in zip(*ids, strict=True)], dtype=bool)
 
@@ -123,14 +123,14 @@ class Subject:
         broken = ~np.isfinite(embeddings).all(axis=1)
         if broken.any():
             raise VocabgraftError(
-                f"the embedding of {texts[int(broken.argmax())]!r} by the {self.name} model is no number "
+                f"the {self.name} model's embedding of {texts[int(broken.argmax())]!r} contains NaN or infinity "
                 f"({broken.sum()} of {len(texts)} texts); the model's weights are damaged, so train it again with "
                 "lower learning rates"
             )
 
 
 def _roles_differ(model: "SentenceTransformer") -> bool:
-    """Whether a query, a document and a plain text may be embedded differently: by a prompt or by a Router."""
+    """Whether queries, documents and plain texts may be embedded differently, by a prompt or a Router."""
     from vocabgraft.models.extra_modules import has_heads
 
     return has_heads(model) or model.default_prompt_name is not None or any(model.prompts.values())
@@ -143,16 +143,16 @@ def compare_speed(
     rounds: int = ROUNDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Texts a second of each, and the median of the ratio merged / base over rounds in which they take turns.
+    """Texts per second of both models, and the median ratio merged / base over alternating rounds.
 
-    Turns one after the other share what else the machine does, so the ratio says more than either figure.
+    Consecutive turns share the machine's other load, so the ratio is more reliable than either speed.
 
     Args:
-        base: encodes the texts with the base.
-        merged: encodes them with the merged model.
-        texts: how many there are.
-        rounds: of both.
-        clock: seconds.
+        base: function that encodes the texts with the base.
+        merged: function that encodes them with the merged model.
+        texts: number of texts.
+        rounds: number of rounds of each.
+        clock: function that returns seconds.
     """
     seconds: list[Sequence[float]] = [[_seconds(encode, clock) for encode in (base, merged)] for _ in range(rounds)]
     return {

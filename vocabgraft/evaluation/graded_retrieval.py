@@ -47,10 +47,10 @@ def score_queries(
 ) -> dict[str, Array]:
     """Each metric of each query, 0 to 1: (queries,).
 
-    Documents that score the same stand in the order of the corpus.
+    Documents with equal scores are ranked in the order of the corpus.
 
     Raises:
-        VocabgraftError: for a similarity that is no number.
+        VocabgraftError: for a similarity that is not finite.
     """
     scores: dict[str, list[float]] = {metric: [] for metric in BENCHMARK_METRICS}
     step = max(1, NUMBERS_AT_ONCE // max(1, len(documents)))
@@ -58,7 +58,7 @@ def score_queries(
         block = similarities(queries[start : start + step], documents)
         if not np.isfinite(block).all():
             raise VocabgraftError(
-                f"benchmark {benchmark.name}: a similarity is no number; the model's weights are damaged"
+                f"benchmark {benchmark.name}: a similarity is NaN or infinite; the model's weights are damaged"
             )
         for row, grades in zip(block, benchmark.relevance[start : start + step], strict=True):
             for metric, value in zip(BENCHMARK_METRICS, _scores(highest(row, DEPTH), grades), strict=True):
@@ -67,7 +67,7 @@ def score_queries(
 
 
 def _scores(ranking: Sequence[int], grades: Mapping[int, int]) -> tuple[float, float, float]:
-    """NDCG@10 with linear gains as trec_eval has it, MRR@10, Recall@100."""
+    """NDCG@10 with linear gains as in trec_eval, MRR@10, Recall@100."""
     gains = [grades.get(place, 0) for place in ranking]
     ideal = _discounted(sorted(grades.values(), reverse=True)[:10])
     first = next((rank for rank, gain in enumerate(gains[:10], start=1) if gain), None)

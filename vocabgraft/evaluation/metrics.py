@@ -11,28 +11,28 @@ from vocabgraft.config.benefits import SUBSETS
 from vocabgraft.evaluation.significance import Array, Comparison, compare_correlations, compare_means, verdict_of
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
-# Fewer have no order worth the name.
+# A correlation over fewer pairs has no meaning.
 LEAST_PAIRS = 3
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One metric of a dataset: what each held-out item gives with each model.
+    """One metric of a dataset: the value of each held-out item with each model.
 
     Attributes:
-        dataset: its name, or that of the set.
-        metric: such as `mrr`.
-        items: texts that were asked.
-        groups: of each item; those of one group are no independent witnesses.
-        new_word: whether an item holds a new word.
-        values: (items,) by model. The figure is their mean; or, where there are `scores`, they are similarities and the
-            figure is Spearman's rho of them with these, in percent.
+        dataset: name of the dataset.
+        metric: name of the metric, such as `mrr`.
+        items: text of each item, such as the query.
+        groups: group of each item; items of one group are not independent.
+        new_word: whether an item contains a new word.
+        values: (items,) by model. The metric is their mean. With `scores` they are similarities, and the metric is
+            Spearman's rho of similarities and scores, in percent.
         scores: (items,) or None.
-        answers: the other text of each item, where there is one.
-        counted: what an item is called.
-        main: whether it is the one metric of its dataset by which the control is judged.
+        answers: the other text of each item, if there is one.
+        counted: noun for the items.
+        main: whether the control is judged by this metric of its dataset.
         percent: whether the values are in percent.
-        lower_is_better: whether a gain is a fall of the figure.
+        lower_is_better: whether a lower metric is a gain.
     """
 
     dataset: str
@@ -53,7 +53,7 @@ class Measurement:
         return {"all": np.ones_like(self.new_word), "new_word": self.new_word, "no_new_word": ~self.new_word}[subset]
 
     def undefined(self, subset: str, models: Sequence[str] | None = None) -> str | None:
-        """Why a subset has no figure, or None where it has one."""
+        """Why the metric is undefined in a subset; None if it is defined."""
         rows = self.rows(subset)
         if not rows.any():
             return f"there are no {self.counted}"
@@ -64,10 +64,10 @@ class Measurement:
         if np.ptp(self.scores[rows]) == 0:
             return f"all {rows.sum()} {self.counted} have the score {self.scores[rows][0]:g}"
         alike = [name for name in models or self.values if np.ptp(self.values[name][rows]) == 0]
-        return f"to {' and '.join(alike)} all {rows.sum()} {self.counted} are equally similar" if alike else None
+        return f"for {' and '.join(alike)} all {rows.sum()} {self.counted} are equally similar" if alike else None
 
     def figure(self, model: str, subset: str) -> float | None:
-        """The figure of a model, to four places; None where it is not defined."""
+        """The metric of a model, to four decimals; None if it is undefined."""
         if self.undefined(subset, [model]):
             return None
         rows = self.rows(subset)
@@ -76,7 +76,7 @@ class Measurement:
         return round(float(found), 4)
 
     def compare(self, before: str, after: str, subset: str, seed: int) -> Comparison | None:
-        """What a model gains over another on a subset; None where either has no figure."""
+        """The gain of `after` over `before` in a subset; None if the metric is undefined for either."""
         if self.undefined(subset, [before, after]):
             return None
         rows = self.rows(subset)
@@ -88,7 +88,7 @@ class Measurement:
 
 
 def figures_of(measurements: Sequence[Measurement]) -> dict[str, dict[str, dict[str, dict[str, float | int]]]]:
-    """By model, dataset and subset: each metric that is defined, and how many items there are."""
+    """The defined metrics and the number of items, by model, dataset and subset."""
     found: dict[str, dict[str, dict[str, dict[str, float | int]]]] = {}
     for entry in measurements:
         for model in entry.values:
@@ -101,7 +101,7 @@ def figures_of(measurements: Sequence[Measurement]) -> dict[str, dict[str, dict[
 
 
 def compared_items(measurements: Sequence[Measurement], smoke_under: int, seed: int) -> list[dict[str, Any]]:
-    """Every defined gain of merged over base, with its interval, its test and its verdict."""
+    """Every defined gain of merged over base, with interval, test and verdict."""
     return [
         {
             "dataset": entry.dataset,
@@ -118,7 +118,7 @@ def compared_items(measurements: Sequence[Measurement], smoke_under: int, seed: 
 
 
 def verdict_json(entry: Measurement, comparison: Comparison, subset: str, smoke_under: int) -> dict[str, Any]:
-    """A comparison with the number of its items and of their groups, and its verdict."""
+    """A comparison with its numbers of items and groups, and its verdict."""
     rows = entry.rows(subset)
     items = int(rows.sum())
     return {
@@ -130,10 +130,10 @@ def verdict_json(entry: Measurement, comparison: Comparison, subset: str, smoke_
 
 
 def problems_of(measurements: Sequence[Measurement], subsets: Sequence[str] = SUBSETS) -> list[str]:
-    """What could not be measured, a sentence for each dataset, metric and subset."""
+    """One sentence for each dataset, metric and subset that could not be measured."""
     named = {"all": "", "new_word": " with a new word", "no_new_word": " without a new word"}
     return [
-        f"{entry.dataset}{named[subset]}: no {entry.metric}, since {reason}"
+        f"{entry.dataset}{named[subset]}: no {entry.metric}, because {reason}"
         for entry in measurements
         for subset in subsets
         if (reason := entry.undefined(subset)) is not None
@@ -141,9 +141,9 @@ def problems_of(measurements: Sequence[Measurement], subsets: Sequence[str] = SU
 
 
 def highest(scores: "np.ndarray[Any, Any]", count: int) -> list[int]:
-    """The places of the `count` highest scores, best first; of equal scores the first in order comes first.
+    """The indices of the `count` highest scores, best first; equal scores stay in order.
 
-    Only those are sorted: sorting a whole vocabulary for each of many rows would take minutes.
+    Only these are sorted, because sorting a whole vocabulary for each of many rows would take minutes.
     """
     count = min(count, len(scores))
     if not count:

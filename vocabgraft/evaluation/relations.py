@@ -1,4 +1,4 @@
-"""What each relation's held-out triples say of its token, for one relation as for hundreds."""
+"""Judges each relation's token by its held-out triples, for any number of relations."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,13 +19,13 @@ def compare_relations(dataset: AcceptedDataset, measured: Sequence[Measurement],
     """The gain of merged over base in link prediction, by relation, the lowest first.
 
     The p-values of the relations are adjusted together (Benjamini and Hochberg, 1995): of those called better or worse,
-    one in 20 is expected to be so by chance, however many relations there are. The intervals are each relation's own.
-    A relation whose held-out triples have fewer than `LEAST_GROUPS` heads is not judged, since no test could decide.
+    one in 20 is expected to be a false discovery, for any number of relations. The intervals are not adjusted. A
+    relation whose held-out triples have fewer than `LEAST_GROUPS` heads is not judged, because no test could decide.
 
     Args:
         dataset: triples with a test split.
-        measured: of the dataset, which one is `link_mrr`.
-        seed: of the intervals and tests.
+        measured: measurements of the dataset; `link_mrr` is one of them.
+        seed: seed of the intervals and tests.
     """
     entry = next(found for found in measured if (found.dataset, found.metric) == (dataset.name, METRIC))
     of_item = np.array(dataset.columns("test")["relation"])

@@ -1,4 +1,4 @@
-"""Retention and drift: how far vectors of general texts moved, and which stored vectors stay valid."""
+"""Retention and drift: how far embeddings of general texts moved, and which stored vectors stay valid."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from vocabgraft.evaluation.significance import Array
 from vocabgraft.models.encode import Embeddings
 
 NEIGHBOURS = 10
-# With fewer, ten neighbours are nearly all there are, and keeping them says nothing.
+# In a smaller corpus, ten neighbors are nearly all texts, so keeping them means nothing.
 LEAST_CORPUS = 2 * NEIGHBOURS
 SHOWN_TEXTS = 10
-# As far apart as one float32 vector is from itself in another batch.
+# The distance of a float32 vector from the same text's vector in another batch.
 SAME_VECTOR = 1e-6
 # 32 MB of similarities at once.
 NUMBERS_AT_ONCE = 2**23
 
 
 def reference_corpus(texts: Sequence[str], limit: int) -> list[str]:
-    """Distinct texts, at most `limit`: those with the lowest hashes, so that a text added moves few others out."""
+    """At most `limit` distinct texts: those with the lowest hashes, so that an added text replaces few others."""
     distinct = dict.fromkeys(texts)
     return sorted(distinct, key=lambda text: hashlib.sha256(text.encode()).digest())[:limit]
 
@@ -30,12 +30,12 @@ def measure_drift(base: Subject, merged: Subject, corpus: Sequence[str], new_wor
     """How far stored vectors of a corpus moved from `base` to `merged`.
 
     Returns:
-        `corpus`: how many texts. `drift`, for texts without and with a new token: `texts`, and of the drift
-        (1 - cosine of a text's two embeddings) `mean`, `p99` (99th percentile) and `worst` (ten texts that moved, with
-        their cosines), and the two figures that follow for these texts alone. `neighbours_kept`: of the ten nearest
-        neighbours that a text has in the corpus, how many it keeps, in percent. `valid_share`: the texts whose stored
-        vector is still what the model gives (within 1e-6), in percent. `problems`: what could not be measured, and why;
-        the figure is None then.
+        `corpus`, the number of texts. `drift`, for texts without and with a new token: `texts`, their number, and the
+        drift (1 - cosine of a text's two embeddings) as `mean`, `p99` (99th percentile) and `worst` (the ten texts that
+        moved most, with their cosines), and the two following metrics for these texts. `neighbours_kept`, the share of
+        a text's ten nearest neighbors in the corpus that it keeps, in percent. `valid_share`, the share of texts whose
+        stored vector equals the model's (within 1e-6), in percent. `problems`, the reasons for metrics that could not
+        be measured and are None.
     """
     before, after = base.encode(corpus, "document"), merged.encode(corpus, "document")
     held = new_words.held(corpus)
@@ -54,12 +54,12 @@ def measure_drift(base: Subject, merged: Subject, corpus: Sequence[str], new_wor
 
 
 def moved_share(base: Subject, other: Subject, corpus: Sequence[str]) -> float | None:
-    """The share of a corpus, in percent, whose stored vectors of the base are to be computed again; None of no text."""
+    """The share of a corpus, in percent, whose stored vectors must be computed again; None for an empty corpus."""
     return _percent(~still_valid(base.encode(corpus, "document"), other.encode(corpus, "document")))
 
 
 def cosines_of(before: Embeddings, after: Embeddings) -> Array:
-    """The cosine of each row with its counterpart, exactly 1 where the two are equal: (rows,)."""
+    """The cosine of each row with its counterpart, exactly 1 if the two are equal: (rows,)."""
     left, right = before.astype(np.float64), after.astype(np.float64)
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     cosines = (left * right).sum(axis=1) / np.maximum(lengths, 1e-30)
@@ -68,7 +68,7 @@ def cosines_of(before: Embeddings, after: Embeddings) -> Array:
 
 
 def still_valid(before: Embeddings, after: Embeddings) -> BoolArray:
-    """Which stored vectors are still what the model gives, within 1e-6; none of another width: (rows,)."""
+    """Whether each stored vector equals the model's within 1e-6; never true if the widths differ: (rows,)."""
     if before.shape != after.shape:
         return np.zeros(len(before), dtype=bool)
     found: BoolArray = (np.abs(before - after) <= SAME_VECTOR).all(axis=1)
@@ -76,7 +76,7 @@ def still_valid(before: Embeddings, after: Embeddings) -> BoolArray:
 
 
 def neighbours_kept(base: Subject, merged: Subject, before: Embeddings, after: Embeddings) -> Array:
-    """The share, 0 to 1, of the ten nearest rows of each row that are among its nearest in both: (rows,)."""
+    """The share, 0 to 1, of each row's ten nearest rows that are the same in both models: (rows,)."""
     kept = np.zeros(len(before))
     step = max(1, NUMBERS_AT_ONCE // max(1, len(before)))
     for start in range(0, len(before), step):
@@ -90,14 +90,14 @@ def neighbours_kept(base: Subject, merged: Subject, before: Embeddings, after: E
 
 
 def nearest(similarities: "np.ndarray[Any, Any]", start: int, count: int) -> BoolArray:
-    """Which columns are the `count` most similar of each row, its own left out; of equals the first: as the input.
+    """Mark the `count` most similar columns of each row, without its own; ties go to the first: (rows, columns).
 
     Args:
-        similarities: (rows, columns), of which row i is column `start + i`.
+        similarities: (rows, columns), where row i is column `start + i`.
         start: the column of the first row.
-        count: fewer than there are other columns.
+        count: number of columns to mark, less than the number of other columns.
     """
-    # Similarities that differ by rounding alone are equal.
+    # Similarities that differ only by rounding are equal.
     scores = similarities.astype(np.float64).round(6)
     own = np.arange(len(scores))
     scores[own, start + own] = -np.inf
@@ -133,7 +133,7 @@ def _problems(texts: int, subsets: dict[str, BoolArray], before: int, after: int
     problems = []
     if texts < LEAST_CORPUS:
         problems.append(
-            f"the reference corpus has {texts} texts, too few for {NEIGHBOURS} neighbours (at least {LEAST_CORPUS}); "
+            f"the reference corpus has {texts} texts, too few for {NEIGHBOURS} neighbors (at least {LEAST_CORPUS}); "
             "add datasets, contexts or retention pairs, or raise evaluate_model.reference_texts"
         )
     for name, rows in subsets.items():
@@ -143,7 +143,7 @@ def _problems(texts: int, subsets: dict[str, BoolArray], before: int, after: int
             )
     if before != after:
         problems.append(
-            f"the merged model's embeddings have {after} numbers and the base's {before}, so no stored vector is valid "
-            "and drift has no figure"
+            f"the merged model's embeddings have width {after} and the base's {before}, so no stored vector is valid "
+            "and drift is undefined"
         )
     return problems

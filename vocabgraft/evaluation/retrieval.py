@@ -1,4 +1,4 @@
-"""Scores models on held-out items: retrieval, link prediction and similarity, per item."""
+"""Scores models on each held-out item: retrieval, link prediction and similarity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ QUERIES_AT_ONCE = 64
 class RetrievalSet:
     """Held-out queries over all documents of a dataset.
 
-    `relevant[i]` are the documents that answer query i; `ignored[i]` are true answers known from elsewhere, which
-    neither count nor stand in the way (the filtered setting of link prediction). `groups[i]` is the group of query i.
+    `relevant[i]` are the documents that answer query i. `ignored[i]` are other known true answers, left out of the
+    ranking (the filtered setting of link prediction). `groups[i]` is the group of query i.
     """
 
     name: str
@@ -38,7 +38,7 @@ class RetrievalSet:
 
 @dataclass(frozen=True)
 class _Links:
-    """The test triples of a dataset as questions and as places among its entities and relations, and all it knows."""
+    """The test triples of a dataset as questions and as indices of entities and relations, and all known triples."""
 
     questions: list[str]
     entities: list[str]
@@ -50,11 +50,11 @@ class _Links:
 def retrieval_set(dataset: AcceptedDataset) -> RetrievalSet:
     """The test split as queries; every distinct document of all splits as candidates.
 
-    Of pairs, the documents of the query's group are relevant. Of triples each test tail is a query's answer, and
-    the other known tails of the same head and relation are ignored.
+    For pairs, the documents of the query's group are relevant. For triples, each test tail is the answer of a query,
+    and other known tails of the same head and relation are ignored.
 
     Raises:
-        VocabgraftError: when the dataset has no test row.
+        VocabgraftError: if the dataset has no test row.
     """
     pairs = {split: dataset.pairs(split) for split in SPLITS}
     if not pairs["test"]:
@@ -87,17 +87,17 @@ def ranks(
     documents: Embeddings,
     similarities: Similarities = lambda q, d: q @ d.T,
 ) -> Array:
-    """Rank (1 is best) of each query's best relevant document, ties counted at their mean: shape (queries,).
+    """Rank (1 is best) of each query's best relevant document; ties get their mean rank: shape (queries,).
 
     Raises:
-        VocabgraftError: for a similarity that is no number, which would otherwise rank first.
+        VocabgraftError: for a similarity that is not finite: NaN would otherwise rank first.
     """
     found = np.zeros(len(queries))
     for row, scores in enumerate(_rows_of_scores(queries, documents, similarities)):
         if not np.isfinite(scores).all():
             raise VocabgraftError(
                 f"dataset {retrieval.name}: the similarity of the query {retrieval.queries[row]!r} to a document is "
-                "no number; the model's weights are damaged, so train it again with lower learning rates"
+                "NaN or infinite; the model's weights are damaged, so train it again with lower learning rates"
             )
         best = scores[retrieval.relevant[row]].max()
         others = np.ones(len(scores), dtype=bool)
@@ -110,10 +110,10 @@ def ranks(
 def measure_retrieval(
     dataset: AcceptedDataset, subjects: Sequence[Subject], new_words: NewWords, recall_at: int
 ) -> list[Measurement]:
-    """Mean reciprocal rank and recall of the test split's questions.
+    """Mean reciprocal rank and recall of the test split's queries.
 
     Raises:
-        VocabgraftError: when the dataset has no test row.
+        VocabgraftError: if the dataset has no test row.
     """
     retrieval = retrieval_set(dataset)
     found: dict[str, Array] = {
@@ -150,16 +150,16 @@ def measure_links(
 ) -> list[Measurement]:
     """Filtered link prediction of the test triples among all entities, heads and tails of every split.
 
-    The entity that is asked about is no candidate: a question is nearest to its own head, so that no answer would ever
-    rank first.
+    The entity in the question is not a candidate: a question is nearest to its own head, so no answer would ever rank
+    first.
 
     Args:
         dataset: triples.
         subjects: models.
-        new_words: which questions hold a new word.
-        translation: whether the triples are learnt as translations (Bordes et al., 2013): the tail is then looked for
-            near embed(head) + embed(relation) and the head near embed(tail) - embed(relation), and a triple gives the
-            mean over both; otherwise the tail is looked for with the question alone.
+        new_words: finds questions with a new word.
+        translation: whether the triples are learned as translations (Bordes et al., 2013). Then the tail is searched
+            near embed(head) + embed(relation) and the head near embed(tail) - embed(relation), and the value of a
+            triple is the mean of both; otherwise only the tail is searched, with the question.
     """
     links = _links_of(dataset)
     rank = _translation_ranks if translation else _question_ranks
@@ -203,7 +203,7 @@ def _measure_pairs(
         groups=groups,
         new_word=held,
         values={
-            # Rounding alone is no order.
+            # Rounded, because differences by rounding errors are not an order.
             subject.name: subject.similarities_of_pairs(subject.encode(first), subject.encode(second))
             .astype(np.float64)
             .round(6)
@@ -267,7 +267,7 @@ def _link_values(directions: Sequence[Array]) -> dict[str, Array]:
 
 
 def _numbered(columns: dict[str, list[str]], entities: Sequence[str], relations: Sequence[str]) -> Ids:
-    """Triples as places of head, relation and tail: (triples, 3)."""
+    """Triples as indices of head, relation and tail: (triples, 3)."""
     place = {text: number for number, text in enumerate(entities)}
     number = {text: number for number, text in enumerate(relations)}
     heads, tails = ([place[text] for text in columns[name]] for name in ("head", "tail"))

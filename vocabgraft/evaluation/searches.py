@@ -1,4 +1,4 @@
-"""Search results before and after: the held-out queries whose rank changed most, and a random sample of all."""
+"""Search results before and after training: the queries whose rank changed most, and a random sample."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from vocabgraft.evaluation.retrieval import RetrievalSet, ranks
 from vocabgraft.evaluation.significance import Array
 from vocabgraft.tokens.tokenizer import new_ids_in
 
-# Of each kind: gains, losses, sample. A reader looks through thirty, not through three hundred.
+# For each of gains, losses and sample: a person reads thirty searches, not three hundred.
 SHOWN = 10
 NEAREST = 5
 SHOWN_ANSWERS = 3
@@ -23,23 +23,23 @@ def changed_searches(retrieval: RetrievalSet, base: Subject, merged: Subject, se
     """The searches of one dataset that a person should look at.
 
     The change of a query is the factor by which the rank of its best answer changed: from 100 to 10 is as much as from
-    10 to 1, whereas a difference of ranks would show only answers that nobody scrolls to.
+    10 to 1. A difference of ranks would show only answers to which nobody scrolls.
 
     Args:
         retrieval: held-out queries over all documents.
-        base: searches before. Its embeddings are cached, so nothing is embedded twice.
-        merged: searches after.
-        seed: of the sample.
+        base: the model before training. Its embeddings are cached, so nothing is embedded twice.
+        merged: the model after training.
+        seed: seed of the sample.
 
     Returns:
-        `dataset`, `queries`, `documents`, how many `improved` and `worsened`, and as `gains`, `losses` and `sample` up
-        to 10 searches each. A search has `query`, `answers`, `rank` by model, `tokens` by model as [token, is new], and
-        `nearest` by model, the five nearest documents as [document, similarity, "right" | "also right" | ""]. "Also
-        right" is a true answer to the query that is not the one asked for.
+        `dataset`; the numbers of `queries` and `documents`, and of queries that `improved` and `worsened`; and up to 10
+        searches each in `gains`, `losses` and `sample`. A search has `query`, `answers`, `rank` by model, `tokens` by
+        model as [token, is new], and `nearest` by model, the five nearest documents as
+        [document, similarity, "right" | "also right" | ""]. "Also right" is another true answer to the query.
     """
     subjects = {"base": base, "merged": merged}
     found = {name: _ranks(retrieval, subject) for name, subject in subjects.items()}
-    # Positive where the answer moved up.
+    # Positive if the answer moved up.
     change = np.log(found["base"] / found["merged"])
     order = np.argsort(-change, kind="stable")
     chosen = {
@@ -59,7 +59,7 @@ def changed_searches(retrieval: RetrievalSet, base: Subject, merged: Subject, se
 
 
 def benchmark_set(benchmark: Benchmark) -> RetrievalSet:
-    """A benchmark as queries with their relevant documents, whatever their grade."""
+    """A benchmark as queries with their relevant documents, regardless of grades."""
     queries, relevant = benchmark.queries, [list(grades) for grades in benchmark.relevance]
     return RetrievalSet(benchmark.name, queries, benchmark.documents, relevant, [[] for _ in queries], queries)
 
@@ -70,7 +70,7 @@ def _ranks(retrieval: RetrievalSet, subject: Subject) -> Array:
 
 
 def _sample(retrieval: RetrievalSet, seed: int) -> list[int]:
-    # Another sample for each dataset, the same in every process.
+    # A different sample for each dataset, but the same in every process.
     generator = np.random.default_rng([seed, zlib.crc32(retrieval.name.encode())])
     drawn: list[int] = np.sort(generator.permutation(len(retrieval.queries))[:SHOWN]).tolist()
     return drawn
@@ -113,7 +113,7 @@ def _nearest(retrieval: RetrievalSet, places: Sequence[int], subject: Subject) -
     return [
         [
             [retrieval.documents[document], float(row[document]), _kind(retrieval, place, document)]
-            # Rounded before they are sorted: the last digits of two equal texts are no order.
+            # Rounded before sorting, because the last digits of equal texts may differ.
             for document in highest(row, NEAREST)
         ]
         for place, row in zip(places, scores.astype(np.float64).round(4), strict=True)

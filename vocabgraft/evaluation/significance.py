@@ -1,7 +1,7 @@
 """Decides whether a gain is more than chance: paired bootstrap intervals and permutation tests.
 
-Items of one group (paraphrases of one concept, triples of one head) are no independent witnesses, so groups are drawn
-and flipped as wholes.
+Items of one group (paraphrases of one concept, triples of one head) are not independent, so whole groups are drawn and
+flipped.
 """
 
 import math
@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 Verdict = Literal["better", "worse", "could be chance", "smoke figure"]
-# The ends of an interval then differ by a few hundredths of its width from seed to seed.
+# With this number, the bounds of an interval vary between seeds by a few hundredths of its width.
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -31,10 +31,10 @@ class Comparison:
     """A paired gain with its 95 % interval.
 
     Attributes:
-        gain: of the second model over the first.
-        low, high: the ends of the interval.
-        p_value: the probability of a gain as large, in either direction, if the two models were alike.
-        standard_error: of the gain, over the resamples of the bootstrap.
+        gain: gain of the second model over the first.
+        low, high: bounds of the interval.
+        p_value: probability of an effect at least this large, in either direction, if the two models were equal.
+        standard_error: standard error of the gain, from the bootstrap.
     """
 
     gain: float
@@ -48,10 +48,10 @@ def compare_means(before: Array, after: Array, groups: Sequence[str], seed: int)
     """The gain of a mean over items, by a paired bootstrap (Efron, 1979) and a sign-flip permutation test.
 
     Args:
-        before: (items,) figures of one model.
-        after: (items,) figures of the other, of the same items.
-        groups: of each item.
-        seed: of what is drawn.
+        before: (items,) values of one model.
+        after: (items,) values of the other model for the same items.
+        groups: group of each item.
+        seed: seed of the resampling.
     """
     codes = _codes(groups)
     sums, counts = np.bincount(codes, after - before), np.bincount(codes).astype(np.float64)
@@ -63,17 +63,17 @@ def compare_means(before: Array, after: Array, groups: Sequence[str], seed: int)
 def compare_correlations(before: Array, after: Array, scores: Array, groups: Sequence[str], seed: int) -> Comparison:
     """The gain of Spearman's rho with `scores`, in percent, by a paired bootstrap and a permutation test.
 
-    The test swaps the two models' ranks of a group: they would be interchangeable if the models were alike.
+    The test swaps the two models' ranks of a group, which would be interchangeable if the models were equal.
 
     Args:
         before: (items,) similarities by one model.
-        after: (items,) similarities by the other, of the same items.
-        scores: (items,) what they are to be correlated with.
-        groups: of each item.
-        seed: of what is drawn.
+        after: (items,) similarities by the other model for the same items.
+        scores: (items,) the scores to correlate with.
+        groups: group of each item.
+        seed: seed of the resampling.
 
     Returns:
-        Of numbers, where none of the three is constant.
+        The comparison, with NaN if one of the three arrays is constant.
     """
     codes = _codes(groups)
     size = int(codes.max()) + 1
@@ -92,7 +92,7 @@ def compare_correlations(before: Array, after: Array, scores: Array, groups: Seq
 
 
 def verdict_of(comparison: Comparison, items: int, smoke_under: int) -> Verdict:
-    """What may be said of a gain: the interval and the test must agree, and few items carry no claim at all."""
+    """The verdict on a gain: interval and test must agree, and few items support no claim."""
     if items < smoke_under:
         return "smoke figure"
     if comparison.p_value > 1 - CONFIDENCE or comparison.low <= 0 <= comparison.high:
@@ -101,35 +101,35 @@ def verdict_of(comparison: Comparison, items: int, smoke_under: int) -> Verdict:
 
 
 def is_shown_above(comparison: Comparison, groups: int, limit: float) -> bool:
-    """Whether the held-out items show that the gain is more than a limit.
+    """Whether the held-out items show that the gain is above a limit.
 
-    The whole interval lies above the limit. A bootstrap of few items gives too narrow an interval (of one item it has
-    no width at all), so at least `LEAST_GROUPS` groups are asked for, and the permutation test has to agree. That test
-    is against a gain of 0, so it has no say where the limit is below 0.
+    The whole interval must be above the limit. The bootstrap interval of few items is too narrow (for one item its
+    width is 0), so at least `LEAST_GROUPS` groups are required, and the permutation test must agree. That test is
+    against a gain of 0, so it is not used for limits below 0.
     """
     agrees = limit < 0 or comparison.p_value <= 1 - CONFIDENCE
     return groups >= LEAST_GROUPS and comparison.low > limit and agrees
 
 
 def items_needed(comparison: Comparison, items: int, groups: int, limit: float) -> int | None:
-    """How many items would show a gain of this size with a power of 80 %, in an interval of 95 %.
+    """The number of items that would show a gain of this size with 95 % confidence and a power of 80 %.
 
     The sample size of a paired test of a mean,
 
         n = (z(1 - 0.05 / 2) + z(0.8))^2 * variance / (gain - limit)^2
 
-    (Chow, Shao and Wang, Sample Size Calculations in Clinical Research, 2008, section 3.1.1). The variance is that of
-    the paired differences, which is items * standard_error^2; since the bootstrap draws whole groups, it holds for
-    items in groups as large as these.
+    (Chow, Shao and Wang, Sample Size Calculations in Clinical Research, 2008, section 3.1.1). The variance of the
+    paired differences is items * standard_error^2; because the bootstrap draws whole groups, it holds for groups of
+    this size.
 
     Args:
-        comparison: the gain that was measured, taken for the true one.
-        items: it was measured on.
-        groups: they are in.
-        limit: the gain is to be more than this.
+        comparison: the measured gain, taken for the true one.
+        items: number of items.
+        groups: number of groups.
+        limit: the limit to be exceeded.
 
     Returns:
-        None where the gain is not above the limit: no number of items would show it.
+        None if the gain is not above the limit, because then no number of items would show it.
     """
     effect = comparison.gain - limit
     if effect <= 0 or not groups:
@@ -140,7 +140,7 @@ def items_needed(comparison: Comparison, items: int, groups: int, limit: float) 
 
 
 class _Ranked:
-    """Values whose midranks are found for any weights (items drawn more than once) without sorting again."""
+    """Values that are sorted once, to compute midranks for any weights (items drawn more than once)."""
 
     def __init__(self, values: Array) -> None:
         distinct, self.codes = np.unique(values, return_inverse=True)
@@ -148,14 +148,14 @@ class _Ranked:
         self.starts = np.searchsorted(self.codes[self.order], np.arange(len(distinct)))
 
     def midranks(self, weights: Array) -> Array:
-        """Mean ranks of items that stand there as often as `weights` say: (resamples, items)."""
+        """Mean ranks of items that each occur as often as `weights` says: (resamples, items)."""
         tied = np.add.reduceat(weights[:, self.order], self.starts, axis=1)
         found: Array = (np.cumsum(tied, axis=1) - tied + (tied + 1) / 2)[:, self.codes]
         return found
 
 
 def _correlations(left: Array, right: Array, weights: Array) -> Array:
-    """Weighted Pearson correlations by row; of a constant row no number: (rows,)."""
+    """Weighted Pearson correlations by row; NaN for a constant row: (rows,)."""
     total = weights.sum(axis=1)
     left, right = (
         values - ((weights * values).sum(axis=1) / total)[:, None] for values in np.broadcast_arrays(left, right)
@@ -167,17 +167,17 @@ def _correlations(left: Array, right: Array, weights: Array) -> Array:
 
 
 def _swapped_gains(old: Array, new: Array, right: Array, codes: Ids, flips: Array) -> Array:
-    """The gains after the ranks of some groups were swapped, from sums over groups alone: (flips,)."""
+    """The gains after swapping the ranks of some groups, computed only from sums over groups: (flips,)."""
     centred = right - right.mean()
 
     def swapped(kept: Array, other: Array) -> Array:
-        """The sum over items for each row of `flips`, with the flipped groups' items taken from the other model."""
+        """The sum over items for each row of `flips`, with the other model's values in flipped groups."""
         found: Array = kept.sum() + flips @ np.bincount(codes, other - kept)
         return found
 
     def correlations(kept: Array, other: Array) -> Array:
         spread = swapped(kept**2, other**2) - swapped(kept, other) ** 2 / len(codes)
-        # A swap can make the ranks all alike; they then correlate with nothing.
+        # A swap can make all ranks equal; their correlation is then 0.
         spread = np.maximum(spread, 1e-12) * (centred**2).sum()
         found: Array = swapped(kept * centred, other * centred) / np.sqrt(spread)
         return found
@@ -208,9 +208,9 @@ def _blocks(width: int) -> Iterator[int]:
 
 
 def _comparison(gain: float, resampled: Array, flipped: Array) -> Comparison:
-    # A resample of one item over and over has no correlation.
+    # A resample with only one item, drawn repeatedly, has no correlation.
     low, high = np.nanquantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    # What is seen is one of the permutations; the tolerance is for sums in another order.
+    # The observed gain is one of the permutations; the tolerance is for sums in another order.
     as_large = int((np.abs(flipped) >= abs(gain) - 1e-9).sum())
     error = float(np.nanstd(resampled))
     return Comparison(round(gain, 4), round(float(low), 4), round(float(high), 4), _rounded(as_large), round(error, 6))

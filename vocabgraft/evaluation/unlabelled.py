@@ -16,11 +16,11 @@ from vocabgraft.evaluation.significance import Array, compare_means
 def held_out_texts(
     datasets: Sequence[AcceptedDataset], contexts: Sequence[str], learnt: Sequence[str] = ()
 ) -> list[str]:
-    """The distinct texts that nothing was trained on.
+    """The distinct texts on which nothing was trained.
 
     Args:
-        datasets: whose test splits count, without the texts of their train splits.
-        contexts: those that distillation held out.
+        datasets: datasets whose test splits are used, without the texts of their train splits.
+        contexts: contexts that distillation held out.
         learnt: the other contexts, which may be texts of a test split.
     """
     texts = dict.fromkeys(text for dataset in datasets for text in dataset.texts("test"))
@@ -37,12 +37,12 @@ def held_out_texts(
 def measure_fidelity(
     base: Subject, subjects: Sequence[Subject], texts: Sequence[str], new_words: NewWords
 ) -> Measurement | None:
-    """The cosine of each text's embedding to the one that the base gives it, for texts with a new word.
+    """The cosine of each text's embedding to the base's embedding, for texts with a new word.
 
-    A model whose embeddings have another width than the base's has no value.
+    A model whose embeddings differ from the base's in width has no value.
 
     Returns:
-        None where no text holds a new word.
+        None if no text contains a new word.
     """
     chosen = [text for text, held in zip(texts, new_words.held(texts), strict=True) if held]
     if not chosen:
@@ -57,7 +57,7 @@ def measure_fidelity(
 
 
 def measure_tokens(subjects: Sequence[Subject], texts: Sequence[str], new_words: NewWords) -> Measurement | None:
-    """How many tokens each text has; fewer are better. None of no text."""
+    """The number of tokens of each text; fewer are better. None without texts."""
     if not texts:
         return None
     values = {subject.name: subject.token_counts(texts) for subject in subjects}
@@ -65,9 +65,9 @@ def measure_tokens(subjects: Sequence[Subject], texts: Sequence[str], new_words:
 
 
 def fidelity_json(measured: Measurement | None, seed: int) -> dict[str, Any] | None:
-    """The mean fidelity of the merged model (as `gain`) with its 95 % interval; None where it was not measured.
+    """The mean fidelity of the merged model (as `gain`) with its 95 % interval; None if it was not measured.
 
-    The interval is over texts, not over words: another sample of texts would hold the same vocabulary.
+    The interval is over texts, not over words, because another sample of texts would contain the same vocabulary.
     """
     if measured is None or "merged" not in measured.values:
         return None
@@ -92,7 +92,7 @@ def _measured(
         dataset=dataset,
         metric=metric,
         items=texts,
-        # A text that occurs twice is one witness.
+        # A text that occurs twice is one group, because its values are not independent.
         groups=texts,
         new_word=new_word,
         values=values,

@@ -1,7 +1,7 @@
 """Reads assertions of ConceptNet 5 (gzip CSV): triples of one language, and relation tokens.
 
-The format is described at github.com/commonsense/conceptnet5/wiki/Downloads: five columns parted by tabs, which are
-the assertion's URI, the relation (`/r/IsA`), the start (`/c/en/dog/n/wn/animal`), the end, and JSON with `weight`.
+The format is described at github.com/commonsense/conceptnet5/wiki/Downloads: five tab-separated columns, which are the
+assertion's URI, the relation (`/r/IsA`), the start (`/c/en/dog/n/wn/animal`), the end, and JSON with `weight`.
 """
 
 import json
@@ -15,16 +15,18 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.importers.rows import ImportedRows, Limits, Triple, relation_tokens, tidy, tidy_triples
 from vocabgraft.importers.streams import Report, no_report, open_source, shown, text_lines
 
-# These lead to pages outside, not to words.
+# Relations that lead to web pages, not to words.
 NOT_BETWEEN_WORDS = frozenset({"ExternalURL"})
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which assertions to take.
+    """The assertions to import.
 
-    `language` is a code as in `/c/en/`; `min_weight` has ConceptNet's unit, where one source that is fully trusted
-    weighs 1.0; `relations` are names without `/r/`, an empty set for all that lead from word to word.
+    Attributes:
+        language: code as in `/c/en/`.
+        min_weight: least weight; one fully trusted source has weight 1.0.
+        relations: names without `/r/`; empty for all relations between words.
     """
 
     language: str = "en"
@@ -32,20 +34,20 @@ class Selection:
     relations: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        """Refuse a weight that is no number and a language that cannot be a part of a URI."""
+        """Refuse a weight that is not a number and a language that cannot be part of a URI."""
         if not math.isfinite(self.min_weight):
             raise VocabgraftError(f"min_weight is {self.min_weight}; allowed: a number, such as 1.0")
         if not self.language or not self.language.replace("-", "").replace("_", "").isalnum():
             raise VocabgraftError(f"language is {self.language!r}; allowed: a code of ConceptNet, such as en or pt")
 
     def takes(self, relation: str) -> bool:
-        """Whether the relation of this name is asked for."""
+        """Whether a relation is selected."""
         return relation in self.relations if self.relations else relation not in NOT_BETWEEN_WORDS
 
 
 @dataclass
 class _Tally:
-    """What was seen while reading, for the messages."""
+    """Counts for the messages."""
 
     assertions: int = 0
     relations: set[str] = field(default_factory=set)
@@ -56,19 +58,19 @@ class _Tally:
 def read_conceptnet(
     path: Path, selection: Selection, limits: Limits | None = None, report: Report = no_report
 ) -> ImportedRows:
-    """Read assertions, one line at a time; what is kept in memory are the triples that are taken.
+    """Read assertions line by line; only the selected triples are kept in memory.
 
     Args:
-        path: `conceptnet-assertions-5.*.csv.gz`, or the same unpacked.
-        selection: which assertions to take.
-        limits: `min_uses` is of a relation, in training rows; the others do not matter here.
-        report: told of the bytes read.
+        path: `conceptnet-assertions-5.*.csv.gz`, or the same file unpacked.
+        selection: the assertions to import.
+        limits: only `min_uses` is used: the least number of training rows of a relation.
+        report: called with the number of bytes read.
 
     Returns:
-        Triples, the heaviest first, and one token a relation.
+        Triples, the heaviest first, and one token per relation.
 
     Raises:
-        VocabgraftError: for a file that is damaged, cut short or of another kind, and when nothing is left.
+        VocabgraftError: for a file that is damaged, truncated or of another type, or if no row is left.
     """
     tally = _Tally()
     with open_source(path, report) as stream:
@@ -113,10 +115,10 @@ def _columns(line: str, place: str) -> tuple[str, str, str, str]:
     if len(columns) != 5 or not columns[1].startswith("/r/"):
         raise VocabgraftError(
             f"{place} is {shown(line)} with {len(columns)} columns, not an assertion of ConceptNet 5 (its URI, /r/..., "
-            "/c/..., /c/..., JSON, parted by tabs); the file is cut short or of another kind, so fetch "
+            "/c/..., /c/..., JSON, separated by tabs); the file is truncated or of another type, so fetch "
             "conceptnet-assertions-5.7.0.csv.gz again"
         )
-    # Relations taken over from DBpedia are /r/dbpedia/genre; the last part names them.
+    # Relations from DBpedia look like /r/dbpedia/genre; the last part is the name.
     return columns[1].rsplit("/", 1)[-1], columns[2], columns[3], columns[4]
 
 
@@ -129,7 +131,7 @@ def _is_in(uri: str, selection: Selection, tally: _Tally) -> bool:
 
 
 def _term(uri: str) -> str:
-    """`/c/en/hot_dog/n/wn/food` is `hot dog`; the sense is left out."""
+    """The term of a URI without its sense: `/c/en/hot_dog/n/wn/food` becomes `hot dog`."""
     return tidy(uri.split("/", 4)[3].replace("_", " "))
 
 
@@ -139,7 +141,7 @@ def _weight(metadata: str, place: str) -> float:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise VocabgraftError(
             f"{place}: the last column is {shown(metadata)}, not JSON with a number as weight; the file is damaged "
-            "or cut short, so fetch it again"
+            "or truncated, so fetch it again"
         ) from error
 
 
@@ -153,8 +155,8 @@ def _refuse_unknown_relations(path: Path, selection: Selection, tally: _Tally) -
 def _nothing_left(path: Path, selection: Selection, tally: _Tally) -> str:
     reasons = "; ".join(f"{count} left out for {reason}" for reason, count in tally.left_out.most_common())
     return (
-        f"{path}: no row is left of {tally.assertions} assertions ({reasons or 'the file holds none'}). Asked for: "
+        f"{path}: no row is left of {tally.assertions} assertions ({reasons or 'the file has none'}). Selected: "
         f"language {selection.language} (seen: {', '.join(sorted(tally.languages)[:20]) or 'none'}), weight "
         f"{selection.min_weight} or more, relations {', '.join(sorted(selection.relations)) or 'all'}; "
-        "ask for less with --min-weight, --relations, --language or --min-uses"
+        "change --min-weight, --relations, --language or --min-uses"
     )

@@ -27,13 +27,13 @@ from vocabgraft.tokens.tokenizer import normalised, pieces_of
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# A shorter word is seldom a term, and an abbreviation means too many things.
+# Shorter words are seldom terms, and abbreviations are ambiguous.
 WORD = re.compile(r"(?<!\w)[^\W\d_]{4,}(?!\w)")
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept: its name, the other names it goes by and the texts that define it."""
+    """A concept: its name, synonyms and definitions."""
 
     id: str
     name: str
@@ -43,7 +43,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Link:
-    """A relation from one concept to another; `tail_name` is what the file calls a tail that it does not define."""
+    """A relation from one concept to another; `tail_name` is the name of a tail that the file does not define."""
 
     head: str
     relation: str
@@ -53,7 +53,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Ontology:
-    """What a reader gives: concepts, links between their ids, and what the relations mean where the file says so."""
+    """The result of a reader: concepts, links between their ids, and descriptions of relations in the file."""
 
     concepts: tuple[Concept, ...]
     links: tuple[Link, ...] = ()
@@ -65,16 +65,16 @@ class Ontology:
 def ontology_rows(ontology: Ontology, base: "Tokenizer", limits: Limits) -> ImportedRows:
     """Turn an ontology into rows that validate_data accepts.
 
-    Words are chosen and counted in training rows alone, and contexts and descriptions are definitions of training
-    rows, so that no held-out definition is read in training by another way.
+    Words are chosen and counted only in training rows, and contexts and descriptions are definitions of training rows,
+    so that no held-out definition leaks into training.
 
     Args:
         ontology: the concepts.
         base: the base's tokenizer, not extended.
-        limits: what a word and a relation must reach.
+        limits: limits for words and relations.
 
     Raises:
-        VocabgraftError: when no row is left, or no token.
+        VocabgraftError: if no row or no token is left.
     """
     left_out = Counter(ontology.left_out)
     pairs = unambiguous_pairs(ontology.concepts, left_out)
@@ -85,7 +85,7 @@ def ontology_rows(ontology: Ontology, base: "Tokenizer", limits: Limits) -> Impo
     words = choose_words(pairs, triples, relations, base, limits)
     if not words and not relations:
         raise VocabgraftError(
-            f"no word of the {len(pairs)} pairs is cut into {limits.min_pieces} or more pieces and used in "
+            f"no word of the {len(pairs)} pairs has {limits.min_pieces} or more subword tokens and is used in "
             f"{limits.min_uses} or more training texts; lower --min-pieces or --min-uses"
         )
     definitions = {tidy(text) for concept in ontology.concepts for text in concept.definitions}
@@ -96,10 +96,10 @@ def ontology_rows(ontology: Ontology, base: "Tokenizer", limits: Limits) -> Impo
 
 
 def unambiguous_pairs(concepts: Sequence[Concept], left_out: Counter[str]) -> list[Pair]:
-    """Each name with each synonym and definition, the group being the id of the first concept of that name.
+    """Each name with each synonym and definition; the group is the id of the first concept with that name.
 
-    A synonym or definition that belongs to two concepts, or is the name of another, is left out: it would teach
-    neither, and it would leak from one split to the other.
+    A synonym or definition of two concepts, or one that is the name of another concept, is left out: it is ambiguous,
+    and it would leak between splits.
     """
     groups: dict[str, str] = {}
     for concept in concepts:
@@ -158,10 +158,10 @@ def choose_words(
     base: "Tokenizer",
     limits: Limits,
 ) -> list[str]:
-    """The words to add, the most used first: those the base cuts into `min_pieces` or more pieces.
+    """The words to add, the most used first: words of `min_pieces` or more subword tokens.
 
     Returns:
-        Words as the base's normaliser leaves them, each in `min_uses` or more texts, counted as validate_data counts.
+        Words after the base's normalization, each in `min_uses` or more texts, counted as in validate_data.
     """
     paired = {text for pair in training_pairs(pairs) for text in (pair.anchor, pair.positive)}
     related = training_triples(triples)
@@ -177,12 +177,12 @@ def choose_words(
 
 
 def words_of(base: "Tokenizer", text: str) -> set[str]:
-    """The words of four letters and more in a text, as the base's normaliser leaves them."""
+    """The words of four letters and more in a text, after the base's normalization."""
     return set(WORD.findall(normalised(base, text)))
 
 
 def _one_casing(words: Iterable[str]) -> list[str]:
-    """Of words that differ in case alone, which validate_data takes for one token, the most used."""
+    """The most used of words that differ only by case, because validate_data takes them for one token."""
     first: dict[str, str] = {}
     for word in words:
         first.setdefault(word.casefold(), word)
@@ -194,7 +194,7 @@ def _is_cut(base: "Tokenizer", word: str, min_pieces: int) -> bool:
         return False
     pieces = pieces_of(base, word)
     unknown = {base.token_to_id(token) for token in ("[UNK]", "<unk>")}
-    # A piece that the base cannot read says nothing to start the word's row from.
+    # An unknown subword token gives nothing to initialize the word's row from.
     return len(pieces) >= min_pieces and not unknown.intersection(pieces)
 
 
@@ -203,7 +203,7 @@ def _uses_in_the_pipeline(
 ) -> dict[str, int]:
     from vocabgraft.data.uses import count_uses
 
-    # The relations' tokens are matched first there, so that a word is not found inside <|PartOf|>.
+    # As in the pipeline, relation tokens match first, so that no word is found inside <|PartOf|>.
     counts = count_uses(base, [*(NewToken(word, "word", "") for word in words), *relations], texts)
     return dict(zip(words, counts, strict=False))
 
@@ -219,7 +219,7 @@ def _contexts(defined: Iterable[Pair], words: Iterable[str], base: "Tokenizer") 
 
 
 def _described(words: Iterable[str], defined: Iterable[Pair], base: "Tokenizer") -> list[NewToken]:
-    """A word that is itself the name of a concept is described by the concept's definition."""
+    """The words as tokens; a word that is the name of a concept gets the concept's definition as description."""
     meanings: dict[str, str] = {}
     for pair in defined:
         meanings.setdefault(normalised(base, pair.anchor), pair.positive)

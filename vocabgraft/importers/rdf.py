@@ -1,8 +1,8 @@
 """Reads RDF as a stream of statements: RDF/XML and N-Triples here, Turtle by rdflib.
 
-RDF/XML and N-Triples are read here since thesauri of gigabytes come in them: of the same 200,000 statements rdflib 7.6
-makes a graph of 290 MiB in 7.8 s (RDF/XML) and 5.4 s (N-Triples), and without a graph it takes 4.3 s and 2.0 s; this
-module takes 1.3 s and 1.0 s and holds 3 MiB. The tests compare what is read with what rdflib reads.
+RDF/XML and N-Triples have readers here because some thesauri in these formats are gigabytes large. For the same 200,000
+statements, rdflib 7.6 builds a graph of 290 MiB in 7.8 s (RDF/XML) and 5.4 s (N-Triples), and takes 4.3 s and 2.0 s
+without a graph; this module takes 1.3 s and 1.0 s and 3 MiB. The tests compare its results with rdflib's.
 """
 
 import importlib
@@ -27,11 +27,11 @@ ABOUT, IDENTIFIER, NODE, RESOURCE, PARSE_TYPE, DATATYPE, TYPE_ATTRIBUTE, DESCRIP
     f"{{{RDF}}}{name}"
     for name in ("about", "ID", "nodeID", "resource", "parseType", "datatype", "type", "Description", "RDF")
 )
-# No thesaurus nests descriptions this deep, while a file made to do harm may.
+# No thesaurus nests descriptions this deeply, but a malicious file may.
 MAX_DEPTH = 100
 
 TYPE = f"{RDF}type"
-# Attributes that name things or say how to read; every other attribute of a namespace is a property.
+# Attributes of the syntax; every other attribute with a namespace is a property.
 SYNTAX = frozenset({ABOUT, IDENTIFIER, NODE, RESOURCE, PARSE_TYPE, DATATYPE})
 
 ESCAPES = {"t": "\t", "b": "\b", "n": "\n", "r": "\r", "f": "\f", '"': '"', "'": "'", "\\": "\\"}
@@ -45,7 +45,7 @@ N_TRIPLE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """Subject, predicate and value; `language` is the tag of a literal, empty where it has none."""
+    """Subject, predicate and value; `language` is the tag of a literal, or empty."""
 
     subject: str
     predicate: str
@@ -58,7 +58,7 @@ def read_rdf_xml(stream: BinaryIO, path: Path) -> Iterator[Statement]:
     """The statements of RDF/XML (w3.org/TR/rdf-syntax-grammar), one described node at a time.
 
     Raises:
-        VocabgraftError: when it is not well-formed, is not RDF, or declares a document type or an entity.
+        VocabgraftError: if it is not well-formed or not RDF, or declares a document type or an entity.
     """
     _check_prolog(path)
     blank = itertools.count()
@@ -67,17 +67,17 @@ def read_rdf_xml(stream: BinaryIO, path: Path) -> Iterator[Statement]:
             inner = scope.within(node)
             yield from _statements(node, _subject(node, inner, blank), inner, blank)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise VocabgraftError(f"{path} is cut short or damaged: {error}; fetch it again") from error
+        raise VocabgraftError(f"{path} is truncated or damaged: {error}; fetch it again") from error
 
 
 def _check_prolog(path: Path) -> None:
-    """Refuse entities before the parser that expands them sees any: a few lines of them can fill the memory."""
+    """Refuse entities before the parser expands them: a few lines of them can fill the memory."""
     state = {"reading": True}
 
     def refuse(*_: object) -> None:
         raise VocabgraftError(
-            f"{path} declares a document type (<!DOCTYPE>), and with it may declare entities, which are not read; save "
-            "it without, for instance as N-Triples (`rapper -o ntriples`)"
+            f"{path} declares a document type (<!DOCTYPE>), which can declare entities and is not allowed; save it "
+            "without one, for instance as N-Triples (`rapper -o ntriples`)"
         )
 
     def stop(*_: object) -> None:
@@ -92,12 +92,12 @@ def _check_prolog(path: Path) -> None:
                 parser.Parse(block, False)
         except (expat.ExpatError, ValueError, LookupError) as error:
             if state["reading"]:
-                raise VocabgraftError(f"{path} is no XML ({error}); its ending says that it is RDF/XML") from error
+                raise VocabgraftError(f"{path} is not XML ({error}), but its suffix stands for RDF/XML") from error
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """What an element inherits: the base that its IRIs are relative to, and the language of its literals."""
+    """Inherited by an element: the base of relative IRIs, and the language of literals."""
 
     base: str = ""
     language: str = ""
@@ -111,14 +111,14 @@ class _Scope:
         return _Scope(absolute, self.language if language is None else language)
 
     def resolved(self, reference: str) -> str:
-        """A reference as an IRI (RFC 3986); as it stands where there is no base."""
+        """A reference as an IRI (RFC 3986); unchanged if there is no base."""
         document = self.base.partition("#")[0]
-        # By hand where it names a part of the document, which urljoin does of few schemes only.
+        # References inside the document are resolved here, because urljoin supports that only for a few schemes.
         return document + reference if not reference or reference.startswith("#") else urljoin(document, reference)
 
 
 def _nodes(stream: BinaryIO, path: Path) -> Iterator[tuple[ElementTree.Element, _Scope]]:
-    """Each node below the root with the scope that the root sets; forgotten once it was used."""
+    """Each node below the root, with the root's scope; a node is freed after its use."""
     depth, root, scope = 0, None, _Scope()
     for event, element in ElementTree.iterparse(stream, ("start", "end")):
         if event == "start":
@@ -126,7 +126,7 @@ def _nodes(stream: BinaryIO, path: Path) -> Iterator[tuple[ElementTree.Element, 
             if root is None:
                 root, scope = _checked_root(element, path), scope.within(element)
             if depth > MAX_DEPTH:
-                raise VocabgraftError(f"{path} nests more than {MAX_DEPTH} elements; it is no SKOS file")
+                raise VocabgraftError(f"{path} nests more than {MAX_DEPTH} elements; it is not a SKOS file")
         else:
             depth -= 1
             if depth == 1 and root is not None:
@@ -136,7 +136,7 @@ def _nodes(stream: BinaryIO, path: Path) -> Iterator[tuple[ElementTree.Element, 
 
 def _checked_root(element: ElementTree.Element, path: Path) -> ElementTree.Element:
     if element.tag != ROOT:
-        raise VocabgraftError(f"{path} is XML, but its root is {shown(element.tag)}, not rdf:RDF; it is no RDF/XML")
+        raise VocabgraftError(f"{path} is XML, but its root is {shown(element.tag)}, not rdf:RDF; it is not RDF/XML")
     return element
 
 
@@ -153,12 +153,12 @@ def _named_blank(identifier: str) -> str:
 
 
 def _new_blank(blank: Iterator[int]) -> str:
-    # With a space, which no name in a file can have.
+    # The space prevents a clash, because names in a file have none.
     return f"_:blank {next(blank)}"
 
 
 def _statements(node: ElementTree.Element, subject: str, scope: _Scope, blank: Iterator[int]) -> Iterator[Statement]:
-    """What a node element says of its subject; `scope` is that inside the node."""
+    """The statements of a node element about its subject; `scope` is the scope inside the node."""
     if node.tag != DESCRIPTION:
         yield Statement(subject, TYPE, _iri(node.tag), literal=False)
     yield from _of_attributes(node, subject, scope)
@@ -175,12 +175,12 @@ def _of_attributes(element: ElementTree.Element, subject: str, scope: _Scope) ->
 
 
 def _is_property(name: str) -> bool:
-    """Whether an attribute says something of a node, as `rdf:value` does, but not `rdf:about` and `xml:lang`."""
+    """Whether an attribute is a property of a node: `rdf:value` is, `rdf:about` and `xml:lang` are not."""
     return name.startswith("{") and not name.startswith(XML) and name not in SYNTAX
 
 
 def _of_property(item: ElementTree.Element, subject: str, scope: _Scope, blank: Iterator[int]) -> Iterator[Statement]:
-    """What a property element says; `scope` is that inside it."""
+    """The statements of a property element; `scope` is the scope inside it."""
     predicate, parse_type = _iri(item.tag), item.get(PARSE_TYPE)
     if parse_type == "Resource":
         nested = _new_blank(blank)
@@ -194,7 +194,7 @@ def _of_property(item: ElementTree.Element, subject: str, scope: _Scope, blank: 
     elif parse_type is None and (len(item) or _names_an_object(item)):
         yield from _of_object(item, subject, predicate, scope, blank)
     else:
-        # Markup (`parseType="Literal"`) says what its text says; like a typed literal it has no language.
+        # Markup (`parseType="Literal"`) is read as its text; like a typed literal, it has no language.
         language = scope.language if item.get(DATATYPE) is None and parse_type is None else ""
         yield Statement(subject, predicate, "".join(item.itertext()), literal=True, language=language)
 
@@ -206,7 +206,7 @@ def _names_an_object(item: ElementTree.Element) -> bool:
 def _of_object(
     item: ElementTree.Element, subject: str, predicate: str, scope: _Scope, blank: Iterator[int]
 ) -> Iterator[Statement]:
-    """A property whose value is a node: one that is nested, or named or described by attributes."""
+    """A property whose value is a node: nested, or named or described by attributes."""
     for node in item:
         inner = scope.within(node)
         nested = _subject(node, inner, blank)
@@ -223,23 +223,23 @@ def _of_object(
 
 
 def _iri(tag: str) -> str:
-    """ElementTree's `{namespace}name` as the IRI that it stands for."""
+    """The IRI of ElementTree's `{namespace}name`."""
     return tag[1:].replace("}", "", 1) if tag.startswith("{") else tag
 
 
 def read_n_triples(stream: BinaryIO, path: Path) -> Iterator[Statement]:
-    """The statements of N-Triples (w3.org/TR/n-triples), one a line.
+    """The statements of N-Triples (w3.org/TR/n-triples), one per line.
 
     Raises:
-        VocabgraftError: naming the line that is no statement.
+        VocabgraftError: for a line that is not a statement.
     """
     for number, line in text_lines(stream, path):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         if (found := N_TRIPLE.fullmatch(line.rstrip("\r\n"))) is None:
             raise VocabgraftError(
-                f"{path}: line {number} is {shown(line)}, not `<subject> <predicate> value .`; the file is cut short, "
-                "damaged or no N-Triples, so fetch it again"
+                f"{path}: line {number} is {shown(line)}, not `<subject> <predicate> value .`; the file is truncated, "
+                "damaged or not N-Triples, so fetch it again"
             )
         yield _n_triple(found)
 
@@ -259,15 +259,15 @@ def _character(found: re.Match[str]) -> str:
     code = found[1] or found[2]
     if code is None:
         return ESCAPES.get(found[3], found[3])
-    # A number beyond Unicode is no character; the rows with the replacement character are left out later.
+    # Numbers outside Unicode become the replacement character, whose rows are left out later.
     return chr(int(code, 16)) if int(code, 16) <= 0x10FFFF and not 0xD800 <= int(code, 16) < 0xE000 else "\ufffd"
 
 
 def read_turtle(stream: BinaryIO, path: Path, take: Callable[[Statement], None]) -> None:
-    """Hand over the statements of Turtle as rdflib reads them: the text is held as a whole, and no graph is made.
+    """Pass each statement of a Turtle file to `take`. rdflib holds the whole text in memory, but builds no graph.
 
     Raises:
-        VocabgraftError: when rdflib is not installed, or the file is not Turtle.
+        VocabgraftError: if rdflib is not installed, or the file is not Turtle.
     """
     if importlib.util.find_spec("rdflib") is None:
         raise VocabgraftError(
@@ -275,14 +275,14 @@ def read_turtle(stream: BinaryIO, path: Path, take: Callable[[Statement], None])
             "N-Triples (`rapper -i turtle -o ntriples`) or RDF/XML"
         )
     rdflib = importlib.import_module("rdflib")
-    # Blank nodes get another random name in each process.
+    # Blank nodes get fixed names, because rdflib's are random in each process.
     blank: dict[Any, str] = {}
 
     def name(node: Any) -> str:
         return blank.setdefault(node, f"_:blank {len(blank)}") if isinstance(node, rdflib.BNode) else str(node)
 
     class InOrder(rdflib.Graph):  # type: ignore[misc, name-defined]
-        """Takes statements in the order of the file: that of a graph follows hash randomization."""
+        """Passes on statements in the order of the file; a graph's order depends on hash randomization."""
 
         def add(self, triple: tuple[Any, Any, Any]) -> "InOrder":
             subject, predicate, value = triple
@@ -294,9 +294,9 @@ def read_turtle(stream: BinaryIO, path: Path, take: Callable[[Statement], None])
     try:
         InOrder().parse(stream, format="turtle")
     except RecursionError as error:
-        raise VocabgraftError(f"{path} nests its values too deeply; it is damaged or no Turtle") from error
+        raise VocabgraftError(f"{path} nests its values too deeply; it is damaged or not Turtle") from error
     except (SyntaxError, ValueError, LookupError) as error:
         if isinstance(error, VocabgraftError):
             raise
-        # rdflib 7.6 runs past the end of a file that stops between two tokens, with an IndexError.
-        raise VocabgraftError(f"{path} is cut short or no Turtle: {error}; fetch it again") from error
+        # rdflib 7.6 raises IndexError for a file that ends between two tokens.
+        raise VocabgraftError(f"{path} is truncated or not Turtle: {error}; fetch it again") from error

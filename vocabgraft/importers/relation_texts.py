@@ -1,4 +1,4 @@
-"""Descriptions of relations in plain words, from which their tokens start."""
+"""Descriptions of relations in plain words, from which their tokens are initialized."""
 
 import re
 from types import MappingProxyType
@@ -63,21 +63,21 @@ DESCRIPTIONS = MappingProxyType(
     }
 )
 
-# Of these, "A relation B" and "B relation A" say the same.
+# For these, "A relation B" and "B relation A" mean the same.
 SYMMETRIC = frozenset("RelatedTo Synonym Antonym DistinctFrom LocatedNear SimilarTo EtymologicallyRelatedTo".split())
 
 
 def describe_relation(name: str) -> str:
-    """A relation's name in plain words: from the table, or its camel-case parts, so `HasRole` is `has role`."""
+    """A relation's name in plain words: from the table, or from its camel-case parts (`HasRole`: `has role`)."""
     return DESCRIPTIONS.get(name) or " ".join(_parts(name)).lower() or name
 
 
 def relation_name(identifier: str) -> str:
-    """A relation's identifier or label in camel case: `part_of`, `part of` and `PartOf` are `PartOf`."""
+    """A relation's identifier or label in camel case: `part_of`, `part of` and `PartOf` become `PartOf`."""
     words = re.findall(r"[^\W_]+", identifier)
     return "".join(word[:1].upper() + word[1:] for word in words)
 
 
 def _parts(name: str) -> list[str]:
-    """Cut before an upper-case letter that follows a lower-case one or starts a word after capitals."""
+    """Split before an upper-case letter that follows a lower-case one or starts a word after capitals."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[\W_]+", " ", name).split()

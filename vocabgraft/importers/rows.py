@@ -23,21 +23,23 @@ HEADERS = {
     TRIPLES: ("head", "relation", "tail"),
     PAIRS: ("anchor", "positive", "group"),
 }
-# Name and format of the dataset that is in a file.
+# Name, format and file of each dataset.
 DATASETS: tuple[tuple[str, Format, str], ...] = (("relations", "triples", TRIPLES), ("terms", "pairs", PAIRS))
 
-# Uses are counted in the training rows alone, as validate_data does, so the shares held out must be known here.
+# As in validate_data, uses are counted only in training rows, so the held-out shares must be known here.
 HELD_OUT = HeldOutParams(validation=0.1, test=0.1)
-# What params.yaml allows unless it is edited (validate_data.max_text_characters).
+# The default of validate_data.max_text_characters.
 MAX_TEXT_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an imported token must reach.
+    """Limits for imported tokens.
 
-    `min_pieces` is of a word, in the base's pieces; `min_uses` is in distinct texts of the training split;
-    `max_tokens` counts words and relations.
+    Attributes:
+        min_pieces: least number of subword tokens of a word.
+        min_uses: least number of distinct texts of the training split.
+        max_tokens: largest number of words and relations together.
     """
 
     min_pieces: int = 3
@@ -53,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Triple:
-    """A head, the name of a relation and a tail, as texts."""
+    """A head, the name of a relation, and a tail, as texts."""
 
     head: str
     relation: str
@@ -62,7 +64,7 @@ class Triple:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two texts that mean the same, and the group whose rows are kept in one split."""
+    """Two texts that mean the same, and their group, whose rows stay in one split."""
 
     anchor: str
     positive: str
@@ -71,7 +73,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class ImportedRows:
-    """What is written; `left_out` says how many rows were not taken, by reason."""
+    """The rows to write; `left_out` is the number of rows left out, by reason."""
 
     vocabulary: tuple[NewToken, ...]
     triples: tuple[Triple, ...] = ()
@@ -80,7 +82,7 @@ class ImportedRows:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def tables(self) -> dict[str, list[tuple[str, ...]]]:
-        """The rows of each file that has any, by its name."""
+        """The rows of each non-empty file by its name."""
         tables: dict[str, list[tuple[str, ...]]] = {
             VOCABULARY: [(token.text, token.kind, token.description) for token in self.vocabulary],
             TRIPLES: [(row.head, row.relation, row.tail) for row in self.triples],
@@ -91,7 +93,7 @@ class ImportedRows:
 
 
 def tidy(text: str) -> str:
-    """The text with every run of white space as one space."""
+    """The text with each run of white space replaced by one space."""
     return " ".join(text.replace("\ufeff", "").split())
 
 
@@ -105,35 +107,34 @@ def unfit(text: str) -> str | None:
 
 
 def training_pairs(pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs that validate_data will train on, with the shares of `params_section`."""
+    """The pairs in the training split of validate_data, with the shares of `params_section`."""
     texts = [(pair.anchor, pair.positive) for pair in pairs]
     _, splits = split_rows([pair.group for pair in pairs], texts, HELD_OUT.validation, HELD_OUT.test)
     return [pair for pair, split in zip(pairs, splits, strict=True) if split == "train"]
 
 
 def training_triples(triples: Iterable[Triple]) -> list[Triple]:
-    """The triples that validate_data will train on.
+    """The triples in the training split of validate_data.
 
-    Of triples the head alone joins rows, so the group of a triple is its head; a graph of millions of them would tell
-    no more.
+    Only heads join triples, so the group of a triple is its head, and no graph of millions of triples is needed.
     """
     return [triple for triple in triples if split_of(triple.head, HELD_OUT.validation, HELD_OUT.test) == "train"]
 
 
 def tidy_triples(triples: Iterable[Triple], min_uses: int, left_out: Counter[str]) -> list[Triple]:
-    """Leave out what validate_data would refuse; of two rows that clash, the first is kept.
+    """Leave out triples that validate_data would refuse; of two conflicting ones, the first is kept.
 
     Args:
-        triples: in order of preference.
-        min_uses: of a relation, in rows of the training split.
-        left_out: gets the numbers of rows left out, by reason.
+        triples: triples in order of preference.
+        min_uses: least number of training rows of a relation.
+        left_out: gets the number of rows left out, by reason.
     """
     kept: dict[tuple[str, str, str], Triple] = {}
     names: dict[str, str] = {}
     sides: dict[tuple[str, str], str] = {}
     for triple in triples:
         head, tail = fold(triple.head), fold(triple.tail)
-        # The tokens <|partOf|> and <|PartOf|> are one to an uncased base.
+        # The tokens <|partOf|> and <|PartOf|> are the same for an uncased base.
         relation = names.setdefault(triple.relation.casefold(), triple.relation)
         first, second = sorted((head, tail)) if relation in SYMMETRIC else (head, tail)
         if reason := _refuse_triple(triple, (first, relation, second) in kept, sides):
@@ -167,25 +168,25 @@ def _of_frequent_relations(triples: list[Triple], min_uses: int, left_out: Count
 
 
 def check_absent(folder: Path, names: Iterable[str], overwrite: bool) -> None:
-    """Refuse to write over files that are there.
+    """Refuse to overwrite existing files.
 
     Raises:
-        VocabgraftError: naming them, unless `overwrite`.
+        VocabgraftError: with their names, unless `overwrite`.
     """
     if folder.exists() and not folder.is_dir():
         raise VocabgraftError(f"{folder} is a file; give --out a folder")
     if not overwrite and (there := [name for name in names if (folder / name).exists()]):
-        raise VocabgraftError(f"{folder} has {', '.join(there)} already; give another --out, or --overwrite")
+        raise VocabgraftError(f"{folder} already has {', '.join(there)}; give another --out, or --overwrite")
 
 
 def write_raw(rows: ImportedRows, folder: Path, overwrite: bool = False) -> dict[str, int]:
-    """Write the files that have rows; each is complete when it appears.
+    """Write the files that have rows, each whole or not at all.
 
     Returns:
-        The number of rows of each file written.
+        The number of rows of each written file.
 
     Raises:
-        VocabgraftError: when a file is there already, or the folder cannot be written.
+        VocabgraftError: if a file already exists, or the folder cannot be written.
     """
     tables = rows.tables()
     check_absent(folder, tables, overwrite)
@@ -210,7 +211,7 @@ def _write(path: Path, header: tuple[str, ...] | None, rows: Sequence[tuple[str,
 
 
 def params_section(rows: ImportedRows, inside_raw: Path) -> ValidateDataParams:
-    """The section `validate_data` of params.yaml that reads the files, `inside_raw` being their folder in data/raw."""
+    """The section `validate_data` of params.yaml for the files; `inside_raw` is their folder below data/raw."""
     files = rows.tables()
     name_of = {name: (inside_raw / name).as_posix() for name in files}
     datasets = [
@@ -228,7 +229,7 @@ def params_section(rows: ImportedRows, inside_raw: Path) -> ValidateDataParams:
 
 
 def relation_tokens(triples: Iterable[Triple], descriptions: Mapping[str, str]) -> tuple[NewToken, ...]:
-    """The relations' tokens, in the order in which they are first used, described from `descriptions` or the table."""
+    """The relations' tokens in the order of first use, described from `descriptions` or the table."""
     names = dict.fromkeys(triple.relation for triple in triples)
     return tuple(
         NewToken(relation_token(name), "special", descriptions.get(name) or describe_relation(name)) for name in names

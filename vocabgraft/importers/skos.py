@@ -1,6 +1,6 @@
 """Reads SKOS thesauri (w3.org/TR/skos-reference) in RDF/XML, N-Triples or, with rdflib, Turtle.
 
-Labels may be literals, or resources as SKOS-XL has them (w3.org/TR/skos-reference/skos-xl.html), and so may notes.
+Labels and notes may be literals, or resources as in SKOS-XL (w3.org/TR/skos-reference/skos-xl.html).
 """
 
 from collections import Counter, defaultdict
@@ -24,29 +24,29 @@ NAME = f"{SKOS}prefLabel"
 OTHER_NAMES = (f"{SKOS}altLabel", f"{SKOS}hiddenLabel")
 NOTES = (f"{SKOS}definition", f"{SKOS}scopeNote")
 LABELS = frozenset({NAME, *OTHER_NAMES, *NOTES})
-# Properties whose value has the text, each as the one whose value is the text.
+# Properties whose value is a resource with the text, each with the property whose value is the text itself.
 BY_RESOURCE = {f"{SKOS_XL}{label}": f"{SKOS}{label}" for label in ("prefLabel", "altLabel", "hiddenLabel")}
 BY_RESOURCE |= {note: note for note in NOTES}
 TEXTS_OF_RESOURCES = frozenset({f"{SKOS_XL}literalForm", f"{RDF}value", "http://www.w3.org/2000/01/rdf-schema#label"})
-# Name of the relation, and whether it reads from the object to the subject.
+# Name of the relation, and whether it leads from the object to the subject.
 LINKS = {
     f"{SKOS}broader": ("IsA", False),
     f"{SKOS}narrower": ("IsA", True),
     f"{SKOS}related": ("RelatedTo", False),
 }
-# These have labels too, but are no concepts.
+# These have labels too, but are not concepts.
 CONTAINERS = frozenset(f"{SKOS}{name}" for name in ("ConceptScheme", "Collection", "OrderedCollection"))
 
 CONCEPT = f"{SKOS}Concept"
 
 Reader = Callable[[BinaryIO, Path], Iterator[Statement]]
-# The text and the tag of its language.
+# A text and its language tag.
 Tagged = tuple[str, str]
 
 
 @dataclass
 class _Draft:
-    """What is known of a subject so far: texts by property, and the resources that have others."""
+    """The properties of a subject so far: texts by property, and resources with further texts."""
 
     texts: dict[str, list[Tagged]] = field(default_factory=lambda: defaultdict(list))
     resources: list[tuple[str, str]] = field(default_factory=list)
@@ -56,14 +56,14 @@ class _Draft:
 
 @dataclass
 class _Reading:
-    """What was read so far. Subjects stand in the order of the file, on which no result may depend otherwise."""
+    """The subjects read so far, in the order of the file; apart from this, no result may depend on that order."""
 
     drafts: dict[str, _Draft] = field(default_factory=lambda: defaultdict(_Draft))
     links: list[Link] = field(default_factory=list)
     of_resources: dict[str, list[Tagged]] = field(default_factory=lambda: defaultdict(list))
 
     def take(self, statement: Statement) -> None:
-        """Note a statement, if it says something of concepts."""
+        """Record a statement if it is about concepts."""
         subject, predicate, value = statement.subject, statement.predicate, statement.value
         if statement.literal:
             if predicate in LABELS:
@@ -81,7 +81,7 @@ class _Reading:
             self.drafts[subject].types.add(value)
 
     def resolve(self) -> int:
-        """Give each concept the texts of its resources, now that all are read; return how many have none."""
+        """Give each concept the texts of its resources, after reading; return the number of resources without text."""
         missing = 0
         for draft in self.drafts.values():
             for label, resource in draft.resources:
@@ -95,13 +95,13 @@ def read_skos(path: Path, language: str = "en", report: Report = no_report) -> O
     """Read the concepts that have a preferred label in a language, one statement at a time.
 
     Args:
-        path: RDF/XML (.rdf, .xml), N-Triples (.nt) or Turtle (.ttl), packed with gzip (.gz) or not.
-        language: a tag as in `xml:lang`; `en` takes `en-GB` too. Texts without a tag are taken where a concept has none
-            of the language.
-        report: told of the bytes read.
+        path: RDF/XML (.rdf, .xml), N-Triples (.nt) or Turtle (.ttl), gzipped (.gz) or not.
+        language: a tag as in `xml:lang`; `en` includes `en-GB`. If a concept has no text in the language, texts without
+            a tag are taken.
+        report: called with the number of bytes read.
 
     Raises:
-        VocabgraftError: for a file that is damaged, cut short or of another kind, and when no concept is in it.
+        VocabgraftError: for a file that is damaged, truncated or of another type, or has no concept.
     """
     ending = _ending(path)
     reading = _Reading()
@@ -119,7 +119,7 @@ def read_skos(path: Path, language: str = "en", report: Report = no_report) -> O
         }
         raise VocabgraftError(
             f"{path} has no concept with a skos:prefLabel in language {language!r} (--language); seen in labels: "
-            f"{', '.join(sorted(tags)) or 'no label at all, so this is no SKOS file'}"
+            f"{', '.join(sorted(tags)) or 'no label at all, so this is not a SKOS file'}"
         )
     return ontology
 
@@ -133,13 +133,13 @@ def _ending(path: Path) -> str:
     if ending not in ENDINGS:
         raise VocabgraftError(
             f"{path} ends in '{ending}'; allowed: {', '.join(ENDINGS)}, also with .gz; convert it, or rename it if "
-            "it is one of these"
+            "it has one of these formats"
         )
     return ending
 
 
 def _rank(tag: str, language: str) -> int | None:
-    """How well a tag fits a language, 0 being best; None where it does not."""
+    """How well a tag fits a language: 0 is best, None means that it does not fit."""
     tag, language = tag.lower(), language.lower()
     if tag == language:
         return 0
@@ -178,9 +178,9 @@ def _concept(subject: str, draft: _Draft, language: str, left_out: Counter[str])
 
 
 def _of_language(draft: _Draft, properties: Iterable[str], language: str) -> dict[str, list[tuple[int, str]]]:
-    """The texts of some properties that are in the language, each with its rank.
+    """The texts of some properties in the language, each with its rank.
 
-    Where one has a tag that fits, those without a tag are taken for another language.
+    If one has a fitting tag, texts without a tag are taken for another language.
     """
     found = {
         name: [(rank, text) for text, tag in draft.texts[name] if (rank := _rank(tag, language)) is not None]

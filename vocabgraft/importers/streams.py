@@ -18,11 +18,11 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 
 def no_report(_: int) -> None:
-    """Report to nobody."""
+    """Report nothing."""
 
 
 class _Reported(io.RawIOBase):
-    """A raw stream that says how much is read from it."""
+    """A raw stream that reports how much is read from it."""
 
     def __init__(self, stream: io.FileIO, report: Report) -> None:
         self._stream = stream
@@ -42,15 +42,15 @@ class _Reported(io.RawIOBase):
 
 @contextmanager
 def open_source(path: Path, report: Report = no_report) -> Iterator[BinaryIO]:
-    """Yield the file's bytes, decompressed where it starts as a gzip file does, whatever its ending.
+    """Yield the file's bytes, decompressed if it starts like a gzip file, whatever its suffix.
 
     Args:
         path: the file.
-        report: told of the bytes read from the disk, for a progress bar.
+        report: called with the number of bytes read from the disk, for a progress bar.
 
     Raises:
         VocabgraftError: for a file that is missing, empty, unreadable or not a file; and, while it is read inside
-            the block, for gzip that is cut short or damaged.
+            the block, for gzip that is truncated or damaged.
     """
     check_source(path)
     try:
@@ -59,10 +59,10 @@ def open_source(path: Path, report: Report = no_report) -> Iterator[BinaryIO]:
             compressed = buffered.peek(2)[:2] == GZIP_MAGIC
             yield unpacked(cast(BinaryIO, buffered), path) if compressed else cast(BinaryIO, buffered)
     except EOFError as error:
-        raise VocabgraftError(f"{path} is cut short: its gzip stream has no end; fetch it again") from error
+        raise VocabgraftError(f"{path} is truncated: its gzip stream has no end; fetch it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise VocabgraftError(
-            f"{path} is damaged: its gzip stream does not unpack ({error}); fetch it again"
+            f"{path} is damaged: its gzip stream cannot be decompressed ({error}); fetch it again"
         ) from error
 
 
@@ -70,7 +70,7 @@ def check_source(path: Path) -> None:
     """Refuse a file that cannot be read at all.
 
     Raises:
-        VocabgraftError: when it is missing, empty, not a file or not readable.
+        VocabgraftError: if it is missing, empty, not a file or not readable.
     """
     try:
         if kind := special_kind(path):
@@ -87,10 +87,10 @@ def check_source(path: Path) -> None:
 
 
 def text_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
-    """Each line with its number, from 1, and its line break, where it has one.
+    """Each line with its number, from 1, and its line break, if it has one.
 
     Raises:
-        VocabgraftError: naming the line that is too long, not UTF-8 or holds a NUL.
+        VocabgraftError: for a line that is too long, is not UTF-8 or contains a NUL.
     """
     for number, raw in bounded_lines(stream, path):
         try:
@@ -98,13 +98,13 @@ def text_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as error:
             seen = error.object[error.start : error.start + 1].hex()
             raise VocabgraftError(
-                f"{path}: line {number} is not UTF-8 (byte 0x{seen}); it is damaged or a file of another kind"
+                f"{path}: line {number} is not UTF-8 (byte 0x{seen}); the file is damaged or of another type"
             ) from error
         if "\0" in line:
-            raise VocabgraftError(f"{path}: line {number} holds a NUL; it is damaged or a file of another kind")
+            raise VocabgraftError(f"{path}: line {number} contains a NUL; the file is damaged or of another type")
         yield number, line
 
 
 def shown(text: str, longest: int = 60) -> str:
-    """A text as an error shows it: quoted, and cut where it is long."""
+    """A text for an error message: quoted, and cut if it is long."""
     return repr(text if len(text) <= longest else text[: longest - 3] + "...")

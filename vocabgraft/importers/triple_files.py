@@ -22,13 +22,13 @@ SHOWN_FAULTS = 10
 
 @dataclass(frozen=True)
 class TripleSelection:
-    """Which columns a file has, and which of its triples to take.
+    """The columns of a file, and the triples to import.
 
     Attributes:
-        columns: in the order of the file, out of head, relation, tail, weight and `-` for one that is not read; empty
-            where the first line names them.
+        columns: columns in the order of the file, out of head, relation, tail, weight, and `-` for an ignored one;
+            empty if the first line names them.
         relations: names of relations; empty for all.
-        min_weight: of a triple, where there is a column `weight`.
+        min_weight: least weight of a triple, if there is a column `weight`.
     """
 
     columns: tuple[str, ...] = ()
@@ -36,15 +36,15 @@ class TripleSelection:
     min_weight: float = -math.inf
 
     def __post_init__(self) -> None:
-        """Refuse columns that give no triple, and a weight that is no number."""
+        """Refuse columns that do not make a triple, and a weight that is not a number."""
         if math.isnan(self.min_weight):
             raise VocabgraftError(f"min_weight is {self.min_weight}; allowed: a number, such as 1.0")
         known = (*NEEDED, WEIGHT)
         named = [name for name in self.columns if name != IGNORED]
         if self.columns and (set(named) - set(known) or len(set(named)) < len(named) or not set(NEEDED) <= set(named)):
             raise VocabgraftError(
-                f"columns is {','.join(self.columns)}; allowed: {', '.join(NEEDED)}, each once, {WEIGHT} where there "
-                f"is one, and {IGNORED} for a column that is not read, in the order of the file"
+                f"columns is {','.join(self.columns)}; allowed: {', '.join(NEEDED)}, each once, optionally {WEIGHT}, "
+                f"and {IGNORED} for an ignored column, in the order of the file"
             )
         if self.columns and self.min_weight > -math.inf and WEIGHT not in named:
             raise VocabgraftError(
@@ -63,7 +63,7 @@ class _Reading:
     faulty: int = 0
 
     def refuse(self, line: int, reason: str) -> None:
-        """Note what is wrong with a line."""
+        """Record an error in a line."""
         self.faulty += 1
         if len(self.faults) < SHOWN_FAULTS:
             self.faults.append(f"  line {line} {reason}")
@@ -72,19 +72,19 @@ class _Reading:
 def read_triples(
     path: Path, selection: TripleSelection, limits: Limits | None = None, report: Report = no_report
 ) -> ImportedRows:
-    """Read triples, one line at a time; what is kept in memory are those that are taken.
+    """Read triples line by line; only the selected triples are kept in memory.
 
     Args:
-        path: `.tsv`, `.txt` or `.csv`, packed with gzip (.gz) or not.
-        selection: what the columns are and which triples to take.
-        limits: `min_uses` is of a relation, in training rows; the others do not matter here.
-        report: told of the bytes read.
+        path: a `.tsv`, `.txt` or `.csv` file, gzipped (.gz) or not.
+        selection: the columns, and the triples to import.
+        limits: only `min_uses` is used: the least number of training rows of a relation.
+        report: called with the number of bytes read.
 
     Returns:
-        Triples in the order of the file, or the heaviest first where they have weights, and one token a relation.
+        Triples in the order of the file (with weights, the heaviest first), and one token per relation.
 
     Raises:
-        VocabgraftError: with the faults of the file, the first ten, and when nothing is left.
+        VocabgraftError: with the first ten errors of the file, or if no row is left.
     """
     separator = _separator(path)
     reading = _Reading(path, selection)
@@ -95,14 +95,14 @@ def read_triples(
             weights[triple] = max(weight, weights.get(triple, -math.inf))
     _refuse_faults(reading)
     reading.left_out += Counter()
-    # A sort keeps the order of those that weigh the same.
+    # Sorting is stable, so triples with equal weights keep their order.
     heaviest_first = sorted(weights, key=weights.__getitem__, reverse=True)
     triples = tidy_triples(heaviest_first, (limits or Limits()).min_uses, reading.left_out)
     if not triples:
         reasons = "; ".join(f"{count} left out for {reason}" for reason, count in reading.left_out.most_common())
         raise VocabgraftError(
-            f"{path}: no row is left of {reading.rows} ({reasons or 'the file holds none'}); ask for less with "
-            "--relations, --min-weight or --min-uses"
+            f"{path}: no row is left of {reading.rows} ({reasons or 'the file has none'}); change --relations, "
+            "--min-weight or --min-uses"
         )
     return ImportedRows(relation_tokens(triples, {}), triples=tuple(triples), left_out=dict(reading.left_out))
 
@@ -115,9 +115,9 @@ def _separator(path: Path) -> str:
 
 
 def _rows(lines: Iterable[tuple[int, str]], separator: str, reading: _Reading) -> Iterator[tuple[int, list[str]]]:
-    """The fields of each line that is not blank, with its number."""
+    """The fields of each non-blank line, with its number."""
     if separator == "\t":
-        # As such files are written: a quotation mark is a sign like any other.
+        # In such files a quotation mark is an ordinary character.
         for number, line in lines:
             if line.strip():
                 yield number, line.rstrip("\r\n").split("\t")
@@ -168,8 +168,8 @@ def _columns(
     is_header = set(NEEDED) <= set(named)
     if not is_header and not reading.selection.columns:
         raise VocabgraftError(
-            f"{reading.path}: line {first[0]} is {shown(str(first[1]))}, which names no columns head, relation and "
-            "tail; name them in their order, such as --columns relation,head,tail"
+            f"{reading.path}: line {first[0]} is {shown(str(first[1]))}, which does not name the columns head, "
+            "relation and tail; give their order, such as --columns relation,head,tail"
         )
     known = [name if name in (*NEEDED, WEIGHT) else IGNORED for name in named]
     return reading.selection.columns or known, rows if is_header else chain([first], rows)
@@ -199,7 +199,7 @@ def _reason_to_leave_out(triple: Triple, weight: float, wanted: set[str], select
 
 
 def name_of(relation: str) -> str:
-    """A relation as its token has it: `/r/AtLocation` is AtLocation, `is a` is IsA, `part_of` stays."""
+    """The name of a relation's token: `/r/AtLocation` becomes AtLocation, `is a` becomes IsA, `part_of` stays."""
     last = re.split(r"[/#]", relation.strip().rstrip("/#"))[-1]
     return last if re.fullmatch(r"\w*", last) else relation_name(last)
 
@@ -210,5 +210,5 @@ def _refuse_faults(reading: _Reading) -> None:
         shown_faults = "\n".join(reading.faults)
         raise VocabgraftError(
             f"{reading.path}: {reading.faulty} lines cannot be read{more}:\n{shown_faults}\n"
-            "Mend them, or name other columns with --columns"
+            "Correct them, or give other columns with --columns"
         )

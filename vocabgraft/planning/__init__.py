@@ -1,1 +1,1 @@
-"""Which words of a corpus are worth adding."""
+"""Finds the words of a corpus that are worth adding."""

@@ -21,7 +21,7 @@ TEXT_FORMATS = (".txt", ".csv", ".tsv", ".jsonl")
 ALLOWED = ", ".join([*TEXT_FORMATS, ".parquet", *(f"{ending}.gz" for ending in TEXT_FORMATS)])
 PART_BYTES = 16 << 20
 BLOCK_BYTES = 1 << 20
-# A longer line of plain text is cut at a space; a longer line of JSON is taken for damage, since it cannot be cut.
+# A longer line of plain text is split at a space; a longer line of JSON is an error, because it cannot be split.
 LONGEST_TEXT_LINE = 1 << 20
 LONGEST_JSON_LINE = 64 << 20
 ROWS_AT_A_TIME = 1024
@@ -29,9 +29,9 @@ ROWS_AT_A_TIME = 1024
 
 @dataclass(frozen=True)
 class Part:
-    """What one process reads at a time: bytes `start` to `stop` of a file of lines, row groups of Parquet, or a file.
+    """A unit of work for one process: bytes `start` to `stop` of a text file, row groups of Parquet, or a whole file.
 
-    `size` is the part's share of the file, in bytes on disk.
+    `size` is the part's share of the file in bytes on disk.
     """
 
     path: Path
@@ -42,17 +42,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Block:
-    """Some texts, none blank, and how many bytes on disk were read for them."""
+    """Some non-blank texts, and the number of bytes on disk that were read for them."""
 
     texts: list[str]
     size: int
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
-    """The files of a corpus: those named, and for a folder those in it that have a corpus's ending and a byte or more.
+    """The files of a corpus: the named ones, and for a folder its non-empty files with an allowed suffix.
 
     Raises:
-        VocabgraftError: for a path that is missing, empty, of another ending, or a folder with nothing to read.
+        VocabgraftError: for a path that is missing or empty or has another suffix, or a folder with nothing to read.
     """
     files: list[Path] = []
     for path in paths:
@@ -62,24 +62,24 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def split_files(files: Sequence[Path], columns: Sequence[str], part_bytes: int = PART_BYTES) -> list[Part]:
-    """Divide files into parts of about `part_bytes`, in order; look at the beginning of each file on the way.
+    """Divide files into parts of about `part_bytes`, in order, and check the beginning of each file.
 
-    A plain file of lines is divided at line ends, Parquet at row groups; CSV, where a line break may lie inside a
-    field, and compressed files stay whole.
+    Plain text and JSONL are divided at line ends, Parquet at row groups. Compressed files stay whole, and so does CSV,
+    because a field may contain line breaks.
 
     Raises:
-        VocabgraftError: for a file that is binary or not UTF-8 at its beginning, or lacks one of the columns.
+        VocabgraftError: for a file that starts with bytes that are not UTF-8 text, or lacks one of the columns.
     """
     return [part for file in files for part in _parts_of(file, columns, part_bytes)]
 
 
 def read_blocks(part: Part, columns: Sequence[str]) -> Iterator[Block]:
-    """Stream a part: one text a line of plain text, one a record and column elsewhere; blank ones are left out.
+    """Stream a part: one text per line of plain text, otherwise one per record and column; blank ones are left out.
 
-    A line of plain text beyond 1 MiB is cut at a space and counts as several texts.
+    A line of plain text over 1 MiB is split at a space and counts as several texts.
 
     Raises:
-        VocabgraftError: for what is not UTF-8 text, or not of the format that the file's ending says.
+        VocabgraftError: for bytes that are not UTF-8 text, or a format that does not match the suffix.
     """
     with _explained(part.path):
         if _format(part.path) == ".parquet":
@@ -109,7 +109,7 @@ def _files_in(folder: Path) -> list[Path]:
         if _is_readable(path) and not path.name.startswith(".") and path.is_file() and path.stat().st_size
     ]
     if not inside:
-        raise VocabgraftError(f"{folder} holds no corpus file with text in it; allowed endings: {ALLOWED}")
+        raise VocabgraftError(f"{folder} has no corpus file with text in it; allowed suffixes: {ALLOWED}")
     return inside
 
 
@@ -117,7 +117,7 @@ def _checked_file(path: Path) -> Path:
     if kind := special_kind(path):
         raise VocabgraftError(f"{path} is {kind}; name a file or a folder")
     if not path.exists():
-        raise VocabgraftError(f"{path} is missing; name a file or a folder that is there")
+        raise VocabgraftError(f"{path} is missing; name an existing file or folder")
     if not _is_readable(path):
         ending = "".join(path.suffixes[-2:] if _is_compressed(path) else path.suffixes[-1:])
         raise VocabgraftError(f"{path} ends in '{ending}'; allowed: {ALLOWED}")
@@ -147,7 +147,7 @@ def _line_parts(path: Path, size: int, part_bytes: int) -> list[Part]:
     cuts = [0]
     with path.open("rb") as stream:
         while (wanted := cuts[-1] + part_bytes) < size:
-            # One byte before, so that a line that begins right there is a place to cut.
+            # One byte earlier, so that a line that begins at `wanted` is found.
             stream.seek(wanted - 1)
             line = stream.readline(_longest_line(path))
             is_whole = line.endswith(b"\n") or wanted - 1 + len(line) >= size
@@ -164,7 +164,7 @@ def _cut_without_line_end(window: bytes) -> int:
     if (space := window.rfind(b" ")) >= 0:
         return space + 1
     cut = len(window)
-    # The bytes that follow the first one of a character are 10xxxxxx.
+    # In UTF-8, all bytes of a character after the first are 10xxxxxx.
     while cut > 1 and window[cut - 1] & 0xC0 == 0x80:
         cut -= 1
     return cut - 1 if cut > 1 and window[cut - 1] & 0xC0 == 0xC0 else len(window)
@@ -202,7 +202,7 @@ def _whole_lines(stream: BinaryIO, limit: int | None, longest: int) -> Iterator[
 
 def _texts_of_lines(lines: bytes, path: Path, offset: int, columns: Sequence[str]) -> list[str]:
     if (found := lines.find(b"\0")) >= 0:
-        raise VocabgraftError(f"{path}: line {_line(path, offset + found)} holds a NUL; a corpus is UTF-8 text only")
+        raise VocabgraftError(f"{path}: line {_line(path, offset + found)} contains a NUL; a corpus must be UTF-8 text")
     try:
         text = lines.decode("utf-8-sig" if offset == 0 else "utf-8")
     except UnicodeDecodeError as error:
@@ -223,10 +223,10 @@ def _record(raw: str, path: Path, offset: int, number: int) -> dict[str, Any]:
         record = json.loads(raw)
     except (json.JSONDecodeError, RecursionError) as error:
         where = _line(path, offset) + number
-        raise VocabgraftError(f"{path}: line {where} is not JSON ({error}); one record a line is allowed") from error
+        raise VocabgraftError(f"{path}: line {where} is not JSON ({error}); write one record per line") from error
     if not isinstance(record, dict):
         where, kind = _line(path, offset) + number, type(record).__name__
-        raise VocabgraftError(f"{path}: line {where} holds a {kind}; allowed: one JSON object a line")
+        raise VocabgraftError(f"{path}: line {where} is a {kind}; allowed: one JSON object per line")
     return record
 
 
@@ -235,7 +235,7 @@ def _as_text(value: Any) -> str:
 
 
 def _line(path: Path, offset: int) -> int:
-    """The number of the line that holds a byte; counted only for a message, since it reads the file to there."""
+    """The number of the line with a byte; used only for messages, because it reads the file up to that byte."""
     count, left = 1, offset
     with gzip.open(path) if _is_compressed(path) else path.open("rb") as stream:
         while left > 0 and (data := stream.read(min(BLOCK_BYTES, left))):
@@ -254,9 +254,9 @@ def _check_beginning(path: Path) -> None:
     with gzip.open(path) if _is_compressed(path) else path.open("rb") as stream:
         data = stream.read(1 << 16)
     if (found := data.find(b"\0")) >= 0:
-        raise VocabgraftError(f"{path}: line {_line(path, found)} holds a NUL; a corpus is UTF-8 text only")
+        raise VocabgraftError(f"{path}: line {_line(path, found)} contains a NUL; a corpus must be UTF-8 text")
     try:
-        # Not final: the last character may go on beyond the beginning.
+        # Incremental, because the last character may be incomplete.
         codecs.getincrementaldecoder("utf-8")().decode(data)
     except UnicodeDecodeError as error:
         raise _not_utf8(path, _line(path, error.start), data[error.start]) from error
@@ -304,14 +304,14 @@ def _rows(raw: BinaryIO, path: Path) -> Iterator[list[str]]:
         for row in reader:
             width = width or len(row)
             if row and len(row) != width:
-                seen = f"line {reader.line_num} ends a row of {len(row)} fields; the header has {width}"
-                raise VocabgraftError(f"{path}: {seen}: check the quotes")
+                seen = f"the row that ends at line {reader.line_num} has {len(row)} fields, but the header has {width}"
+                raise VocabgraftError(f"{path}: {seen}; check the quotes")
             if row:
                 yield row
     except csv.Error as error:
         raise VocabgraftError(
-            f"{path}: line {reader.line_num} is not {_format(path)} ({error}): check that quotes are closed; "
-            "texts as long as that belong into .jsonl or .parquet"
+            f"{path}: line {reader.line_num} is not {_format(path)} ({error}); check that quotes are closed, "
+            "and put texts this long into .jsonl or .parquet"
         ) from error
 
 
@@ -322,7 +322,7 @@ def _lines(stream: BinaryIO, path: Path) -> Iterator[str]:
         if len(line) == LONGEST_TEXT_LINE:
             raise VocabgraftError(f"{path}: line {number} is longer than {LONGEST_TEXT_LINE:,} bytes; is it a table?")
         if b"\0" in line:
-            raise VocabgraftError(f"{path}: line {number} holds a NUL; a corpus is UTF-8 text only")
+            raise VocabgraftError(f"{path}: line {number} contains a NUL; a corpus must be UTF-8 text")
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -339,7 +339,7 @@ def _parquet_parts(path: Path, columns: Sequence[str], size: int) -> list[Part]:
             kind = file.schema_arrow.field(name).type
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-                raise VocabgraftError(f"{path}: column {name} holds {kind}; allowed: text (string)")
+                raise VocabgraftError(f"{path}: column {name} has the type {kind}; allowed: text (string)")
         groups = file.num_row_groups
     return [Part(path, group, group + 1, size // groups) for group in range(groups)]
 
@@ -347,7 +347,7 @@ def _parquet_parts(path: Path, columns: Sequence[str], size: int) -> list[Part]:
 def _parquet_blocks(part: Part, columns: Sequence[str]) -> Iterator[Block]:
     from pyarrow import parquet
 
-    # Buffered pages instead of whole column chunks: a row group may be larger than memory should hold.
+    # Buffered pages instead of whole column chunks, because a row group may be too large for memory.
     with parquet.ParquetFile(part.path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
         rows = sum(file.metadata.row_group(group).num_rows for group in range(part.start, part.stop))
         groups = list(range(part.start, part.stop))
@@ -358,11 +358,11 @@ def _parquet_blocks(part: Part, columns: Sequence[str]) -> Iterator[Block]:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Say which file cannot be read, instead of a traceback; what pyarrow raises is a ValueError or an OSError."""
+    """Turn exceptions into an error that names the file; pyarrow raises ValueError and OSError."""
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise VocabgraftError(f"{path} is no whole gzip file ({error}); make it again") from error
+        raise VocabgraftError(f"{path} is not a complete gzip file ({error}); compress it again") from error
     except PermissionError as error:
         raise VocabgraftError(f"{path} cannot be read: no permission") from error
     except (OSError, ValueError, KeyError) as error:

@@ -1,4 +1,4 @@
-"""Counts the words of a corpus of any size, in several processes and bounded memory, with the error."""
+"""Counts the words of a corpus of any size, in several processes and bounded memory, with an error bound."""
 
 import multiprocessing
 import re
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 Skipped = Literal["name", "identifier", "number"]
 
-# A word joined by one of . / \ @ is part of the name of a file, a URL or an e-mail address.
+# Words joined by one of . / \ @ form a file name, a URL or an e-mail address.
 NAME = re.compile(r"@\w|\w(?:\.|:?[/\\]+)\w|^[(\"'<\[]*[~.]{0,2}[/\\]\w")
 NAME_CHARACTERS = frozenset("@./\\")
 UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 # snake_case; camelCase, but not mRNA, siRNA or McDonald; hexadecimal strings with a digit.
 IDENTIFIER = re.compile(r"_|[a-z]{2}[A-Z][a-z]|[a-z]{4}[A-Z]|^(?:0[xX])?(?=[a-fA-F]*[0-9])[0-9a-fA-F]{6,}$")
-# Around a word of prose; a path may begin with what is missing here.
+# Punctuation around a word of prose; characters with which a path may begin are missing.
 OPENING, CLOSING = "([{\"'", ".,;:!?)]}\"'"
 ASCII_WORD = re.compile(r"\w+", re.ASCII)
-# Distinct forms repeat from block to block: counting those first leaves few to look at, and holds few at a time.
+# Forms repeat between blocks, so distinct forms are counted first, which leaves fewer to analyze.
 SECTION_CHARACTERS = 16 << 20
 REMEMBERED_FORMS = 1 << 18
 SAMPLED_BYTES = 1 << 19
@@ -40,14 +40,14 @@ SAMPLED_BYTES = 1 << 19
 
 @dataclass
 class WordCounts:
-    """Counts of words in bounded memory: Misra and Gries's summary, merged as Agarwal et al. do.
+    """Counts of words in bounded memory: the summary of Misra and Gries, merged as in Agarwal et al.
 
-    "Mergeable Summaries" (PODS 2012): when there are more counters than `capacity`, the largest count that has to go
-    is taken off every counter and what is left without a count is dropped. A count is therefore never too high, and
-    too low by at most `error`, which is 0 while all distinct words fit, and at most the number of occurrences counted
-    divided by half of `capacity`.
+    "Mergeable Summaries" (PODS 2012): if there are more counters than `capacity`, the largest count to be dropped is
+    subtracted from every counter, and counters that reach 0 are dropped. So a count is never too high, and too low by
+    at most `error`. The error is 0 while all distinct words fit, and at most the number of counted occurrences divided
+    by half of `capacity`.
 
-    Compounds such as `co-trimoxazole` are counted beside their words, of which `words` is the number.
+    Compounds such as `co-trimoxazole` are counted in addition to their words; `words` is the number of words.
     """
 
     capacity: int
@@ -65,7 +65,7 @@ class WordCounts:
         """Add occurrences of words."""
         mine = self.counts
         if not mine:
-            # Most parts are counted in one go, and a copy takes a fraction of the time.
+            # Usually the counter is empty, and copying takes a fraction of the time.
             mine.update(counts)
         else:
             for word, count in counts.items():
@@ -74,18 +74,18 @@ class WordCounts:
         self._prune()
 
     def add_compounds(self, counts: Mapping[str, int]) -> None:
-        """Add occurrences of compounds, whose words are counted as well."""
+        """Add occurrences of compounds; their words are counted separately."""
         words = self.words
         self.add(counts)
         self.words = words
 
     def skip(self, counts: Mapping[Skipped, int]) -> None:
-        """Add occurrences of what is no word."""
+        """Add occurrences of strings that are not words."""
         for reason, count in counts.items():
             self.skipped[reason] = self.skipped.get(reason, 0) + count
 
     def merge(self, other: "WordCounts") -> None:
-        """Add all that `other` counted; the errors add up."""
+        """Add the counts of `other`; the errors add up."""
         words = self.words + other.words
         self.error += other.error
         self.add(other.counts)
@@ -99,7 +99,7 @@ class WordCounts:
 
     @property
     def tokens(self) -> float:
-        """Tokens of all texts, special ones left out: those a character of the sample, times all characters."""
+        """Tokens of all texts, without special tokens, estimated from the tokens per character of the sample."""
         return self.sampled_tokens / self.sampled_characters * self.characters if self.sampled_characters else 0.0
 
     def _prune(self) -> None:
@@ -107,7 +107,7 @@ class WordCounts:
             return
         import numpy as np
 
-        # Down to a half, so that this is rare.
+        # Down to half of the capacity, so that pruning is rare.
         leaving = len(self.counts) - self.capacity // 2
         counts = np.fromiter(self.counts.values(), dtype=np.int64, count=len(self.counts))
         cutoff = int(np.partition(counts, leaving - 1)[leaving - 1])
@@ -117,9 +117,9 @@ class WordCounts:
 
 @dataclass(frozen=True)
 class CountingJob:
-    """What every process needs: the base's tokenizer, the columns, the bound, and one of how many texts is encoded.
+    """The settings for every process: the base's tokenizer, the columns, the capacity, and the step of the sample.
 
-    `segment` says whether scripts without spaces are cut into words.
+    `segment` is whether scripts without spaces are divided into words.
     """
 
     tokenizer: "Tokenizer"
@@ -138,29 +138,29 @@ def count_words(
     advance: Callable[[int], None],
     segment: bool = False,
 ) -> WordCounts:
-    """Count the words of a corpus as the base's normaliser leaves them.
+    """Count the words of a corpus after the base's normalization.
 
-    A word is what a whole-word token can match: letters, marks and digits with nothing of that kind on either side.
-    What the base takes out, such as a soft hyphen, parts no word. Words that are joined to a compound are counted, and
-    so is the compound. Names of files, URLs, e-mail addresses, identifiers and numbers are skipped. The result does not
-    depend on the number of processes, since the parts are merged in their order.
+    A word is a string that a whole-word token can match: letters, marks and digits, with none of these on either side.
+    Characters that the base removes, such as soft hyphens, do not separate words. Both a compound and its words are
+    counted. File names, URLs, e-mail addresses, identifiers and numbers are skipped. The result does not depend on the
+    number of processes, because the parts are merged in order.
 
     Args:
-        parts: of `vocabgraft.planning.corpus.split_files`.
-        tokenizer: of the base, not extended, without padding and truncation.
-        columns: of tables.
-        processes: 1 counts in this process; never more than there are parts.
-        capacity: words counted at a time, in a part and in all.
-        advance: called with bytes read, as they are.
-        segment: cut scripts that put no spaces between words by ICU's dictionaries.
+        parts: result of `vocabgraft.planning.corpus.split_files`.
+        tokenizer: the base's tokenizer, not extended, without padding and truncation.
+        columns: text columns of tables.
+        processes: number of processes, at most one per part; 1 counts in this process.
+        capacity: largest number of words counted at a time, per part and in total.
+        advance: called with the number of bytes read.
+        segment: divide scripts without spaces into words by ICU's dictionaries.
 
     Raises:
-        VocabgraftError: for a part that cannot be read, a corpus without a text, a process that was killed, or without
-            ICU where `segment` asks for it.
+        VocabgraftError: for a part that cannot be read, a corpus without texts, a killed process, or `segment` without
+            ICU.
     """
     step = max(1, sum(part.size for part in parts) // SAMPLED_BYTES)
     job = CountingJob(tokenizer, tuple(columns), capacity, step, segment)
-    # Without ICU told here, not by each process.
+    # Fails here without ICU, not in each process.
     WordForms(segment)
     processes = min(processes, len(parts))
     counted = _in_processes(parts, job, processes, advance) if processes > 1 else _in_this_process(parts, job, advance)
@@ -168,12 +168,12 @@ def count_words(
     for counts in counted:
         total.merge(counts)
     if not total.texts:
-        raise VocabgraftError("the corpus holds blank texts only; name files with text in them")
+        raise VocabgraftError("the corpus has only blank texts; name files with text in them")
     return total
 
 
 def count_blocks(blocks: Iterable[Block], counter: "FormCounter", job: CountingJob) -> WordCounts:
-    """Count the words of blocks of texts; `counter` knows the base's normaliser."""
+    """Count the words of blocks of texts; `counter` applies the base's normalization."""
     total = WordCounts(job.capacity)
     forms: Counter[str] = Counter()
     characters = 0
@@ -192,7 +192,7 @@ def count_blocks(blocks: Iterable[Block], counter: "FormCounter", job: CountingJ
 
 
 class FormCounter:
-    """Turns counts of what stands between spaces into counts of words, as a base's normaliser leaves them."""
+    """Turns counts of strings between spaces into counts of words after the base's normalization."""
 
     def __init__(self, tokenizer: "Tokenizer", segment: bool = False) -> None:
         self._forms = WordForms(segment)
@@ -206,7 +206,7 @@ class FormCounter:
         """Add the words and compounds of the forms, each with its count, to `total`."""
         found = _Found()
         for form, count in forms.items():
-            # Most forms are plain words: what follows is for the others, and several times as slow.
+            # A shortcut for plain words, which most forms are: the general path is several times slower.
             if self._lower_stays and form.islower() and form.isalpha() and form.isascii():
                 found.words[form] = found.words.get(form, 0) + count
             else:
@@ -238,7 +238,7 @@ class FormCounter:
                 reason_to_skip(part) != "identifier" for part in parts_of(compound)
             ):
                 word = self._normalise(compound).strip()
-                # Of another number of parts, it is not read as it is written.
+                # With another number of parts, the base changes the compound.
                 if " " not in word and len(parts_of(word)) == len(parts_of(compound)):
                     found.compounds[word] = found.compounds.get(word, 0) + count
 
@@ -246,13 +246,13 @@ class FormCounter:
         if surface.isascii():
             return self._of_ascii(surface)
         word = self._normalise(surface).strip()
-        # BERT's normaliser puts spaces around each Chinese character, also within a word.
+        # BERT's normalizer puts spaces around each Chinese character, also within a word.
         return "".join(word.split()) if matches_inside(surface) else word
 
 
 @dataclass
 class _Found:
-    """Counts of some forms, before they are added to the bounded ones."""
+    """Counts of some forms before they are added to the bounded counts."""
 
     words: dict[str, int] = field(default_factory=dict)
     compounds: dict[str, int] = field(default_factory=dict)
@@ -266,7 +266,7 @@ def _is_name(form: str, inner: str) -> bool:
 
 
 def reason_to_skip(surface: str) -> Skipped | None:
-    """Why a word as it is written is no word of the language, if it is none."""
+    """Why a string is not a word of the language; None if it is one."""
     if surface.isalpha() and (surface.islower() or surface.istitle() or surface.isupper()):
         return None
     if 2 * sum(map(str.isdigit, surface)) > len(surface):
@@ -275,7 +275,7 @@ def reason_to_skip(surface: str) -> Skipped | None:
 
 
 def _ascii_normaliser(normalise: Callable[[str], str]) -> Callable[[str], str]:
-    """A faster function that does the same to ASCII words, where the base does what nearly all bases do to them."""
+    """A faster function for ASCII words, if the base normalizes them as nearly all bases do."""
     letters = string.ascii_letters + string.digits
     after = normalise(letters)
     if after == letters.lower():
@@ -284,7 +284,7 @@ def _ascii_normaliser(normalise: Callable[[str], str]) -> Callable[[str], str]:
 
 
 def _take_sample(total: WordCounts, texts: Sequence[str], job: CountingJob) -> None:
-    # Every step-th text of the part, counted on over its blocks.
+    # Every step-th text of the part; the count continues across blocks.
     sample = list(texts[-total.texts % job.sample_step :: job.sample_step])
     total.sampled_texts += len(sample)
     total.sampled_characters += sum(map(len, sample))
@@ -316,7 +316,7 @@ def _in_processes(
         done: dict[int, WordCounts] = {}
         following = merged = 0
         while merged < len(parts):
-            # What waits for its turn is held in memory, so a process may be ahead of the slowest by a few parts only.
+            # Results that wait for their turn stay in memory, so processes may be only a few parts ahead.
             while idle and following < min(len(parts), merged + 3 * processes):
                 connection = idle.pop()
                 connection.send(parts[following])
@@ -344,7 +344,7 @@ def _receive(connection: Connection, processes: Mapping[Connection, "BaseProcess
         process = processes[connection]
         process.join()
         raise VocabgraftError(
-            f"a counting process ended with code {process.exitcode} (-9: killed, mostly for lack of memory); "
+            f"a counting process ended with code {process.exitcode} (-9: killed, usually because memory ran out); "
             "use fewer --processes or fewer --counters"
         ) from error
     if isinstance(answer, VocabgraftError):
@@ -361,7 +361,7 @@ def _started(job: CountingJob, processes: int) -> Iterator[dict[Connection, "Bas
             here, there = context.Pipe()
             process: BaseProcess = context.Process(target=_serve, args=(there, job), daemon=True)
             process.start()
-            # Only the process holds its end, so that its death is the end of the connection.
+            # Only the child keeps this end, so the connection ends with the child.
             there.close()
             started[here] = process
         yield started
@@ -373,9 +373,9 @@ def _started(job: CountingJob, processes: int) -> Iterator[dict[Connection, "Bas
 
 
 def _serve(connection: Connection, job: CountingJob) -> None:
-    """A counting process: receives parts; sends bytes as they are read, and a part's counts or what was wrong."""
+    """A counting process: receives parts; sends the numbers of bytes read, and a part's counts or its error."""
     counter = FormCounter(job.tokenizer, job.segment)
-    # The end of the connection is the end of the parent, which has nobody left to tell.
+    # If the connection ends, the parent is gone.
     with suppress(EOFError, BrokenPipeError):
         while True:
             part: Part = connection.recv()

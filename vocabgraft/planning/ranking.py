@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 ENCODED_AT_A_TIME = 10_000
-# A word that no base has, between words that every base reads.
+# A word that no base has, and a neighbor that every base knows.
 PROBE_WORD, PROBE_NEIGHBOR = "qzvocabgraftqz", "a"
 EXAMPLES_SHOWN = 20
 UNKNOWN = ("[UNK]", "<unk>")
-# The prior's weight as a share of the smaller corpus: one that is much weaker or stronger asks for more occurrences.
+# The prior's weight as a share of the smaller corpus: much lower or higher values require more occurrences.
 PRIOR_WEIGHT = 0.2
-# A word is special where chance would make it seem so in 5 % of cases. With corpora of one size that takes 6
-# occurrences here and none there; a background that is smaller takes more, since it says less.
+# A word is specific to the corpus if chance would explain its contrast in at most 5 % of cases. For corpora of equal
+# size that takes 6 occurrences here and none there; a smaller background requires more.
 LEAST_CONTRAST = 1.645
 
 
 @dataclass(frozen=True)
 class PlanParams:
-    """What makes a word worth a place; `typo_ratio` is how much more frequent the word meant must be.
+    """Limits for words worth adding; `typo_ratio` is how much more frequent the intended word of a typo must be.
 
-    `max_candidates` bounds the memory: of more words, those that save most are looked at further.
+    `max_candidates` limits the memory: of more words, only those that save most are considered.
     """
 
     min_count: int = 5
@@ -50,9 +50,9 @@ class PlanParams:
 
 @dataclass(frozen=True, slots=True)
 class PlannedWord:
-    """A word worth adding: its occurrences, how many pieces the base makes of it, and the contrast (a z-score).
+    """A word worth adding: its occurrences, number of subword tokens in the base, and contrast (a z-score).
 
-    `tokens_after` is how many tokens an occurrence has once the word is added.
+    `tokens_after` is the number of tokens of an occurrence after the word is added.
     """
 
     text: str
@@ -64,13 +64,13 @@ class PlannedWord:
 
     @property
     def saved(self) -> int:
-        """Tokens of the corpus that the word saves."""
+        """The number of tokens that the word saves in the corpus."""
         return (self.pieces - self.tokens_after) * self.count
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """How many words were dropped for one reason, and the most frequent of them."""
+    """The number of words dropped for one reason, and the most frequent of them."""
 
     words: int
     examples: tuple[str, ...]
@@ -78,7 +78,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Plan:
-    """All words worth adding, best first; the dropped by reason; after how many words returns diminish."""
+    """All words worth adding, best first; dropped words by reason; the number of words after which returns diminish."""
 
     words: tuple[PlannedWord, ...]
     dropped: Mapping[str, Dropped]
@@ -86,19 +86,19 @@ class Plan:
 
     @property
     def cumulative_saved(self) -> list[int]:
-        """Tokens saved by the first word, the first two, and so on: one figure a word."""
+        """Tokens saved by the first word, the first two, and so on: one value per word."""
         return [int(saved) for saved in np.cumsum([word.saved for word in self.words], dtype=np.int64)]
 
 
 @dataclass
 class _Sieve:
-    """What is left of the words, and what was dropped for which reason."""
+    """The remaining words, and the dropped ones by reason."""
 
     left: dict[str, int]
     dropped: dict[str, Dropped] = field(default_factory=dict)
 
     def drop(self, reason: str, words: Collection[str]) -> None:
-        """Take the words out; with none to take out, the reason is not mentioned."""
+        """Drop words; if there are none, the reason is not recorded."""
         if not words:
             return
         examples = sorted(words, key=lambda word: (-self.left[word], word))[:EXAMPLES_SHOWN]
@@ -106,7 +106,7 @@ class _Sieve:
         self.left = {word: count for word, count in self.left.items() if word not in words}
 
     def drop_where(self, reason: str, test: Callable[[str], bool]) -> None:
-        """Take out the words that a test holds for."""
+        """Drop the words for which a test is true."""
         self.drop(reason, {word for word in self.left if test(word)})
 
 
@@ -117,17 +117,17 @@ def plan_vocabulary(
     background: Mapping[str, int] | None = None,
     known: Iterable[str] = (),
 ) -> Plan:
-    """Choose and rank the words of a corpus by the tokens that they would save.
+    """Choose the words of a corpus, and rank them by the tokens that they would save.
 
     Args:
-        tokenizer: of the base, not extended.
-        counts: occurrences by word, as the base's normaliser leaves it.
+        tokenizer: the base's tokenizer, not extended.
+        counts: occurrences by word, after the base's normalization.
         params: the limits.
-        background: the same of a general corpus; a word must then be special to the first.
-        known: words that are in the vocabulary already.
+        background: counts of a general corpus; if given, words must be specific to the first corpus.
+        known: words that are already in the vocabulary.
 
     Raises:
-        VocabgraftError: when no word is left, with the number dropped for each reason.
+        VocabgraftError: if no word is left, with the number dropped for each reason.
     """
     frequent = {word: count for word, count in counts.items() if count >= params.min_count}
     sieve = _Sieve(frequent, {"below min_count": Dropped(len(counts) - len(frequent), ())})
@@ -157,10 +157,10 @@ def plan_vocabulary(
 
 
 def tokens_of_added_word(tokenizer: "Tokenizer") -> int:
-    """How many tokens an added word is within a text: 1, and what the base makes of the space before it.
+    """The number of tokens of an added word within a text: 1, plus the tokens of the space before it.
 
-    Byte-level BPE and Metaspace glue that space to the word's first piece, and keep it as a token of its own before an
-    added word. Measured by adding a word to a copy.
+    Byte-level BPE and Metaspace join that space to the word's first subword token, but keep it as a separate token
+    before an added word. Measured by adding a word to a copy of the tokenizer.
     """
     from tokenizers import AddedToken, Tokenizer
 
@@ -173,7 +173,7 @@ def tokens_of_added_word(tokenizer: "Tokenizer") -> int:
 
 
 def segmentations(tokenizer: "Tokenizer", words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The base's pieces of each word, in order, as text."""
+    """The base's subword tokens of each word, in order, as text."""
     return (tuple(encoding.tokens) for encoding in _encoded(tokenizer, words))
 
 
@@ -181,20 +181,20 @@ def contrast(counts: Mapping[str, int], background: Mapping[str, int], words: It
     """How much more often each word is used than in the background: z-scores of the log-odds ratio.
 
     With the informative Dirichlet prior of Monroe, Colaresi and Quinn, "Fightin' Words" (Political Analysis 2008):
-    a word's prior is its share of both corpora together; all priors weigh as much as a fifth of the smaller corpus.
+    a word's prior is its share of both corpora together, and all priors together weigh a fifth of the smaller corpus.
 
     Raises:
-        VocabgraftError: for a background without a word.
+        VocabgraftError: for a background without words.
     """
-    # The words of compounds are counted already.
+    # Without compounds, because their words are already counted.
     totals = tuple(sum(n for word, n in each.items() if not is_compound(word)) for each in (counts, background))
     if not all(totals):
-        raise VocabgraftError("the background has no word to compare with; name one of running text")
+        raise VocabgraftError("the background has no words to compare with; use running text")
     return {word: _contrast(counts[word], background.get(word, 0), *totals) for word in words}
 
 
 def least_special_count(total: int, total_background: int, min_contrast: float) -> int:
-    """How often a word that the background lacks must be used in a corpus of `total` words to be special to it."""
+    """The least count in a corpus of `total` words at which a word that the background lacks is specific to it."""
     return bisect_left(
         range(total), True, 1, key=lambda count: _contrast(count, 0, total, total_background) >= min_contrast
     )
@@ -204,7 +204,7 @@ def _contrast(count: int, background_count: int, total: int, total_background: i
     prior_total = PRIOR_WEIGHT * min(total, total_background)
     prior = prior_total * (count + background_count) / (total + total_background)
     here, there = count + prior, background_count + prior
-    # A corpus of this word alone leaves nothing to compare with.
+    # At least 1, because a corpus of only this word leaves nothing to compare with.
     odds = here / max(total + prior_total - here, 1.0)
     odds_there = there / max(total_background + prior_total - there, 1.0)
     return (math.log(odds) - math.log(odds_there)) / math.sqrt(1 / here + 1 / there)
@@ -213,13 +213,13 @@ def _contrast(count: int, background_count: int, total: int, total_background: i
 def typos(words: Collection[str], counts: Mapping[str, int], ratio: int) -> set[str]:
     """The words within one edit of a word that is at least `ratio` times as frequent.
 
-    An edit is a letter more, less or other, or two neighbours swapped. Words are compared only where deleting at
-    most one letter from each leaves the same (the symmetric deletions of SymSpell, Garbe 2012).
+    An edit inserts, deletes or replaces a letter, or swaps two adjacent ones. Words are compared only if deleting at
+    most one letter from each gives the same string (the symmetric deletions of SymSpell, Garbe 2012).
 
     Args:
         words: the words to judge.
-        counts: occurrences of these and of all words that they may be typos of.
-        ratio: 50 spares inflections where both forms are in use.
+        counts: occurrences of these words and of all words that they may be typos of.
+        ratio: with 50, inflections are kept if both forms are in use.
     """
     if not words:
         return set()
@@ -237,7 +237,7 @@ def typos(words: Collection[str], counts: Mapping[str, int], ratio: int) -> set[
 
 
 def within_one_edit(left: str, right: str) -> bool:
-    """Whether one letter more, less or other, or two neighbours swapped, makes one word of the other."""
+    """Whether one inserted, deleted or replaced letter, or two swapped adjacent ones, turn one word into the other."""
     if len(left) > len(right):
         left, right = right, left
     start = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), len(left))
@@ -248,7 +248,7 @@ def within_one_edit(left: str, right: str) -> bool:
 
 
 def knee(saved: Sequence[int]) -> int:
-    """After how many words returns diminish: where the curve of what is saved in all is farthest above its chord.
+    """The number of words after which returns diminish: where the cumulative savings are farthest above their chord.
 
     Satopaa et al., "Finding a Kneedle in a Haystack" (ICDCSW 2011), without its smoothing: the curve is exact.
 
@@ -269,14 +269,14 @@ def _drop_by_form(sieve: _Sieve, tokenizer: "Tokenizer", params: PlanParams, kno
 
 
 def _drop_by_pieces(sieve: _Sieve, tokenizer: "Tokenizer", limit: int, after: int) -> dict[str, int]:
-    """Keep the `limit` words that save most; return the number of pieces of each."""
+    """Keep the `limit` words that save most; return the number of subword tokens of each."""
     pieces = dict[str, int]()
     unfit: dict[str, set[str]] = {"the base reads it as several words": set(), "the base cannot read it": set()}
     unfit["one token in the base"] = set()
     unfit["saves nothing"] = set()
     best: list[int] = []
     unknown = next((found for name in UNKNOWN if (found := tokenizer.token_to_id(name)) is not None), None)
-    # What promises most comes first, so that most words need not be read: that is slow.
+    # The words with the highest possible savings come first, so that most need not be encoded, which is slow.
     order = sorted(sieve.left, key=lambda word: (-_most_saved(word, sieve.left[word]), word))
     for word, encoding in zip(order, _encoded(tokenizer, order), strict=False):
         if len(best) == limit and best[0] > _most_saved(word, sieve.left[word]):
@@ -297,17 +297,17 @@ def _drop_by_pieces(sieve: _Sieve, tokenizer: "Tokenizer", limit: int, after: in
 def _settle_compounds(
     sieve: _Sieve, pieces: Mapping[str, int], counts: Mapping[str, int], min_count: int, special: bool
 ) -> None:
-    """Take a compound or its words, so that no use is counted for both: a token covers the whole of what it matches.
+    """Choose between a compound and its words, so that no use counts for both: a token covers its whole match.
 
-    A compound is taken where one of the words that could be added in its place is used in it at least as often as
-    elsewhere; those words keep their other uses. One of words that the base has is taken as a name (O'Brien), or where
-    it is special to the corpus.
+    A compound is chosen if one of its words that could be added instead is used in it at least as often as elsewhere;
+    those words keep their other uses. A compound of words that the base has is chosen if it is a name (O'Brien) or
+    specific to the corpus.
     """
     plain, elsewhere = set[str](), set[str]()
     left, inside = sieve.left, dict[str, int]()
     for word in sorted(filter(is_compound, left), key=lambda word: (-left[word], word)):
         parts = parts_of(word)
-        # One piece a word and one for each sign between them: the base cuts none of the words.
+        # With one subword token per word and per sign between them, the base splits none of the words.
         is_cut = pieces[word] > 2 * len(parts) - 1
         uses = [counts[part] - inside.get(part, 0) for part in parts if part in left]
         if not (is_cut or special or is_name(word)):
@@ -325,17 +325,17 @@ def _settle_compounds(
 
 
 def _most_saved(word: str, count: int) -> int:
-    # A piece is a byte at least, and a base may add one for the space before the word.
+    # A subword token has at least one byte, and a base may add one for the space before the word.
     return len(word.encode()) * count
 
 
 def _reason_unfit(word: str, encoding: "Encoding", unknown: int | None, after: int) -> str | None:
     if len(set(encoding.word_ids)) > 1 and not (is_compound(word) or matches_inside(word)):
-        # A whole-word token is read where the base reads one word, or it would change texts around it. A compound is
-        # read as several, but ends where a word does; and within a script without spaces there are no words to end.
+        # A whole-word token must be one word for the base, or it would change the text around it. Exceptions are
+        # compounds, which end where a word ends, and scripts without spaces, which have no such ends.
         return "the base reads it as several words"
     if not encoding.ids or unknown in encoding.ids:
-        # Its row would have nothing to start from but a description, which only a person can give.
+        # Its row could only be initialized from a description, which a person has to write.
         return "the base cannot read it"
     if len(encoding.ids) == 1:
         return "one token in the base"
@@ -344,9 +344,9 @@ def _reason_unfit(word: str, encoding: "Encoding", unknown: int | None, after: i
 
 def _encoded(tokenizer: "Tokenizer", words: Sequence[str]) -> Iterator["Encoding"]:
     for start in range(0, len(words), ENCODED_AT_A_TIME):
-        # As after a space, which some bases make part of a piece; the others ignore it.
+        # With a leading space, which some bases make part of a subword token and the others ignore.
         batch = [f" {word}" for word in words[start : start + ENCODED_AT_A_TIME]]
-        # Not encode_batch_fast, which leaves the words out.
+        # Not encode_batch_fast, which returns no word ids.
         yield from tokenizer.encode_batch(batch, add_special_tokens=False)
 
 

@@ -1,4 +1,4 @@
-"""What counts as a word in a corpus: compounds, invisible characters, scripts without spaces."""
+"""Defines the words of a corpus: compounds, invisible characters, scripts without spaces."""
 
 import re
 import sys
@@ -13,23 +13,23 @@ from vocabgraft.tokens.tokenizer import WITHOUT_SPACES
 # Hyphen-minus, hyphen and non-breaking hyphen; an en dash joins numbers and names of different things.
 HYPHENS = "-\u2010\u2011"
 APOSTROPHES = "'\u2019"
-# A whole-word token may have these inside, and beside them a text goes on as another word.
+# A whole-word token may contain these, and next to them another word may begin.
 JOINERS = HYPHENS + APOSTROPHES
-# The library takes these for parts of a word, which `\w` does not.
+# Word characters for the tokenizers library, but not for `\w`.
 JOIN_CONTROLS = "\u200c\u200d"
 
 
 @lru_cache(1)
 def marks() -> str:
-    """The combining marks, which `re` does not count as part of a word and a tokenizer does."""
+    """The combining marks, which are word characters for a tokenizer but not for `re`."""
     return "".join(chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M")
 
 
 def deleted_characters(normalise: Callable[[str], str]) -> dict[int, None]:
-    """The invisible characters that a base's normaliser takes out of a word, as a table for `str.translate`.
+    """The invisible characters that a base's normalizer removes from a word, as a table for `str.translate`.
 
-    Soft hyphens and zero-width characters are no word characters, so that a word with one inside would be counted as
-    two, while a base that takes them out reads one.
+    Soft hyphens and zero-width characters are not word characters, so a word that contains one would be counted as two,
+    although a base that removes them reads one.
     """
     plain = normalise("ab")
     return {code: None for code in _invisible() if normalise(f"a{chr(code)}b") == plain}
@@ -37,14 +37,14 @@ def deleted_characters(normalise: Callable[[str], str]) -> dict[int, None]:
 
 @lru_cache(1)
 def _invisible() -> tuple[int, ...]:
-    """Format and control characters, and those of private use, which conversions of PDF leave behind."""
+    """Format, control and private-use characters, which PDF conversions leave behind."""
     signs = (chr(code) for code in range(0x10000))
     found = (sign for sign in signs if unicodedata.category(sign) in ("Cf", "Cc", "Co") and not sign.isspace())
     return (*map(ord, found), 0xFFFD)
 
 
 class WordForms:
-    """Finds words and compounds in what stands between spaces."""
+    """Finds words and compounds in strings between spaces."""
 
     def __init__(self, segment: bool = False) -> None:
         letters, hyphens, joiners = rf"\w{marks()}{JOIN_CONTROLS}", re.escape(HYPHENS), re.escape(JOINERS)
@@ -55,18 +55,18 @@ class WordForms:
         self._segments = _segmenter() if segment else None
 
     def words(self, form: str) -> list[str]:
-        """The words of a form, those of a script without spaces cut by the segmenter, where there is one."""
+        """The words of a form; the segmenter, if there is one, divides scripts without spaces."""
         found: list[str] = self._word.findall(form)
         if self._segments is None or not WITHOUT_SPACES.search(form):
             return found
         return [part for word in found for part in self._segments(word) if self._word.fullmatch(part)]
 
     def compounds(self, form: str) -> Iterator[str]:
-        """Words that hyphens join, such as SARS-CoV-2, and names such as O'Brien, but not `it's`, `l'eau` or `pre-`."""
+        """Hyphenated words such as SARS-CoV-2 and names such as O'Brien, but not `it's`, `l'eau` or `pre-`."""
         if not any(sign in form for sign in JOINERS):
             return
         for match in self._hyphenated.finditer(form):
-            # Without a letter it is a number, a date or a range of them.
+            # Without letters it is a number, a date or a range.
             if any(map(str.isalpha, match[0])):
                 yield match[0]
         for match in self._name.finditer(form):
@@ -76,7 +76,7 @@ class WordForms:
 
 
 def is_compound(word: str) -> bool:
-    """Whether a word is joined of others by a hyphen or an apostrophe."""
+    """Whether a word consists of others joined by hyphens or apostrophes."""
     return any(sign in word for sign in JOINERS)
 
 
@@ -86,12 +86,12 @@ def is_name(word: str) -> bool:
 
 
 def parts_of(compound: str) -> list[str]:
-    """The words of which a compound is joined."""
+    """The words of a compound."""
     return re.split(f"[{re.escape(JOINERS)}]", compound)
 
 
 def _segmenter() -> Callable[[str], list[str]]:
-    """Words of Chinese, Japanese, Thai, Lao, Khmer and Burmese by the dictionaries of ICU."""
+    """A function that divides Chinese, Japanese, Thai, Lao, Khmer and Burmese into words by ICU's dictionaries."""
     try:
         import icu  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
@@ -102,7 +102,7 @@ def _segmenter() -> Callable[[str], list[str]]:
     breaks: Any = icu.BreakIterator.createWordInstance(icu.Locale.getRoot())
 
     def segments(text: str) -> list[str]:
-        # ICU counts in UTF-16, where a character beyond the first plane has two places.
+        # ICU's offsets count UTF-16 code units, of which a character outside the first plane has two.
         encoded = text.encode("utf-16-le")
         breaks.setText(text)
         ends = list(breaks)

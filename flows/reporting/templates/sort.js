@@ -1,4 +1,4 @@
-// Sorts a table by the data-key of the cells under the heading that is pressed; empty keys come last either way.
+// Sorts a table by the data-key of the cells under the clicked heading; empty keys come last in both directions.
 for (const button of document.querySelectorAll(".sortable thead button")) {
   button.addEventListener("click", () => {
     const heading = button.parentElement, body = heading.closest("table").tBodies[0];

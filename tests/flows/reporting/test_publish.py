@@ -123,7 +123,7 @@ def test_a_page_that_cannot_be_made_is_told_and_no_older_one_stands_for_it(
     monkeypatch.setattr(publishing, "write_report", fail)
     assert not publish(flow_run(results()), root)
     said = capsys.readouterr().err
-    assert "the report was not made: no such figure" in said and "ValueError" in said, "with its traceback"
+    assert "the report was not written: no such figure" in said and "ValueError" in said, "with its traceback"
     assert not (root / PAGE).exists()
     assert read_json(root / "reports" / "run.json")["failed"] is None
     assert logged == []

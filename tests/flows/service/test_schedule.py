@@ -112,7 +112,7 @@ def test_a_schedule_that_is_none_is_refused(
     arguments: list[str], project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli("schedule")(arguments) == 2
-    assert "is no schedule" in capsys.readouterr().err
+    assert f"{arguments[0]} {arguments[1]!r}" in capsys.readouterr().err
 
 
 def test_a_cron_line_means_the_local_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,8 @@ def test_a_server_that_fails_does_not_stop_the_training_and_is_told_of_once(
         assert log is not None
         log(1, {"loss": 0.5})
         log(2, {"loss": 0.5})
-    assert [record.message for record in caplog.records] == ["wandb takes no more figures, the training goes on: gone"]
+    (message,) = (record.message for record in caplog.records)
+    assert message.startswith("wandb") and message.endswith(": gone")
 
 
 def test_a_training_that_failed_is_recorded_as_failed(run: Run) -> None:

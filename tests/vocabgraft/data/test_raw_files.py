@@ -141,11 +141,11 @@ def test_a_row_longer_than_the_header_does_not_shift_its_columns(tmp_path: Path,
         ("t.csv", "a,b\n", "has a header and no rows"),
         ("t.csv", "a,b\n\n\n", "has a header and no rows"),
         ("t.csv", "\na,b\n1,2\n", "line 1 is blank"),
-        ("t.csv", "a,a,b\n1,2,3\n", "column a is there more than once"),
+        ("t.csv", "a,a,b\n1,2,3\n", "column a appears more than once"),
         ("t.csv", "a, b\n1,2\n", "column b is missing; it has a,  b; needed: a, b"),
         ("t.csv", b"a,b\n1,2\n3,\xff\n", "line 3 is not UTF-8 (byte 0xff)"),
         ("t.csv", b"a,b\n1,2\n3,\xc3", "line 3 is not UTF-8 (byte 0xc3)"),
-        ("t.csv", "a,b\n1,2\n3,\0\n", "line 3 holds a NUL"),
+        ("t.csv", "a,b\n1,2\n3,\0\n", "line 3 contains a NUL"),
         ("t.csv", 'a,b\n1,"2\n3,4\n', "cannot be read"),
         ("t.csv", 'a,b\n1,"' + "x" * 140_000 + '"\n', "line 2 cannot be read: field larger"),
         ("t.json", '[{"a": ', "cannot be read as json"),
@@ -154,8 +154,8 @@ def test_a_row_longer_than_the_header_does_not_shift_its_columns(tmp_path: Path,
         ("t.jsonl", '{"a": "x", "b": [1]}\n', "line 1, column b \"['1']\" cannot be read; allowed: text and numbers"),
         ("t.jsonl", '{"a": "x", "b": {"c": 1}}\n', "line 1, column b"),
         ("t.jsonl", '{"a": "\\ud800", "b": "y"}\n', "line 1, column a"),
-        ("t.jsonl", '{"a": "x", "b": "y", "a": "z"}\n', "line 1 is not JSON: a name is there twice"),
-        ("t.jsonl", '["x", "y"]\n', "line 1 holds \"['x', 'y']\", not an object"),
+        ("t.jsonl", '{"a": "x", "b": "y", "a": "z"}\n', "line 1 is not JSON: a name appears twice"),
+        ("t.jsonl", '["x", "y"]\n', "line 1 is \"['x', 'y']\", not an object"),
         ("t.json", '{"a": ["x"], "b": []}', "columns of different lengths"),
         ("t.parquet", b"PAR1 no parquet", "cannot be read as parquet"),
         ("t.xlsx", "a,b\n1,2\n", "ends in '.xlsx'; allowed: .csv, .tsv"),
@@ -172,16 +172,16 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     content = b'a,c\nx,y\n\xff,z\n1,2,3\nq\0,r\n"s"t,u\n'
     told = refusal(tmp_path / "t.csv", content)
     for fault in (
-        "5 faults of ",
+        "5 errors in ",
         "column b is missing; it has a, c",
         "line 3 is not UTF-8 (byte 0xff)",
         "line 4 has 3 fields, but the header has 2",
-        "line 5 holds a NUL",
+        "line 5 contains a NUL",
         "line 6 cannot be read",
     ):
         assert fault in told
     told = refusal(tmp_path / "t.jsonl", b'{"a": "x", "b": "y"}\n\xff\n{"a": oops}\n[]\n{"a": {}, "b": "z"}\n')
-    for fault in ("4 faults of ", "line 2 is not UTF-8", "line 3 is not JSON", "line 4 holds '[]'", "line 5, column a"):
+    for fault in ("4 errors in ", "line 2 is not UTF-8", "line 3 is not JSON", "line 4 is '[]'", "line 5, column a"):
         assert fault in told
 
 
@@ -270,7 +270,7 @@ def test_parquet_gives_the_text_of_each_type_and_refuses_the_others(tmp_path: Pa
         assert list(read_table(tmp_path / "t.parquet", ("a", "b"))["a"]) == expected, name
     for values in (pa.array([[1]]), pa.array([b"x"]), pa.array([{"c": 1}])):
         pq.write_table(pa.table({"a": values, "b": ["p"]}), tmp_path / "t.parquet")
-        with pytest.raises(VocabgraftError, match=r"column a holds .*; allowed: text, numbers and dates"):
+        with pytest.raises(VocabgraftError, match=r"column a has the type .*; allowed: text, numbers and dates"):
             read_table(tmp_path / "t.parquet", ("a", "b"))
 
 
@@ -339,7 +339,7 @@ def test_lines_are_stripped_and_keep_their_number(tmp_path: Path) -> None:
 
 def test_a_text_of_blank_lines_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("\n \n", encoding="utf-8")
-    with pytest.raises(VocabgraftError, match="holds blank lines only"):
+    with pytest.raises(VocabgraftError, match="has only blank lines"):
         read_lines(tmp_path / "t.txt")
 
 
@@ -398,4 +398,4 @@ def test_vectors_in_a_table_of_text_are_refused_at_once(tmp_path: Path) -> None:
     path = tmp_path / "vectors.csv"
     path.write_text('text,embedding\na,"[1, 2]"\n', encoding="utf-8")
     (fault,) = column_faults(path, ("text", "embedding"), ("embedding",))
-    assert "embedding holds lists of numbers" in fault
+    assert "embedding needs lists of numbers" in fault

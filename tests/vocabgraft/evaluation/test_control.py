@@ -29,9 +29,9 @@ def said(merged: float, control: float, count: int = 300) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("merged", "control", "verdict", "advice"),
     [
-        (10.0, 2.0, "better", "the new words bring more than an adapter alone on terms"),
-        (2.0, 10.0, "worse", "without new words a user does better on terms"),
-        (5.0, 5.0, "could be chance", "these items do not tell the new words from an adapter alone"),
+        (10.0, 2.0, "better", "with the new words the model is better than"),
+        (2.0, 10.0, "worse", "the control without new words is better on terms"),
+        (5.0, 5.0, "could be chance", "these items show no difference"),
     ],
 )
 def test_a_planted_gain_is_given_to_whom_it_belongs(merged: float, control: float, verdict: str, advice: str) -> None:
@@ -46,7 +46,7 @@ def test_a_planted_gain_is_given_to_whom_it_belongs(merged: float, control: floa
 def test_few_items_tell_nothing_of_the_two(monkeypatch: pytest.MonkeyPatch) -> None:
     found = said(10.0, 2.0, count=150)
     assert {item["verdict"] for item in found["items"]} == {"smoke figure"}
-    assert "these items do not tell" in found["says"][-1]
+    assert "these items show no difference" in found["says"][-1]
 
 
 def test_vectors_that_stay_valid_speak_for_new_words_only_where_they_do() -> None:

@@ -119,7 +119,7 @@ def test_what_was_not_measured_is_listed(graft: Graft, datasets: list[AcceptedDa
     retention = (RETENTION[0], RETENTION[1], [0.5] * 7)
     found = run(graft, Questions(datasets, retention), merged=load(graft.merged["tokens"]))
     assert found.comparison["problems"] == ["sts has no test row, so it is not measured; raise its held_out.test"]
-    assert "retention: no spearman, since all 7 pairs have the score 0.5" in found.retention["problems"]
+    assert "retention: no spearman, because all 7 pairs have the score 0.5" in found.retention["problems"]
     assert found.retention["spearman"] == {}
     assert found.metrics["merged"]["retention"]["all"] == {"pairs": 7}
     assert set(found.problems) == {*found.comparison["problems"], *found.retention["problems"]}

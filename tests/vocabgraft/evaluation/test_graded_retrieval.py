@@ -89,5 +89,5 @@ def test_the_figures_are_those_of_the_evaluator_of_sentence_transformers(
 
 
 def test_a_similarity_that_is_no_number_is_refused() -> None:
-    with pytest.raises(VocabgraftError, match="benchmark own: a similarity is no number"):
+    with pytest.raises(VocabgraftError, match="benchmark own: a similarity is NaN or infinite"):
         scored([[float("nan"), 1.0]], [{0: 1}])

@@ -34,7 +34,7 @@ def test_an_empty_subset_has_its_count_alone_and_no_comparison() -> None:
     entry = ranked(new_word=np.ones(4, dtype=bool))
     assert figures_of([entry])["base"]["terms"]["no_new_word"] == {"queries": 0}
     assert [item["subset"] for item in compared_items([entry], 0, 17)] == ["all", "new_word"]
-    assert problems_of([entry], ["no_new_word"]) == ["terms without a new word: no mrr, since there are no queries"]
+    assert problems_of([entry], ["no_new_word"]) == ["terms without a new word: no mrr, because there are no queries"]
 
 
 def test_an_item_of_the_comparison_has_every_model_and_says_who_is_missing() -> None:
@@ -65,7 +65,7 @@ def test_what_to_one_model_is_all_alike_has_no_figure_for_that_model_alone() -> 
     entry = ranked(metric="spearman", values=values, scores=np.array([1.0, 2, 3, 4]), counted="pairs")
     assert (entry.figure("base", "all"), entry.figure("merged", "all")) == (100.0, None)
     assert entry.compare("base", "merged", "all", 17) is None
-    assert problems_of([entry], ["all"]) == ["terms: no spearman, since to merged all 4 pairs are equally similar"]
+    assert problems_of([entry], ["all"]) == ["terms: no spearman, because for merged all 4 pairs are equally similar"]
 
 
 def test_of_a_figure_that_is_better_when_lower_a_fall_is_a_gain() -> None:

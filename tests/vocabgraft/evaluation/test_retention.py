@@ -73,7 +73,7 @@ def test_a_small_corpus_is_said_and_has_no_neighbours(graft: Graft, new_words: N
     found = measure_drift(base, merged, texts, new_words)
     assert found["neighbours_kept"] is None
     assert (
-        f"the reference corpus has {len(texts)} texts, too few for 10 neighbours (at least 20)" in found["problems"][0]
+        f"the reference corpus has {len(texts)} texts, too few for 10 neighbors (at least 20)" in found["problems"][0]
     )
     assert any("no text with a new word" in problem for problem in found["problems"])
     assert found["drift"]["new_word"]["mean"] is None
@@ -87,7 +87,7 @@ def test_a_model_of_another_width_keeps_no_vector_and_that_is_said(graft: Graft,
     assert found["valid_share"] == 0.0
     assert found["drift"]["no_new_word"]["mean"] is None
     assert found["neighbours_kept"] is not None
-    assert "have 16 numbers and the base's 32, so no stored vector is valid" in found["problems"][0]
+    assert "have width 16 and the base's 32, so no stored vector is valid" in found["problems"][0]
 
 
 def brute_force(scores: list[float], own: int, count: int) -> set[int]:

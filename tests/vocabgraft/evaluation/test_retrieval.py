@@ -248,19 +248,19 @@ def test_scored_pairs_are_correlated_with_their_scores(
 @pytest.mark.parametrize(
     ("retention", "told"),
     [
-        ((RETENTION[0], RETENTION[1], [0.5] * 7), "retention: no spearman, since all 7 pairs have the score 0.5"),
-        (([], [], []), "retention: no spearman, since there are no pairs"),
+        ((RETENTION[0], RETENTION[1], [0.5] * 7), "retention: no spearman, because all 7 pairs have the score 0.5"),
+        (([], [], []), "retention: no spearman, because there are no pairs"),
         (
             tuple(column[2:] for column in RETENTION),
-            "retention without a new word: no spearman, since there are 2 pairs, too few for a correlation",
+            "retention without a new word: no spearman, because there are 2 pairs, too few for a correlation",
         ),
         (
             tuple(column[:4] for column in RETENTION),
-            "retention with a new word: no spearman, since there are no pairs",
+            "retention with a new word: no spearman, because there are no pairs",
         ),
         (
             (["a dog"] * 4, ["a cat"] * 4, [0.1, 0.2, 0.3, 0.4]),
-            "to base and merged all 4 pairs are equally similar",
+            "for base and merged all 4 pairs are equally similar",
         ),
     ],
 )
@@ -278,5 +278,5 @@ def test_a_damaged_model_gets_no_score(graft: Graft, new_words: NewWords) -> Non
     damaged = load(graft.merged["tokens"])
     rows_of(damaged)[graft.tokens[0].id] = float("nan")
     subject = Subject("merged", damaged, new_words, 4)
-    with pytest.raises(VocabgraftError, match="'the nephrolith' by the merged model is no number"):
+    with pytest.raises(VocabgraftError, match="the merged model's embedding of 'the nephrolith'"):
         measure_retention(RETENTION, [subject], new_words)

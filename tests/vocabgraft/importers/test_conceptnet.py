@@ -104,12 +104,12 @@ def flipped(content: bytes) -> bytes:
 
 WHOLE = gzip.compress("\n".join([*assertions(), ""]).encode(), mtime=0)
 FAULTS = {
-    "gzip cut short": (cut(WHOLE), ("cut short", "fetch it again")),
+    "gzip cut short": (cut(WHOLE), ("truncated", "fetch it again")),
     "gzip damaged": (flipped(WHOLE), ("damaged", "fetch it again")),
     "empty": (b"", ("is empty", "0 bytes")),
     "gzip of nothing": (gzip.compress(b""), ("no row is left of 0 assertions",)),
     "another kind": (b"head,relation,tail\ndog,IsA,animal\n", ("line 1", "'head,relation,tail", "1 columns", "tabs")),
-    "a line cut short": ("\n".join(assertions()).encode()[:-20], ("line", "cut short")),
+    "a line cut short": ("\n".join(assertions()).encode()[:-20], ("line", "truncated")),
     "no weight": (assertion("IsA", "en/a", "en/b").replace("weight", "w").encode(), ("line 1", "weight")),
     "not UTF-8": (b"\xff\xfe" + assertion("IsA", "en/a", "en/b").encode("utf-16-le"), ("line 1 is not UTF-8", "0xff")),
 }

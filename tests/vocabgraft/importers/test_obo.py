@@ -200,17 +200,17 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
 
 GOOD = OBO_HEADER + "[Term]\nid: X:1\nname: lava\n"
 FAULTS = {
-    "cut within a text": (GOOD + 'def: "Molten rock th', ("cut short", "Molten rock th", "no line break")),
-    "quotation mark not closed": (GOOD + 'def: "Molten rock th\n', ("line 13", "def", "quotation marks")),
+    "cut within a text": (GOOD + 'def: "Molten rock th', ("truncated", "Molten rock th", "no line break")),
+    "quotation mark not closed": (GOOD + 'def: "Molten rock th\n', ("line 13", "def", "quoted text")),
     "text not closed before its references": (GOOD + 'def: "Molten rock [X:1]\n', ("line 13", "def", "[X:1]")),
-    "synonym not quoted": (GOOD + "synonym: magma EXACT []\n", ("line 13", "synonym", "quotation marks")),
+    "synonym not quoted": (GOOD + "synonym: magma EXACT []\n", ("line 13", "synonym", "quoted text")),
     "cut within a tag": (GOOD + "is_\n", ("line 13", "'is_'", "tag: value")),
     "relation without a target": (GOOD + "relationship: part_of\n", ("line 13", "'part_of'")),
-    "last term without a name": (GOOD + "[Term]\nid: X:2\n", ("cut short", "X:2", "line 13")),
+    "last term without a name": (GOOD + "[Term]\nid: X:2\n", ("truncated", "X:2", "line 13")),
     "last term without an id": (GOOD + "[Term]\n", ("[Term] at line 13 has no id",)),
     "terms missing": (OBO_HEADER + OBO_TYPEDEFS, ("has no [Term]",)),
     "header alone": (OBO_HEADER, ("has no [Term]",)),
-    "OWL": ('<?xml version="1.0"?>\n<rdf:RDF>\n', ("line 1", "<?xml", "no OBO file", "convert")),
+    "OWL": ('<?xml version="1.0"?>\n<rdf:RDF>\n', ("line 1", "<?xml", "not an OBO file", "convert")),
     "CSV": ("anchor,positive\nlava,rock\n", ("line 1", "anchor,positive")),
     "empty": ("", ("is empty",)),
 }

@@ -273,7 +273,7 @@ def test_turtle_is_read_where_rdflib_is_installed(tmp_path: Path) -> None:
     found = read(tmp_path, TURTLE, "rocks.ttl")
     assert concepts(found)["http://x.org/1"] == Concept("http://x.org/1", "rock", ("stone",))
     assert found.links == (Link("http://x.org/2", "IsA", "http://x.org/1"),)
-    with pytest.raises(VocabgraftError, match="cut short or no Turtle"):
+    with pytest.raises(VocabgraftError, match="truncated or not Turtle"):
         read(tmp_path, TURTLE[:-20], "rocks.ttl")
 
 
@@ -290,16 +290,16 @@ FAULTS = {
         b"<!DOCTYPE rdf:RDF SYSTEM 'x.dtd'>\n" + SKOS_HEAD[39:].encode(),
         ("DOCTYPE",),
     ),
-    "cut short": ("rocks.rdf", skos_xml().encode()[:3000], ("cut short", "line")),
-    "cut in the head": ("rocks.rdf", skos_xml().encode()[:100], ("cut short",)),
+    "truncated": ("rocks.rdf", skos_xml().encode()[:3000], ("truncated", "line")),
+    "cut in the head": ("rocks.rdf", skos_xml().encode()[:100], ("truncated",)),
     "gzip cut short": ("rocks.rdf.gz", gzip.compress(skos_xml().encode())[:400], ("gzip stream has no end",)),
-    "no XML": ("rocks.rdf", b"format-version: 1.2\n", ("no XML",)),
+    "not XML": ("rocks.rdf", b"format-version: 1.2\n", ("not XML",)),
     "XML of another kind": ("rocks.xml", b"<html><body/></html>", ("root is 'html'", "rdf:RDF")),
-    "RDF without labels": ("rocks.rdf", (SKOS_HEAD + "</rdf:RDF>").encode(), ("no label at all", "no SKOS")),
+    "RDF without labels": ("rocks.rdf", (SKOS_HEAD + "</rdf:RDF>").encode(), ("no label at all", "not a SKOS")),
     "nested too deep": ("rocks.rdf", DEEP.encode(), ("nests more than 100",)),
     "undefined entity": ("rocks.rdf", skos_xml().replace("&amp;", "&lava;").encode(), ("undefined entity",)),
-    "a statement cut short": ("rocks.nt", N_TRIPLES.encode()[:-30], ("line 9", "cut short")),
-    "no N-Triples": ("rocks.nt", TURTLE.encode(), ("line 1", "@prefix", "no N-Triples")),
+    "a statement cut short": ("rocks.nt", N_TRIPLES.encode()[:-30], ("line 9", "truncated")),
+    "no N-Triples": ("rocks.nt", TURTLE.encode(), ("line 1", "@prefix", "not N-Triples")),
     "unknown ending": ("rocks.json", b"{}", ("'.json'", ".rdf, .xml, .nt, .ttl")),
     "empty": ("rocks.rdf", b"", ("is empty",)),
 }

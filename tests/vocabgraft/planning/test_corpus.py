@@ -140,21 +140,21 @@ def refused(name: str, content: bytes, folder: Path, columns: tuple[str, ...] = 
         ("corpus.docx", b"word", "ends in '.docx'; allowed: .txt, .csv"),
         ("corpus.zip.gz", b"word", "ends in '.zip.gz'; allowed"),
         ("corpus.parquet.gz", b"word", "ends in '.parquet.gz'; allowed"),
-        ("corpus.txt", b"one\ntwo\0\n", "line 2 holds a NUL"),
+        ("corpus.txt", b"one\ntwo\0\n", "line 2 contains a NUL"),
         ("corpus.txt", b"one\ntwo\n\xff\xfe\n", "line 3 is not UTF-8 (byte 0xff)"),
         ("corpus.txt", b"a\n" * 40_000 + b"\xe9t\xe9\n", "line 40001 is not UTF-8 (byte 0xe9)"),
-        ("corpus.txt", b"a\n" * 40_000 + b"\0\n", "line 40001 holds a NUL"),
-        ("corpus.txt.gz", b"no gzip", "is no whole gzip file"),
-        ("corpus.txt.gz", gzip.compress(b"word\n" * 99, mtime=0)[:-9], "is no whole gzip file"),
+        ("corpus.txt", b"a\n" * 40_000 + b"\0\n", "line 40001 contains a NUL"),
+        ("corpus.txt.gz", b"no gzip", "gzip"),
+        ("corpus.txt.gz", gzip.compress(b"word\n" * 99, mtime=0)[:-9], "gzip"),
         ("corpus.csv", b"title,body\na,b\n", "column text is missing; it has title, body"),
-        ("corpus.csv", b"id,text\n1,a\n2,b,c\n", "line 3 ends a row of 3 fields; the header has 2"),
+        ("corpus.csv", b"id,text\n1,a\n2,b,c\n", "line 3 has 3 fields, but the header has 2"),
         ("corpus.csv", b"text\n" + b"a\n" * 40_000 + b"\xff\n", "line 40002 is not UTF-8 (byte 0xff)"),
-        ("corpus.csv", b"text\n" + b"a\n" * 40_000 + b"\0\n", "line 40002 holds a NUL"),
+        ("corpus.csv", b"text\n" + b"a\n" * 40_000 + b"\0\n", "line 40002 contains a NUL"),
         ("corpus.csv", b'text\n"open' + b" word\n" * 40_000, "check that quotes are closed"),
         ("corpus.csv", b"text\n" + b"a" * (1 << 20), "line 2 is longer than 1,048,576 bytes"),
         ("corpus.jsonl", b'{"title": "a"}\n', "column text is missing; it has title"),
         ("corpus.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
-        ("corpus.jsonl", b'{"text": "a"}\n["b"]\n', "line 2 holds a list; allowed: one JSON object a line"),
+        ("corpus.jsonl", b'{"text": "a"}\n["b"]\n', "line 2 is a list; allowed: one JSON object per line"),
         ("corpus.parquet", b"PAR1 and no more", "corpus.parquet cannot be read as .parquet"),
     ],
 )
@@ -171,12 +171,12 @@ def test_a_column_of_numbers_is_refused(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     parquet.write_table(pa.table({"text": [1, 2]}), tmp_path / "corpus.parquet")
-    with pytest.raises(VocabgraftError, match=r"column text holds int64; allowed: text"):
+    with pytest.raises(VocabgraftError, match=r"column text has the type int64; allowed: text"):
         texts_of([tmp_path / "corpus.parquet"])
 
 
 def test_what_is_not_there_or_holds_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VocabgraftError, match="is missing"):
         find_files([tmp_path / "corpus.txt"])
-    with pytest.raises(VocabgraftError, match="holds no corpus file"):
+    with pytest.raises(VocabgraftError, match="has no corpus file"):
         find_files([tmp_path])

@@ -164,10 +164,10 @@ def test_a_folder_outside_of_the_raw_data_is_said_to_need_a_move(
 
 
 FAULTS: dict[str, tuple[list[str], bytes, str]] = {
-    "gzip cut short": (["conceptnet", "in.gz"], gzip.compress("\n".join(assertions()).encode())[:300], "cut short"),
+    "gzip cut short": (["conceptnet", "in.gz"], gzip.compress("\n".join(assertions()).encode())[:300], "truncated"),
     "no row left": (["conceptnet", "in.gz", "--min-weight", "99"], "\n".join(assertions()).encode(), "--min-weight"),
     "weight no number": (["conceptnet", "in.gz", "--min-weight", "nan"], b"x", "min_weight is nan"),
-    "OBO cut short": (["obo", "in.obo"], obo_text().encode()[:1500], "cut short"),
+    "OBO cut short": (["obo", "in.obo"], obo_text().encode()[:1500], "truncated"),
     "unknown scope": (["obo", "in.obo", "--scopes", "NEAR"], obo_text().encode(), "allowed: EXACT"),
     "no word frequent enough": (["obo", "in.obo", "--min-uses", "999"], obo_text().encode(), "--min-uses"),
     "base not there": (["obo", "in.obo", "--base", "./none"], obo_text().encode(), "--base is './none'"),

@@ -69,7 +69,7 @@ def test_against_a_background_only_special_words_are_taken(arguments: list[str])
 def test_a_background_of_numbers_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     write_lines(Path("numbers.txt"), ["1 2 3"])
     assert main([*arguments, "--background", "numbers.txt"]) == 2
-    assert "the background has no word to compare with" in capsys.readouterr().err
+    assert "the background has no words" in capsys.readouterr().err
     assert not Path("plan").exists()
 
 
@@ -88,8 +88,8 @@ def test_the_knee_is_marked_in_the_plot(arguments: list[str]) -> None:
     [
         (None, [], "corpus.txt is missing"),
         (b"", [], "corpus.txt is empty"),
-        (b"\x7fELF\x00\x01\xff", [], "line 1 holds a NUL"),
-        (b"\n \n", [], "corpus: the corpus holds blank texts only"),
+        (b"\x7fELF\x00\x01\xff", [], "line 1 contains a NUL"),
+        (b"\n \n", [], "corpus: the corpus has only blank texts"),
         (b"word\n", [], "no word of 1 is worth adding"),
         (b"word\n", ["--top", "0"], "Invalid value for '--top'"),
         (b"word\n", ["--min-count", "0"], "min_count is 0; allowed: 1 or more"),
