@@ -140,7 +140,7 @@ def test_a_known_answer_stands_in_the_way_only_where_it_is_not_known() -> None:
 def test_a_score_that_is_no_number_is_refused(planted: float, where: str) -> None:
     arrays = {"queries": np.ones((1, 2), dtype=np.float32), "entities": np.ones((3, 2), dtype=np.float32)}
     arrays[where][0, 0] = planted
-    with pytest.raises(VocabgraftError, match="a score of link prediction is no number"):
+    with pytest.raises(VocabgraftError, match="a score of link prediction is NaN"):
         rank_triples(**arrays, triples=np.array([[0, 0, 1]]), known=NO_TRIPLES, direction="tail")
 
 
