@@ -91,7 +91,7 @@ def test_a_format_has_its_evaluator_and_texts_have_none() -> None:
         ("pairs", "TripletEvaluator", {}, "does not fit the format pairs; evaluators that do: InformationRetrieval"),
         ("pairs", "Retrieval", {}, "there is no evaluator Retrieval; for pairs: InformationRetrievalEvaluator"),
         ("pairs", None, {"mrr_at": [3]}, "no argument mrr_at (do you mean mrr_at_k?)"),
-        ("labelled_pairs", "LabelAccuracyEvaluator", {}, "asks the classifier of SoftmaxLoss"),
+        ("labelled_pairs", "LabelAccuracyEvaluator", {}, "needs the classifier of SoftmaxLoss"),
     ],
 )
 def test_an_evaluator_that_does_not_fit_is_refused(
