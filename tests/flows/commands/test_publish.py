@@ -172,7 +172,7 @@ def _nothing(_: Path) -> None:
         (_unlicensed, [], "the license of model is not known"),
         (_incomplete, [], "no modules.json"),
         (_nothing, ["--repo", "a/b/c"], "--repo is 'a/b/c'"),
-        (_nothing, ["--onnx", "nowhere"], "--onnx is nowhere, which is no export"),
+        (_nothing, ["--onnx", "nowhere"], "--onnx is nowhere, which is not an export"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_sent(

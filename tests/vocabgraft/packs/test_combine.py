@@ -130,5 +130,5 @@ def test_of_many_conflicts_the_first_are_shown_and_all_counted(
     tiny: "SentenceTransformer", base_tokenizer: "Tokenizer"
 ) -> None:
     words = [word(f"gastro{letter}dyn") for letter in "abcdefghijklmnop"]
-    with pytest.raises(VocabgraftError, match=r"^16 tokens contradict[\s\S]*and 6 more$"):
+    with pytest.raises(VocabgraftError, match=r"^16 tokens conflict[\s\S]*and 6 more$"):
         combine([pack_of(tiny, "one", *words), pack_of(tiny, "other", *words, seed=2)], base_tokenizer)
