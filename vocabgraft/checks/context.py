@@ -196,7 +196,7 @@ class Evidence:
         return sink_limits(self.model("base"), self.new_ids)
 
     def reads(self, texts: Sequence[str], ids: Collection[int]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-        """Whether each text has one of these tokens within what the merged model reads of it: (texts,)."""
+        """Whether each text has one of these tokens within the merged model's maximum length: (texts,)."""
         if not texts:
             return np.zeros(0, dtype=bool)
         window = self.model("merged").max_seq_length

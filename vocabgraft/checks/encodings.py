@@ -309,7 +309,7 @@ def onnx_export(evidence: Evidence) -> Finding:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_onnx_folder(model, folder)
-        # Threads that wait for a core spin, so there are no more than torch was given.
+        # Threads that wait for a core spin, so use as many as torch does.
         encoder = OnnxEncoder.from_folder(folder, torch.get_num_threads())
         differences = [
             (difference, text)

@@ -43,7 +43,7 @@ class TooFew:
     """There are too few tokens, texts or triples for any result to be significant.
 
     Attributes:
-        reason: how many there are, and how many are needed.
+        reason: the number of items, and the number needed.
         figure: the value that was measured anyway; None if there is none.
         warnings: as in `Finding`.
     """

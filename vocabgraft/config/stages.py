@@ -342,7 +342,7 @@ class GateParams(Section):
             `tokens_per_text`: the tokens saved per text are shown to be above `min_gain`. The texts are those of the
             test splits; if there are none, the contexts that distillation held out.
             `fidelity`: the mean cosine between the model's embedding of a text and the base's is shown to be above
-            `min_fidelity`. It measures how well one new token stands for its subword tokens, so it is no gain over the
+            `min_fidelity`. It measures how well one new token replaces its subword tokens, so it is not a gain over the
             base. The texts contain a new word and were not trained on: test splits and held-out contexts.
             `retention`: Spearman's rho on all retention pairs, including those with a new word, is shown to fall by
             less than `max_retention_drop`. This is stricter than the retention gate, which reads the pairs without a
