@@ -207,7 +207,7 @@ def _params(given: Given, base: str, name: str) -> tuple[dict[str, Any], list[Ch
         "train_adapter": {"method": "tokens", "epochs": 2, "arguments": {}, "best_metric": None, "evaluators": []},
         "merge_adapter": {"name": name},
         "train_control": {},
-        "check_consistency": {"waived": {"onnx_export": "nobody exports this model"}},
+        "check_consistency": {"waived": {}},
         "evaluate_model": {"control": False, "benchmarks": [], "mteb_tasks": []},
         "register_model": {"name": name, "gates": gates},
     }
@@ -218,7 +218,7 @@ def _data_and_gates(given: Given) -> tuple[dict[str, Any], dict[str, Any], list[
     data: dict[str, Any] = {"vocabulary": "vocabulary.csv", "contexts": ["contexts.txt"] if given.contexts else []}
     retention = Choice("validate_data.retention", "left out", "the general pairs of the package serve")
     datasets = [
-        {"name": name, "format": examples.dataset_format, "files": {"train": f"{name}.csv"}, "held_out": HELD_OUT}
+        {"name": name, "format": examples.dataset_format, "files": {"train": f"{name}.csv"}, "held_out": dict(HELD_OUT)}
         for name, examples in given.examples.items()
     ]
     if given.examples:
