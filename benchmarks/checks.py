@@ -65,7 +65,7 @@ def main() -> None:
         (f"words of {MANY} or more subword tokens", (3, 30, len(rare.alone)), _judge_words(rare, alpha)),
         ("all words", (3, 30, 300), _judge_words(words, alpha)),
         (f"relations, {TRIPLES} triples each", (3, len(relations)), _judge_relations(relations, alpha)),
-    for heading in ("tokens", "fault", "told apart", "swapped"):
+    ):
         table = Table(title=f"{title}; alpha {alpha}, {draws} draws\nfailed in % (too few to judge in %)")
         for heading in ("tokens", "fault", "told apart", "swapped"):
             table.add_column(heading)

@@ -274,8 +274,8 @@ class Bench:
 
 
 def _say(name: str, row: Figures) -> None:
-    told = f"{row.steps} steps, MRR {100 * row.metrics['mrr']:.2f}, STS-B {row.spearman:.2f}"
-    print(f"{name}: {told}", flush=True)
+    line = f"{row.steps} steps, MRR {100 * row.metrics['mrr']:.2f}, STS-B {row.spearman:.2f}"
+    print(f"{name}: {line}", flush=True)
 
 
 def _in_batch(model: "SentenceTransformer") -> torch.nn.Module:

@@ -131,8 +131,8 @@ def measure_parallel(project: Path, registrations: int, models: int) -> None:
         got = list(pool.map(register, range(registrations)))
         seconds = time.perf_counter() - started
     left = [int(entry.version) for entry in client.search_model_versions() if entry.name == "parallel"]
-    told = f"{len(left)} versions, {seconds:.1f} s; each got one that stays: {set(got) == set(left)}"
-    print(f"{registrations} parallel registrations of {models} models: {told} (target: {models})")
+    summary = f"{len(left)} versions, {seconds:.1f} s; each got one that stays: {set(got) == set(left)}"
+    print(f"{registrations} parallel registrations of {models} models: {summary} (target: {models})")
 
 
 @contextmanager

@@ -167,8 +167,8 @@ def _settings(initialization: str, distillation: DistillationParams | Mapping[st
 
 def refused(place: str, error: ValidationError) -> VocabgraftError:
     """The refused settings, each with the value seen and the reason."""
-    told = [
+    problems = [
         f"{'.'.join(map(str, entry['loc'])) or 'settings'}: {entry['msg']} (seen: {entry['input']!r})"
         for entry in error.errors()
     ]
-    return VocabgraftError(f"{place}: {'; '.join(told)}")
+    return VocabgraftError(f"{place}: {'; '.join(problems)}")

@@ -367,8 +367,8 @@ def run_check(entry: CheckEntry, evidence: Evidence) -> Check:
             return _result(entry, "waived", reason=waived)
         found = entry.find(evidence)
     except Exception as error:  # noqa: BLE001  # a check that raises has not shown what it must show
-        told = f"could not run: {error if isinstance(error, VocabgraftError) else _named(error)}"
-        return _result(entry, "waived", reason=waived, details=(told,)) if waived else _result(entry, "failed", told)
+        why = f"could not run: {error if isinstance(error, VocabgraftError) else _named(error)}"
+        return _result(entry, "waived", reason=waived, details=(why,)) if waived else _result(entry, "failed", why)
     if isinstance(found, TooFew):
         return _result(entry, "too few to judge", found.reason, figure=found.figure, warnings=found.warnings)
     verdict: Verdict = "passed" if found.holds else "waived" if waived else "failed"

@@ -136,14 +136,14 @@ def load_model(
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code, "model_kwargs": weights}
     options["device"] = device
     # A model's own code may fail in any way, most often because a package that it needs is not installed.
-    told: tuple[type[Exception], ...] = (Exception,) if trust_remote_code else (OSError, ValueError)
+    expected: tuple[type[Exception], ...] = (Exception,) if trust_remote_code else (OSError, ValueError)
     try:
         if classes:
             # The public way to load own classes, trust_remote_code, would also run code in the folder.
             model = SentenceTransformer._load_with_module_classes(str(folder), classes, **options).eval()
         else:
             model = SentenceTransformer(str(folder), **options).eval()
-    except told as error:
+    except expected as error:
         raise VocabgraftError(f"{folder} does not load as a sentence-transformers model: {error}") from error
     _leave_out_absent_weights(model, folder)
     return model

@@ -208,8 +208,8 @@ def _key(features: Features, place: int) -> bytes:
     """A hash of everything that identifies a text: its ids, and the features of the batch (its prompt, its route)."""
     ids = features["input_ids"][place][features["attention_mask"][place].bool()]
     said = {name: value for name, value in features.items() if not _is_by_row(value, len(features["input_ids"]))}
-    told = ids.cpu().numpy().tobytes() + repr(sorted(said.items())).encode()
-    return hashlib.blake2b(told, digest_size=16).digest()
+    content = ids.cpu().numpy().tobytes() + repr(sorted(said.items())).encode()
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _is_by_row(value: Any, rows: int) -> bool:

@@ -375,9 +375,9 @@ def _run(trainer: Any, params: TrainAdapterParams) -> None:
     except (RuntimeError, MemoryError) as error:
         if not told_of_memory(error):
             raise
-        told = str(error).splitlines()[0][:200]
+        message = str(error).splitlines()[0][:200]
         raise VocabgraftError(
-            f"the training ran out of memory with train_adapter.batch_size {params.batch_size} ({told}); "
+            f"the training ran out of memory with train_adapter.batch_size {params.batch_size} ({message}); "
             "lower it, set train_adapter.arguments to {auto_find_batch_size: true}, or use a Cached loss, such as "
             "CachedMultipleNegativesRankingLoss with arguments: {mini_batch_size: 16}, which fits any batch"
         ) from error
