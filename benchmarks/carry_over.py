@@ -68,8 +68,7 @@ class Questions:
 
 
 def main() -> None:
-    """Make the small base and the pack if they are missing, transfer the pack with every method, and print one
-    table."""
+    """Make the missing small base and pack, transfer the pack with every method, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder of the small base and the pack")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder of chmo/, cn-100k/ and stsb-dev/")

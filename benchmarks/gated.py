@@ -84,8 +84,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Figures:
-    """The metrics of one model: the rank of each query's answer, Spearman's rho, the share of documents kept,
-    seconds."""
+    """The metrics of one model: ranks of the answers, Spearman's rho, share of documents kept, seconds."""
 
     ranks: Array
     spearman: float

@@ -97,8 +97,7 @@ class TrustRegion(NoBound):
 
 
 class Penalty(NoBound):
-    """A gradient against hidden activations larger than those of any of the base's own words, for 64 tokens per
-    step."""
+    """A gradient against activations above those of the base's own words, for 64 tokens per step."""
 
     WEIGHT = 1.0
 

@@ -1,5 +1,4 @@
-"""A small base with another type of tokenizer that can find paraphrases: byte-level BPE, distilled from
-all-MiniLM-L6-v2.
+"""A small base with a byte-level BPE tokenizer that finds paraphrases, distilled from all-MiniLM-L6-v2.
 
 It learns all-MiniLM's embeddings of general phrases (CN-100K, STS-B dev) and of texts about the concepts of the
 Chemical Methods Ontology that are not held out. Its tokenizer is trained only on the general phrases, so it splits the

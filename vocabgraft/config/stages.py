@@ -282,8 +282,7 @@ class CheckConsistencyParams(Section):
 
 
 class TrainControlParams(Section):
-    """The control has no settings of its own: it uses those of `train_adapter`; `evaluate_model.control` turns it
-    on."""
+    """The control uses the settings of `train_adapter`; `evaluate_model.control` turns it on."""
 
 
 class BenchmarkParams(Section):

@@ -158,8 +158,7 @@ def updated_vectors(
 def largest_deviation(
     model: "SentenceTransformer", texts: list[str], stored: Any, settings: EncodingSettings | None = None
 ) -> float:
-    """The largest difference of a number in the stored vectors, (texts, width), from the model's, by the vector's
-    length.
+    """The largest difference of the stored vectors, (texts, width), from the model's, by the vector's length.
 
     Rounding to 16-bit floats is not counted. A text's padding depends on its batch, so vectors of all-MiniLM differ by
     about 1e-7 between batches in float32.

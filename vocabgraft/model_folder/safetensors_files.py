@@ -36,8 +36,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class LongerTensor:
-    """An extended tensor: its old entries, overwritten with `values` from entry `first` on, then zeros to the new
-    shape.
+    """An extended tensor: old entries, overwritten with `values` from entry `first` on, then zeros.
 
     The entries lie along `axis`, before which every length is 1; `values` is uint8 of shape (entries, bytes of one).
     """

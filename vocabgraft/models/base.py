@@ -80,8 +80,7 @@ def locate_base(
 
 
 def identify_base(folder: Path, params: BaseParams, resolved: str) -> BaseIdentity:
-    """Hash every file that a load may read, and the code that may run; refuse weights that differ from
-    `params.sha256`."""
+    """Hash the files and the code that a load may use; refuse weights that differ from `params.sha256`."""
     files = read_file_hashes(folder)
     seen = weights_sha256(folder, files)
     if params.sha256 is not None and seen != params.sha256:

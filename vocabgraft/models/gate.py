@@ -36,8 +36,7 @@ def put_gate(model: "SentenceTransformer", new_ids: Sequence[int], weights: "Map
 
 
 def gated(plain: Any, adapted: Any, new_ids: Sequence[int]) -> "Module":
-    """Combine two Transformers with one tokenizer: `adapted` reads texts with one of the new tokens, `plain` the
-    others."""
+    """Combine two Transformers with one tokenizer: `adapted` for texts with a new token, `plain` for the others."""
     from vocabgraft.models.gated_transformer import GatedTransformer
 
     joined: Module = GatedTransformer.joined(plain, adapted, ranges_of(new_ids))

@@ -92,8 +92,7 @@ class GatedTransformer(Transformer):  # type: ignore[misc]
         return {name: value.detach() for name, value in adapted if value is not own[name]}
 
     def opened_by(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Whether each text of a batch holds a new token: bool, (texts,), from ids and mask of shape (texts,
-        tokens)."""
+        """Whether each text of a batch holds a new token: bool, (texts,); ids and mask are (texts, tokens)."""
         new = torch.zeros_like(ids, dtype=torch.bool)
         for first, last in self.gates:
             new |= (ids >= first) & (ids <= last)

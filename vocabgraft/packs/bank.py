@@ -466,8 +466,7 @@ class VocabularyBank:
         view.processor.model_max_length = self.model.max_seq_length
 
     def _shares(self, chosen: Sequence[tuple[str, ...]]) -> "Iterator[tuple[SentenceTransformer, list[int]]]":
-        """Models with the indices of the texts that each encodes; one model for all texts without an adapter, if
-        possible."""
+        """Models with the indices of their texts; one model for all texts without an adapter, if possible."""
         places: dict[tuple[str, ...], list[int]] = {}
         for place, names in enumerate(chosen):
             places.setdefault(names, []).append(place)

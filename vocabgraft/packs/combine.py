@@ -123,8 +123,7 @@ def combine(
 
 
 def overlaps(packs: Sequence[Pack], tokenizer: "Tokenizer") -> list[Conflict]:
-    """Tokens of one pack that are part of a token of another, so that a text with the longer is read as the longer
-    only."""
+    """Tokens of one pack that are part of a token of another, which hides them wherever it occurs."""
     found = []
     for number, pack in enumerate(packs):
         texts = {normalised(tokenizer, text): text for text in pack.texts}

@@ -196,8 +196,7 @@ def fidelity(
 
 
 def _as_described(token: ExtendedToken, unknown_id: int | None) -> NewToken:
-    """The token for `read_with_descriptions`: a token that the base reads only as unknown is treated as a special
-    one."""
+    """The token for `read_with_descriptions`: special if the base reads it only as unknown."""
     unreadable = all(piece == unknown_id for piece in token.pieces)
     return NewToken(token.text, "special", token.description) if unreadable else token.new_token
 

@@ -78,8 +78,7 @@ class SinkProbe:
 
     @torch.no_grad()
     def ratios(self, model: "SentenceTransformer") -> Floats:
-        """The ratio of the largest hidden activation at each token's position to that at the first token: shape
-        (tokens,).
+        """The largest hidden activation at each token's position divided by the first token's: (tokens,).
 
         The maximum over all layers and forms. NaN for a token that no form holds, and for a model without hidden
         states.

@@ -139,8 +139,7 @@ def embedding_name(model: "SentenceTransformer") -> str:
 
 
 def adapter_parameters(model: "SentenceTransformer") -> dict[str, torch.nn.Parameter]:
-    """The adapter's parameters by name: those that PEFT saves, even if a phase freezes them; empty without an
-    adapter."""
+    """The parameters that PEFT saves with the adapter, by name, frozen or not; empty without an adapter."""
     from peft import get_peft_model_state_dict
 
     transformer = model[0].auto_model

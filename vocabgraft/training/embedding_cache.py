@@ -167,8 +167,7 @@ def _constants(
 def _computed(
     model: "SentenceTransformer", forward: Any, features: Features, places: Sequence[int], options: dict[str, Any]
 ) -> torch.Tensor:
-    """Float32 embeddings of the texts at these indices, in ascending order, in evaluation mode and without a
-    gradient."""
+    """Float32 embeddings of these texts, in ascending order of index, in evaluation mode, without gradients."""
     mask = features["attention_mask"].bool()
     wanted = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
     wanted[list(places)] = True

@@ -132,8 +132,7 @@ def load_guides(losses: Sequence[LossParams], base: "SentenceTransformer") -> di
 
 
 def own_parameters(losses: Losses, model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that a loss, or the losses of several datasets, train beside the model, such as a classifier, by
-    name."""
+    """Parameters by name that losses train beside the model, such as a classifier."""
     losses = {"loss": losses} if isinstance(losses, nn.Module) else losses
     of_model = {id(parameter) for parameter in model.parameters()}
     return {

@@ -142,8 +142,7 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         return f"; the last checkpoint is {found}" if found else ""
 
     def _average_own_gradients(self) -> None:
-        """Average the gradients of a loss's own parameters, which torch's wrapper for several processes does not
-        cover."""
+        """Average the gradients of a loss's own parameters, which torch's wrapper does not cover."""
         if self.args.world_size == 1 or not isinstance(self.loss, dict):
             return
         for parameter in own_parameters(self.loss, self.model).values():
@@ -224,8 +223,7 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
 
     def _progress(self) -> dict[str, Any]:
-        """State that the library does not save: the losses since the last log entry, and the count for early
-        stopping."""
+        """State that the library does not save: losses since the last log entry, count for early stopping."""
         parts = {kind: {name: value.item() for name, value in of.items()} for kind, of in self._components().items()}
         return {
             "loss": self._tr_loss.item(),
