@@ -1,1 +1,1 @@
-"""Measurements: each prints a table with the figure, the goal and what it was measured beside."""
+"""Benchmarks: each prints a table with the value, the goal and the comparison."""

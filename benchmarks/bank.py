@@ -2,9 +2,9 @@
 
 python -m benchmarks.bank
 
-Every figure is of one run on one machine, as medians, beside its goal and beside what the same costs with a merged
-model for each vocabulary. Rows and words are generated; the base is all-MiniLM-L6-v2, and for the last figure a model
-of one layer with a matrix of 250,002 x 1,024 and a Unigram tokenizer of as many pieces.
+All values are medians of one run on one machine, shown with their goal and with the cost of one merged model per
+vocabulary. Rows and words are generated; the base is all-MiniLM-L6-v2, and for the last value a model of one layer with
+a matrix of 250,002 x 1,024 and a Unigram tokenizer with as many tokens.
 """
 
 import argparse
@@ -44,7 +44,7 @@ Row = tuple[str, str, str, str]
 
 
 def main() -> None:
-    """Measure both bases and print a table beside the goals."""
+    """Measure both bases and print a table with the goals."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
@@ -59,7 +59,7 @@ def main() -> None:
 def _small(rounds: int) -> list[Row]:
     model = load_model(locate_base(BASE), device="cpu")
     bank = VocabularyBank(model)
-    # What a first call allocates is no cost of a vocabulary.
+    # Allocations of a first call are not a cost of a vocabulary.
     model.encode(["a text"], show_progress_bar=False)
     started = time.process_time()
     base = bank.base
@@ -92,7 +92,7 @@ def _small(rounds: int) -> list[Row]:
 
 
 def _encoding(bank: VocabularyBank, rounds: int) -> list[Row]:
-    """Of texts with a new word each, the merged model and the bank by turns."""
+    """Texts with a new word each, encoded alternately by the merged model and the bank."""
     texts = [f"text {number} of {_word(0, number % 97)} and more" for number in range(TEXTS)]
     of_each = [f"text {number} of {_word(number % PACKS, number % 97)} and more" for number in range(TEXTS)]
     before = _memory()
@@ -107,16 +107,16 @@ def _encoding(bank: VocabularyBank, rounds: int) -> list[Row]:
     }
     times = _by_turns(sides, rounds)
     ratios = {name: _ratios(times[name], times["merged"]) for name in times}
-    alone = f"{statistics.median(times['merged']) / TEXTS * 1e3:.2f} ms a text merged"
+    alone = f"{statistics.median(times['merged']) / TEXTS * 1e3:.2f} ms per text merged"
     return [
         ("encoding / merged model", _spread(ratios["bank"]), "< 1.03", alone),
         (f"encoding, {PACKS} vocabularies in each batch / merged", _spread(ratios["mixed"]), "", ""),
-        ("merging one instead", f"{merging * 1e3:.0f} ms", "", f"{copied / MIB:.0f} MiB a vocabulary"),
+        ("merging one instead", f"{merging * 1e3:.0f} ms", "", f"{copied / MIB:.0f} MiB per vocabulary"),
     ]
 
 
 def _with_lora(bank: VocabularyBank, rounds: int) -> list[Row]:
-    """A LoRA of the shipped size in three packs, so that one of them is always without its folded weights."""
+    """A LoRA with the shipped settings in three packs, so that one of them never has its merged weights cached."""
     names = ["lora0", "lora1", "lora2"]
     loads = []
     for number, name in enumerate(names):
@@ -139,18 +139,18 @@ def _with_lora(bank: VocabularyBank, rounds: int) -> list[Row]:
     times = _by_turns(sides, rounds)
     for name in names:
         bank.delete(name)
-    copied = f"{folded / MIB:.1f} MiB for each of the {FOLDED_KEPT} used last"
+    copied = f"{folded / MIB:.1f} MiB for each of the {FOLDED_KEPT} last used"
     return [
         ("LoRA: load a pack", f"{_ms(loads)} ms", "", ""),
-        ("LoRA: switch to one not used of late", f"{_ms(first)} ms", "", copied),
-        ("LoRA: switch to one of those used last", f"{_ms(again)} ms", "< 5 ms", ""),
+        ("LoRA: switch to one not used recently", f"{_ms(first)} ms", "", copied),
+        ("LoRA: switch to one of the last used", f"{_ms(again)} ms", "< 5 ms", ""),
         ("LoRA: encoding / merged model", _spread(_ratios(times["active"], times["merged"])), "< 1.03", ""),
         ("LoRA: every other text with it / merged", _spread(_ratios(times["mixed"], times["merged"])), "", ""),
     ]
 
 
 def _lora(model: "SentenceTransformer", seed: int) -> PackAdapter:
-    """Of the shipped rank on the shipped layers, with random weights."""
+    """A LoRA with the shipped rank and layers, and with random weights."""
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     shipped = load_params(ROOT / "params.yaml").train_adapter.lora
@@ -164,7 +164,7 @@ def _lora(model: "SentenceTransformer", seed: int) -> PackAdapter:
 
 
 def _by_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, by turns in both orders, so that none always comes after the same one."""
+    """Seconds of each side; the order alternates, so that none always follows the same one."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for encode in sides.values():
         encode()
@@ -255,7 +255,7 @@ def _seconds(do: Callable[[], object]) -> float:
 
 
 def _memory() -> int:
-    """Bytes that this process alone holds."""
+    """Bytes of memory that only this process uses."""
     gc.collect()
     return int(psutil.Process().memory_full_info().uss)
 

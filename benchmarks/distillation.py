@@ -1,9 +1,9 @@
-"""Distillation's speed: 10,000 contexts of 1,000 words, and a step at a small and at a large vocabulary.
+"""Distillation's speed: 10,000 contexts of 1,000 words, and a step with a small and a large vocabulary.
 
 python -m benchmarks.distillation [--contexts 10000] [--words 1000] [--repeats 5]
 
-The contexts are sentences of the shipped example in which a word is replaced by a made-up one of three pieces. Imports
-and loading are left out, as the goal leaves them out.
+The contexts are sentences of the shipped example in which a word is replaced by a made-up one of three subword tokens.
+Imports and loading are not measured, as in the goal.
 """
 
 import argparse
@@ -39,7 +39,7 @@ STEPS = 20
 
 
 def main() -> None:
-    """Measure both and print one table beside the goals."""
+    """Measure both and print one table with the goals."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--contexts", type=int, default=10_000)
     parser.add_argument("--words", type=int, default=1_000)
@@ -90,7 +90,7 @@ def _ratio_of_a_step(
     settings: DistillationParams,
     repeats: int,
 ) -> float:
-    """The median of the seconds of the same steps at two sizes of the matrix, measured in turn, as a ratio."""
+    """The ratio of the median seconds of the same steps at two sizes of the matrix, measured alternately."""
     small, large = (_student(model, tokenizer, tokens) for _ in range(2))
     large[0].auto_model.resize_token_embeddings(LARGE, mean_resizing=False)
     some = contexts[: STEPS * settings.batch_size]
@@ -103,7 +103,7 @@ def _ratio_of_a_step(
 
 
 def _words(raw: Any, count: int) -> list[str]:
-    """Made-up words of a whole word's piece and two following ones."""
+    """Made-up words of one word-initial and two following subword tokens."""
     generator = random.Random(0)
     vocabulary = sorted(raw.get_vocab())
     starts = [piece for piece in vocabulary if piece.isascii() and piece.isalpha() and len(piece) > 3]

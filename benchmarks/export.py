@@ -1,9 +1,9 @@
-"""A model exported to ONNX beside the same model in torch: size, speed and what is kept of it.
+"""A model exported to ONNX compared with the same model in torch: size, speed and agreement.
 
 python -m benchmarks.export [--model MODEL] [--threads 1] [--texts 1000]
 
-Texts are the anchors (queries) and positives (documents) of data/raw/terms.csv. All forms take turns, round by round;
-seconds are those of the CPU, medians of the rounds, so what else the machine does hardly counts.
+Texts are the anchors (queries) and positives (documents) of data/raw/terms.csv. The forms alternate round by round.
+Seconds are CPU seconds, medians of the rounds, so other load on the machine hardly matters.
 """
 
 import argparse
@@ -30,8 +30,8 @@ def main() -> None:
     """Export in every precision, encode the texts in turns and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=BASE, help=f"folder, Hub id or package:MODULE/FOLDER (default: {BASE})")
-    parser.add_argument("--threads", type=int, default=1, help="of each form (default: 1)")
-    parser.add_argument("--texts", type=int, default=1000, help="of each kind at most (default: 1,000)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each form (default: 1)")
+    parser.add_argument("--texts", type=int, default=1000, help="most texts of each kind (default: 1,000)")
     options = parser.parse_args()
     import torch
 

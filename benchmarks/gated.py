@@ -1,13 +1,13 @@
-"""Whether an adapter that acts only on texts with a new token is worth its code, on CHMO and the shipped example.
+"""The gain of an adapter that acts only on texts with a new token, on CHMO and the shipped example.
 
 python -m benchmarks.gated [--on chmo|example] [--seeds 1 2 3] [--methods tokens gated ...] [--split validation]
     [--set epochs=2 ...] [--rows FOLDER]
 
-`gated` trains new rows and LoRA; a text without a new token is a constant of the base, in training as in use. The other
+`gated` trains new rows and LoRA; texts without a new token keep the base's embedding, in training and in use. The other
 methods are those of benchmarks.chmo_training; `control` is LoRA without a new word. All share words, distilled rows,
-pairs and epochs. Of a gated model and of `tokens` the vectors of texts without a new token stay valid. The second table
-has the queries by whether they and the name they ask for hold a new token, since there the two paths meet. `example`
-asks for the held-out terms of the shipped example. `--rows` keeps the distilled rows in a folder, for a second call.
+pairs and epochs. With `gated` and `tokens` the vectors of texts without a new token stay valid. The second table splits
+the queries by whether they and their answer hold a new token, since these cases mix the two paths. `example` uses the
+held-out terms of the shipped example. `--rows` keeps the distilled rows in a folder for a second run.
 """
 
 import argparse
@@ -72,7 +72,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method starts from: the base, the resized base, the pairs, the ids of the new tokens."""
+    """The inputs of a method: the base, the resized base, the pairs, the ids of the new tokens."""
 
     base: Any
     resized: Any
@@ -84,7 +84,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one model gives: the rank of each query's answer, Spearman's rho, the share of documents kept, seconds."""
+    """The metrics of one model: ranks of the answers, Spearman's rho, share of documents kept, seconds."""
 
     ranks: Array
     spearman: float
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="of CHMO")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="other settings of train_adapter")
-    parser.add_argument("--rows", type=Path, help="where distilled rows are kept")
+    parser.add_argument("--rows", type=Path, help="folder of the distilled rows")
     args = parser.parse_args()
     settings = {key: json.loads(value) for key, _, value in (text.partition("=") for text in args.set)}
     found: dict[str, list[Figures]] = {}
@@ -171,10 +171,10 @@ def held_of(
 
 
 def measure(task: Task, method: str, settings: dict[str, Any], on: str) -> Figures:
-    """Train one method and ask its model."""
+    """Train one method and evaluate its model."""
     if method == "base":
         return score(task, task.base, False, 1.0, 0.0)
-    # An adapter wraps modules in place, so nothing is shared with what another method starts from.
+    # A deep copy, since an adapter wraps modules in place.
     model = load_model(locate_base(chmo_training.BASE))
     if method != "control":
         model = extended_copy(model, task.resized.tokenizer, rows_of(task))
@@ -188,7 +188,7 @@ def measure(task: Task, method: str, settings: dict[str, Any], on: str) -> Figur
 
 
 def rows_of(task: Task) -> torch.Tensor:
-    """(new tokens, width), as distilled."""
+    """(new tokens, width), after distillation."""
     weight: torch.Tensor = task.resized[0].auto_model.get_input_embeddings().weight.detach()
     return weight[list(task.new_ids)]
 
@@ -205,7 +205,7 @@ def params_of(method: str, settings: dict[str, Any], on: str) -> TrainAdapterPar
 
 @contextlib.contextmanager
 def gate() -> Iterator[None]:
-    """Within the block, training embeds texts without a new token by the base alone, once each."""
+    """Within the block, training embeds each text without a new token once, with the base only."""
 
     def constants(session: Session, checkpoints: Any) -> Any:
         return constant_texts(session.model, session.new_ids, while_computed=lambda: adapter_off(session.model))
@@ -215,7 +215,7 @@ def gate() -> Iterator[None]:
 
 
 def score(task: Task, model: Any, gated: bool, valid: float, seconds: float) -> Figures:
-    """Ask a model, or with `gated` the base for every text without a new token."""
+    """Evaluate a model; with `gated`, the base embeds every text without a new token."""
     held = task.held
 
     def embed(texts: list[str], with_new: Array) -> Array:
@@ -232,12 +232,12 @@ def score(task: Task, model: Any, gated: bool, valid: float, seconds: float) -> 
 
 
 def mrr(figures: Figures, chosen: Array) -> float:
-    """In percent, of the chosen queries."""
+    """Of the chosen queries, in percent."""
     return 100 * float((1 / figures.ranks[chosen]).mean()) if chosen.any() else float("nan")
 
 
 def told(figures: Figures, held: Held) -> str:
-    """One line of a model."""
+    """One line about a model."""
     return (
         f"MRR with a new word {mrr(figures, held.queries):.2f}, without {mrr(figures, ~held.queries):.2f}, "
         f"STS-B {figures.spearman:.2f}, {figures.seconds:.0f} s"
@@ -245,7 +245,7 @@ def told(figures: Figures, held: Held) -> str:
 
 
 def table(found: dict[str, list[Figures]], tasks: Sequence[Held]) -> Table:
-    """A row a method: medians over the seeds; the interval of the gain is paired over all queries with a new word."""
+    """One row per method: medians over the seeds; the gain's interval is paired over all queries with a new word."""
     beside = "tokens" if "tokens" in found else "base"
     shown = Table(title=f"{tasks[0].retrieval.name}, {len(tasks)} seeds: medians; gain over {beside}")
     for heading in (

@@ -1,10 +1,10 @@
-"""What adding words does to retrieval before any training, by how the new rows start.
+"""The effect of added words on retrieval before any training, by initialization of the new rows.
 
 python -m benchmarks.initialisation [--seeds 3] [--data FOLDER]
 
-The words of the Chemical Methods Ontology that the base reads in 3 or more pieces are added; queries are the synonyms
-of held-out concepts, documents the names of all concepts. Nothing of a held-out concept is seen by any method. For each
-seed another fifth of the concepts is held out. MRR differences are paired, query by query, over all seeds.
+The words of the Chemical Methods Ontology with 3 or more subword tokens in the base are added; queries are the synonyms
+of held-out concepts, documents the names of all concepts. No method sees a held-out concept. Each seed holds out
+another fifth of the concepts. MRR differences are paired by query, over all seeds.
 """
 
 import argparse
@@ -45,7 +45,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Figures:
-    """What one method gives on one split."""
+    """The metrics of one method on one split."""
 
     reciprocal_ranks: "np.ndarray[Any, Any]"
     new_word: "np.ndarray[Any, Any]"
@@ -99,7 +99,7 @@ def measure(data: Path, base: str, seed: int, settings: DistillationParams) -> d
 
 
 class Judge:
-    """Scores a model; texts without a new word are those of the base, bit for bit, and are encoded once."""
+    """Scores a model; texts without a new word keep the base's embedding bit for bit, and are encoded once."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
-"""Memory of a training on generated triples, as their number grows; each size is measured in a process of its own.
+"""Memory of a training on generated triples, by their number; each size is measured in its own process.
 
 python -m benchmarks.large_file [--sizes 10000 100000 1000000] [--steps 200] [--negatives 64]
 
-Pages of the memory-mapped Arrow files count as resident, and the system takes them back when it needs them; what a
-training really holds is its anonymous memory (RssAnon of /proc). The table shows both.
+Pages of the memory-mapped Arrow files count as resident, but the system can reclaim them; the memory that a training
+needs is its anonymous memory (RssAnon of /proc). The table shows both.
 """
 
 import argparse
@@ -72,13 +72,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--negatives", type=int, default=64, help="entities drawn for a batch besides its own")
     parser.add_argument("--base", default=BASE)
-    parser.add_argument("--layers", type=int, help="keep so many layers of the base, which only makes it faster")
+    parser.add_argument("--layers", type=int, help="keep this many layers of the base, which only makes it faster")
     parser.add_argument("--generate", nargs=2, metavar=("FOLDER", "TRIPLES"), help=argparse.SUPPRESS)
     parser.add_argument("--measure", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
     try:
         if not STATUS.is_file():
-            raise VocabgraftError(f"{STATUS} is absent, which tells of a process's memory; run it on Linux")
+            raise VocabgraftError(f"{STATUS} is missing, which gives a process's memory; run it on Linux")
         if args.generate:
             generate(Path(args.generate[0]), int(args.generate[1]))
         elif args.measure:
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def generate(folder: Path, triples: int, seed: int = 17) -> None:
-    """Write an accepted dataset of random triples: entities with names that can be pronounced, 34 relations."""
+    """Write an accepted dataset of random triples: entities with pronounceable names, 34 relations."""
     generator = np.random.default_rng(seed)
     entities = pa.array(_names(generator, max(2, triples // TRIPLES_AN_ENTITY)), pa.string())
     folder.mkdir(parents=True)
@@ -108,19 +108,19 @@ def memory() -> dict[str, int]:
 
 
 def bytes_a_triple(seen: Sequence[Measured]) -> float:
-    """How much the peak of the anonymous memory grows from one size to the next largest, for each triple more."""
+    """Growth of the peak anonymous memory per additional triple, between the two largest sizes."""
     smaller, larger = sorted(seen, key=lambda measured: measured.triples)[-2:]
     return (larger.peak_anonymous - smaller.peak_anonymous) / (larger.triples - smaller.triples)
 
 
 def growth_over_steps(by_step: Mapping[int, int]) -> int:
-    """Bytes from half of the logged steps on, when every buffer has been made, to the last one."""
+    """Growth in bytes over the second half of the logged steps, after all buffers were allocated."""
     steps = sorted(by_step)
     return by_step[steps[-1]] - by_step[steps[len(steps) // 2]]
 
 
 def _names(generator: np.random.Generator, count: int) -> list[str]:
-    """Different names of one or two words."""
+    """Distinct names of one or two words."""
     found: dict[str, None] = {}
     while len(found) < count:
         drawn = generator.integers(0, len(SYLLABLES), (count, MOST_SYLLABLES))
@@ -150,7 +150,7 @@ def _measure_all(args: argparse.Namespace) -> None:
     console.print(_table(seen, args))
     if len(seen) > 1:
         console.print(
-            f"anonymous memory, largest size beside the one before: {bytes_a_triple(seen):.1f} bytes a triple"
+            f"anonymous memory, largest size compared with the one before: {bytes_a_triple(seen):.1f} bytes per triple"
         )
 
 
@@ -163,7 +163,7 @@ def _run(*arguments: str) -> str:
 
 
 def _measure(folder: Path, args: argparse.Namespace) -> Measured:
-    """Train in this process and watch its memory."""
+    """Train in this process and record its memory."""
     from vocabgraft.training.columns import ids_without_text
     from vocabgraft.training.fit import train_adapter
 
@@ -215,7 +215,7 @@ def _extended(folder: Path, layers: int | None) -> "tuple[SentenceTransformer, l
 
 @contextmanager
 def _watched(measured: Measured) -> Iterator[None]:
-    """Keep the largest anonymous memory that is seen; the kernel keeps none for it."""
+    """Record the largest anonymous memory, which the kernel does not record."""
     ended = threading.Event()
 
     def watch() -> None:

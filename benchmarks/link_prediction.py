@@ -1,12 +1,12 @@
-"""Filtered link prediction on CN-100K by what is trained, at equal minutes, and what it costs in retention.
+"""Filtered link prediction on CN-100K by what is trained, with equal minutes, and its cost in retention.
 
 python -m benchmarks.link_prediction [--minutes 2] [--rows N] [--data FOLDER]
 
-Every entity of the triples taken is ranked for (head, relation, ?) and (?, relation, tail) of the test triples. The
+Every entity of the chosen triples is ranked for (head, relation, ?) and (?, relation, tail) of the test triples. The
 base reads a relation as its description; the trained models have a token for each. `distance` ranks by embed(head) +
 embed(relation) - embed(tail), `text` by the cosine to `{head} {relation}` (and `{relation} {tail}` backwards). The
-minutes are those of the training alone, in processor time, which other work on the machine does not change. `--rows`
-takes the first N training triples and a share of the test triples, so its figures compare with nothing but themselves.
+minutes are processor time of the training only, which does not depend on other work on the machine. `--rows` uses the
+first N training triples and a share of the test triples, so its metrics are comparable only with each other.
 """
 
 import argparse
@@ -67,7 +67,7 @@ class Data:
 
     @property
     def known(self) -> list[tuple[str, str, str]]:
-        """All that is true, for the filter; the losses are given the train split alone."""
+        """All true triples, for the filter; the losses get only the train split."""
         return [*self.train, *self.held_out]
 
     @property
@@ -105,21 +105,21 @@ def main() -> None:
 
 
 def load_triples(folder: Path, rows: int | None) -> Data:
-    """Read the splits; of a subset the test triples are in proportion, at least 20.
+    """Read the splits; a subset of the training triples gets a proportional number of test triples, at least 20.
 
     Raises:
-        VocabgraftError: when a file is not there.
+        VocabgraftError: when a file is missing.
     """
     splits = {}
     for split in ("train", "valid", "test"):
         path = folder / f"{split}.txt"
         if not path.is_file():
-            raise VocabgraftError(f"{path} is absent; give the folder that holds cn-100k/ and stsb-dev/ with --data")
+            raise VocabgraftError(f"{path} is missing; give the folder that holds cn-100k/ and stsb-dev/ with --data")
         lines = path.read_text(encoding="utf-8").splitlines()
         splits[split] = [(head, name, tail) for name, head, tail in (line.split("\t")[:3] for line in lines)]
     train = splits["train"][:rows]
     test = splits["test"][: max(20, math.ceil(len(splits["test"]) * len(train) / len(splits["train"])))]
-    # The entities of a subset are its own, so its filter holds no triple of others.
+    # A subset has its own entities, so its filter holds no triples of others.
     return Data(train, test, [*splits["valid"], *splits["test"]] if rows is None else test)
 
 
@@ -178,7 +178,7 @@ class Bench:
     def _train(
         self, model: "SentenceTransformer", loss: torch.nn.Module, method: Method, texts: Texts
     ) -> tuple[int, float]:
-        """Steps and seconds; the rate falls with the time that is used up."""
+        """Train and return steps and seconds; the rate decays with the time used."""
         parts = {True: ROWS_RATE, False: ADAPTER_RATE}
         trained = [(name, weights) for name, weights in model.named_parameters() if weights.requires_grad]
         groups = [
@@ -226,7 +226,7 @@ class Bench:
         return TranslationRankingLoss(model, known=known, candidates=candidates, negatives=negatives, seed=self.seed)
 
     def _encode_entities(self) -> dict[str, Embeddings]:
-        """The base's embeddings of all entities, before Normalize: training rows of relations moves none of them."""
+        """The base's embeddings of all entities, before Normalize: training rows of relations changes none of them."""
         texts = list(dict.fromkeys(text for head, _, tail in self.data.known for text in (head, tail)))
         with autocast(self.precision, self.base.device):
             embedded = encode_pooled(self.base, texts, ENCODING_BATCH)
@@ -236,7 +236,7 @@ class Bench:
     def _evaluator(
         self, read: Callable[[str], str], scoring: Any, vectors: Any = None, moved: bool = False
     ) -> LinkPredictionEvaluator:
-        """Over all entities; relations are read by `read`."""
+        """An evaluator over all entities; `read` converts a relation to text."""
         heads, names, tails = zip(*self.data.test, strict=True)
         known = dict(zip(("head", "relation", "tail"), map(list, zip(*self.data.known, strict=True)), strict=True))
         evaluator = LinkPredictionEvaluator(
@@ -251,7 +251,7 @@ class Bench:
             batch_size=ENCODING_BATCH,
         )
         if not moved:
-            # Of cosine, which is what the base ranks texts by, the lengths are divided out.
+            # Cosine, by which the base ranks texts, ignores the lengths.
             unmoved = np.stack([self.entities[text] for text in evaluator.texts])
             evaluator.encode_entities = lambda _: unmoved  # type: ignore[method-assign, assignment]
         return evaluator
@@ -261,7 +261,7 @@ class Bench:
         ends = [np.stack([self.entities[text] for text in column]) for column in (heads, tails)]
         vectors = closed_form(ends[0], ends[1], relations)
         nothing = np.zeros(ends[0].shape[1], dtype=np.float32)
-        # A relation of the test triples that a subset has not seen moves nowhere.
+        # A test relation that a subset has not seen gets a zero vector.
         vectors = {relation_token(name): nothing for name in self.data.relations} | vectors
         return self._evaluator(relation_token, "closed_form", vectors)
 
@@ -274,8 +274,8 @@ class Bench:
 
 
 def _say(name: str, row: Figures) -> None:
-    told = f"{row.steps} steps, MRR {100 * row.metrics['mrr']:.2f}, STS-B {row.spearman:.2f}"
-    print(f"{name}: {told}", flush=True)
+    line = f"{row.steps} steps, MRR {100 * row.metrics['mrr']:.2f}, STS-B {row.spearman:.2f}"
+    print(f"{name}: {line}", flush=True)
 
 
 def _in_batch(model: "SentenceTransformer") -> torch.nn.Module:

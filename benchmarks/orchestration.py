@@ -1,4 +1,4 @@
-"""What the flow costs beside `dvc repro`, and what it saves: medians, with a Prefect server running.
+"""Overhead of the flow compared with `dvc repro`, and what it saves: medians, with a running Prefect server.
 
 python -m benchmarks.orchestration [--repeats 3] [--project FOLDER]
 """
@@ -36,7 +36,7 @@ def main() -> None:
     """Measure everything and print one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind; medians are shown")
-    parser.add_argument("--project", type=Path, help="a project that has run: measure there what nothing changed costs")
+    parser.add_argument("--project", type=Path, help="a finished project, to measure a run with nothing to do")
     given = parser.parse_args()
     table = Table(title=f"orchestration, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start, seconds")
     for heading in ("what", "median", "goal", "reached"):
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _measure_change(folder: Path, server: dict[str, str], repeats: int, table: Table) -> None:
-    """The same change in a chain, by `dvc repro` and by the flow, in turns."""
+    """The same change in a chain, run alternately by `dvc repro` and by the flow."""
     chain = {f"s{n}": _copying(f"s{n}", [f"s{n - 1}.txt" if n else "raw.txt"]) for n in range(STAGES)}
     twins = [_project(folder / name, chain) for name in ("repro", "flow")]
     taken: tuple[list[float], list[float]] = ([], [])
@@ -68,14 +68,14 @@ def _measure_change(folder: Path, server: dict[str, str], repeats: int, table: T
             (project / "raw.txt").write_text(f"{number}\n", encoding="utf-8")
         seconds = (_seconds(REPRO, twins[0]), _seconds(FLOW, twins[1], server))
         if number:
-            # The first of each fills the page cache.
+            # The first run of each fills the page cache.
             for kept, one in zip(taken, seconds, strict=True):
                 kept.append(one)
     repro, flow = map(statistics.median, taken)
     _row(table, f"dvc repro, a change through {STAGES} stages in a row", repro)
     _row(table, "the flow, the same change", flow)
-    _row(table, "more in all", flow - repro, EXTRA_GOAL)
-    _row(table, "more for each stage", (flow - repro) / STAGES, EXTRA_OF_A_STAGE_GOAL)
+    _row(table, "difference in total", flow - repro, EXTRA_GOAL)
+    _row(table, "difference per stage", (flow - repro) / STAGES, EXTRA_OF_A_STAGE_GOAL)
 
 
 def _measure_idle(project: Path, server: dict[str, str], repeats: int, table: Table) -> None:
@@ -115,7 +115,7 @@ def _project(root: Path, stages: dict[str, dict[str, object]]) -> Path:
 
 
 def _idle_project(root: Path) -> Path:
-    """A chain that ends in a registration which the registry has, with its files."""
+    """A chain that ends in a registration that is in the registry, with its files."""
     chain = {f"s{n}": _copying(f"s{n}", [f"s{n - 1}.txt" if n else "raw.txt"]) for n in range(STAGES)}
     record = f'{{"name": "{MODEL}", "content_digest": "{DIGEST}"}}'
     registering = f"mkdir -p registered && echo '{record}' > registered/registration.json"
@@ -154,7 +154,7 @@ def _row(table: Table, name: str, figure: float, goal: float | None = None, leas
 
 @contextmanager
 def _server(home: Path) -> Iterator[dict[str, str]]:
-    """A Prefect server of its own; what a client needs in its environment to find it."""
+    """A separate Prefect server; yields the environment variables with which a client finds it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -22,7 +22,7 @@ from flows.engine.stage_run import environment
 
 SPEED_GOAL, MEMORY_GOAL = 5.0, 1000.0
 VOCABULARY = 500_000
-# A million words of this hold about 91,000 different ones; the Brown corpus of English, of that size, 50,000.
+# A million words of this corpus have about 91,000 distinct ones; the Brown corpus of English, of that size, 50,000.
 MANDELBROT = (1.2, 2.7)
 WORDS_AT_A_TIME = 1_000_000
 WORDS_A_LINE = 20
@@ -30,7 +30,7 @@ WORDS_A_LINE = 20
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: wall-clock seconds, CPU seconds of all its processes, and the most memory they held together."""
+    """One run: wall-clock seconds, CPU seconds of all its processes, and their largest total memory."""
 
     seconds: float
     cpu_seconds: float
@@ -38,7 +38,7 @@ class Measured:
 
 
 def main() -> None:
-    """Measure one process, all cores, and one process whose counters are too few for the words."""
+    """Measure one process, all cores, and one process with fewer counters than words."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=200, help="size of the generated corpus (default: 200)")
     megabytes = parser.parse_args().megabytes
@@ -59,7 +59,7 @@ def main() -> None:
         speed, speed_cpu = size / run.seconds, size / run.cpu_seconds
         table.add_row(f"{name}: MB/s", f"{speed:.1f}", "", "")
         table.add_row(
-            f"{name}: MB a CPU second", f"{speed_cpu:.1f}", f"{SPEED_GOAL:.0f}", _reached(speed_cpu > SPEED_GOAL)
+            f"{name}: MB per CPU second", f"{speed_cpu:.1f}", f"{SPEED_GOAL:.0f}", _reached(speed_cpu > SPEED_GOAL)
         )
         peak, goal = f"{run.peak_megabytes:.0f}", f"{MEMORY_GOAL:.0f}"
         table.add_row(f"{name}: peak MB, all processes", peak, goal, _reached(run.peak_megabytes < MEMORY_GOAL))
@@ -67,14 +67,14 @@ def main() -> None:
 
 
 def generate(path: Path, size: int, seed: int = 17) -> None:
-    """Write about `size` bytes of lines of words whose frequencies follow Zipf's law, as Mandelbrot extended it."""
+    """Write about `size` bytes of text whose word frequencies follow Zipf's law with Mandelbrot's extension."""
     generator = np.random.default_rng(seed)
     words = np.array(_words(generator), dtype=object)
     ranks = 1 / (np.arange(1, len(words) + 1) + MANDELBROT[1]) ** MANDELBROT[0]
     cumulative = np.cumsum(ranks / ranks.sum())
     with path.open("w", encoding="utf-8") as stream:
         while stream.tell() < size:
-            # The last sum may miss 1 by a rounding.
+            # Rounding may keep the last sum below 1.
             drawn = np.minimum(np.searchsorted(cumulative, generator.random(WORDS_AT_A_TIME)), len(words) - 1)
             chosen = words[drawn].reshape(-1, WORDS_A_LINE)
             stream.writelines(" ".join(line).capitalize() + ".\n" for line in chosen)
@@ -85,7 +85,7 @@ def _words(generator: np.random.Generator) -> list[str]:
     drawn = generator.integers(0, len(syllables), (VOCABULARY * 2, 4))
     lengths = generator.integers(1, 5, VOCABULARY * 2)
     found = dict.fromkeys("".join(syllables[i] for i in row[:n]) for row, n in zip(drawn, lengths, strict=True))
-    # The commonest words of a language are short, and others end in a comma now and then.
+    # The most frequent words of a language are short, and others sometimes end in a comma.
     ordered = sorted(list(found)[:VOCABULARY], key=len)
     return [word if i % 11 else f"{word}," for i, word in enumerate(ordered)]
 
@@ -113,7 +113,7 @@ def _measure(corpus: Path, out: Path, processes: int, *options: str) -> Measured
 
 
 def _watch(running: "subprocess.Popen[bytes]", peak: list[float]) -> None:
-    """Keep the largest sum of the resident memory of a process and its children, in MB, in `peak`."""
+    """Record the largest total resident memory of a process and its children, in MB, in `peak`."""
     while running.poll() is None:
         peak[0] = max(peak[0], _resident(running.pid) / 1e6)
         time.sleep(0.05)

@@ -1,11 +1,11 @@
-"""Re-embedding an index for a model with new words, beside embedding all of it: seconds and peak memory.
+"""Re-embedding an index for a model with new words, compared with embedding all of it: seconds and peak memory.
 
 python -m benchmarks.reembedding [--texts 200000] [--distinct N]
 
-Both sides are the same command, in a process of its own, start and loading of the models included: first with a
-previous model whose weights differ, so that every text is computed, then, on what that gave, with the base. With
---distinct the first side computes so many texts alone; its embedding, without start and all else, is then scaled, and
-the second side's index holds each of them as often as needed.
+Both sides run the same command in a separate process, including start and loading of the models: first with a previous
+model whose weights differ, so that every text is encoded, then with the base as the previous model, on the result of
+the first. With --distinct the first side encodes only that many texts; its encoding time, without start and all else,
+is then scaled, and the second side's index repeats each of them as often as needed.
 """
 
 import argparse
@@ -33,7 +33,7 @@ WORDS_A_TEXT = (5, 15)
 
 @dataclass(frozen=True)
 class Measured:
-    """Wall-clock and CPU seconds of a process, the most memory it held in MB, and what it printed."""
+    """Wall-clock and CPU seconds of a process, its peak memory in MB, and its output."""
 
     seconds: float
     cpu_seconds: float
@@ -42,7 +42,7 @@ class Measured:
 
 
 def main() -> None:
-    """Make the models and the index, run both sides, and print the figures beside the goals."""
+    """Make the models and the index, run both sides, and print the results with the goals."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", type=int, default=200_000, help="short texts of the index (default: 200,000)")
     parser.add_argument("--distinct", type=int, help="different texts (default: all of them)")
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def make_models(folder: Path) -> None:
-    """Save the base, the base with new words, and one whose every weight but the rows is a little off."""
+    """Save the base, the base with new words, and a model in which all weights except the rows differ slightly."""
     import torch
 
     from vocabgraft.models.base import load_model, locate_base
@@ -97,7 +97,7 @@ def new_words() -> list[str]:
 
 
 def make_texts(number: int) -> list[str]:
-    """Texts of 5 to 14 of the base's own words, as frequent as words are (Zipf); a share holds a new word."""
+    """Texts of 5 to 14 of the base's own words with Zipf frequencies; a share holds a new word."""
     from vocabgraft.models.base import locate_base, tokenizer_file
     from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 
@@ -124,7 +124,7 @@ def write_index(path: Path, texts: list[str]) -> None:
 
 
 def repeat_index(path: Path, texts: int) -> None:
-    """Make an index of so many rows of one with fewer, with new ids."""
+    """Repeat the rows of a smaller index up to this many rows, with new ids."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -135,7 +135,7 @@ def repeat_index(path: Path, texts: int) -> None:
 
 
 def measure(folder: Path, index: str, previous: str, out: str) -> Measured:
-    """Run the command line on an index and watch its memory."""
+    """Run the command line on an index and record its memory."""
     import psutil
 
     command = [sys.executable, "-m", "flows.cli", "index", "reembed", str(folder / f"{index}.parquet")]
@@ -172,22 +172,22 @@ def _table(ours: Measured, everything: Measured, texts: int, distinct: int) -> T
         ("CPU s", ours.cpu_seconds, _scaled(everything.cpu_seconds, everything, texts, distinct)),
     ):
         reached = "yes" if whole / own >= SPEED_GOAL else "NO"
-        table.add_row(f"texts with a new word computed again, {unit}", f"{own:.1f}", "", "")
-        table.add_row(f"every text computed, {unit}{scaled}", f"{whole:.1f}", "", "")
+        table.add_row(f"only texts with a new word, {unit}", f"{own:.1f}", "", "")
+        table.add_row(f"every text, {unit}{scaled}", f"{whole:.1f}", "", "")
         table.add_row(f"times as fast, by {unit}", f"{whole / own:.1f}", f"{SPEED_GOAL:.0f}", reached)
-    for name, run in (("of that", ours), ("of computing every text", everything)):
+    for name, run in (("only texts with a new word", ours), ("every text", everything)):
         reached = "yes" if run.peak_mb < MEMORY_GOAL_MB else "NO"
-        table.add_row(f"peak memory {name}, MB", f"{run.peak_mb:.0f}", f"{MEMORY_GOAL_MB:.0f}", reached)
+        table.add_row(f"peak memory, {name}, MB", f"{run.peak_mb:.0f}", f"{MEMORY_GOAL_MB:.0f}", reached)
     return table
 
 
 def _scaled(seconds: float, run: Measured, texts: int, distinct: int) -> float:
-    """What so many texts would take: the share of the run that is embedding, as often as needed, and no more."""
+    """The time for all texts: the encoding part of the run, scaled to the number of texts."""
     if distinct == texts:
         return seconds
     computing = re.search(r"computing ([0-9.]+)", run.said)
     if computing is None:
-        raise SystemExit(f"the command did not say how long it computed:\n{run.said}")
+        raise SystemExit(f"the command did not print the time of computing:\n{run.said}")
     return seconds * float(computing[1]) / run.seconds * texts / distinct
 
 

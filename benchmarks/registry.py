@@ -1,6 +1,6 @@
-"""What the registry costs: registration, look-up and load against the plain folder, and many users at once.
+"""Cost of the registry: registration, look-up and load compared with the plain folder, and many users at once.
 
-python -m benchmarks.registry     (after a run of the pipeline; takes data/ as it is, and a store of its own)
+python -m benchmarks.registry     (after a run of the pipeline; uses the current data/, and a separate store)
 """
 
 import argparse
@@ -26,7 +26,7 @@ READY = 200
 
 
 def main() -> None:
-    """Measure and print a line each."""
+    """Measure and print one line per measurement."""
     options = _options()
     switch_telemetry_off()
     os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure_registration(root: Path) -> None:
-    """The stage on the shipped example's results, imports and the making of the store's tables aside."""
+    """The stage on the shipped example's results, without imports and the creation of the store's tables."""
     import sentence_transformers  # noqa: F401
 
     from tasks import register_model as stage
@@ -74,7 +74,7 @@ def measure_registration(root: Path) -> None:
 
 
 def measure_look_up(project: Path, rounds: int) -> None:
-    """Look-up by alias and load, against loading the plain folder, in turns."""
+    """Look-up by alias and load, compared with loading the plain folder, alternately."""
     import mlflow
     from sentence_transformers import SentenceTransformer
 
@@ -92,7 +92,7 @@ def measure_look_up(project: Path, rounds: int) -> None:
 
 
 def measure_look_ups(count: int) -> None:
-    """Look-ups by alias at the same time, over HTTP."""
+    """Concurrent look-ups by alias, over HTTP."""
     from tasks.registry.lookup import CHALLENGER, connect
     from vocabgraft.config.params import load_params
 
@@ -113,7 +113,7 @@ def measure_look_ups(count: int) -> None:
 
 
 def measure_parallel(project: Path, registrations: int, models: int) -> None:
-    """Registrations at the same time, over HTTP; versions are told apart by their digest alone, the weights are one."""
+    """Concurrent registrations over HTTP; versions differ only in their digest, the weights are the same."""
     from tasks.registry.lookup import DIGEST_TAG, connect
     from tasks.registry.register import RunRecord, log_and_register
     from vocabgraft.models.base import load_model
@@ -131,13 +131,13 @@ def measure_parallel(project: Path, registrations: int, models: int) -> None:
         got = list(pool.map(register, range(registrations)))
         seconds = time.perf_counter() - started
     left = [int(entry.version) for entry in client.search_model_versions() if entry.name == "parallel"]
-    told = f"{len(left)} versions, {seconds:.1f} s; each got one that stays: {set(got) == set(left)}"
-    print(f"{registrations} parallel registrations of {models} models: {told} (target: {models})")
+    summary = f"{len(left)} versions, {seconds:.1f} s; each got one that stays: {set(got) == set(left)}"
+    print(f"{registrations} parallel registrations of {models} models: {summary} (target: {models})")
 
 
 @contextmanager
 def tracking_server(root: Path) -> Iterator[str]:
-    """MLflow's server over the store, which takes and gives the files of new experiments itself."""
+    """MLflow's server over the store, which serves the files of new experiments itself."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -159,7 +159,7 @@ def tracking_server(root: Path) -> Iterator[str]:
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds that it takes."""
+    """The seconds that the work takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

@@ -1,10 +1,10 @@
-"""What `train_adapter.retain` costs in gain and saves in forgetting: the frontier over its weight, on CHMO.
+"""Gain lost and forgetting avoided by `train_adapter.retain`: the frontier over its weight, on CHMO.
 
 python -m benchmarks.retain [--method lora_and_tokens] [--weights 0 1 10 100] [--seed 1] [--set epochs=2 ...]
 
 The general texts are the sentences of the general pairs that come with the package; none of them is in STS-B dev, on
 which forgetting is measured: Spearman's rho, the mean cosine of its sentences to the base's embeddings, and the share
-of the 10 nearest neighbors of each sentence that the base gives too. Weight 0 is training without `retain`.
+of each sentence's 10 nearest neighbors that the base has too. Weight 0 is training without `retain`.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="other settings of train_adapter")
-    parser.add_argument("--rows", type=Path, help="where distilled rows are kept")
+    parser.add_argument("--rows", type=Path, help="folder of the distilled rows")
     args = parser.parse_args()
     settings = {key: json.loads(value) for key, _, value in (text.partition("=") for text in args.set)}
     shown = Table(title=f"retain with {args.method}, CHMO, seed {args.seed}")
@@ -61,7 +61,7 @@ def main() -> None:
 def measure(
     task: Task, method: str, weight: float | None, settings: dict[str, Any], sentences: list[str], before: Array
 ) -> list[str]:
-    """A row of the table: training with a weight, or without one the base."""
+    """A row of the table: training with a weight; without one, the base."""
     model, seconds = task.base, 0.0
     if weight is not None:
         model = extended_copy(load_model(locate_base(chmo_training.BASE)), task.resized.tokenizer, rows_of(task))
@@ -90,13 +90,13 @@ def general_texts() -> list[str]:
 
 
 def unit(embeddings: Array) -> Array:
-    """Each at length 1."""
+    """The embeddings scaled to length 1."""
     found: Array = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     return found
 
 
 def neighbors_kept(before: Array, after: Array) -> float:
-    """Mean share of each text's nearest neighbors among the others that both models give."""
+    """Mean share of each text's nearest neighbors that both models have."""
     near = [_nearest(embeddings) for embeddings in (before, after)]
     return float(np.mean([len(set(old) & set(new)) / NEIGHBORS for old, new in zip(*near, strict=True)]))
 

@@ -1,12 +1,12 @@
-"""Whether the shipped example passes on other CPUs, with other seeds, threads and precisions.
+"""Whether the shipped example passes on other CPUs, and with other seeds, threads and precisions.
 
 python -m benchmarks.robustness [--seeds 17 18 19 20 21] [--variants float32 bfloat16] [--jobs 1] [--json FILE]
 
 Each run is the chain of dvc.yaml up to the checks and the evaluation, in a copy of the project. The variants are
-float32 and bfloat16 with the threads that torch chooses, float32 with one thread on a CPU with AVX2 alone, and float32
-on one with neither (`ATEN_CPU_CAPABILITY` and `DNNL_MAX_CPU_ISA` imitate such CPUs). The first table has each run's
-verdict, the rows that were set back, the gain with its interval, and what the run took; the second has each check's
-distance to its limit, the worst of all runs.
+float32 and bfloat16 with torch's default threads, float32 with one thread on a CPU with only AVX2, and float32 on a CPU
+without AVX (`ATEN_CPU_CAPABILITY` and `DNNL_MAX_CPU_ISA` imitate such CPUs). The first table has each run's verdict,
+the rows that were reset, the gain with its interval, and the time; the second has each check's distance to its limit,
+the worst of all runs.
 """
 
 import argparse
@@ -47,7 +47,7 @@ BENEFIT = ("terms", "new_word", "mrr")
 
 @dataclass(frozen=True)
 class Variant:
-    """A machine to imitate: the precision of training, and what the environment says to torch."""
+    """A machine to imitate: the precision of training, and environment variables for torch."""
 
     name: str
     precision: str
@@ -65,14 +65,14 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Run:
-    """What one run gave.
+    """The result of one run.
 
     Attributes:
-        shares: by check, its figure as a share of its limit, see `share_of_limit`.
-        figures: by check, its figure and its limit.
-        sinks: the new tokens that `attention_sinks` names; 0 where it passed.
+        shares: by check, its value as a share of its limit, see `share_of_limit`.
+        figures: by check, its value and its limit.
+        sinks: number of new tokens that `attention_sinks` names; 0 if it passed.
         fidelity: mean cosine to the base of held-out contexts after distillation.
-        seconds: of training the rows, both stages.
+        seconds: for training the rows in both stages.
     """
 
     seed: int
@@ -91,7 +91,7 @@ class Run:
 
 
 def main() -> None:
-    """Run all, and print one table."""
+    """Run all variants, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19, 20, 21])
     parser.add_argument("--variants", nargs="+", choices=[variant.name for variant in VARIANTS], default=None)
@@ -137,7 +137,7 @@ def run(seed: int, variant: Variant) -> Run:
 
 
 def read_run(data: Path, seed: int, variant: str, seconds: float) -> Run:
-    """What the folders of a run say."""
+    """Read the result of a run from its folders."""
     checks = read_json(data / "check_consistency" / "checks.json")["checks"]
     shares = {check["name"]: share_of_limit(check) for check in checks}
     failed = [check["name"] for check in checks if check["verdict"] == "failed"]
@@ -163,10 +163,10 @@ def read_run(data: Path, seed: int, variant: str, seconds: float) -> Run:
 
 
 def share_of_limit(check: Mapping[str, Any]) -> float | None:
-    """A check's figure as a share of its limit: 1 is the limit, 0.5 a factor of 2 from it.
+    """A check's value as a share of its limit: 1 is the limit, 0.5 a factor of 2 from it.
 
-    A mean rank counts from chance, 0.5: the share is that of the distance asked for in the distance seen. None where a
-    check has no figure, or no limit that is a share of one.
+    For a mean rank, the distance from chance (0.5) counts: the share is the required distance divided by the measured
+    one. None for a check without a value or without such a limit.
     """
     kind, _, number = check["limit"].rpartition(" ")
     if check["figure"] is None or check["verdict"] not in ("passed", "failed") or not kind:
@@ -176,12 +176,12 @@ def share_of_limit(check: Mapping[str, Any]) -> float | None:
         return (CHANCE_RANK - limit) / (CHANCE_RANK - figure) if figure < CHANCE_RANK else None
     if kind == "at most":
         return figure / limit if limit > 0 else float(figure > limit)
-    # A least value above 0 is met by a larger one; below 0 there is no share of it.
+    # A minimum above 0 is met by a larger value; for one below 0 there is no share.
     return limit / figure if limit > 0 and figure > 0 else None
 
 
 def table(runs: Sequence[Run]) -> Table:
-    """A row a run."""
+    """One row per run."""
     found = Table(title="the shipped example on other machines")
     for heading in ("seed", "variant", "verdict", "sinks", "set back", "fidelity", "MRR", "gain, 95 %", "training, s"):
         found.add_column(heading)
@@ -196,7 +196,7 @@ def table(runs: Sequence[Run]) -> Table:
 
 
 def distances(runs: Sequence[Run]) -> Table:
-    """A row a check: the largest share of its limit in any run, nearest first."""
+    """One row per check: its largest share of the limit in any run, nearest to the limit first."""
     found = Table(title="distance of each check to its limit, the worst of all runs; a share of 1 is the limit")
     for heading in ("check", "share", "figure", "limit", "run"):
         found.add_column(heading)
@@ -217,7 +217,7 @@ def _told(found: Run) -> Run:
 
 
 def copy_project(project: Path) -> None:
-    """The tracked files, as they are in the working tree."""
+    """Copy the tracked files with the changes of the working tree."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
         (project / name).parent.mkdir(parents=True, exist_ok=True)

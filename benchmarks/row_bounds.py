@@ -1,14 +1,14 @@
-"""What keeps the embedding of a new token from becoming an attention sink, and what each way costs.
+"""Methods that keep the embedding of a new token from becoming an attention sink, and their cost.
 
 python -m benchmarks.row_bounds [--bounds none guard ...] [--seeds 1 2 3] [--on chmo|example] [--split validation]
 
 `chmo` trains on the Chemical Methods Ontology as benchmarks.chmo_training does; `example` runs the stages of dvc.yaml
-on the shipped example up to the evaluation. The bounds: `none`; `guard`, which is shipped; `momentum`, the guard whose
-rows also move in steps that read none of their texts, as Adam moves them; `smaller_steps`, a third of each step;
-`trust_region`, rows that stay within half their length of where they started; `penalty`, a gradient against activations
-over the usual at the word's position, at each step for 64 tokens. The table has the sinks after distillation and after
-training, the fidelity to the base, how far training moved a row (the median, in lengths of the row), the MRR of queries
-with a new word, and the seconds of both trainings.
+on the shipped example up to the evaluation. The bounds: `none`; `guard`, the shipped one; `momentum`, the guard, but
+Adam also moves rows in steps without any of their texts; `smaller_steps`, a third of each step; `trust_region`, rows
+stay within half their length of their start; `penalty`, a gradient against activations above the usual ones at the
+word's position, for 64 tokens per step. The table has the sinks after distillation and after training, the fidelity to
+the base, the median distance that training moved a row (in lengths of the row), the MRR of queries with a new word, and
+the seconds of both trainings.
 """
 
 import argparse
@@ -52,7 +52,7 @@ PLACES = ("vocabgraft.token_embeddings.distill.RowGuard", "vocabgraft.training.f
 
 
 class Momentum(RowGuard):
-    """The guard, but momentum moves rows that no text of the step holds."""
+    """The guard, but momentum moves rows of tokens that are not in the batch."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
@@ -60,17 +60,17 @@ class Momentum(RowGuard):
 
 
 class NoBound(Momentum):
-    """Every step as the optimizer takes it."""
+    """The optimizer's unchanged step."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
         self.longest = float("inf")
 
     def look(self, optimizer: Any) -> None:
-        """Look at nothing."""
+        """Do nothing."""
 
     def finish(self, optimizer: Any) -> None:
-        """Change nothing."""
+        """Do nothing."""
 
 
 class SmallerSteps(NoBound):
@@ -82,10 +82,10 @@ class SmallerSteps(NoBound):
 
 
 class TrustRegion(NoBound):
-    """Rows stay within half their own length of where they started."""
+    """Rows stay within half their own length of their start."""
 
     def before_step(self) -> None:
-        """Nothing is remembered."""
+        """Remember nothing."""
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -97,7 +97,7 @@ class TrustRegion(NoBound):
 
 
 class Penalty(NoBound):
-    """A gradient against hidden activations that are larger than those of any own word, for 64 tokens a step."""
+    """A gradient against activations above those of the base's own words, for 64 tokens per step."""
 
     WEIGHT = 1.0
 
@@ -130,7 +130,7 @@ BOUNDS: dict[str, type[RowGuard]] = {
 
 @dataclass(frozen=True)
 class Result:
-    """What one bound gave with one seed."""
+    """The result of one bound with one seed."""
 
     distilled_sinks: int
     trained_sinks: int
@@ -142,7 +142,7 @@ class Result:
 
 
 def main() -> None:
-    """Try every bound with every seed, and print one table."""
+    """Run every bound with every seed, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder that holds chmo/ and stsb-dev/")
     parser.add_argument("--on", choices=("chmo", "example"), default="chmo")
@@ -163,7 +163,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def bounded(bound: str) -> Iterator[None]:
-    """Distillation and training with this bound."""
+    """Distill and train with this bound."""
     with contextlib.ExitStack() as patches:
         for place in PLACES:
             patches.enter_context(mock.patch(place, BOUNDS[bound]))
@@ -171,7 +171,7 @@ def bounded(bound: str) -> Iterator[None]:
 
 
 def on_chmo(args: argparse.Namespace, seed: int) -> Result:
-    """Distil and train on CHMO, with the budget of benchmarks.chmo_training."""
+    """Distill and train on CHMO, with the budget of benchmarks.chmo_training."""
     chmo, folder = load_chmo(args.data, seed), locate_base(chmo_training.BASE)
     base, tokenizer, raw = load_model(folder), load_tokenizer(folder), load_raw_tokenizer(tokenizer_file(folder))
     tokens = extend_tokenizer(tokenizer, raw, new_words(chmo, raw, least_pieces=2, least_uses=2), 64)
@@ -198,7 +198,7 @@ def on_chmo(args: argparse.Namespace, seed: int) -> Result:
 
 
 def on_example(seed: int, precision: str) -> Result:
-    """Run the stages on the shipped example in this process, so that the bound holds in them."""
+    """Run the stages on the shipped example in this process, so that the bound applies to them."""
     with tempfile.TemporaryDirectory() as scratch:
         project = Path(scratch) / "project"
         copy_project(project)
@@ -214,14 +214,14 @@ def on_example(seed: int, precision: str) -> Result:
 
 
 def run_here(command: str) -> None:
-    """Run `python -m MODULE ARGUMENTS` in this process; a stage that ends with an error may be a check that failed."""
+    """Run `python -m MODULE ARGUMENTS` in this process; an error at its end may be a failed check."""
     _, _, module, *given = shlex.split(command)
     with mock.patch.object(sys, "argv", [module, *given]), contextlib.suppress(SystemExit):
         runpy.run_module(module, run_name="__main__", alter_sys=False)
 
 
 def read_example(data: Path, seconds: float) -> Result:
-    """What the folders of a run say."""
+    """Read the result of a run from its folders."""
     tokens = added_tokens(read_tokens(data / "extend_tokenizer" / "tokens.json"))
     ids, texts = [token.id for token in tokens], [token.text for token in tokens]
     models = [load_model(data / place) for place in ("resize_base", "merge_adapter")]
@@ -240,18 +240,18 @@ def rows_of(model: Any, ids: Sequence[int]) -> torch.Tensor:
 
 
 def moved(before: torch.Tensor, after: torch.Tensor) -> float:
-    """The median distance from a row to what it became, in lengths of the row."""
+    """The median distance between a row before and after, in lengths of the row."""
     return float(((after - before).norm(dim=1) / before.norm(dim=1)).median())
 
 
 def count_sinks(model: Any, ids: Sequence[int], texts: Sequence[str]) -> int:
-    """Tokens whose ratio, alone or in a sentence, is over the limit of the check `attention_sinks`."""
+    """The number of tokens whose ratio, alone or in a sentence, is above the limit of the check `attention_sinks`."""
     ratios = SinkProbe.of(model, ids, texts, ALONE_AND_IN_SENTENCE).ratios(model)
     return int(np.sum(ratios > sink_limits(model, ids).sink))
 
 
 def table(found: dict[str, list[Result]], on: str) -> Table:
-    """A row a bound: sinks of each seed, medians of the rest."""
+    """One row per bound: sinks of each seed, medians of the rest."""
     seeds, tokens = max(map(len, found.values())), next(iter(found.values()))[0].tokens
     shown = Table(title=f"bounds of the rows on {on}: {tokens} tokens, {seeds} seeds; medians")
     for heading in ("bound", "sinks, distilled", "sinks, trained", "fidelity", "moved", "MRR, new word", "seconds"):

@@ -1,8 +1,8 @@
-"""A small base of another tokenizer family that can find paraphrases: byte-level BPE, taught by all-MiniLM-L6-v2.
+"""A small base with a byte-level BPE tokenizer that finds paraphrases, distilled from all-MiniLM-L6-v2.
 
-It learns all-MiniLM's embeddings of general phrases (CN-100K, STS-B dev) and of what is said of the concepts of the
-Chemical Methods Ontology that are not held out. Its tokenizer has met the general phrases alone, so it reads the words
-of the ontology in pieces.
+It learns all-MiniLM's embeddings of general phrases (CN-100K, STS-B dev) and of texts about the concepts of the
+Chemical Methods Ontology that are not held out. Its tokenizer is trained only on the general phrases, so it splits the
+words of the ontology into subword tokens.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ EPOCHS, BATCH, RATE = 4, 64, 2e-3
 
 
 def make_small_base(folder: Path, teacher: "SentenceTransformer", data: Path, chmo: Chmo) -> None:
-    """Make it and save it; the same from the same inputs."""
+    """Make the model and save it; equal inputs give equal models."""
     general = [*_phrases(data / "cn-100k" / "train.txt"), *load_sts(data)[0], *load_sts(data)[1]]
     texts = list(dict.fromkeys([*general, *chmo.training_texts]))
     with new_folder(folder) as work:
@@ -58,9 +58,9 @@ def train_tokenizer(texts: Sequence[str]) -> "PreTrainedTokenizerFast":
 
 
 def _phrases(path: Path) -> list[str]:
-    """Distinct heads and tails of the triples, some of them, in an order of their own."""
+    """A sample of the distinct heads and tails of the triples, in a fixed random order."""
     if not path.is_file():
-        raise VocabgraftError(f"{path} is absent; give the folder that holds cn-100k/ with --data")
+        raise VocabgraftError(f"{path} is missing; give the folder that holds cn-100k/ with --data")
     lines = path.read_text(encoding="utf-8").splitlines()
     phrases = list(dict.fromkeys(phrase for line in lines for phrase in line.split("\t")[1:]))
     chosen = np.random.default_rng(11).permutation(len(phrases))[:PHRASES]
@@ -93,7 +93,7 @@ def _untrained(folder: Path, tokenizer: "PreTrainedTokenizerFast") -> "SentenceT
 
 
 def _narrowed(vectors: Any) -> torch.Tensor:
-    """The embeddings in as many numbers as the small base has, along their principal directions, scaled to length 1."""
+    """The embeddings reduced to the small base's width along their principal directions, scaled to length 1."""
     given = torch.from_numpy(vectors)
     directions = torch.linalg.eigh(given.T @ given).eigenvectors[:, -WIDTH:]
     return torch.nn.functional.normalize(given @ directions, dim=1)

@@ -1,9 +1,9 @@
-"""Surgery on a generated sharded model, beside copying the files that it writes: seconds and peak memory.
+"""Resizing a generated sharded model, compared with copying its files: seconds and peak memory.
 
 python -m benchmarks.surgery [--gigabytes 4] [--repeats 5]
 
-Each measurement is a process of its own with an empty folder to write into. The seconds are those of the call alone:
-the libraries are loaded before, as they are in a stage, which needs them for its tokenizer.
+Each measurement is a separate process that writes to an empty folder. The seconds are those of the call only: the
+libraries are loaded before, as in a stage, which needs them for its tokenizer.
 """
 
 import argparse
@@ -31,10 +31,10 @@ TIME_GOAL, MEMORY_GOAL_MIB = 1.5, 400.0
 
 
 def main() -> None:
-    """Generate the model, measure in turn, and print the medians beside the goals."""
+    """Generate the model, measure alternately, and print the medians with the goals."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=4.0, help="bytes of the model's weights / 1e9, from 1.1 on")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each kind, in turn")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each kind, alternating")
     parser.add_argument("--measure", nargs=3, metavar=("WHAT", "SOURCE", "DESTINATION"), help=argparse.SUPPRESS)
     parser.add_argument("--generate", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -47,7 +47,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         model, written = Path(folder) / "model", Path(folder) / "written"
-        # In a process of its own: a child starts with the peak memory of its parent as its own.
+        # In a separate process: a child inherits its parent's peak memory.
         _run("--generate", str(model), "--gigabytes", str(args.gigabytes))
         seen: dict[str, list[dict[str, float]]] = {"copy": [], "surgery": []}
         for _ in range(args.repeats):
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _generate(folder: Path, gigabytes: float) -> None:
-    """Save an XLM-RoBERTa with as many layers as fit, in shards of 1 GB, without ever holding more than one."""
+    """Save an XLM-RoBERTa with as many layers as fit, in shards of 1 GB, with at most one shard in memory."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModel, XLMRobertaConfig
@@ -97,7 +97,7 @@ def _shards(shapes: dict[str, Any]) -> list[list[str]]:
 
 
 def _in_process(what: str, model: Path, destination: Path) -> dict[str, float]:
-    # What an earlier run wrote must not be written out to the disk during this one.
+    # Pending writes of an earlier run must not reach the disk during this one.
     os.sync()
     seen: dict[str, float] = json.loads(_run("--measure", what, str(model), str(destination)))
     shutil.rmtree(destination)
@@ -113,7 +113,7 @@ def _run(*arguments: str) -> str:
 
 
 def _measure(what: str, source: Path, destination: Path) -> dict[str, float]:
-    """Seconds of one piece of work in this process, and the peak of its memory in MiB."""
+    """Seconds of one task in this process, and its peak memory in MiB."""
     return _measure_copy(source, destination) if what == "copy" else _measure_surgery(what, source, destination)
 
 
@@ -151,7 +151,7 @@ def _figures(started: float) -> dict[str, float]:
 
 
 def _table(seen: dict[str, list[dict[str, float]]], size: int) -> Table:
-    table = Table(title=f"surgery on a sharded model of {size / 1e9:.2f} GB, {os.cpu_count()} cores")
+    table = Table(title=f"resizing a sharded model of {size / 1e9:.2f} GB, {os.cpu_count()} cores")
     for heading in ("what", "median", "fastest", "slowest", "goal", "reached"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
     seconds = {what: [run["seconds"] for run in runs] for what, runs in seen.items()}
@@ -160,10 +160,10 @@ def _table(seen: dict[str, list[dict[str, float]]], size: int) -> Table:
     ratios = [ours / copy for ours, copy in zip(seconds["surgery"], seconds["copy"], strict=True)]
     for name, figures, goal in (
         ("copying the files, s", seconds["copy"], None),
-        ("surgery, s", seconds["surgery"], None),
-        ("surgery / copying, in turn", ratios, TIME_GOAL),
-        ("peak memory of surgery, MiB", memory, embedding + MEMORY_GOAL_MIB),
-        ("surgery with the manifest's hashes, s", seconds["artifact"], None),
+        ("resizing, s", seconds["surgery"], None),
+        ("resizing / copying, alternating", ratios, TIME_GOAL),
+        ("peak memory of resizing, MiB", memory, embedding + MEMORY_GOAL_MIB),
+        ("resizing with the manifest's hashes, s", seconds["artifact"], None),
     ):
         median = statistics.median(figures)
         cells = [f"{figure:.2f}" for figure in (median, min(figures), max(figures))]

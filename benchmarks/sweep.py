@@ -1,7 +1,7 @@
-"""A sweep of eight sleeping points on a Ray cluster of one node of one core, and on one of two: what the second brings.
+"""A sweep of eight sleeping points on a Ray cluster of one single-core node, compared with two nodes.
 
-The points are tasks of the sweep's own code (a copy of the project, the DVC remote, the flow in it), which sleep
-instead of training, so that what is measured is the spreading of work and not a processor. Goal: 1.7 times as fast.
+The points are tasks of the sweep's own code (a copy of the project, the DVC remote, the flow in it). They sleep instead
+of training, so that the distribution of work is measured and not the processor. Goal: 1.7 times as fast.
 
 python -m benchmarks.sweep
 """
@@ -17,14 +17,14 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 GOAL = 1.7
 POINTS = 8
-# Ray's smallest is 75 MiB; the work is a tar archive of a few files.
+# Ray's minimum is 75 MiB; the work is a tar archive of a few files.
 OBJECT_STORE = 80 * 1024 * 1024
 
 
 def main() -> None:
     """Measure and print both, one after the other, each on a cluster and a remote of its own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="that each point sleeps (default 20)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="sleep of each point (default 20)")
     seconds = parser.parse_args().seconds
     os.environ.update({"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"})
     took = {nodes: _measure(nodes, seconds) for nodes in (1, 2)}
@@ -52,7 +52,7 @@ def _measure(nodes: int, seconds: float) -> float:
             cluster.shutdown()
     failed = {name: result["said"] for name, result in done.items() if not result["ok"]}
     if failed or len(done) != POINTS:
-        raise SystemExit(f"of {POINTS} points {len(done)} ended and these failed: {failed}")
+        raise SystemExit(f"{len(done)} of {POINTS} points ended, and these failed: {failed}")
     return took
 
 

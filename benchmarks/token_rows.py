@@ -1,10 +1,10 @@
-"""Trainable token rows: PEFT's forward and backward beside a lookup of the few rows, in turn, as ratios.
+"""Trainable token rows: PEFT's forward and backward compared with a lookup of the few rows, alternating, as ratios.
 
 python -m benchmarks.token_rows [--rounds 9]
 
-Every round measures each side once at each size, so that what else the machine does meets all of them; a ratio is the
-median of the rounds' ratios. The plain lookup beside them is the forward of the frozen matrix alone, with no trainable
-row and no way back: what it costs more over a larger matrix, no implementation can save.
+Every round measures each side once at each size, so that other load on the machine affects all of them; a ratio is the
+median of the rounds' ratios. The plain lookup in the table is only the forward of the frozen matrix, without trainable
+rows and backward: no implementation can avoid its extra cost with a larger matrix.
 """
 
 import argparse
@@ -26,16 +26,16 @@ SMALL, LARGE, WIDE = (30_522, 384), (250_002, 384), (250_002, 1_024)
 GOALS = {SMALL: 20, WIDE: 100}
 VOCABULARIES_GOAL = 1.15
 NEW, BATCH, LENGTH = 1_000, 64, 16
-# Ids of several batches, one after another: one batch's rows would stay in the cache.
+# Ids of several consecutive batches: the rows of a single batch would stay in the cache.
 BATCHES = 16
-# Of the rank's weight in text; Zipf's own figure.
+# Exponent of the rank in the frequency of words in text; Zipf's own value.
 EXPONENT = 1.0
 DRAWS = {"text": f"as in text (rank ** -{EXPONENT:g})", "uniform": "uniformly"}
 PASSES = {"peft": 2, "lookup": 48, "plain": 48}
 
 
 class Embedder(nn.Module):
-    """An embedding alone, as PEFT wants a model."""
+    """A model with only an embedding, in the form that PEFT needs."""
 
     def __init__(self, rows: int, width: int) -> None:
         """A matrix of shape (rows, width)."""
@@ -57,11 +57,11 @@ class Layer:
         self.model = get_peft_model(Embedder(rows, width), config)
         self.matrix = self.model.base_model.model.embedding.base_layer.weight
         self.batches = {name: _ids(rows, name) for name in DRAWS}
-        # As the layer above gives it back.
+        # The gradient that the layer above would pass back.
         self.gradient = torch.randn(BATCH, LENGTH, width)
 
     def seconds(self, side: str, draw: str) -> float:
-        """Of one pass of PEFT's layer, of the lookup or of the plain lookup, over batches of that draw."""
+        """The seconds of one pass of PEFT's layer, of the lookup or of the plain lookup, over batches of that draw."""
         if side == "plain":
             return _seconds(self._plain_pass, self.batches[draw], PASSES[side])
         if side == "peft":
@@ -79,7 +79,7 @@ class Layer:
 
 
 def main() -> None:
-    """Measure all sizes in turn and print two tables beside the goals."""
+    """Measure all sizes alternately and print two tables with the goals."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
@@ -95,13 +95,13 @@ Times = dict[tuple[tuple[int, int], str, str], list[float]]
 
 
 def _measure(layers: dict[tuple[int, int], Layer], rounds: int) -> Times:
-    """Of each size, draw and side the seconds of each round."""
+    """The seconds of each round by size, draw and side."""
     times: Times = {}
-    # A collection of garbage in the middle of one side is no cost of that side.
+    # A garbage collection during one side is not a cost of that side.
     gc.disable()
     for _ in range(rounds):
         for draw in DRAWS:
-            # PEFT's side last: it drives everything else out of the cache.
+            # PEFT's side last: it evicts everything else from the cache.
             for side in ("lookup", "plain", "peft"):
                 for size, layer in layers.items():
                     times.setdefault((size, draw, side), []).append(layer.seconds(side, draw))
@@ -151,13 +151,13 @@ def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
 
 def _ids(rows: int, draw: str) -> torch.Tensor:
-    """Batches of ids, of shape (BATCHES, BATCH, LENGTH), with a new one at the head of each text."""
+    """Batches of ids, of shape (BATCHES, BATCH, LENGTH), with a new one at the start of each text."""
     generator = torch.Generator().manual_seed(0)
     shape = (BATCHES, BATCH, LENGTH)
     if draw == "uniform":
         ids = torch.randint(0, rows, shape, generator=generator)
     else:
-        # Frequent tokens lie anywhere in the matrix, which is the worse case for the cache.
+        # Frequent tokens are spread over the matrix, the worse case for the cache.
         by_rank = torch.randperm(rows - NEW, generator=generator)
         weights = torch.arange(1, rows - NEW + 1, dtype=torch.float64) ** -EXPONENT
         drawn = torch.multinomial(weights, BATCHES * BATCH * LENGTH, replacement=True, generator=generator)
@@ -167,7 +167,7 @@ def _ids(rows: int, draw: str) -> torch.Tensor:
 
 
 def _seconds(one_pass: Callable[[torch.Tensor], None], batches: torch.Tensor, times: int) -> float:
-    """Of one pass, after one that is not counted."""
+    """The seconds of one pass, after one that does not count."""
     one_pass(batches[-1])
     started = time.perf_counter()
     for number in range(times):

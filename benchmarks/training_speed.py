@@ -1,13 +1,13 @@
-"""A whole training of new rows beside stock sentence-transformers with PEFT's trainable tokens, in turn, as ratios.
+"""A whole training of new rows compared with stock sentence-transformers and PEFT's trainable tokens, as ratios.
 
 python -m benchmarks.training_speed [--rounds 3] [--steps N] [--chmo] [--data FOLDER]
 
 Both sides start from one resized model and see the same batches: same data, order, batch size, epochs, rate, schedule,
-loss and precision, and both evaluate the loss on the validation split after each epoch. The stock side is
-SentenceTransformerTrainer over TrainableTokensConfig and nothing else; it writes no checkpoint, vocabgraft does. Each
-training is a process of its own, in which the libraries and the model were loaded before the clock started. The
+loss and precision, and both evaluate the loss on the validation split after each epoch. The stock side is only
+SentenceTransformerTrainer over TrainableTokensConfig; it writes no checkpoint, while vocabgraft does. Each training is
+a separate process, in which the libraries and the model are loaded before the clock starts. The sides alternate. The
 shipped example is that of data/validate_data, data/extend_tokenizer and data/resize_base; with --chmo it is the
-Chemical Methods Ontology, whose rows start as the mean of their pieces.
+Chemical Methods Ontology, whose rows start as the mean of their subword tokens.
 """
 
 import argparse
@@ -60,7 +60,7 @@ SEED = 17
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained on and asked, as JSON can hold it."""
+    """The training and evaluation data, in a form that JSON can hold."""
 
     name: str
     resized: str
@@ -77,7 +77,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Trained:
-    """One training: its seconds by the wall's clock and of the processor, its peak memory, and the ranks after it."""
+    """One training: its wall-clock and CPU seconds, its peak memory, and the ranks after it."""
 
     seconds: float
     cpu_seconds: float
@@ -87,10 +87,10 @@ class Trained:
 
 
 def main() -> None:
-    """Train each side in turn, in each precision that this machine computes in, and print one table each."""
+    """Train the sides alternately, in each precision that this machine supports, and print one table for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="trainings of each side; the order turns round")
-    parser.add_argument("--steps", type=int, help="end after so many; what is learnt is then not that of a whole run")
+    parser.add_argument("--rounds", type=int, default=3, help="trainings of each side, in alternating order")
+    parser.add_argument("--steps", type=int, help="stop after this many steps; ranks are then not of a whole run")
     parser.add_argument("--chmo", action="store_true", help="the Chemical Methods Ontology, not the shipped example")
     parser.add_argument("--data", type=Path, help="the stages' outputs, or the folder that holds chmo/")
     parser.add_argument("--run", nargs=3, metavar=("CASE", "SIDE", "PRECISION"), help=argparse.SUPPRESS)
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def shipped_case(data: Path | None) -> Case:
-    """The shipped example, from the outputs of the stages before the training; its test splits are asked."""
+    """The shipped example, from the outputs of the stages before the training, evaluated on its test splits."""
     data = (data or ROOT / "data").resolve()
     resized = require_artifact(data / "resize_base")
     datasets = read_datasets(require_artifact(data / "validate_data" / "datasets"))
@@ -117,7 +117,7 @@ def shipped_case(data: Path | None) -> Case:
 
 
 def chmo_case(data: Path, folder: Path) -> Case:
-    """The Chemical Methods Ontology with its new words; synonyms of held-out concepts are asked."""
+    """The Chemical Methods Ontology with its new words, evaluated on synonyms of held-out concepts."""
     from benchmarks.chmo_training import dataset
 
     chmo, base_folder = load_chmo(data, SEED), locate_base(BASE)
@@ -135,12 +135,12 @@ def chmo_case(data: Path, folder: Path) -> Case:
 
 
 def in_turn(rounds: int) -> list[tuple[str, ...]]:
-    """The order of the sides in each round, so that what the machine does besides falls on all of them."""
+    """The order of the sides in each round, so that other load on the machine affects all of them."""
     return [SIDES if number % 2 == 0 else SIDES[::-1] for number in range(rounds)]
 
 
 def speedups(runs: Mapping[str, Sequence[Trained]], side: str, clock: str) -> list[float]:
-    """By how much a side is faster than the stock one in each round, by `seconds` or `cpu_seconds`."""
+    """The factor by which a side is faster than the stock one in each round, by `seconds` or `cpu_seconds`."""
     return [
         (own.examples / getattr(own, clock)) / (stock.examples / getattr(stock, clock))
         for own, stock in zip(runs[side], runs[STOCK], strict=True)
@@ -148,7 +148,7 @@ def speedups(runs: Mapping[str, Sequence[Trained]], side: str, clock: str) -> li
 
 
 def gains(own: Trained, stock: Trained) -> dict[str, tuple[float, float, float]]:
-    """For each dataset the gain of MRR over the stock side in points, and its 95 % interval over the queries."""
+    """The gain of MRR over the stock side in points and its 95 % interval over the queries, for each dataset."""
     found = {}
     for name, places in own.ranks.items():
         differences = 100 * (1 / np.array(places) - 1 / np.array(stock.ranks[name]))
@@ -162,7 +162,7 @@ def _compare(case: Case, path: Path, rounds: int, steps: int | None) -> None:
         model = load_model(Path(case.resized))
         computed_in = resolve_precision("auto", model).name
         if precision == "bfloat16" and computed_in != precision:
-            console.print(f"bfloat16: absent, the device {model.device} has no instructions that multiply it")
+            console.print(f"bfloat16: skipped, the device {model.device} has no instructions that multiply it")
             continue
         runs: dict[str, list[Trained]] = {side: [] for side in SIDES}
         for number, order in enumerate(in_turn(rounds), start=1):
@@ -175,7 +175,7 @@ def _compare(case: Case, path: Path, rounds: int, steps: int | None) -> None:
         ratio = statistics.median(speedups(runs, OURS, "seconds"))
         at_goal = "reached" if ratio >= GOAL else "NOT reached"
         where = at_goal if computed_in == "bfloat16" else f"{at_goal} here; it is meant for AVX512-BF16"
-        console.print(f"examples a second, {OURS} / {STOCK}: {ratio:.2f} (goal {GOAL:.0f}: {where})")
+        console.print(f"examples per second, {OURS} / {STOCK}: {ratio:.2f} (goal {GOAL:.0f}: {where})")
 
 
 def _in_process(case: Path, side: str, precision: str, steps: int | None) -> Trained:
@@ -194,7 +194,7 @@ def _run(path: Path, side: str, precision: str, steps: int | None) -> Trained:
     case = Case(**stored | {"datasets": datasets, "asked": [RetrievalSet(**entry) for entry in stored["asked"]]})
     shipped = load_params(ROOT / "params.yaml").train_adapter.model_dump()
     own = {"method": "tokens", "precision": precision, "arguments": {"max_steps": steps} if steps else {}}
-    # What the stock side is not told stays as it is by default.
+    # Other settings of the stock side keep their defaults.
     plain = {"phases": [], "group_by_length": False, "best_metric": None, "early_stopping": None, "evaluators": []}
     params = TrainAdapterParams.model_validate(shipped | plain | own)
     model = load_model(Path(case.resized))

@@ -25,7 +25,7 @@ FIRST_RUN_GOAL, IDLE_REPRO_GOAL, IDLE_RUN_GOAL = 240.0, 2.0, 25.0
 def main() -> None:
     """Measure the first run, its stages, and the two kinds of runs with nothing to do."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="runs of what has nothing to do; the median is shown")
+    parser.add_argument("--repeats", type=int, default=5, help="runs with nothing to do; the median is shown")
     repeats = parser.parse_args().repeats
     console = Console()
     with tempfile.TemporaryDirectory() as folder:

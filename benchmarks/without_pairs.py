@@ -1,9 +1,9 @@
-"""What words without labelled pairs gain from their descriptions and from raw text.
+"""The gain of words without labeled pairs from their descriptions and from raw text.
 
 python -m benchmarks.without_pairs [--on chmo example] [--data FOLDER] [--arms descriptions ...] [--texts 1500]
 
 Rows of new words start distilled. Then only the rows are trained, with the shipped settings of `train_adapter`:
-`descriptions` on pairs of `from: descriptions`, the others on raw texts with that loss. No arm sees a labelled pair.
+`descriptions` on pairs of `from: descriptions`, the others on raw texts with that loss. No arm sees a labeled pair.
 
 CHMO: the queries are synonyms of held-out concepts, the documents the names of all concepts, the contexts every text of
 the other concepts. A word that is the name of one of the other concepts is described by its definition. Retention is
@@ -64,12 +64,12 @@ ARMS = ("descriptions", *losses_for("texts"), BOTH)
 
 @dataclass(frozen=True)
 class Material:
-    """What a user without pairs has, and what the models are asked.
+    """The data of a user without pairs, and the evaluation data.
 
     Attributes:
-        tokens: the new words, with a description where they have one.
+        tokens: the new words, with their descriptions if there are any.
         texts: the raw texts.
-        queries, answers, documents: held-out questions; an answer is a place among the documents.
+        queries, answers, documents: held-out queries; an answer is an index into the documents.
         retention: first sentences, second sentences, scores.
     """
 
@@ -83,7 +83,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one model gives: reciprocal ranks of the queries in percent, rho of the retention, sinks among the words."""
+    """The metrics of one model: reciprocal ranks in percent, rho of the retention, sinks among the words."""
 
     reciprocal: "np.ndarray[Any, Any]"
     spearman: float
@@ -101,11 +101,11 @@ class Scorer:
         self.texts = (material.queries, material.documents, *material.retention[:2])
         self.vectors = [encode(base, list(texts), BATCH) for texts in self.texts]
         self.held = [holds_new_token(tokenizer, list(texts), ids) for texts in self.texts]
-        # A question holds a new word where its text or its answer does.
+        # A query holds a new word if its text or its answer does.
         self.new_word = self.held[0] | self.held[1][list(material.answers)]
 
     def score(self, model: "SentenceTransformer | None", sinks: int, examples: int, seconds: float) -> Figures:
-        """The figures of a model; None is the base."""
+        """The metrics of a model; None is the base."""
         vectors = [known.copy() for known in self.vectors]
         for found, texts, held in zip(vectors, self.texts, self.held, strict=True):
             changed = [text for text, new in zip(texts, held, strict=True) if new]
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder that holds chmo/ and stsb-dev/")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--texts", type=int, default=1500, help="raw texts with a new word to train on, at most")
-    parser.add_argument("--words", type=int, default=None, help="new words, at most; those with a description first")
+    parser.add_argument("--words", type=int, default=None, help="most new words; those with a description come first")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     try:
@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def of_chmo(data: Path, base: "Tokenizer", seed: int, most: int | None) -> Material:
-    """The ontology, of which a part of the concepts is held out whole."""
+    """The ontology, with whole concepts held out."""
     chmo = load_chmo(data, seed)
     definitions = {concept.name.casefold(): concept.definition for concept in chmo.train}
     words = new_words(chmo, base, LEAST_PIECES, LEAST_USES)
@@ -151,7 +151,7 @@ def of_chmo(data: Path, base: "Tokenizer", seed: int, most: int | None) -> Mater
 
 
 def of_example(root: Path) -> Material:
-    """The shipped example, all of whose pairs are questions."""
+    """The shipped example, with all of its pairs as queries."""
     raw = root / "data" / "raw"
     rows = _read(raw / "vocabulary.csv")
     tokens = [NewToken(row["token"], "word", row["description"]) for row in rows if row["kind"] == "word"]
@@ -173,7 +173,7 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def measure(material: Material, args: argparse.Namespace) -> tuple[Scorer, dict[str, Figures]]:
-    """The figures of the base, of the distilled rows, and of each arm."""
+    """The metrics of the base, of the distilled rows, and of each arm."""
     folder = locate_base(BASE)
     base, tokenizer, raw = load_model(folder), load_tokenizer(folder), load_raw_tokenizer(tokenizer_file(folder))
     tokens = extend_tokenizer(tokenizer, raw, list(material.tokens), 64)
@@ -191,7 +191,7 @@ def measure(material: Material, args: argparse.Namespace) -> tuple[Scorer, dict[
     for arm in args.arms:
         with tempfile.TemporaryDirectory() as scratch:
             sets = list(datasets_of(arm, pairs, [with_word[place] for place in chosen], Path(scratch)))
-            # Nothing of the base is shared: an adapter wraps its modules in place.
+            # A deep copy, since an adapter wraps modules in place.
             model = extended_copy(load_model(folder), tokenizer, rows)
             started = time.perf_counter()
             accepted, settings = [entry for entry, _ in sets], [entry for _, entry in sets]
@@ -203,7 +203,7 @@ def measure(material: Material, args: argparse.Namespace) -> tuple[Scorer, dict[
 
 
 def shipped_params() -> TrainAdapterParams:
-    """The section `train_adapter` as it is shipped, for rows alone."""
+    """The shipped section `train_adapter`, for training only rows."""
     shipped = load_params(ROOT / "params.yaml").train_adapter.model_dump()
     return TrainAdapterParams.model_validate(shipped | {"method": "tokens", "phases": [], "checkpoint_every": None})
 
@@ -221,7 +221,7 @@ def distilled(base: "SentenceTransformer", tokenizer: Any, tokens: Any, texts: S
 
 
 def pairs_of(material: Material, base: "Tokenizer") -> list[tuple[str, str]]:
-    """The pairs that `from: descriptions` makes, where the questions are held out."""
+    """The pairs that `from: descriptions` makes, without those of held-out queries."""
     vocabulary = pd.DataFrame([(t.text, t.kind, t.description) for t in material.tokens])
     vocabulary = vocabulary.set_axis(["token", "kind", "description"], axis=1).assign(file="vocabulary", row=1)
     contexts = pd.DataFrame({"text": list(material.texts)}).assign(file="contexts", row=1)
@@ -233,7 +233,7 @@ def pairs_of(material: Material, base: "Tokenizer") -> list[tuple[str, str]]:
 def datasets_of(
     arm: str, pairs: Sequence[tuple[str, str]], texts: Sequence[str], folder: Path
 ) -> Iterator[tuple[AcceptedDataset, DatasetParams]]:
-    """What an arm trains on."""
+    """The training data of an arm."""
     if arm in ("descriptions", BOTH):
         settings: dict[str, Any] = {"name": "glosses", "format": "pairs", "from": "descriptions"}
         columns = {"anchor": [pair[0] for pair in pairs], "positive": [pair[1] for pair in pairs]}
@@ -279,7 +279,7 @@ def row(arm: str, figures: Figures, base: Figures, scorer: Scorer) -> list[str]:
 
 
 def table(name: str, scorer: Scorer, found: dict[str, Figures]) -> Table:
-    """A row a model: MRR, the gain over the base, sinks, retention."""
+    """One row per model: MRR, the gain over the base, sinks, retention."""
     queries, new = len(scorer.new_word), scorer.new_word.sum()
     shown = Table(title=f"{name}: {len(scorer.ids)} words, {queries} queries, {new} with a new word")
     for heading in ("trained on", "examples", "MRR", "gain, all", "gain, new word", "sinks", "retention", "seconds"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tasks.support.stage import switch_telemetry_off
@@ -22,6 +23,10 @@ WORDS = (
     "pain water is able has as one its parts query passage liver sugar doctor patient treat drug sleep bark fish bird"
 ).split()
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", ".", ",", "-", "'", "<", ">", "|", "?", ":"]
+
+# Hypothesis fails an example that takes over 200 ms, which the first call on a busy machine does.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

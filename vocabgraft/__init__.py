@@ -63,7 +63,7 @@ _MODULES = {
     "train": "api.train",
     "updated_vectors": "index.reembed",
 }
-__all__ = [*_MODULES, "__version__"]  # noqa: PLE0604  # the table's names are texts
+__all__ = [*_MODULES, "__version__"]  # noqa: PLE0604  # the keys are strings
 
 
 def __getattr__(name: str) -> Any:

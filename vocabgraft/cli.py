@@ -1,4 +1,4 @@
-"""The command `vocabgraft`: calls the pipeline, which is part of the project and not of the library."""
+"""The command `vocabgraft`: calls the pipeline, which belongs to the project and not to the library."""
 
 import sys
 from importlib import import_module
@@ -12,7 +12,7 @@ USAGE_ERROR = 2
 
 
 def main() -> None:
-    """Run the command line of the pipeline; say what to install where it is missing."""
+    """Run the command line of the pipeline, or say what to install if it is missing."""
     # The name is a string, since no module of the library imports the pipeline.
     if find_spec("flows") is None:
         _refuse(

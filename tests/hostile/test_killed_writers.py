@@ -103,7 +103,7 @@ def test_writers_of_one_folder_at_once_leave_a_whole_one(tmp_path: Path) -> None
 
 def test_a_file_in_the_place_of_a_folder_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "made").write_text("mine", encoding="utf-8")
-    with pytest.raises(VocabgraftError, match="no folder"), written(tmp_path / "made", "new"):
+    with pytest.raises(VocabgraftError, match="not a folder"), written(tmp_path / "made", "new"):
         pass
     assert (tmp_path / "made").read_text(encoding="utf-8") == "mine"
 

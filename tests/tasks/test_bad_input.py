@@ -239,7 +239,7 @@ UNREADABLE = [
     Fault(
         "a base without a fast tokenizer",
         base_folder("model.safetensors"),
-        ("base has no tokenizer.json", "save the model once with today's transformers"),
+        ("base has no tokenizer.json", "save the model once with current transformers"),
     ),
 ]
 

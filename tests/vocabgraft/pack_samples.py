@@ -54,7 +54,7 @@ BAD_PACKS = {
     "foreign": "is for the base other (weights ffffffffffff",
     "truncated": "is damaged or incomplete",
     "newer": "is a pack of format 3, newer than 2, which this version of vocabgraft reads; update vocabgraft",
-    "pickled": "is a pickle under the name of safetensors",
+    "pickled": "is a pickle with a safetensors name",
 }
 
 

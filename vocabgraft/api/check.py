@@ -27,9 +27,9 @@ from vocabgraft.tokens.new_token import NewToken
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-WAIVED = {"onnx_export": "an ONNX export is no part of this model unless you make one"}
+WAIVED = {"onnx_export": "a model in memory has no ONNX export"}
 UNTRAINED = "the model was not trained after its extension"
-# A text on which no check depends: it only stands for texts without a new word where none was given.
+# The default text without a new word. No check depends on its content.
 PLAIN = ("it", "a text about something else", "they spoke of it today")
 
 
@@ -59,7 +59,7 @@ class CheckReport:
 
     @property
     def too_few_to_judge(self) -> tuple[Check, ...]:
-        """The checks for which there are too few tokens, texts or triples, each with its `reason`."""
+        """The checks with too few tokens, texts or triples to judge, each with its `reason`."""
         return self._of("too few to judge")
 
     @property
@@ -73,7 +73,7 @@ class CheckReport:
             raise FailedChecksError(repr(self))
 
     def __repr__(self) -> str:
-        """The number of checks by verdict, and each failure with what was seen and what is allowed."""
+        """The number of checks by verdict, and each failure with the value seen and the value allowed."""
         head = describe_counts(count_verdicts(check.verdict for check in self.checks))
         return "\n".join([head, *(line for check in self.failed for line in _lines(check))])
 
@@ -92,21 +92,21 @@ def check(
     """Run the consistency checks of the pipeline on an extended model.
 
     They show, among other things, that texts without a new word keep their embedding bit for bit, that every new word
-    is one token, that the training reached the model, and that the saved model loads in a fresh process.
+    is one token, that the model contains what was trained, and that the saved model loads in a fresh process.
 
     Args:
         model: extended, and merged if it was trained.
-        base: what it was extended from.
-        texts: texts to encode, with and without new words, beside those that `extend` was given.
-        tokens: the new words of a model that was loaded, as `extend` takes them. Leave out for one that `extend` made.
+        base: the model that it extends.
+        texts: texts to encode, with and without new words, in addition to those given to `extend`.
+        tokens: the new words of a loaded model, as `extend` takes them. Omit them for a model that `extend` made.
         params: limits that differ from the defaults of `CheckConsistencyParams`, and checks to waive, each with a
             reason: `{"waived": {"new_rows_apart": "synonyms share a row"}}`.
 
     Raises:
-        VocabgraftError: for a model whose new words are not known, or that has a PEFT adapter.
+        VocabgraftError: for a model with unknown new words or a PEFT adapter.
     """
     if getattr(model[0].auto_model, "peft_config", None):
-        raise VocabgraftError("the model has a PEFT adapter; fold it in first: vocabgraft.merge(model)")
+        raise VocabgraftError("the model has a PEFT adapter; merge it first: vocabgraft.merge(model)")
     wanted = _new_tokens(model, tokens)
     report = report_of(model)
     limits = _limits(params, report)
@@ -161,12 +161,12 @@ def _write(model: "SentenceTransformer", base: "SentenceTransformer", tokens: Se
 
 
 def _replace_adapter(chain: Chain, training: TrainingRecord) -> None:
-    """Put the adapter that was trained, or with `full` the model itself, in place of the one of rows."""
+    """Replace the adapter of rows by the trained adapter, or with `full` by the model itself."""
     adapter = chain.folders.adapter
     shutil.rmtree(adapter)
     with new_folder(adapter) as work:
         ignored = _own_weights if training.adapter else None
-        # What an adapter lies over has no gate.
+        # The model below an adapter has no gate.
         source = chain.folders.resized if training.method == "gated" else chain.folders.merged
         shutil.copytree(source, work, dirs_exist_ok=True, ignore=ignored)
         for name, content in training.adapter.items():
@@ -175,16 +175,16 @@ def _replace_adapter(chain: Chain, training: TrainingRecord) -> None:
             resized = Path(os.path.relpath(chain.folders.resized)).as_posix()
             stored = read_json(work / ADAPTER_CONFIG_NAME)
             write_json(work / ADAPTER_CONFIG_NAME, {**stored, "base_model_name_or_path": resized})
-        told = {
+        record = {
             "method": training.method,
             "tokens_without_training_text": list(training.untrained),
             "set_back": list(training.set_back),
         }
-        write_json(work / "report.json", told)
+        write_json(work / "report.json", record)
 
 
 def _own_weights(folder: str, names: list[str]) -> list[str]:
-    """The files by which a model's folder is that of a whole transformer, and not of an adapter over one."""
+    """The files that make a folder a whole transformer and not an adapter."""
     if "modules.json" not in names:
         return []
     return [name for name in names if name in ("config.json", "manifest.json") or name.startswith("model")]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 MAX_TOKEN_CHARACTERS = 64
-# Texts kept for `check`, which reads 256 of each kind at most.
+# Texts kept for `check`, which reads at most 256 of each kind.
 PROBE_TEXTS = 2_000
 SEED = 17
 
@@ -32,22 +32,22 @@ SEED = 17
 def resolve_model(
     model: "SentenceTransformer | str | Path", revision: str | None = None, trust_remote_code: bool = False
 ) -> "SentenceTransformer":
-    """A loaded model as it is, or the model of a folder, of `package:MODULE/FOLDER` or of a Hub id.
+    """A loaded model unchanged, or the model of a folder, of `package:MODULE/FOLDER` or of a Hub id.
 
     Raises:
-        VocabgraftError: when it is not there, does not load, or has no Transformer with a fast tokenizer first.
+        VocabgraftError: when it is missing, does not load, or does not begin with a Transformer with a fast tokenizer.
     """
     if isinstance(model, (str, Path)):
         if str(model).startswith(REGISTRY_PREFIX):
             raise VocabgraftError(
                 f"{str(model)!r} is in a model registry, which this library does not read; load it with "
-                "mlflow.sentence_transformers.load_model and give the loaded model"
+                "mlflow.sentence_transformers.load_model and pass the loaded model"
             )
         folder = locate_base(str(model), revision, trust_remote_code)
         model = load_model(folder, trust_remote_code=trust_remote_code)
     if is_gated(model):
         raise VocabgraftError(
-            "the model has a gate (method gated), and new words would not open it; extend the base that it was made of"
+            "the model has a gate (method gated), which new words would not open; extend the model's base instead"
         )
     transformer = getattr(model[0], "auto_model", None)
     if transformer is None or not getattr(model.tokenizer, "is_fast", False):
@@ -70,26 +70,26 @@ def extend(
     seed: int = SEED,
     trust_remote_code: bool = False,
 ) -> "SentenceTransformer":
-    """Extend a model by words: each becomes one token whose embedding starts from what the base knows.
+    """Extend a model by words: each becomes one token, initialized from what the base knows.
 
     Args:
-        base: a loaded SentenceTransformer, which is left as it is, or a folder, `package:MODULE/FOLDER` or Hub id.
+        base: a loaded SentenceTransformer, which is not changed, or a folder, `package:MODULE/FOLDER` or Hub id.
         words: texts, `NewToken`s, or a mapping from each word to its description. `<|X|>` is a special token and needs
             a description; a text without letter and digit is a symbol; any other text matches as a whole word.
-        texts: sentences that use the words; the more of them, the higher the fidelity. Without any, plain templates
-            such as "about {word}" are used.
+        texts: sentences that use the words; more of them give a higher fidelity. Without any, plain templates such as
+            "about {word}" are used.
         initialization: `distillation`, `subword_mean`, `description_mean`, `similar_tokens`, `vocabulary_mean` or
             `random_normal`.
         distillation: settings that differ from the defaults of `DistillationParams`, such as `{"epochs": 4}`.
-        on_invalid: `fail` refuses the list if a word cannot be added; `skip` leaves such words out and reports them.
+        on_invalid: `fail` refuses the list if a word cannot be added; `skip` leaves out such words and reports them.
         max_token_characters: longest text of a new token.
-        seed: of what is drawn. The global random generators are neither read nor changed.
-        trust_remote_code: run code that lies in the folder of `base`.
+        seed: of the random numbers. The global random generators are neither read nor changed.
+        trust_remote_code: run code in the folder of `base`.
 
     Returns:
         A new SentenceTransformer without any class of this library. `model.vocabulary_report` (VocabularyReport) has
         the fidelity, the words with low fidelity, the rows that were reset, and the words that were skipped. The report
-        stays in memory: it is not saved with the model.
+        is not saved with the model.
 
     Raises:
         VocabgraftError: for words that cannot be added, or if no text in `texts` holds one of them.
@@ -106,12 +106,12 @@ def extend(
     texts = list(texts)
     if texts and not holds_new_token(tokenizer, texts, [token.id for token in tokens]).any():
         raise VocabgraftError(
-            f"none of the {len(texts)} texts holds a new word; give sentences that use them, or no texts to start from "
+            f"none of the {len(texts)} texts holds a new word; give sentences that use them, or no texts at all for "
             "templates"
         )
     rows, figures = rows_of_model(model, tokenizer, tokens, texts or [token.text for token in tokens], settings, seed)
     segmentation = segmentation_report(plain, tokenizer, tokens, texts)
-    # A copy of its own: the weights of `extended_copy` are those of the base, which training would change.
+    # A real copy: `extended_copy` shares the weights of the base, which training would change.
     extended = copy.deepcopy(extended_copy(model, tokenizer, rows))
     extended.eval()
     probes = tuple(islice(texts, PROBE_TEXTS))
@@ -134,13 +134,13 @@ def distill(
 
     Args:
         model: made by `extend`; the rows of its new tokens are changed in place.
-        base: what it was extended from.
+        base: the model that it extends.
         texts: sentences that use the new words.
         distillation: as in `extend`.
         seed: of the order of the batches.
 
     Returns:
-        The figures of the distillation: `before` and `after` (fidelity), `by_token`, `under_limit`, `set_back`.
+        The metrics of the distillation: `before` and `after` (fidelity), `by_token`, `under_limit`, `set_back`.
 
     Raises:
         VocabgraftError: for a model that `extend` did not make.
@@ -166,9 +166,9 @@ def _settings(initialization: str, distillation: DistillationParams | Mapping[st
 
 
 def refused(place: str, error: ValidationError) -> VocabgraftError:
-    """The settings that were refused, each with the value seen and the reason."""
-    told = [
+    """The refused settings, each with the value seen and the reason."""
+    problems = [
         f"{'.'.join(map(str, entry['loc'])) or 'settings'}: {entry['msg']} (seen: {entry['input']!r})"
         for entry in error.errors()
     ]
-    return VocabgraftError(f"{place}: {'; '.join(told)}")
+    return VocabgraftError(f"{place}: {'; '.join(problems)}")

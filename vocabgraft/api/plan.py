@@ -26,14 +26,14 @@ def plan_vocabulary(
     known: Iterable[str] = (),
     params: PlanParams | None = None,
 ) -> Plan:
-    """Rank the words of texts by the tokens that adding them would save.
+    """Rank the words of texts by the number of tokens that adding them would save.
 
     Args:
         base: the model to extend.
-        texts: of the subject.
-        background: general texts; a word must then be special to `texts`.
+        texts: of the domain.
+        background: general texts; a word must then be specific to `texts`.
         known: words to leave out.
-        params: the limits; None takes the defaults.
+        params: the limits; None uses the defaults.
 
     Returns:
         `plan.words`, best first, each with `text`, `count` and `saved`; `plan.knee`, the number of words after which

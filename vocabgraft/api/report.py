@@ -22,13 +22,13 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """The last training of a model, as far as checks need it.
+    """The last training of a model, as far as the checks need it.
 
     Attributes:
-        method: what was trained; `full` also stands for several trainings that moved more than new rows.
+        method: what was trained; `full` also covers several trainings that changed more than new rows.
         untrained: new tokens that no training text holds.
-        adapter: the adapter's files, by name; empty where rows alone were trained, or every weight.
-        set_back: new tokens whose row became an attention sink in training and was set back.
+        adapter: the adapter's files by name; empty if only rows, or every weight, were trained.
+        set_back: new tokens whose row became an attention sink in training and was reset.
     """
 
     method: Method
@@ -39,19 +39,19 @@ class TrainingRecord:
 
 @dataclass(frozen=True, repr=False)
 class VocabularyReport:
-    """What `extend` did, at `model.vocabulary_report`.
+    """The result of `extend`, at `model.vocabulary_report`.
 
     Attributes:
         tokens: the new tokens with their ids.
         skipped: words that were left out, with the reason.
-        initialization: how the new rows start.
-        fidelity: cosine of the extended model's embedding of a text to the base's, over texts kept out of distillation:
-            `mean`, `p10` (10th percentile) and `texts`; None if nothing was distilled or no text was kept out.
-        low_fidelity: words whose mean cosine is below the limit (`distillation.least_fidelity`), worst first.
-        not_measured: words that no text kept out holds.
+        initialization: method that initialized the new rows.
+        fidelity: cosine of the extended model's embedding of a text to the base's, over texts held out of distillation:
+            `mean`, `p10` (10th percentile) and `texts`; None if nothing was distilled or no text was held out.
+        low_fidelity: words whose mean cosine is below the limit (`distillation.least_fidelity`), lowest first.
+        not_measured: words that no held-out text holds.
         set_back: words whose row became an attention sink during distillation and was reset, with how often.
         segmentation: tokens per text before and after, and the number of texts that use each word.
-        distillation: every figure of the distillation.
+        distillation: all metrics of the distillation.
         training: the last training; None before the first.
     """
 
@@ -74,7 +74,7 @@ class VocabularyReport:
         return [token.id for token in self.tokens]
 
     def __repr__(self) -> str:
-        """The figures, a line each."""
+        """The metrics, one per line."""
         seen = self.segmentation
         lines = [f"{len(self.tokens)} new tokens: {_listed([token.text for token in self.tokens])}"]
         if self.skipped:
@@ -116,9 +116,9 @@ def make_report(
     Args:
         tokens: the new tokens, in order of their ids.
         skipped: words that were left out, with the reason.
-        initialization: how the rows start.
-        distillation: what `distil` reports; empty without distillation.
-        segmentation: of the texts that were given.
+        initialization: method that initialized the rows.
+        distillation: the report of `distil`; empty without distillation.
+        segmentation: of the given texts.
         initial_rows: (tokens, width), before any training.
         probe_texts: texts for `check`.
     """
@@ -140,25 +140,25 @@ def make_report(
 
 
 def report_of(model: "SentenceTransformer") -> VocabularyReport | None:
-    """The report of a model that `extend` made in this process; None for one that was loaded."""
+    """The report of a model that `extend` made in this process; None for a loaded model."""
     found = getattr(model, ATTRIBUTE, None)
     return found if isinstance(found, VocabularyReport) else None
 
 
 def ids_of(model: "SentenceTransformer", tokens: "Sequence[str | NewToken] | None") -> dict[str, int]:
-    """The ids of the new tokens of a model by their text, ascending.
+    """The ids of a model's new tokens by their text, ascending.
 
     Args:
         model: an extended model.
-        tokens: which; None takes all that `extend` added.
+        tokens: the tokens to look up; None means all that `extend` added.
 
     Raises:
-        VocabgraftError: for a model without a report where `tokens` is None, or a text that is no added token.
+        VocabgraftError: if `tokens` is None and the model has no report, or for a text that is not an added token.
     """
     if tokens is None:
         if (report := report_of(model)) is None:
             raise VocabgraftError(
-                "the model was not made by extend() in this process, so its new words are not known; name them: "
+                "the model was not made by extend() in this process, so its new words are unknown; name them: "
                 "tokens=['nephrolithiasis', ...]"
             )
         return {token.text: token.id for token in report.tokens}
@@ -168,7 +168,7 @@ def ids_of(model: "SentenceTransformer", tokens: "Sequence[str | NewToken] | Non
     texts = [token if isinstance(token, str) else token.text for token in tokens]
     if unknown := [text for text in texts if text not in added]:
         raise VocabgraftError(
-            f"tokens names {unknown[0]!r}, which is no added token of the model; allowed: {_listed(list(added))}"
+            f"tokens names {unknown[0]!r}, which is not an added token of the model; allowed: {_listed(list(added))}"
         )
     return dict(sorted(((text, added[text]) for text in texts), key=lambda entry: entry[1]))
 

@@ -1,4 +1,4 @@
-"""Converts datasets in memory, in any form that users have them, to training sets."""
+"""Converts datasets in memory, in any common form, to training sets."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Rows = Any  # a datasets.Dataset, or a list of tuples or dicts; the library has no types
-# The name of a dataset that has none.
+# The name of an unnamed dataset.
 ONE = "data"
 TARGETS = ("label", "labels", "score", "scores")
 PAIRS = "a list of (anchor, positive), (anchor, positive, negative), (sentence1, sentence2, score) or of dicts"
@@ -26,18 +26,18 @@ def training_sets(
     weights: Mapping[str, float] | None,
     seed: int,
 ) -> list[TrainingSet]:
-    """One training set for each dataset.
+    """One training set per dataset.
 
     Args:
         train: a dataset, or a mapping from names to datasets.
         held_out: rows for the evaluation loss, in the same form, for all or some of the names.
-        loss: of all datasets, or a mapping from their names: a name of a loss, `LossParams`, or a loss that was made;
-            None takes the default of the format of the rows.
-        weights: of the losses, by the name of the dataset.
-        seed: of what a format draws.
+        loss: for all datasets, or a mapping from their names: the name of a loss, `LossParams`, or a loss instance;
+            None uses the default for the format of the rows.
+        weights: of the losses, by dataset name.
+        seed: of random numbers that a format needs.
 
     Raises:
-        VocabgraftError: for rows that are none, names that do not match, or a loss that does not fit the rows.
+        VocabgraftError: for invalid rows, names that do not match, or a loss that does not fit the rows.
     """
     named, kept_out = _by_name(train), {} if held_out is None else _by_name(held_out)
     several = len(named) > 1 or ONE not in named
@@ -67,10 +67,10 @@ def _require_names(argument: str, given: Mapping[str, Any], allowed: Mapping[str
 
 
 def as_dataset(rows: Rows, place: str) -> "Dataset":
-    """A `datasets.Dataset` as it is, or one made of a list of tuples or dicts.
+    """A `datasets.Dataset` unchanged, or one made from a list of tuples or dicts.
 
     Raises:
-        VocabgraftError: for anything else, rows of unequal form, or no row.
+        VocabgraftError: for any other type, rows of different forms, or no rows.
     """
     from datasets import Dataset
 
@@ -81,7 +81,7 @@ def as_dataset(rows: Rows, place: str) -> "Dataset":
     else:
         table = Dataset.from_list(_as_dicts(list(rows), place))
     if not len(table):
-        raise VocabgraftError(f"{place} has no row; give at least one")
+        raise VocabgraftError(f"{place} has no rows; give at least one")
     return table
 
 
@@ -109,7 +109,7 @@ def _as_dict(row: Any) -> dict[str, Any] | None:
 
 
 def _names_of(width: int, last: Any) -> tuple[str, ...]:
-    """Column names of tuples of texts, the last one a text or a number."""
+    """Column names for tuples of texts whose last element is a text or a number."""
     if isinstance(last, str):
         return ("anchor", "positive", "negative", *MORE_NEGATIVES) if width > 1 else ("text",)
     if not isinstance(last, (int, float)):
@@ -156,11 +156,11 @@ def _chosen(loss: str | Mapping[str, Any] | LossParams | None, dataset_format: F
 def in_format(rows: "Dataset", name: str) -> tuple[Format, "Dataset"]:
     """The format of rows, and the rows with that format's columns.
 
-    Known column names decide. Otherwise the number of text columns and the type of the label do, as in
-    sentence-transformers, where a loss reads columns in their order.
+    Known column names decide. Otherwise the number of text columns and the type of the label decide, as in
+    sentence-transformers, where a loss reads columns in order.
 
     Raises:
-        VocabgraftError: for columns that are of no format.
+        VocabgraftError: for columns that fit no format.
     """
     names = rows.column_names
     for dataset_format in ("triples", "margins", "teacher_embeddings"):

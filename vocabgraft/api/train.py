@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ADAPTER_FILES = (ADAPTER_CONFIG_NAME, "adapter_model.safetensors")
 ROWS_AT_ONCE = 10_000
-# Names of sentence-transformers' training arguments, and the parameter that each one is.
+# Names of training arguments of sentence-transformers, and the parameter that each one sets.
 RENAMED = {
     "num_train_epochs": "epochs",
     "per_device_train_batch_size": "batch_size",
@@ -54,41 +54,40 @@ def train(
         train_dataset: a `datasets.Dataset`; a list of (anchor, positive), (anchor, positive, negative) or
             (sentence1, sentence2, score) tuples or of dicts; or a mapping from names to several of these.
         eval_dataset: held-out rows in the same form, for the evaluation loss.
-        loss: the name of a loss, `{"name": ..., "arguments": {...}}`, or an instance made for this model; a mapping
-            from the datasets' names where there are several. By default what fits the rows: CoSENTLoss for scores,
+        loss: the name of a loss, `{"name": ..., "arguments": {...}}`, or an instance made for this model; with several
+            datasets, a mapping from their names. By default the loss that fits the rows: CoSENTLoss for scores,
             MultipleNegativesRankingLoss for pairs, triplets and triples.
         evaluator: an evaluator of sentence-transformers, or a list of them, run with each evaluation.
-        method: `tokens` trains the rows of the new tokens alone: every text without a new word keeps its embedding.
-            So does `gated`, which also trains LoRA that acts on texts with a new word alone; its model has code of its
-            own, which `SentenceTransformer(folder, trust_remote_code=True)` loads. `lora` and `peft` train an adapter,
+        method: `tokens` trains only the rows of the new tokens: every text without a new word keeps its embedding.
+            So does `gated`, which also trains LoRA that acts only on texts with a new word; its model has its own code,
+            which `SentenceTransformer(folder, trust_remote_code=True)` loads. `lora` and `peft` train an adapter,
             `lora_and_tokens` and `peft_and_tokens` both, `full` every weight.
-        tokens: which new tokens to train; by default all that `extend` added. Needed for a model that was loaded.
-        weights: of the losses, by the name of the dataset.
-        seed: of the adapter's start and of the order of the rows.
-        merge: fold the adapter into the weights at the end, so that `model.save_pretrained` writes a plain
+        tokens: the new tokens to train; by default all that `extend` added. Required for a loaded model.
+        weights: of the losses, by dataset name.
+        seed: of the adapter's initialization and of the order of the rows.
+        merge: merge the adapter into the weights at the end, so that `model.save_pretrained` writes a plain
             sentence-transformers model. With False the model keeps its PEFT adapter until `merge(model)`, and
-            `save_pretrained` writes the adapter alone: it can be loaded only if the extended model was saved and loaded
-            before the training, since an adapter names its base by its folder.
+            `save_pretrained` writes only the adapter: it loads only if the extended model was saved and loaded before
+            the training, since an adapter names its base by its folder.
         **settings: fields of `TrainAdapterParams` (`rows_learning_rate`, `lora`, `peft`, `phases`, ...) or arguments of
             SentenceTransformerTrainingArguments by their own name (`num_train_epochs`, `per_device_train_batch_size`,
-            `learning_rate`, `eval_strategy`, ...). `learning_rate` is that of all weights but rows. `peft` takes a
-            configuration of peft too, such as `LoHaConfig(r=8, target_modules=["query"])`.
+            `learning_rate`, `eval_strategy`, ...). `learning_rate` applies to all weights except rows. `peft` also
+            takes a configuration object of peft, such as `LoHaConfig(r=8, target_modules=["query"])`.
 
     Returns:
-        The loss curve, the number of trainable parameters and of rows, the tokens whose row was reset as an attention
-        sink (`set_back`), and the tokens that no training text holds (`untrained`), whose row stays as it was.
+        The loss curve, the numbers of trainable parameters and rows, the tokens whose row was reset as an attention
+        sink (`set_back`), and the tokens that no training text holds (`untrained`), whose row did not change.
 
     Raises:
         VocabgraftError: for settings, rows or a loss that do not fit, if no training text holds a new token, or if the
-            training fails. After an error the model is what it was before, unless `method` is `full`. After a
-            KeyboardInterrupt it keeps its adapter as far as it was trained; `merge(model)` folds that in. With `gated`
-            it is folded in already.
+            training fails. An error restores the model, unless `method` is `full`. After a KeyboardInterrupt the model
+            keeps its partly trained adapter; `merge(model)` merges it. With `gated` it is merged already.
     """
     params = _params(method, settings)
     if method == "gated":
         _require_gate(model, tokens, merge)
     if getattr(model[0].auto_model, "peft_config", None):
-        raise VocabgraftError("the model has a PEFT adapter already; fold it in first: vocabgraft.merge(model)")
+        raise VocabgraftError("the model has a PEFT adapter already; merge it first: vocabgraft.merge(model)")
     ids = ids_of(model, tokens) if method in ROW_METHODS or report_of(model) or tokens else {}
     sets = training_sets(train_dataset, eval_dataset, loss, weights, seed)
     untrained = _untrained(model, ids, sets, method)
@@ -104,9 +103,9 @@ def train(
 
 
 def merge(model: "SentenceTransformer") -> "SentenceTransformer":
-    """Fold the PEFT adapter of a model into its weights (changed in place), and return the model.
+    """Merge the PEFT adapter of a model into its weights (changed in place), and return the model.
 
-    Needed after `train(..., merge=False)` alone. The merged model needs no PEFT and no file of the base.
+    Only needed after `train(..., merge=False)`. The merged model needs neither PEFT nor a file of the base.
 
     Raises:
         VocabgraftError: for a model without an adapter.
@@ -117,7 +116,7 @@ def merge(model: "SentenceTransformer") -> "SentenceTransformer":
 
 @contextmanager
 def _left_whole(model: "SentenceTransformer", method: Method, ids: Sequence[int]) -> Iterator[None]:
-    """After an error the model is without an adapter, after an interrupt it has what was trained."""
+    """After an error the model has no adapter; after an interrupt it keeps what was trained."""
     try:
         yield
     except KeyboardInterrupt:
@@ -131,7 +130,7 @@ def _left_whole(model: "SentenceTransformer", method: Method, ids: Sequence[int]
 
 
 def _require_gate(model: "SentenceTransformer", tokens: Any, merge: bool) -> None:
-    """Refuse what a model with a gate cannot be made from."""
+    """Refuse arguments that do not fit a model with a gate."""
     if is_gated(model):
         raise VocabgraftError(
             "the model has a gate already, from a training with method='gated'; extend and train its base again"
@@ -139,7 +138,7 @@ def _require_gate(model: "SentenceTransformer", tokens: Any, merge: bool) -> Non
     if tokens is not None and report_of(model) is not None:
         raise VocabgraftError("method='gated' trains every new token, since each opens the gate; leave tokens out")
     if not merge:
-        raise VocabgraftError("method='gated' folds its adapter in behind the gate; leave merge as it is (True)")
+        raise VocabgraftError("method='gated' merges its adapter behind the gate; leave merge at True")
 
 
 def _params(method: str, settings: Mapping[str, Any]) -> TrainAdapterParams:
@@ -167,7 +166,7 @@ def _params(method: str, settings: Mapping[str, Any]) -> TrainAdapterParams:
 
 
 def _of_peft(config: Any) -> dict[str, Any]:
-    """A configuration object of peft as its class and the fields that differ from a default one."""
+    """A configuration object of peft as its class and the fields that differ from the defaults."""
     plain = type(config)()
     arguments = {
         field.name: _as_list(value)
@@ -188,7 +187,7 @@ def _untrained(
     """The new tokens that no training text holds.
 
     Raises:
-        VocabgraftError: if rows alone are trained, and no text holds any.
+        VocabgraftError: if only rows are trained, and no text holds any new token.
     """
     if method not in (*ROW_METHODS, "full"):
         return ()
@@ -214,7 +213,7 @@ def _record(
     words: Sequence[str],
     set_back: Iterable[str],
 ) -> None:
-    """Keep in the report what `check` needs to know of the training."""
+    """Keep in the report what `check` needs to know about the training."""
     if (report := report_of(model)) is None:
         return
     adapter = _adapter_files(model, method, words)
@@ -225,13 +224,13 @@ def _record(
     if before is not None:
         left &= set(before.untrained)
         if (before.method, method) != ("tokens", "tokens"):
-            # More than rows moved, in several steps, of which no adapter remains.
+            # Several trainings changed more than rows, and no single adapter describes them.
             method, adapter = "full", {}
     setattr(model, ATTRIBUTE, replace(report, training=TrainingRecord(method, tuple(sorted(left)), adapter, reset)))
 
 
 def _adapter_files(model: "SentenceTransformer", method: Method, words: Sequence[str]) -> dict[str, bytes]:
-    """The adapter's files, unless rows alone or every weight were trained."""
+    """The adapter's files; empty if only rows, or every weight, were trained."""
     if method in ("tokens", "full"):
         return {}
     with tempfile.TemporaryDirectory() as folder, _without_base(model):
@@ -241,7 +240,7 @@ def _adapter_files(model: "SentenceTransformer", method: Method, words: Sequence
 
 @contextmanager
 def _without_base(model: "SentenceTransformer") -> Iterator[None]:
-    """PEFT writes the whole embedding matrix into an adapter whose base on disk has fewer rows."""
+    """Keep PEFT from writing the whole embedding matrix: it does so if the base on disk has fewer rows."""
     configs = list(model[0].auto_model.peft_config.values())
     names = [config.base_model_name_or_path for config in configs]
     for config in configs:

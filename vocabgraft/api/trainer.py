@@ -1,4 +1,4 @@
-"""The trainer for users of `SentenceTransformerTrainer` who want its whole interface."""
+"""The trainer for users who need the whole interface of `SentenceTransformerTrainer`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class VocabularyTrainingArguments(SentenceTransformerTrainingArguments):  # type
     """SentenceTransformerTrainingArguments with the defaults that new token embeddings need.
 
     Attributes:
-        rows_learning_rate: of the new rows; `learning_rate` is that of all other weights.
+        rows_learning_rate: of the new rows; `learning_rate` applies to all other weights.
     """
 
     rows_learning_rate: float = 5e-3
@@ -33,7 +33,7 @@ class VocabularyTrainingArguments(SentenceTransformerTrainingArguments):  # type
     per_device_train_batch_size: int = 64
     learning_rate: float = 5e-4
     lr_scheduler_type: str = "cosine"
-    # Decay would pull rows towards zero that no batch mentions.
+    # Weight decay would pull rows towards zero even in steps whose batch does not use them.
     weight_decay: float = 0.0
     logging_nan_inf_filter: bool = False
     report_to: str = "none"
@@ -41,7 +41,7 @@ class VocabularyTrainingArguments(SentenceTransformerTrainingArguments):  # type
     learning_rate_mapping: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Give the rows their learning rate."""
+        """Set the learning rate of the rows."""
         self.learning_rate_mapping = {ROWS_PATTERN: self.rows_learning_rate} | (self.learning_rate_mapping or {})
         super().__post_init__()
 
@@ -52,7 +52,7 @@ class VocabularyTrainer(AdapterTrainer):
     It puts the adapter on the model, freezes the rest, stops at a loss that is NaN, and resets rows that become
     attention sinks. After `train()`, `vocabgraft.merge(model)` folds the adapter in.
 
-    Checkpoints hold the trained weights alone.
+    Checkpoints hold only the trained weights.
     """
 
     def __init__(
@@ -70,16 +70,16 @@ class VocabularyTrainer(AdapterTrainer):
 
         Args:
             model: an extended model without an adapter.
-            args: with the defaults of VocabularyTrainingArguments where None.
+            args: None uses the defaults of VocabularyTrainingArguments.
             method: as in `vocabgraft.train`.
-            tokens: which new tokens to train; by default all that `extend` added.
-            lora: of the methods with `lora`.
-            peft: of the methods with `peft`.
-            **options: what SentenceTransformerTrainer takes: train_dataset, eval_dataset, loss, evaluator, callbacks.
+            tokens: the new tokens to train; by default all that `extend` added.
+            lora: for the methods with `lora`.
+            peft: for the methods with `peft`.
+            **options: arguments of SentenceTransformerTrainer: train_dataset, eval_dataset, loss, evaluator, callbacks.
                 Without a loss, rows without a label get MultipleNegativesRankingLoss.
 
         Raises:
-            VocabgraftError: for a model whose new tokens are not known, or that peft cannot adapt so.
+            VocabgraftError: for a model whose new tokens are unknown, or that peft cannot adapt in this way.
         """
         if method == "gated":
             raise VocabgraftError(
@@ -96,7 +96,7 @@ class VocabularyTrainer(AdapterTrainer):
         super().__init__(model=model, args=args or VocabularyTrainingArguments(), guard=guard, **options)
 
     def train(self, *given: Any, **options: Any) -> Any:
-        """Train as the library does, with a lookup of the rows that does not copy the whole matrix.
+        """Train as the library does, with a row lookup that does not copy the whole matrix.
 
         A model stored in 16 bits trains in float32.
         """
@@ -113,7 +113,7 @@ class VocabularyTrainer(AdapterTrainer):
         return self.guard.report() if self.guard else {}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model as `model.save_pretrained` does; a checkpoint holds the trained weights alone."""
+        """Save the model as `model.save_pretrained` does; a checkpoint holds only the trained weights."""
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
         else:
@@ -121,7 +121,7 @@ class VocabularyTrainer(AdapterTrainer):
 
 
 def _default_loss(model: "SentenceTransformer", rows: Any) -> Any:
-    """The loss of rows without a label; None leaves the choice to the library."""
+    """The default loss for rows without a label; None leaves the choice to the library."""
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     columns: Any = getattr(rows, "column_names", None) or ()

@@ -1,4 +1,4 @@
-"""Converts the words that a user gives to new tokens, and refuses words that a base cannot take."""
+"""Converts words to new tokens, and refuses words that a base cannot take."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +17,13 @@ SHOWN = 10
 
 
 def as_new_tokens(words: Words) -> list[NewToken]:
-    """New tokens of words, of `NewToken`s, or of a mapping from each word to its description.
+    """New tokens from words, from `NewToken`s, or from a mapping from each word to its description.
 
-    `<|X|>` is a special token, and a text without a letter or digit is a symbol. Repetitions are dropped.
+    `<|X|>` is a special token, and a text without a letter or digit is a symbol. Duplicates are dropped.
 
     Raises:
-        VocabgraftError: for a special token without a description, since its embedding starts from it; for one that is
-            given as another kind; for a word with two meanings; when there is no word.
+        VocabgraftError: for a special token without a description, which its initialization needs, or with another
+            kind; for a word with two meanings; if there are no words.
     """
     if isinstance(words, str):
         raise VocabgraftError(f"words is the text {words!r}; give a list of words: [{words!r}]")
@@ -49,8 +49,8 @@ def _as_new_token(word: str | NewToken, description: str) -> NewToken:
     if is_written_special and (token.kind != "special" or not token.description.strip()):
         seen = f"of kind {token.kind}" if token.kind != "special" else "without a description"
         raise VocabgraftError(
-            f"{token.text!r} is written as a special token and given {seen}; its embedding starts from what it means, "
-            f'so give NewToken({token.text!r}, "special", "what it means in words")'
+            f"{token.text!r} is written as a special token and given {seen}; its initialization needs a meaning, so "
+            f'give NewToken({token.text!r}, "special", "what it means in words")'
         )
     return token
 
@@ -77,7 +77,7 @@ def addable(
 
 
 def require_addable(tokens: Sequence[NewToken], reasons: Mapping[str, str], on_invalid: str) -> None:
-    """Refuse words that cannot be added, unless they may be skipped and others are left.
+    """Refuse words that cannot be added, unless they may be skipped and other words remain.
 
     Raises:
         VocabgraftError: naming each word, up to ten, with its reason.

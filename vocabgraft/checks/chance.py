@@ -122,7 +122,7 @@ class Swaps:
 def find_swaps(blocks: Sequence[Floats], alpha: float) -> Swaps | None:
     """Compare each token's scores on every other token's texts with those on its own, by t-tests with pooled variance.
 
-    A text that every token scores high is no evidence, so the mean over tokens is subtracted from each text. The
+    A text that all tokens score high shows nothing, so the mean over tokens is subtracted from each text. The
     variance is that of the texts of one token, pooled over all tokens. Holm's correction keeps the probability of any
     false alarm at alpha, because a single one stops the release of a model.
 

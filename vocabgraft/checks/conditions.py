@@ -39,7 +39,7 @@ def all_trained(evidence: Evidence) -> str:
 
 
 def ratio_tells_nothing(evidence: Evidence) -> str:
-    """Skip a check of attention sinks if the base's own words come near to the first token's activation."""
+    """Skip a check of attention sinks if the base's own words come close to the first token's activation."""
     limits = evidence.sink_limits
     if limits.tell:
         return ""

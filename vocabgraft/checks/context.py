@@ -82,7 +82,7 @@ class Probes:
 
     @property
     def old(self) -> tuple[tuple[str, ...], ...]:
-        """The lists whose texts contain none.
+        """The lists whose texts contain no new token.
 
         Raises:
             VocabgraftError: as for `new`.
@@ -127,10 +127,10 @@ class Evidence:
         method: `train_adapter.method`.
         adapter_config: PEFT's configuration in the adapter's folder.
         without_training_text: new tokens that are in no training text.
-        set_back: new tokens whose row became an attention sink in training and was set back to a safe value, which
-            may be its initial one.
+        set_back: new tokens whose row became an attention sink in training and was reset to a safe value, which may be
+            its initial one.
         probes: the probe texts.
-        trained: whether anything was trained; otherwise rows are as they were distilled.
+        trained: whether anything was trained; otherwise rows are as distilled.
         training_texts: texts of the train splits and contexts.
         triples: triples that test the relations' tokens.
         fresh: encodings by another process.
@@ -196,7 +196,7 @@ class Evidence:
         return sink_limits(self.model("base"), self.new_ids)
 
     def reads(self, texts: Sequence[str], ids: Collection[int]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-        """Whether each text has one of these tokens within what the merged model reads of it: (texts,)."""
+        """Whether each text has one of these tokens within the merged model's maximum length: (texts,)."""
         if not texts:
             return np.zeros(0, dtype=bool)
         window = self.model("merged").max_seq_length
@@ -296,7 +296,7 @@ def _loaded(name: str, make: "Callable[[], SentenceTransformer]") -> "SentenceTr
 
 
 def _carries_code(folder: Path) -> bool:
-    """Whether the model has the files of the project's own classes; a damaged folder is told of by its own check."""
+    """Whether the model has the files of the project's own classes; another check reports a damaged folder."""
     try:
         return bool(carried_types(folder))
     except VocabgraftError:
@@ -319,7 +319,7 @@ def choose_probes(
     """Choose the first distinct texts of each kind, and make edge cases from them.
 
     Args:
-        tokenizer: the extended tokenizer, which says whether a text contains a new token.
+        tokenizer: the extended tokenizer, which determines whether a text contains a new token.
         texts: texts of the run.
         tokens: the new tokens.
         window: the model's maximum number of tokens.
@@ -336,7 +336,7 @@ def choose_probes(
     for text in without_new[:1]:
         edges += [tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:1])]
     longest = [_longer_than(window, tokenizer, made) for made in (with_new, without_new) if made]
-    # A tokenizer without special tokens makes nothing of "", which no model can encode, the base neither.
+    # A tokenizer without special tokens turns "" into no token, which no model can encode, not even the base.
     readable = [text for text in dict.fromkeys(edges) if tokenizer(text)["input_ids"]]
     edge_with_new, edge_without_new = split_by_new_token(tokenizer, readable, ids)
     longest_with_new, longest_without_new = split_by_new_token(tokenizer, longest, ids)

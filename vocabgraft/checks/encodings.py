@@ -42,7 +42,7 @@ ROUNDING_VARIANCE = 1 / 12
 # Upper bound of rounding differences, in units of the number type's epsilon. Measured with all-MiniLM-L6-v2: 1.3 to 7
 # in float32, depending on the CPU, 0.3 to 0.6 in float16 and bfloat16.
 MOST_ROUNDINGS = 100
-# Share of the ten nearest texts. Rounding may swap the tenth and the eleventh where they are equally near.
+# Share of the ten nearest texts. Rounding may swap the tenth and the eleventh if they are equally near.
 NEAREST_KEPT = 0.99
 Differences = list[tuple[float, str]]
 
@@ -74,7 +74,7 @@ def merged_as_adapter(evidence: Evidence) -> Finding:
     """Largest difference between the merged model and the resized base with the adapter.
 
     Merging rounds each weight once more. For comparison, a copy of the base gets a rounding error in each weight. With
-    a gate only texts with a new token are compared, since no other text passes the adapter.
+    a gate only texts with a new token are compared, since other texts do not use the adapter.
     """
     lists = evidence.probes.few().all
     rounded = _rounded_again(evidence.model("base"))
@@ -138,7 +138,7 @@ def bfloat16(evidence: Evidence) -> Finding:
     texts = evidence.probes.few(FEWEST).mixed
 
     def rounded(model: "SentenceTransformer") -> Differences:
-        # Autocast mixes bfloat16 with float32 alone: on float16 weights a layer norm raises.
+        # Autocast supports only bfloat16 mixed with float32: with float16 weights a layer norm raises.
         with in_float32(model):
             exact = encode(model, texts, evidence.params.batch_size)
             with autocast("bfloat16", model.device):
@@ -220,7 +220,7 @@ def _between(evidence: Evidence, left: Artifact, right: Artifact, lists: Sequenc
 
 
 def _opened(evidence: Evidence) -> list[list[str]]:
-    """The lists of texts with a new token, without those where it stands after what the model reads."""
+    """The lists of texts with a new token, without texts that have it only beyond the model's maximum length."""
     return [
         [text for text, opens in zip(texts, evidence.reads(texts, evidence.new_ids), strict=True) if opens]
         for texts in evidence.probes.new
@@ -300,7 +300,7 @@ def _maximum(found: Differences) -> float:
 def onnx_export(evidence: Evidence) -> Finding:
     """Largest difference of the model exported to ONNX from the same in torch, both in float32.
 
-    A search for each held-out text must find the same others too.
+    A search for each held-out text must also find the same other texts.
     """
     model = _in_float32(evidence.model("merged"))
     size, few = evidence.params.batch_size, evidence.probes.few(FEWEST)
@@ -309,7 +309,7 @@ def onnx_export(evidence: Evidence) -> Finding:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_onnx_folder(model, folder)
-        # Threads that wait for a core spin, so there are no more than torch was given.
+        # Threads that wait for a core spin, so use as many as torch does.
         encoder = OnnxEncoder.from_folder(folder, torch.get_num_threads())
         differences = [
             (difference, text)

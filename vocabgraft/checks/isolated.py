@@ -118,14 +118,14 @@ class FreshProcess:
         self._running = None
         with scratch:
             try:
-                _, told = process.communicate(timeout=TIMEOUT_SECONDS)
+                _, output = process.communicate(timeout=TIMEOUT_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
                 return _failed(f"it took longer than {TIMEOUT_SECONDS} s and was ended")
             result = Path(scratch.name) / "result.npz"
             if process.returncode or not result.is_file():
-                why = (told.strip() or "it printed nothing").splitlines()[-1]
+                why = (output.strip() or "it printed nothing").splitlines()[-1]
                 return _failed(f"it ended with code {process.returncode}: {why}")
             with np.load(result, allow_pickle=False) as arrays:
                 return {

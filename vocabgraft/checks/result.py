@@ -26,7 +26,7 @@ class Finding:
         details: the tokens, texts or weights that violate it.
         noise: the same measurement on the base, if the limit depends on it; otherwise None.
         warnings: remarkable tokens or texts that violate nothing.
-        by_token: the figure of each new token and whether it holds, for a check of single tokens.
+        by_token: the value of each new token and whether it holds, for a check of single tokens.
     """
 
     figure: float
@@ -43,7 +43,7 @@ class TooFew:
     """There are too few tokens, texts or triples for any result to be significant.
 
     Attributes:
-        reason: how many there are, and how many are needed.
+        reason: the number of items, and the number needed.
         figure: the value that was measured anyway; None if there is none.
         warnings: as in `Finding`.
     """

@@ -16,7 +16,7 @@ from vocabgraft.token_embeddings.sinks import ALONE_AND_IN_SENTENCE, SinkProbe
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# 2**15 rows of 1,024 numbers are 128 MB.
+# 2**15 rows of width 1,024 take 128 MB.
 ROWS_AT_ONCE = 2**15
 
 
@@ -78,7 +78,7 @@ def new_rows_apart(evidence: Evidence) -> Finding:
 
 
 def new_rows_trained(evidence: Evidence) -> Finding:
-    """New rows that training did not change, except those that no training text holds or that were set back."""
+    """New rows that training did not change, except those that no training text holds or that were reset."""
     trained = [token for token in evidence.tokens if token.text not in evidence.may_stay]
     ids = [token.id for token in trained]
     start, end = (rows_of(evidence.model(artifact), ids) for artifact in ("resized", "merged"))
@@ -113,12 +113,12 @@ def attention_sinks(evidence: Evidence) -> Finding:
 def other_weights(evidence: Evidence) -> Finding:
     """Weights other than the input embeddings that differ after merging.
 
-    Custom modules are no part of the base, nor are weights that the base's file does not hold.
+    Custom modules are not part of the base, nor are weights that the base's file does not hold.
     """
     base, merged = (evidence.model(artifact).state_dict() for artifact in ("base", "merged"))
     rows = count_rows(evidence.model("merged"))
     embeddings = {name for name, tensor in merged.items() if tensor.shape[:1] == (rows,)}
-    # Each load draws them anew, so they differ between any two loads of the base itself.
+    # Each load draws them again, so they differ between any two loads of the base itself.
     drawn = absent_weights(evidence.model("base"))
     return none_of(
         [
@@ -148,7 +148,7 @@ def _remark(evidence: Evidence) -> list[str]:
         f"{reason}: {', '.join(sorted(names)[:20])}{f' and {len(names) - 20} more' if len(names) > 20 else ''}"
         for reason, names in (
             ("without a training text, so at their initial values", evidence.without_training_text),
-            ("set back as attention sinks, some to their initial values", evidence.set_back),
+            ("reset as attention sinks, some to their initial values", evidence.set_back),
         )
         if names
     ]
@@ -162,7 +162,7 @@ def _changed_rows(evidence: Evidence, artifact: Artifact) -> Finding:
     for block in _blocks(ids[: len(ids) - len(lost)]):
         before, after = rows_of(base, block), rows_of(model, block)
         if before.shape[1] != after.shape[1]:
-            changed += [f"{_piece(base, token_id)}: {after.shape[1]} numbers" for token_id in block]
+            changed += [f"{_piece(base, token_id)}: width {after.shape[1]}" for token_id in block]
             continue
         moved = (before != after).any(dim=1)
         largest = (before - after).abs().amax(dim=1)

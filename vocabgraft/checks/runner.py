@@ -35,7 +35,7 @@ class Check:
         reason: why it was waived, does not apply, could not run or cannot be judged.
         details: the tokens, texts or weights that violate it, at most ten.
         warnings: remarkable tokens of a check that passed, at most ten.
-        by_token: as of `Finding`; `checks.json` does not have it.
+        by_token: as in `Finding`; not part of `checks.json`.
     """
 
     name: str
@@ -69,7 +69,8 @@ class CheckEntry:
         remedy: what usually helps if it fails, in one sentence.
         setting: the key of params.yaml that controls the limit or the cause; None if there is none.
         unless: the reason why the check does not apply; "" if it applies.
-        skip_if_waived: a waived check is run all the same and its value shown, but for one that costs seconds.
+        skip_if_waived: whether a waived check is skipped because it takes seconds; others still run and show their
+            value.
     """
 
     find: Callable[[Evidence], Finding | TooFew]
@@ -202,13 +203,13 @@ CHECKS: tuple[CheckEntry, ...] = (
         "stored vectors of texts without a new word stay valid, bit for bit",
         unless=when.every_text_moves,
         setting="train_adapter.method",
-        remedy="Merge again from unchanged folders; with method: tokens nothing but new rows may differ.",
+        remedy="Merge again from unchanged folders; with method: tokens only new rows may differ.",
     ),
     CheckEntry(
         encodings.reload,
         "encodings",
         "the saved model gives the same embeddings as the one in memory",
-        remedy="Run merge_adapter again; it saved another model than it made.",
+        remedy="Run merge_adapter again; the saved model differs from the merged one.",
     ),
     CheckEntry(
         encodings.merged_as_adapter,
@@ -366,8 +367,8 @@ def run_check(entry: CheckEntry, evidence: Evidence) -> Check:
             return _result(entry, "waived", reason=waived)
         found = entry.find(evidence)
     except Exception as error:  # noqa: BLE001  # a check that raises has not shown what it must show
-        told = f"could not run: {error if isinstance(error, VocabgraftError) else _named(error)}"
-        return _result(entry, "waived", reason=waived, details=(told,)) if waived else _result(entry, "failed", told)
+        why = f"could not run: {error if isinstance(error, VocabgraftError) else _named(error)}"
+        return _result(entry, "waived", reason=waived, details=(why,)) if waived else _result(entry, "failed", why)
     if isinstance(found, TooFew):
         return _result(entry, "too few to judge", found.reason, figure=found.figure, warnings=found.warnings)
     verdict: Verdict = "passed" if found.holds else "waived" if waived else "failed"

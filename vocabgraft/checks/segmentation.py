@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MADE: tuple[Artifact, ...] = ("resized", "adapter", "merged")
-# Set by whoever encodes a batch, and not part of the tokenizer.
+# Set by the caller who encodes a batch, and not part of the tokenizer.
 BATCH_SETTINGS = ("padding", "truncation")
 
 
@@ -54,7 +54,7 @@ def sizes_agree(evidence: Evidence) -> Finding:
             if (seen := known.get(token.text)) != token.id:
                 found.append(f"{artifact}: {token.text} is {token.id} in tokens.json, {seen} in its tokenizer")
             elif token.id >= rows:
-                found.append(f"{artifact}: {token.text} has the id {token.id}, and there are {rows} rows")
+                found.append(f"{artifact}: {token.text} has the id {token.id}, but there are {rows} rows")
     return none_of(found)
 
 
@@ -82,8 +82,8 @@ def tokenizer_reload(evidence: Evidence) -> Finding:
 def special_tokens(evidence: Evidence) -> Finding:
     """Tokens that `skip_special_tokens` wrongly drops or keeps.
 
-    It drops the base's own special tokens from a decoded text. New tokens are words and stay, also those of relations,
-    unless they were added as special.
+    It drops the base's own special tokens from a decoded text. New tokens stay, also those of relations, unless they
+    were added as special.
     """
     base, tokenizer = evidence.model("base").tokenizer, evidence.model("merged").tokenizer
     broken = []

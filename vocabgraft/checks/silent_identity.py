@@ -57,20 +57,20 @@ def adapter_moved(evidence: Evidence) -> Finding:
         elif ROWS.search(name):
             found += _rows_at_their_start(evidence, saved[name], start)
         elif torch.equal(saved[name].detach(), start):
-            found.append(f"{name}: as it started")
+            found.append(f"{name}: not trained")
     start_modules = custom_modules(evidence.model("resized"))
     for name, module in custom_modules(adapter).items():
         weights = dict(module.named_parameters())
         before = dict(start_modules[name].named_parameters()) if name in start_modules else {}
         if weights and all(key in before and torch.equal(value, before[key]) for key, value in weights.items()):
-            found.append(f"{name}: as it started")
+            found.append(f"{name}: not trained")
     return none_of(found)
 
 
 def _reads_a_trained_token(evidence: Evidence, texts: list[str]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """For each text, whether training moves it: (texts,).
+    """Whether training changes each text's embedding: (texts,).
 
-    Rows move texts with a trained token, an adapter with a gate those with any new token, other methods every text.
+    Rows change texts with a trained token, an adapter with a gate those with any new token, other methods every text.
     """
     if evidence.method not in STILL_METHODS:
         return np.ones(len(texts), dtype=bool)
@@ -95,4 +95,4 @@ def _rows_at_their_start(evidence: Evidence, saved: torch.Tensor, start: torch.T
     same = (saved.detach() == start).all(dim=1).tolist()
     order = sorted(evidence.tokens, key=lambda token: token.id)
     names = [token.text for token, is_same in zip(order, same, strict=True) if is_same]
-    return [f"the row of {name}: as it started" for name in names if name not in evidence.may_stay]
+    return [f"the row of {name}: not trained" for name in names if name not in evidence.may_stay]

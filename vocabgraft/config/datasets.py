@@ -18,7 +18,7 @@ from vocabgraft.config.section import Fraction, Name, Positive, RawFiles, Sectio
 
 Split = Literal["train", "validation", "test"]
 # The metrics of `evaluate_model` have these keys beside the names of the datasets.
-# `retain` names the general texts of train_adapter.retain, which are trained on like a dataset.
+# `retain` names the general texts of train_adapter.retain, which are a training set like a dataset.
 RETAIN = "retain"
 RESERVED_NAMES = (*WITHOUT_LABELS, RETAIN)
 
@@ -40,8 +40,8 @@ OPTIONAL_COLUMNS: dict[Format, tuple[str, ...]] = {
     "triples": (),
     "triplets": (*MORE_NEGATIVES, "group"),
 }
-# The texts that make rows one group. Negatives are left out: they are mostly answers of other rows, so that all rows
-# would be one group. So are tails: a graph is connected, and link prediction asks for entities that are known.
+# The texts that make rows one group. Negatives are left out, since most are answers of other rows, and all rows would
+# be one group. So are tails: a graph is connected, and link prediction asks for known entities.
 JOINING: dict[Format, tuple[str, ...]] = {
     "triples": ("head",),
     "pairs": ("anchor", "positive"),
@@ -134,12 +134,12 @@ class DatasetParams(Section):
 
     Attributes:
         name: name of the dataset.
-        format: format of the rows, which says their columns and the losses that fit.
+        format: format of the rows, which determines their columns and the losses that fit.
         from: `descriptions` makes the pairs from the vocabulary: each word, and contexts that hold it, against its
             description; null reads them from `files`. The field is `source`.
         files: files of each split; null with `from`.
         held_out: shares of the train files to hold out for validation and test.
-        loss: loss by name, or with arguments and wrappers; null takes the default of the format.
+        loss: loss by name, or with arguments and wrappers; null uses the default of the format.
         weight: weight of the dataset's loss.
         template: text of the query that a triple makes for its tail; used with losses for pairs.
     """
@@ -171,16 +171,16 @@ class DatasetParams(Section):
         loss = self.chosen_loss
         check_loss(self.format, loss.name, loss.arguments, [(entry.name, entry.arguments) for entry in loss.wrappers])
         if self.template != DEFAULT_TEMPLATE and self.format != "triples":
-            raise ValueError(f"template is for triples, and the format is {self.format}; remove it")
+            raise ValueError(f"template is for triples, but the format is {self.format}; remove it")
         return self
 
     @model_validator(mode="after")
     def _rows_come_from_one_place(self) -> Self:
         if (self.files is None) is (self.source is None):
             seen = "both" if self.files else "neither"
-            raise ValueError(f"a dataset has either files or from (allowed: descriptions), and this one has {seen}")
+            raise ValueError(f"a dataset has either files or from (allowed: descriptions), but this one has {seen}")
         if self.source and self.format != "pairs":
-            raise ValueError(f"from: {self.source} makes pairs, and the format is {self.format}; set format to pairs")
+            raise ValueError(f"from: {self.source} makes pairs, but the format is {self.format}; set format to pairs")
         return self
 
     def files_of(self, split: Split) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""Which evaluator fits which format, in one table. It imports nothing heavy: params.yaml is checked often."""
+"""Which evaluator fits which format, in one table. It imports nothing heavy, since params.yaml is checked often."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +85,9 @@ def check_evaluator(dataset_format: Format, loss: str, name: str | None, argumen
             f"{chosen} does not fit the format {dataset_format}; evaluators that do: {', '.join(fitting) or 'none'}"
         )
     if chosen == "LabelAccuracyEvaluator" and loss != "SoftmaxLoss":
-        raise ValueError(f"LabelAccuracyEvaluator asks the classifier of SoftmaxLoss, and the dataset's loss is {loss}")
-    # Every evaluator takes a batch size: LabelAccuracyEvaluator by its loader, the others as an argument.
+        raise ValueError(
+            f"LabelAccuracyEvaluator needs the classifier of SoftmaxLoss, but the dataset's loss is {loss}"
+        )
+    # Every evaluator takes a batch size: LabelAccuracyEvaluator through its loader, the others as an argument.
     given = {key: value for key, value in arguments.items() if key != "batch_size"}
     check_arguments(chosen, given, EVALUATORS[chosen].module, EVALUATORS[chosen].filled_in)

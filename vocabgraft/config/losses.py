@@ -1,4 +1,4 @@
-"""Which loss fits which format, in one table. It imports nothing heavy: params.yaml is checked often."""
+"""Which loss fits which format, in one table. It imports nothing heavy, since params.yaml is checked often."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class LossEntry:
 
     Attributes:
         reads: what it reads from a row, which decides the formats that fit.
-        negatives: how many negatives of triplets it takes; 0: triplets do not fit, None: any number.
+        negatives: number of negatives of triplets that it takes; 0: triplets do not fit, None: any number.
         wrappers: losses that may wrap it.
         constants: whether it reads only `sentence_embedding` of one model. Otherwise the cache of constant embeddings
             (`vocabgraft/training/embedding_cache.py`), which returns nothing else, is off.
@@ -120,7 +120,7 @@ LOSSES: dict[str, LossEntry] = {
     "DenoisingAutoEncoderLoss": LossEntry("noisy", wrappers=(), constants=False),
     "ContrastiveTensionLoss": LossEntry("contrast", wrappers=(), constants=False, copies_model=True),
     "ContrastiveTensionLossInBatchNegatives": LossEntry("single", wrappers=(), constants=False, copies_model=True),
-    # AdaptiveLayerLoss reads the layers from the features, of which SimCSE makes two copies.
+    # AdaptiveLayerLoss reads the layers from the features, and SimCSE makes two copies of these.
     "SimCSELoss": LossEntry("single", wrappers=_BY_DIMENSION, in_batch_softmax=True, module=_SIMCSE),
     "MSELoss": LossEntry("teacher"),
     "EmbedDistillLoss": LossEntry("teacher"),
@@ -173,7 +173,7 @@ def check_loss(
     arguments: Mapping[str, Any],
     wrappers: Iterable[tuple[str, Mapping[str, Any]]] = (),
 ) -> None:
-    """Refuse a loss that no model could train with.
+    """Refuse a loss that cannot train any model.
 
     Raises:
         ValueError: for a loss that does not exist or does not fit, an unknown argument, or a wrapper that does not fit,
@@ -242,8 +242,8 @@ def check_method(name: str, arguments: Mapping[str, Any], method: str, wrappers:
     if method == "gated" and not works_with_constants(name, wrappers):
         named = " in ".join([name, *wrappers])
         raise ValueError(
-            f"{named} reads more of the model than a text's embedding, and the method gated trains on stored "
-            "embeddings of texts without a new token; take a loss over embeddings, such as "
+            f"{named} reads more of the model than a text's embedding, but the method gated trains on stored "
+            "embeddings of texts without a new token; use a loss over embeddings, such as "
             "MultipleNegativesRankingLoss, or another method"
         )
     tied = arguments.get("tie_encoder_decoder", True)

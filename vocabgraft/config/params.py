@@ -92,7 +92,7 @@ class Params(Section):
     def _gate_has_no_modules(self) -> Self:
         if self.train_adapter.method == "gated" and self.resize_base.modules:
             raise ValueError(
-                "train_adapter.method is gated, and resize_base.modules would move every text when they are trained; "
+                "train_adapter.method is gated, but trained resize_base.modules would change every text; "
                 "set resize_base.modules: [], or another method"
             )
         return self
@@ -118,7 +118,7 @@ class Params(Section):
                 raise ValueError(f"train_adapter.evaluators.{number}: {error}") from error
         if self.train_adapter.best_metric and not any(entry.has_validation for entry in datasets.values()):
             raise ValueError(
-                "train_adapter.best_metric is measured on validation splits, and no dataset has one; give "
+                "train_adapter.best_metric is measured on validation splits, but no dataset has one; give "
                 "held_out.validation or files.validation"
             )
         return self
@@ -127,7 +127,7 @@ class Params(Section):
     def _control_can_be_trained(self) -> Self:
         if self.evaluate_model.control and not self.trains:
             raise ValueError(
-                "evaluate_model.control trains LoRA on the same data, and nothing is trained here "
+                "evaluate_model.control trains LoRA on the same data, but nothing is trained here "
                 "(validate_data.datasets is empty or train_adapter.epochs is 0); set evaluate_model.control to false"
             )
         for dataset in self.validate_data.datasets if self.evaluate_model.control else ():
@@ -136,7 +136,7 @@ class Params(Section):
                 check_method(loss.name, loss.arguments, "lora")
             except ValueError as error:
                 raise ValueError(
-                    f"evaluate_model.control trains LoRA with the losses of all datasets, and that of {dataset.name} "
+                    f"evaluate_model.control trains LoRA with the losses of all datasets, but that of {dataset.name} "
                     f"does not allow it: {error}; or set evaluate_model.control to false"
                 ) from error
         return self
@@ -159,7 +159,7 @@ class Params(Section):
 
     @property
     def trains(self) -> bool:
-        """Whether there are examples and epochs; otherwise rows stay as they were distilled."""
+        """Whether there are examples and epochs; otherwise rows stay as distilled."""
         return bool(self.validate_data.datasets) and self.train_adapter.trains
 
     @property
@@ -240,7 +240,7 @@ def _shortened(text: str) -> str:
 
 def _explain(detail: dict[str, Any]) -> str:
     location: tuple[str | int, ...] = detail["loc"]
-    # The address of a hook may be a secret, wherever in its section it stands by mistake.
+    # The address of a hook may be a secret, even under a wrong key of its section.
     seen = HIDDEN if location[:1] == ("failure_hook",) else _shortened(repr(detail["input"]))
     key = ".".join(str(part) for part in location) or "(whole file)"
     if detail["type"] == "extra_forbidden":
@@ -256,7 +256,7 @@ def _explain(detail: dict[str, Any]) -> str:
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     model: Any = Params
     for part in location:
-        # Names that the user gives, such as a Router's routes, are no fields.
+        # Names that the user chooses, such as a Router's routes, are not fields.
         if isinstance(part, str) and part in model.model_fields:
             model = _section_of(model.model_fields[part].annotation)
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -11,7 +11,7 @@ from typing import Any
 from vocabgraft.config.signatures import arguments_of
 from vocabgraft.errors import did_you_mean
 
-# Classes that may be named. Their fields are those of peft, without OWNED, FIXED and REFUSED_FIELDS.
+# Allowed classes. Their fields are those of peft, without OWNED, FIXED and REFUSED_FIELDS.
 METHODS = tuple(
     """
     AdamssConfig BOFTConfig BeftConfig C3AConfig DeftConfig DeloraConfig FourierFTConfig GloraConfig GraloraConfig
@@ -19,7 +19,7 @@ METHODS = tuple(
     PeanutConfig PsoftConfig RandLoraConfig RoadConfig ShiraConfig SupertuningConfig WaveFTConfig
     """.split()
 )
-# The one class of METHODS with `trainable_token_indices`: rows of new tokens train beside it.
+# The only class of METHODS with `trainable_token_indices`: rows of new tokens train beside it.
 ROW_CLASSES = ("LoraConfig",)
 
 _SEQUENCE = (
@@ -31,8 +31,8 @@ _SHARED = (
 )
 # Classes of peft that do not work here, with the observed reason.
 REFUSED: dict[str, str] = {
-    "AdaLoraConfig": "it takes rank away after each step and adds a term to the loss; both are methods of peft's own "
-    "model class, which an adapter of sentence-transformers does not have, and without them it is a LoRA",
+    "AdaLoraConfig": "it removes ranks after each step and adds a term to the loss; peft's own model class does both, "
+    "which an adapter of sentence-transformers does not have, and without them it is a LoRA",
     "AdaptionPromptConfig": _SEQUENCE,
     "CPTConfig": _SEQUENCE,
     "CartridgeConfig": _SEQUENCE,
@@ -50,7 +50,7 @@ REFUSED: dict[str, str] = {
     "UniLoraConfig": _SHARED,
     "VBLoRAConfig": _SHARED,
     "VeraConfig": _SHARED,
-    "XLoraConfig": "it mixes adapters that were trained before, by weights that depend on the text, so it cannot be "
+    "XLoraConfig": "it mixes adapters that were trained before, with weights that depend on the text, so it cannot be "
     "merged",
 }
 # Fields of every class.
@@ -58,7 +58,7 @@ OWNED: dict[str, str] = {
     "auto_mapping": "peft sets it itself",
     "base_model_name_or_path": "the adapter names the resized base",
     "inference_mode": "it is trained here, and loaded for inference",
-    "peft_type": "the name of the class says it",
+    "peft_type": "the class name defines it",
     "peft_version": "peft sets it itself",
     "revision": "the base is a folder, which has none",
     "task_type": "it is FEATURE_EXTRACTION",
@@ -86,7 +86,7 @@ REFUSED_FIELDS: dict[str, dict[str, str]] = {
         ),
         _STEPS,
     ),
-    "HRAConfig": {"apply_GS": "its start holds every vector twice, of which Gram-Schmidt makes 0/0 or noise"},
+    "HRAConfig": {"apply_GS": "its initialization has every vector twice, which Gram-Schmidt turns into 0/0 or noise"},
     "LoraConfig": {
         "alora_invocation_tokens": "it is for generating text and cannot be merged",
         "arrow_config": "it routes each text among adapters that were trained before, so it cannot be merged",
@@ -94,16 +94,16 @@ REFUSED_FIELDS: dict[str, dict[str, str]] = {
         "eva_config": _NEEDS_DATA,
         "kasa_config": _LOSS_TERM,
         "layer_replication": "it makes layers that share weights, which safetensors refuses to save when merged",
-        "loftq_config": "it is for a quantised base, and the pipeline's is not",
+        "loftq_config": "it is for a quantized base, and the pipeline's is not",
         "lora_ga_config": _NEEDS_DATA,
         "megatron_config": "it is for models of Megatron",
         "megatron_core": "it is for models of Megatron",
         "monteclora_config": _LOSS_TERM,
-        "qalora_group_size": "it is for a quantised base, and the pipeline's is not",
+        "qalora_group_size": "it is for a quantized base, and the pipeline's is not",
         "runtime_config": "it is not saved with an adapter",
         "target_parameters": "it is for parameters outside of linear layers; peft refuses the weight of one",
         "trainable_token_indices": "train_adapter.method: peft_and_tokens sets it to the new tokens",
-        "use_qalora": "it is for a quantised base, and the pipeline's is not",
+        "use_qalora": "it is for a quantized base, and the pipeline's is not",
     },
     "OSFConfig": {"modules_to_save": "peft ignores it there", "target_svd_config": "peft ignores it"},
 }
@@ -113,8 +113,8 @@ _REFUSED_STARTS = {
     "corda": _NEEDS_DATA,
     "eva": _NEEDS_DATA,
     "lora_ga": _NEEDS_DATA,
-    "loftq": "it is for a quantised base, and the pipeline's is not",
-    "pissa_niter": "it takes a random part of the base away and loading draws another one (embeddings then differed by "
+    "loftq": "it is for a quantized base, and the pipeline's is not",
+    "pissa_niter": "it removes a random part of the base, and loading draws another one (embeddings then differed by "
     "2e-3); pissa is exact",
 }
 

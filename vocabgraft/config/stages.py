@@ -44,8 +44,8 @@ class BaseParams(Section):
         revision: commit or tag of the Hub repository.
         sha256: SHA-256 of `model.safetensors`, checked before use; null records and prints the hash that was found.
         prompts: texts put before queries and documents, in training, evaluation and the registered model.
-        trust_remote_code: whether Python files in the base's folder may run, each time that the base or a model made
-            from it is loaded. Read them first.
+        trust_remote_code: whether Python files in the base's folder may run whenever the base or a model made from it
+            is loaded. Read them first.
     """
 
     model: Annotated[str, StringConstraints(min_length=1)]
@@ -60,8 +60,8 @@ class ValidateDataParams(Section):
 
     Attributes:
         vocabulary: file of the new words: token, kind (`word`, `symbol` or `special`), description.
-        contexts: text files with one sentence a line that uses new words; may be empty.
-        retention: scored pairs on which the model must not get worse; null takes the general pairs of the package.
+        contexts: text files with one sentence per line that uses new words; may be empty.
+        retention: scored pairs on which the model must not get worse; null uses the general pairs of the package.
         datasets: training and evaluation data. If empty, the new rows are distilled but not trained.
         on_invalid: `fail` stops at bad rows; `quarantine` drops them and writes them to a file with their reasons.
         max_rejected_fraction: with `quarantine`, a larger share of rejected rows is still a failure.
@@ -114,7 +114,7 @@ class ExtendTokenizerParams(Section):
 
 
 class DistillationParams(Section):
-    """Distillation: new rows are trained until a text gets the embedding that it had with the subword tokens.
+    """Distillation: new rows train until a text gets the embedding that it had with the old subword tokens.
 
     Attributes:
         start: the initialization method of the rows before distillation.
@@ -125,7 +125,7 @@ class DistillationParams(Section):
         contexts_per_token: the most texts from which a token is distilled; templates fill up the rest.
         held_out: share of the contexts held out to measure fidelity.
         least_fidelity: tokens with a lower fidelity are listed.
-        precision: `float32` gives the same result on every CPU; `auto` times both and takes the faster.
+        precision: `float32` gives the same result on every CPU; `auto` times both and uses the faster.
     """
 
     start: Heuristic = "subword_mean"
@@ -282,7 +282,7 @@ class CheckConsistencyParams(Section):
 
 
 class TrainControlParams(Section):
-    """The control has no settings of its own: `train_adapter` has them, and `evaluate_model.control` turns it on."""
+    """The control uses the settings of `train_adapter`; `evaluate_model.control` turns it on."""
 
 
 class BenchmarkParams(Section):
@@ -341,7 +341,7 @@ class GateParams(Section):
             `tokens_per_text`: the tokens saved per text are shown to be above `min_gain`. The texts are those of the
             test splits; if there are none, the contexts that distillation held out.
             `fidelity`: the mean cosine between the model's embedding of a text and the base's is shown to be above
-            `min_fidelity`. It measures how well one new token stands for its subword tokens, so it is no gain over the
+            `min_fidelity`. It measures how well one new token replaces its subword tokens, so it is not a gain over the
             base. The texts contain a new word and were not trained on: test splits and held-out contexts.
             `retention`: Spearman's rho on all retention pairs, including those with a new word, is shown to fall by
             less than `max_retention_drop`. This is stricter than the retention gate, which reads the pairs without a
@@ -398,7 +398,7 @@ class RegisterModelParams(Section):
     exports: list[ExportName] = []
 
 
-# A webhook's address is often its secret, and params.yaml is in Git.
+# A webhook's address is often secret, and params.yaml is in Git.
 FROM_ENVIRONMENT = "env:"
 HIDDEN = "***"
 
@@ -419,5 +419,5 @@ class FailureHookParams(Section):
 
     @field_serializer("url")
     def _without_secret(self, url: str | None) -> str | None:
-        """An address that stands here itself reaches no record of a run and no parameter in MLflow."""
+        """Keep a literal address out of run records and MLflow parameters."""
         return url if url is None or url.startswith(FROM_ENVIRONMENT) else HIDDEN

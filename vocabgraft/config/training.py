@@ -14,9 +14,9 @@ from vocabgraft.config.section import Count, Fraction, Name, Positive, RawFile, 
 from vocabgraft.config.training_arguments import check_training_arguments
 
 Method = Literal["tokens", "gated", "lora", "lora_and_tokens", "peft", "peft_and_tokens", "full"]
-# These keep the rows of new tokens apart from the rest, so that the rows can have their own phases and learning rate.
+# These train the rows of new tokens separately, so that the rows can have their own phases and learning rate.
 ROW_METHODS: tuple[Method, ...] = ("tokens", "gated", "lora_and_tokens", "peft_and_tokens")
-# These leave every text without a new token as it is.
+# These do not change texts without a new token.
 STILL_METHODS: tuple[Method, ...] = ("tokens", "gated")
 PEFT_METHODS: tuple[Method, ...] = ("peft", "peft_and_tokens")
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -60,9 +60,9 @@ class PhaseParams(Section):
 
     Attributes:
         train: `rows` (of new tokens), `adapter` (and your own layers), or `all`.
-        epochs: epochs of the phase; null takes `train_adapter.epochs`.
-        learning_rate: learning rate of the phase; null takes `train_adapter.learning_rate`.
-        rows_learning_rate: learning rate of the rows; null takes `train_adapter.rows_learning_rate`.
+        epochs: epochs of the phase; null uses `train_adapter.epochs`.
+        learning_rate: learning rate of the phase; null uses `train_adapter.learning_rate`.
+        rows_learning_rate: learning rate of the rows; null uses `train_adapter.rows_learning_rate`.
     """
 
     train: Literal["rows", "adapter", "all"] = "all"
@@ -76,7 +76,7 @@ class RetainParams(Section):
 
     Attributes:
         weight: weight of the mean cosine distance to the base, beside the losses of the datasets.
-        texts: file in data/raw with one general text per line; null takes half of the retention pairs, which are then
+        texts: file in data/raw with one general text per line; null uses half of the retention pairs, which are then
             not evaluated.
     """
 
@@ -89,7 +89,7 @@ class EvaluatorParams(Section):
 
     Attributes:
         dataset: name of the dataset.
-        name: class of the evaluator; null takes the default of the dataset's format.
+        name: class of the evaluator; null uses the default of the dataset's format.
         arguments: arguments of the class.
     """
 
@@ -129,8 +129,8 @@ class TrainAdapterParams(Section):
     Attributes:
         method: `tokens` trains the rows of new tokens; `gated` also trains LoRA, which acts only on texts with a new
             token; `lora` and `peft` train an adapter, and with `_and_tokens` the rows too; `full` trains every weight
-            with `learning_rate` alone, since the rows are then part of the matrix.
-        epochs: epochs of each phase that sets none; 0 trains nothing, and the rows stay as they were distilled.
+            with only `learning_rate`, since the rows are then part of the matrix.
+        epochs: epochs of each phase that sets none; 0 trains nothing, and the rows stay as distilled.
         batch_size: rows per batch, over all processes together.
         learning_rate: learning rate of everything except the rows of new tokens; with `full` of all weights.
         rows_learning_rate: learning rate of the rows; not used with `lora`, `peft` and `full`.
@@ -146,7 +146,7 @@ class TrainAdapterParams(Section):
         best_metric: metric, such as `eval_loss` or `terms_cosine_mrr@10`, whose best evaluation gives the weights that
             are kept; null keeps the last.
         early_stopping: stops early on `best_metric`.
-        precision: `float32` gives the same result on every CPU; `auto` times both and takes the faster.
+        precision: `float32` gives the same result on every CPU; `auto` times both and uses the faster.
         checkpoint_every: steps between checkpoints; a killed training resumes from the last one. null saves none.
         launcher: trains in several processes; null is one process.
         retain: keeps general texts near the base; not for `tokens` and `gated`, which do not move them.
@@ -188,7 +188,7 @@ class TrainAdapterParams(Section):
     def _general_texts_can_move(self) -> Self:
         if self.retain and self.method in STILL_METHODS:
             raise ValueError(
-                f"retain is set and method is {self.method}, which leaves every text without a new word as it is; set "
+                f"retain is set, but method {self.method} does not change texts without a new word; set "
                 "retain: null, or another method"
             )
         return self
@@ -232,15 +232,15 @@ class TrainAdapterParams(Section):
 
     @property
     def processes(self) -> int:
-        """How many processes train together."""
+        """The number of processes that train together."""
         return self.launcher.processes if self.launcher else 1
 
     @model_validator(mode="after")
     def _precision_is_said_once(self) -> Self:
         if self.arguments.get("fp16") and self.precision != "auto":
             raise ValueError(
-                f"arguments.fp16 is set and precision is {self.precision}; set precision: auto to train in float16, or "
-                "drop arguments.fp16"
+                f"arguments.fp16 is set, but precision is {self.precision}; set precision: auto to train in float16, "
+                "or drop arguments.fp16"
             )
         return self
 
@@ -250,12 +250,12 @@ class TrainAdapterParams(Section):
             return self
         if self.peft is None:
             raise ValueError(
-                f"method is {self.method} and peft is not set; give a configuration class of peft, such as "
+                f"method is {self.method}, but peft is not set; give a configuration class of peft, such as "
                 "{config: LoHaConfig, arguments: {r: 8, target_modules: [query, value]}}"
             )
         if self.method == "peft_and_tokens" and self.peft.config not in ROW_CLASSES:
             raise ValueError(
-                f"method is peft_and_tokens, and {self.peft.config} cannot train rows of new tokens; "
+                f"method is peft_and_tokens, but {self.peft.config} cannot train rows of new tokens; "
                 f"{_rows_beside(self.peft)}"
             )
         return self
@@ -265,7 +265,7 @@ class TrainAdapterParams(Section):
         for number, phase in enumerate(self.phases, start=1):
             if self.method == "full" and phase.train != "all":
                 raise ValueError(
-                    f"phase {number} trains '{phase.train}', and method 'full' trains every weight in each phase; "
+                    f"phase {number} trains '{phase.train}', but method 'full' trains every weight in each phase; "
                     "allowed: all"
                 )
             if self.method in ROW_METHODS:
@@ -275,7 +275,7 @@ class TrainAdapterParams(Section):
                 raise ValueError(f"phase {number} trains 'rows', which method '{self.method}' does not have{hint}")
             if phase.rows_learning_rate is not None:
                 raise ValueError(
-                    f"phase {number} sets rows_learning_rate, and method '{self.method}' does not keep rows apart; "
+                    f"phase {number} sets rows_learning_rate, but method '{self.method}' does not train rows apart; "
                     "set learning_rate"
                 )
         return self
@@ -285,6 +285,6 @@ def _rows_beside(peft: PeftParams) -> str:
     if peft.config in ROW_CLASSES:
         return "method peft_and_tokens has them"
     return (
-        f"of peft's classes {', '.join(ROW_CLASSES)} alone has trainable_token_indices: take it with method "
-        "peft_and_tokens, or train the rows in a run of their own (method: tokens) and take its model as base.model"
+        f"only {', '.join(ROW_CLASSES)} of peft's classes has trainable_token_indices: use it with method "
+        "peft_and_tokens, or train the rows in a separate run (method: tokens) and use its model as base.model"
     )

@@ -89,7 +89,7 @@ def check_training_arguments(arguments: Mapping[str, Any]) -> None:
         if name not in (known := arguments_of("sentence_transformers", CLASS)):
             allowed = [argument for argument in known if argument not in OWNED and argument not in SETTINGS]
             hint = did_you_mean(name, [*allowed, *SETTINGS])
-            raise ValueError(f"{name} is no argument of {CLASS}{hint}; allowed: {', '.join(allowed)}")
+            raise ValueError(f"{name} is not an argument of {CLASS}{hint}; allowed: {', '.join(allowed)}")
         if name == "report_to":
             _check_report(value)
 
@@ -101,13 +101,13 @@ def _check_report(value: Any) -> None:
 
 
 def report_targets(arguments: Mapping[str, Any]) -> list[str]:
-    """Where figures of the training go while it runs, as `report_to` says; each once."""
+    """The destinations of training metrics in `report_to`, without duplicates."""
     value = arguments.get("report_to", "none")
     return [target for target in dict.fromkeys(value if isinstance(value, list) else [value]) if target != "none"]
 
 
 def require_reports(arguments: Mapping[str, Any]) -> None:
-    """Raise VocabgraftError if what `report_to` names is not installed."""
+    """Raise VocabgraftError if a destination in `report_to` is not installed."""
     if absent := [target for target in report_targets(arguments) if importlib.util.find_spec(target) is None]:
         raise VocabgraftError(
             f"train_adapter.arguments.report_to names {', '.join(absent)}, not installed here; "

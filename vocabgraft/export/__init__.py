@@ -1,1 +1,1 @@
-"""Export of a model to ONNX for services, and how much of the model each export keeps."""
+"""Export of a model to ONNX for services, with a measurement of how well each export agrees with the model."""

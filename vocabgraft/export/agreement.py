@@ -1,4 +1,4 @@
-"""Measures how much of a model an export keeps: cosine per text, and the order of search results."""
+"""Measures how well an export agrees with its model: cosine per text, and the order of search results."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 NEAREST = 10
-# Rounding in float32 moves a cosine by about 1e-7, which must not part two documents that are equally near.
+# Rounding in float32 moves a cosine by about 1e-7, which must not reorder two documents that are equally near.
 SCORE_DIGITS = 5
 
 
@@ -17,13 +17,13 @@ class Agreement:
     """Two encodings of the same texts, compared.
 
     Attributes:
-        texts: how many were encoded.
-        queries: how many of them searched.
-        cosine_mean: of the two embeddings of a text, averaged.
-        cosine_min: of the text that lost most.
+        texts: number of encoded texts.
+        queries: number of them that are queries.
+        cosine_mean: mean cosine of the two embeddings of a text.
+        cosine_min: the lowest cosine of a text.
         worst: that text.
-        nearest_kept: share of the ten nearest documents that stay among them, averaged over queries. Of fewer than 40
-            documents the nearest quarter counts.
+        nearest_kept: share of the ten nearest documents that stay among the ten nearest, averaged over queries. With
+            fewer than 40 documents, the nearest quarter counts.
         first_kept: share of queries whose nearest document stays the nearest.
     """
 
@@ -36,7 +36,7 @@ class Agreement:
     first_kept: float
 
     def as_json(self) -> dict[str, Any]:
-        """The figures, rounded to what another CPU repeats, without the text itself."""
+        """The metrics, rounded to what another CPU reproduces, without the text itself."""
         return {
             name: round(value, 6) if isinstance(value, float) else value
             for name, value in asdict(self).items()
@@ -59,7 +59,7 @@ def compare(exact: Encoded, exported: Encoded, queries: Sequence[str], documents
         exact: by the model.
         exported: by its export.
         queries: texts that search.
-        documents: texts that are found.
+        documents: texts that are searched.
     """
     cosines = np.concatenate(
         [cosines_of(exact.queries, exported.queries), cosines_of(exact.documents, exported.documents)]
@@ -80,21 +80,21 @@ def compare(exact: Encoded, exported: Encoded, queries: Sequence[str], documents
 
 
 def cosines_of(left: Array, right: Array) -> Array:
-    """The cosine of each row with the row of the same place."""
+    """The cosine of each row of one array with the same row of the other."""
     one, two = _unit(left), _unit(right)
     found: Array = np.einsum("ij,ij->i", one, two)
     return found
 
 
 def _nearest(encoded: Encoded, same: Sequence[Sequence[int]]) -> Array:
-    """The places of the documents nearest to each query, nearest first; of equal ones the first.
+    """The indices of the documents nearest to each query, nearest first; ties go to the first document.
 
     Args:
         encoded: by one model.
-        same: for each query the documents that are the same text: they would be found by any model.
+        same: for each query, the documents with the same text, which every model would find.
     """
     queries, documents = _unit(encoded.queries), _unit(encoded.documents)
-    # Of few documents ten would be all of them, whatever their order.
+    # With few documents the ten nearest would be all of them, whatever their order.
     count = min(NEAREST, max(1, len(documents) // 4))
     found = []
     for query, itself in zip(queries, same, strict=True):

@@ -24,9 +24,9 @@ class OnnxEncoder:
 
     Attributes:
         session: of onnxruntime.
-        tokenizer: truncates to the longest text that the model reads, and pads the texts of a batch.
-        prompts: texts put before those that are encoded, by name.
-        default_prompt: the name of the prompt that is used where none is given.
+        tokenizer: truncates texts to the model's maximum length and pads them to the longest of a batch.
+        prompts: texts put before the encoded ones, by name.
+        default_prompt: name of the prompt used if none is given.
     """
 
     session: "InferenceSession"
@@ -40,10 +40,10 @@ class OnnxEncoder:
 
         Args:
             folder: with `onnx/model.onnx`.
-            threads: of onnxruntime; all cores by default.
+            threads: number of threads of onnxruntime; all cores by default.
 
         Raises:
-            VocabgraftError: when it is no exported folder, or onnxruntime is not installed.
+            VocabgraftError: when the folder is not an export, or onnxruntime is not installed.
         """
         folder = Path(folder)
         if not (folder / MODEL_FILE).is_file():
@@ -61,12 +61,12 @@ class OnnxEncoder:
         )
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, batch_size: int = 32) -> Embeddings:
-        """Embeddings of shape (texts, width) in float32. Texts of like length share a batch.
+        """Embeddings of shape (texts, width) in float32. Texts of similar length share a batch.
 
         Args:
             texts: to encode.
             prompt_name: of a prompt of the model, such as `query`.
-            batch_size: texts at once.
+            batch_size: number of texts per batch.
 
         Raises:
             VocabgraftError: for a prompt that the model does not have.
@@ -91,7 +91,7 @@ class OnnxEncoder:
         return [np.asarray(value) for value in self.session.run(list(outputs), self.features(texts))]
 
     def features(self, texts: Sequence[str]) -> dict[str, "np.ndarray[Any, np.dtype[np.int64]]"]:
-        """What the graph reads: the ids, the mask and, where it has them, the types of tokens."""
+        """The inputs of the graph: token ids, attention mask and, if it has them, token types."""
         encoded = self.tokenizer.encode_batch(list(texts))
         columns = {
             "input_ids": [text.ids for text in encoded],
@@ -108,7 +108,7 @@ def _session(path: Path, threads: int | None) -> "InferenceSession":
     except ModuleNotFoundError as error:
         raise VocabgraftError("onnxruntime is not installed; pip install 'vocabgraft[onnx]'") from error
     options = onnxruntime.SessionOptions()
-    # 3 is for errors alone; below it, onnxruntime warns of devices that it does not find.
+    # Level 3 shows errors only; below it, onnxruntime warns about devices that it does not find.
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads

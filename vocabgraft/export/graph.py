@@ -20,29 +20,29 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 EXTRA = ("onnx", "onnxscript", "onnxruntime")
-# The only inputs that text-embeddings-inference and fastembed give.
+# The only inputs that text-embeddings-inference and fastembed pass.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TOKENS, SENTENCE = "last_hidden_state", "sentence_embedding"
-# Texts of different lengths: the shorter are padded, so the graph holds the masks. No two sizes of the batch are equal.
+# Texts of different lengths: padding the shorter ones puts the masks into the graph. No two dimensions are equal.
 EXAMPLES = (
     "a text",
     "a text that is longer than the first",
     "a third text, whose length is between those of the others",
 )
-# One file of protobuf holds less than 2 GiB; larger weights go into a file beside it.
+# A protobuf file is limited to 2 GiB; larger weights go into a file beside it.
 LARGEST_FILE = 1_900_000_000
-# onnxruntime's quantization warns by the root logger.
+# onnxruntime's quantization warns through the root logger.
 NOISY_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "root")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of a model, as a graph is made of them.
+    """The modules of a model, split at the pooling.
 
     Attributes:
-        before: the Transformer, and modules on token embeddings after it.
-        after: the Pooling, and modules on the embedding of the text after it.
-        folded: names of the modules between Transformer and Pooling, which the graph holds.
+        before: the Transformer, and the modules on token embeddings after it.
+        after: the Pooling, and the modules on the text embedding after it.
+        folded: names of the modules between Transformer and Pooling, which become part of the graph.
     """
 
     before: tuple[torch.nn.Module, ...]
@@ -67,7 +67,7 @@ def parts_of(model: "SentenceTransformer") -> Parts:
     """The modules before and after the pooling.
 
     Raises:
-        VocabgraftError: for a model whose embeddings no single graph of `INPUTS` gives; the message names the module.
+        VocabgraftError: when no single graph with `INPUTS` gives the model's embeddings; the message names the module.
     """
     from sentence_transformers.sentence_transformer.modules import Pooling, Router, Transformer
 
@@ -81,27 +81,27 @@ def parts_of(model: "SentenceTransformer") -> Parts:
             f"{type(modules[0]).__name__ if modules else 'nothing'} as the first module; a Transformer is"
         )
     if is_gated(model):
-        raise _not_covered("a gate (method gated): texts with a new token pass other weights than the rest")
+        raise _not_covered("a gate (method gated): texts with a new token use other weights than the rest")
     if getattr(modules[0].auto_model, "peft_config", None):
-        raise VocabgraftError("the model has a PEFT adapter, which an export would keep apart; merge it first")
+        raise VocabgraftError("the model has a PEFT adapter, which an export would leave out; merge it first")
     pooling = [place for place, module in enumerate(modules) if isinstance(module, Pooling)]
     if len(pooling) != 1:
         raise _not_covered(f"{len(pooling)} modules of type Pooling; exactly one is")
     (place,) = pooling
     if not modules[place].include_prompt:
-        raise _not_covered("a Pooling that leaves the prompt's tokens out: the graph cannot tell which they are")
+        raise _not_covered("a Pooling that leaves out the prompt's tokens: the graph cannot tell which they are")
     return Parts(tuple(modules[:place]), tuple(modules[place:]), tuple(children)[1:place])
 
 
 def write_graph(model: "SentenceTransformer", path: Path) -> None:
-    """Write the model as ONNX in float32, for batches of any size and texts of any length up to the model's own.
+    """Write the model as ONNX in float32, for any batch size and any text length up to the model's maximum.
 
-    The outputs are `last_hidden_state`, of shape (texts, tokens, width), after every module before the pooling, and
-    `sentence_embedding`, of shape (texts, width), after all modules. The file names no path of this machine.
+    The outputs are `last_hidden_state`, of shape (texts, tokens, width), after all modules before the pooling, and
+    `sentence_embedding`, of shape (texts, width), after all modules. The file contains no path of this machine.
 
     Args:
         model: merged; it is not changed.
-        path: of the file; weights of more than 2 GiB are written to `NAME_data` beside it.
+        path: of the file; weights of more than 2 GiB go to `NAME_data` beside it.
 
     Raises:
         VocabgraftError: when a package is missing or torch's exporter does not cover the architecture.
@@ -132,7 +132,7 @@ def write_graph(model: "SentenceTransformer", path: Path) -> None:
 
 
 class _Graph(torch.nn.Module):
-    """The modules as a function of tensors."""
+    """The modules as a function from tensors to tensors."""
 
     def __init__(self, parts: Parts, names: Sequence[str]) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class _Graph(torch.nn.Module):
 
 
 def _example(model: "SentenceTransformer", transformer: Any) -> dict[str, torch.Tensor]:
-    """The inputs that both the tokenizer gives and the architecture takes."""
+    """The inputs that the tokenizer returns and the architecture accepts."""
     import inspect
 
     features = model.preprocess(list(EXAMPLES))
@@ -159,7 +159,7 @@ def _example(model: "SentenceTransformer", transformer: Any) -> dict[str, torch.
 
 
 def _without_traces(program: Any) -> None:
-    """Take out where each node comes from: lines of code with paths of this machine."""
+    """Remove the source locations of the nodes: lines of code with paths of this machine."""
     graphs = [program.graph, *(function.graph for function in program.functions.values())]
     for graph in graphs:
         values = [*graph.inputs, *graph.initializers.values()]
@@ -188,7 +188,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' own messages away, such as the absence of torchvision; errors are raised all the same."""
+    """Silence the exporters' own messages, such as the absence of torchvision; errors are still raised."""
     loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
     before = [logger.level for logger in loggers]
     for logger in loggers:

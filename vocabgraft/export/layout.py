@@ -1,7 +1,7 @@
 """The files around an exported graph, in the layouts that different versions of readers expect.
 
-Written here and read there: sentence-transformers 3 to 6 (its ONNX backend needs transformers below 4.58, so often an
-older release), text-embeddings-inference and fastembed, which know the names of sentence-transformers 2 alone.
+sentence-transformers 3 to 6 reads them (its ONNX backend needs transformers below 4.58, so often an older release), and
+so do text-embeddings-inference and fastembed, which know only the names of sentence-transformers 2.
 """
 
 import shutil
@@ -13,7 +13,7 @@ from typing import Any
 from vocabgraft.model_folder.remote_code import LIBRARY
 from vocabgraft.storage.artifacts import read_json, write_json
 
-# The place of every module class up to sentence-transformers 5, which 6 still reads.
+# The path of every module class up to sentence-transformers 5; version 6 still reads them.
 MODULES = "sentence_transformers.models"
 POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
@@ -23,7 +23,7 @@ POOLING_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-# What sentence-transformers 6 writes of a Transformer that reads text and nothing else; earlier ones refuse the keys.
+# Keys that sentence-transformers 6 writes for a text-only Transformer; earlier versions refuse them.
 PLAIN_TRANSFORMER = {
     "transformer_task": "feature-extraction",
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
@@ -32,12 +32,12 @@ PLAIN_TRANSFORMER = {
 
 
 def lay_out(folder: Path, folded: Sequence[str], longest: int | None) -> None:
-    """Make a saved model's folder one that goes with an ONNX graph (changed in place).
+    """Turn a saved model's folder into one that goes with an ONNX graph (changed in place).
 
     Args:
         folder: as sentence-transformers saved it.
-        folded: names of modules that the graph holds; they are taken out.
-        longest: tokens of a text that the model reads; None where it has no limit.
+        folded: names of the modules that are part of the graph; they are removed.
+        longest: the model's maximum number of tokens per text; None without a limit.
     """
     for weights in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]:
         weights.unlink()
@@ -84,9 +84,9 @@ def _write_length(folder: Path, longest: int | None) -> None:
 
 
 def _write_tokenizer(folder: Path, longest: int | None) -> None:
-    """Let the tokenizer truncate and pad by itself, at the length at which sentence-transformers does.
+    """Make the tokenizer truncate and pad by itself, to the length that sentence-transformers uses.
 
-    A saved tokenizer keeps the state of its last call, and `max_length` of an earlier life beside `model_max_length`:
+    A saved tokenizer keeps the state of its last call, and an older `max_length` beside `model_max_length`:
     all-MiniLM-L6-v2 has 128 and 256, and fastembed takes the smaller.
     """
     from tokenizers import Tokenizer
@@ -106,9 +106,9 @@ def _write_tokenizer(folder: Path, longest: int | None) -> None:
 
 
 def length_of(model: Any) -> int | None:
-    """Tokens of a text that a model reads; None where it has no limit."""
+    """The model's maximum number of tokens per text; None without a limit."""
     longest = model.max_seq_length
-    # transformers says 1e30 where no length is known.
+    # transformers returns 1e30 for an unknown length.
     return int(longest) if longest is not None and 0 < longest <= sys.maxsize else None
 
 

@@ -10,18 +10,18 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def quantize(source: Path, destination: Path, precision: Literal["int8", "uint8"]) -> None:
-    """Quantize the matrices of linear layers and of embeddings, each channel by a scale of its own.
+    """Quantize the weight matrices of linear layers and embeddings, with one scale per channel.
 
-    One scale a matrix loses much more. Cosine to torch over 800 sentences, all-MiniLM-L6-v2: 0.966 (int8) and 0.984
-    (uint8) with one scale a matrix, 0.993 with one a channel.
+    One scale per matrix loses much more. Cosine to torch over 800 sentences, all-MiniLM-L6-v2: 0.966 (int8) and 0.984
+    (uint8) with one scale per matrix, 0.993 with one per channel.
 
-    int8 uses 7 of its 8 bits. CPUs without VNNI add products of 8 bits in 16 and saturate, so the same file would give
-    other embeddings there; it costs 0.001 of cosine.
+    int8 uses 7 of its 8 bits, which costs 0.001 of cosine: CPUs without VNNI add 8-bit products in 16 bits and
+    saturate, so with 8 bits the same file would give other embeddings there.
 
     Args:
         source: a model in float32.
-        destination: of the quantized one; must not be the same file.
-        precision: of the weights. uint8 has no saturation and is slower on CPUs with VNNI.
+        destination: path of the quantized model; must differ from `source`.
+        precision: of the weights. uint8 does not saturate and is slower on CPUs with VNNI.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

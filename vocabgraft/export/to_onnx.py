@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 ABOUT = "export.json"
-# float32 in another order of operations: measured 2e-7 for all-MiniLM-L6-v2. More means that the graph is another.
+# float32 in another order of operations: measured 2e-7 for all-MiniLM-L6-v2. A larger difference means another graph.
 LARGEST_LOSS = 1e-4
 BATCH = 32
-# Pairs of general sentences that are encoded: seconds with a small model, and 0.3 points of a share at most.
+# Pairs of general sentences to encode: takes seconds with a small model; one text moves a share by 0.3 points at most.
 GENERAL = 300
 
 
 @dataclass(frozen=True)
 class Export:
-    """An export as it was written.
+    """A written export.
 
     Attributes:
         folder: of the export.
@@ -48,7 +48,7 @@ class Export:
     agreement: Agreement
 
     def as_json(self) -> dict[str, Any]:
-        """What `export.json` in the folder says."""
+        """The contents of `export.json` in the folder."""
         return {
             "format": "onnx",
             "precision": self.precision,
@@ -64,21 +64,21 @@ def export_onnx(
     queries: Sequence[str] = (),
     documents: Sequence[str] = (),
 ) -> Export:
-    """Write a folder with the model in ONNX, encode texts with it, and say how far it agrees with the model.
+    """Write a folder with the model in ONNX, encode texts with it, and measure how well it agrees with the model.
 
-    The folder has `onnx/model.onnx`, `export.json`, the tokenizer, the configuration of the transformer, of the pooling
-    and of what comes after it, and no weights of torch. Modules between Transformer and Pooling are in the graph.
+    The folder has `onnx/model.onnx`, `export.json`, the tokenizer, the configuration of the transformer, the pooling
+    and the modules after it, and no torch weights. Modules between Transformer and Pooling are part of the graph.
 
     Args:
         model: merged; it is not changed.
-        out: a folder that does not exist yet. A failure leaves none.
+        out: a folder that does not exist yet. A failure leaves no folder.
         precision: of the weights.
         queries: texts that search, to measure the agreement; general sentences by default.
-        documents: texts that are found; the general sentences that belong to those by default.
+        documents: texts that are searched; by default the general sentences paired with the queries.
 
     Raises:
         VocabgraftError: when `out` exists, the exporter does not cover the model, or the written folder gives other
-            embeddings than the model: in float32 by more than 1e-4 of cosine, in 8 bits no finite ones.
+            embeddings than the model: a cosine loss above 1e-4 in float32, embeddings that are not finite in 8 bits.
     """
     require_precision(precision)
     require_packages()
@@ -100,12 +100,12 @@ def export_onnx(
 
 
 def general_sample() -> tuple[list[str], list[str]]:
-    """Queries and documents of everyday subjects, of the pairs that come with the package."""
+    """General queries and documents, from the sentence pairs that come with the package."""
     return general_sentences(GENERAL)
 
 
 def require_precision(precision: str) -> Precision:
-    """The precision of this name; VocabgraftError if there is none."""
+    """Return the precision; VocabgraftError if there is no such precision."""
     if precision not in PRECISIONS:
         hint = did_you_mean(precision, PRECISIONS)
         raise VocabgraftError(f"there is no precision {precision!r}{hint}; allowed: {', '.join(PRECISIONS)}")
@@ -160,7 +160,7 @@ def _require_agreement(agreement: Agreement, precision: Precision) -> None:
 
 
 def _open_modes(folder: Path) -> None:
-    """Give the files the modes of a plain write: temporary folders and safetensors are private."""
+    """Give the files the default modes: temporary folders and safetensors files are private."""
     import os
 
     mask = os.umask(0)

@@ -14,16 +14,16 @@ WORDS_NAMED = 40
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What is known of a model that is shared.
+    """Facts about a shared model.
 
     Attributes:
         repo: `OWNER/NAME` or `NAME` on the hub.
         license: of the model as a whole.
-        base: what it was extended from; "" where that is not known.
+        base: the model that it extends; "" if unknown.
         base_license: of the base.
-        data_license: of the words and the texts that it was trained on.
-        words: that were added.
-        metrics: figures by name; of a model without a card of its own they are listed.
+        data_license: of the words and the training texts.
+        words: the added words.
+        metrics: by name; they are listed if the model has no card of its own.
         onnx: whether the repository has an ONNX model.
         code: whether loading the model runs code of the repository.
     """
@@ -40,16 +40,16 @@ class CardFacts:
 
 
 def read_metadata(card: str) -> dict[str, Any]:
-    """The metadata in the front matter of a card; empty where it has none.
+    """The metadata in the front matter of a card; empty if there is none.
 
     Raises:
-        VocabgraftError: when it is damaged.
+        VocabgraftError: when the metadata is damaged.
     """
     return _split(card)[0]
 
 
 def write_hub_card(existing: str, facts: CardFacts) -> str:
-    """The card for the hub: an existing one with complete metadata, a section on licenses and one on loading.
+    """The card for the hub: the existing card with complete metadata, a section on licenses and one on loading.
 
     Args:
         existing: the model's own card; "" makes a new one.
@@ -74,7 +74,7 @@ def _metadata(own: Mapping[str, Any], facts: CardFacts) -> dict[str, Any]:
         "tags": list(dict.fromkeys(tags)),
         "license": facts.license.lower(),
     }
-    # The hub links this name to a repository; a package or a folder is none.
+    # The hub links this name to a repository, so a package or a folder is left out.
     if _is_hub_id(facts.base):
         found["base_model"] = facts.base
     return found
@@ -88,7 +88,7 @@ def _new_body(facts: CardFacts) -> list[str]:
     if facts.words:
         lines += ["", f"{len(facts.words)} words added: {named}{more}."]
     if facts.metrics:
-        lines += ["", "## Figures", "", "| figure | value |", "|---|---|"]
+        lines += ["", "## Metrics", "", "| metric | value |", "|---|---|"]
         lines += [f"| {_inline(name)} | {_inline(str(value))} |" for name, value in facts.metrics.items()]
     return lines
 
@@ -113,7 +113,7 @@ def _loading(facts: CardFacts) -> list[str]:
         "```",
     ]
     if facts.onnx:
-        lines += ["", "`onnx/model.onnx` is the same model for onnxruntime; `export.json` says how much of it is kept."]
+        lines += ["", "`onnx/model.onnx` is the same model for onnxruntime; `export.json` says how far they agree."]
     return lines
 
 
@@ -127,9 +127,9 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
     try:
         found = yaml.safe_load("\n".join(lines[1:end])) or {}
     except yaml.YAMLError as error:
-        raise VocabgraftError(f"the metadata of the model's README.md is no YAML ({error}); correct it") from error
+        raise VocabgraftError(f"the metadata of the model's README.md is not YAML ({error}); correct it") from error
     if not isinstance(found, dict):
-        raise VocabgraftError("the metadata of the model's README.md is no mapping; write `key: value` lines")
+        raise VocabgraftError("the metadata of the model's README.md is not a mapping; write `key: value` lines")
     return found, "\n".join(lines[end + 1 :])
 
 
@@ -151,10 +151,10 @@ def _is_hub_id(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    # A folder may look like one.
+    # A folder may have such a name.
     return name.count("/") == 1 and not Path(name).exists()
 
 
 def _inline(text: str) -> str:
-    """Text of data without what Markdown or HTML would read as more than text."""
+    """Text without characters that Markdown or HTML would interpret."""
     return "".join(mark for mark in " ".join(text.replace("`", "'").split()) if mark not in "<>|")

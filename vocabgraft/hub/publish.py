@@ -1,4 +1,4 @@
-"""The files of a model, gathered, and sent to a model hub in one commit."""
+"""Gathers the files of a model and sends them to a model hub in one commit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".joblib")
 
 @dataclass(frozen=True)
 class Publication:
-    """What goes to the hub.
+    """A model as it goes to the hub.
 
     Attributes:
         repo: `OWNER/NAME` or `NAME`.
@@ -64,26 +64,26 @@ def gather_files(folder: Path, pack: Path | None = None, onnx: Path | None = Non
         VocabgraftError: when the model is incomplete or has a pickle.
     """
     if not (folder / "modules.json").is_file():
-        raise VocabgraftError(f"{folder} has no modules.json, so it is no sentence-transformers model; name one")
+        raise VocabgraftError(f"{folder} has no modules.json, so it is not a sentence-transformers model; name one")
     files = _files(folder, "")
     if pack is not None:
         files |= _files(pack, f"{PACK_FOLDER}/", keep_manifest=True)
     if onnx is not None:
         files |= _files(onnx / "onnx", "onnx/") | {"export.json": onnx / "export.json"}
         if not (onnx / "onnx" / "model.onnx").is_file() or not (onnx / "export.json").is_file():
-            raise VocabgraftError(f"--onnx is {onnx}, which is no export; make it with `vocabgraft export`")
+            raise VocabgraftError(f"--onnx is {onnx}, which is not an export; make it with `vocabgraft export`")
     if pickled := sorted(name for name in files if name.endswith(PICKLES)):
         raise VocabgraftError(f"{folder} has {', '.join(pickled)}; only safetensors are shared, so delete them")
     return files
 
 
 def send(publication: Publication, message: str) -> str:
-    """Create the repository where it is missing and send everything in one commit; the commit's address.
+    """Create the repository if it is missing, send everything in one commit, and return the commit's URL.
 
-    The server is that of the variable HF_ENDPOINT, and the token that of HF_TOKEN or of `hf auth login`.
+    The variable HF_ENDPOINT names the server; HF_TOKEN or `hf auth login` gives the token.
 
     Raises:
-        VocabgraftError: when there is no token, or the server refuses or cannot be reached. Nothing was committed then.
+        VocabgraftError: when there is no token, or the server refuses or cannot be reached. Nothing is committed then.
     """
     import httpx
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -98,14 +98,12 @@ def send(publication: Publication, message: str) -> str:
         api.create_repo(publication.repo, private=not publication.public, exist_ok=True)
         made = api.create_commit(publication.repo, additions, commit_message=message)
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
-        raise VocabgraftError(
-            f"{api.endpoint} did not take {publication.repo}: {error}; nothing was committed"
-        ) from error
+        raise VocabgraftError(f"{api.endpoint} refused {publication.repo}: {error}; nothing was committed") from error
     return str(made.commit_url)
 
 
 def _files(folder: Path, prefix: str, keep_manifest: bool = False) -> dict[str, Path]:
-    """Files below a folder that are no part of how this project keeps it, by their path in the repository."""
+    """Files below a folder by their path in the repository, without the bookkeeping of this project."""
     inside = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     dropped = {CARD} if keep_manifest else {CARD, MANIFEST}
     return {

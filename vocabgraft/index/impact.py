@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IndexImpact:
-    """How many texts a corpus has, how many of them hold a new token, tokens in all, and texts by new token."""
+    """Counts over a corpus: texts, texts with a new token, tokens before and after, and texts per new token."""
 
     texts: int
     texts_with_new_token: int
@@ -24,23 +24,23 @@ class IndexImpact:
 
     @property
     def share_valid(self) -> float:
-        """The share of texts, 0 to 1, whose stored vector an extension without an adapter leaves as it is."""
+        """The share of texts, 0 to 1, whose stored vector an extension without an adapter does not change."""
         return 1 - self.texts_with_new_token / self.texts if self.texts else 1.0
 
 
 def measure_impact(
     base: "Tokenizer", extended: "Tokenizer", tokens: Sequence[ExtendedToken], blocks: Iterable[Sequence[str]]
 ) -> IndexImpact:
-    """Read a corpus with both tokenizers, a block at a time.
+    """Read a corpus with both tokenizers, one block at a time.
 
-    Before the extension a special token is read as its description, as in `segmentation_report`. A text without a
-    new token is read once, since both tokenizers read it alike. Special tokens of the model ([CLS]) are not counted.
+    The base reads a special token as its description, as in `segmentation_report`. A text without a new token is read
+    once, since both tokenizers give the same tokens. The model's own special tokens ([CLS]) are not counted.
 
     Args:
-        base: as it was, without padding and truncation.
+        base: the tokenizer before the extension, without padding and truncation.
         extended: the same with the new tokens.
         tokens: the new tokens.
-        blocks: texts, as many at a time as memory should hold.
+        blocks: lists of texts, each small enough for the memory.
     """
     names = {token.id: token.text for token in tokens}
     new_tokens = [token.new_token for token in tokens if not token.retrained]
@@ -63,10 +63,10 @@ def measure_impact(
 
 
 def without_new_tokens(extended: "Tokenizer", tokens: Sequence[ExtendedToken]) -> "Tokenizer":
-    """The base's tokenizer: the extended one without what was added to it."""
+    """The base's tokenizer: the extended one without the added tokens."""
     from tokenizers import Tokenizer
 
-    # A token that trains again is one that the base has.
+    # The base already has a token that trains again.
     new_ids = {token.id for token in tokens if not token.retrained}
     loaded = json.loads(extended.to_str())
     loaded["added_tokens"] = [entry for entry in loaded["added_tokens"] if entry["id"] not in new_ids]

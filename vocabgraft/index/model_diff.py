@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
-# What a configuration says of where a model came from and how many rows it has, not of what it computes.
+# Parts of a configuration that describe where a model came from and its number of rows, not what it computes.
 CONFIG_TRACES = ("vocab_size", "_name_or_path", "name_or_path", "transformers_version", "architectures")
 # The order in which sentence-transformers looks for the prompt of a role.
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -27,15 +27,15 @@ ROWS_AT_A_TIME = 8_192
 
 @dataclass(frozen=True)
 class ModelDifference:
-    """What is known of two models before a text is read.
+    """The known differences of two models before any text is read.
 
     Attributes:
-        everything: why every text may have another vector; None where only some have.
+        everything: why every text may have another vector; None if only some have.
         previous: the previous model's tokenizer, without padding and truncation.
         new: the new model's.
-        moved: ids whose input rows differ, of those that both models have.
-        prompt: what is put before each text.
-        word_filter: finds the texts that the tokenizers have to be asked about; None where that is every text.
+        moved: ids whose input rows differ, among those that both models have.
+        prompt: the prefix of each text.
+        word_filter: finds the texts that the tokenizers must read; None if they must read all.
     """
 
     everything: str | None
@@ -46,10 +46,10 @@ class ModelDifference:
     word_filter: WordFilter | None = None
 
     def stale(self, texts: Sequence[str]) -> BoolArray:
-        """For each text, whether the new model's vector may be another one: bool array of shape (texts,).
+        """Whether the new model's vector of each text may differ: bool array of shape (texts,).
 
-        It is for a text that the tokenizers cut differently, or that holds a token whose row moved. Truncation is left
-        out of account, so that a new word beyond the longest text that the model reads counts too.
+        It may if the tokenizers split the text differently, or if the text holds a token whose row changed. Truncation
+        is ignored, so a new word beyond the model's maximum length counts too.
         """
         if self.everything is not None or self.previous is None or self.new is None:
             return np.ones(len(texts), dtype=bool)
@@ -65,17 +65,18 @@ class ModelDifference:
 def compare_models(
     previous: "SentenceTransformer", new: "SentenceTransformer", role: Role | None = "document"
 ) -> ModelDifference:
-    """Compare two loaded models as far as stored vectors of texts are concerned.
+    """Compare two loaded models with respect to stored vectors of texts.
 
-    Everything but the rows of the input embeddings must be equal, bit for bit, for any vector to stay valid: other
-    weights, configurations, modules, the longest text, the prompt. What cannot be compared counts as different. Of
-    models with a gate (`method: gated`) that holds for the weights that texts without a new token pass; texts that open
-    a gate change unless both models have equal gates and adapted weights.
+    For any vector to stay valid, everything except the rows of the input embeddings must be equal bit for bit: the
+        other
+    weights, configurations, modules, the maximum length, the prompt. What cannot be compared counts as different. For
+    models with a gate (`method: gated`) this applies to the weights for texts without a new token; texts that open a
+    gate change unless both models have equal gates and adapted weights.
 
     Args:
-        previous: the one that made the vectors.
-        new: the one that takes its place.
-        role: as what the texts are embedded; None for a plain `encode`.
+        previous: the model that made the vectors.
+        new: the model that replaces it.
+        role: with which the texts are embedded; None for a plain `encode`.
     """
     plain = without_gate(previous), without_gate(new)
     if (reason := _different_elsewhere(*plain, role)) is not None:
@@ -88,19 +89,19 @@ def compare_models(
         return ModelDifference("the tokenizers put other tokens around every text")
     if in_every_text := sorted(moved.intersection(always)):
         named = after.id_to_token(in_every_text[0])
-        return ModelDifference(f"the row of {named!r}, which every text holds, is another one")
+        return ModelDifference(f"the row of {named!r}, which every text holds, differs")
     return ModelDifference(None, before, after, moved, prompt, _word_filter(before, after, moved))
 
 
 def prompt_of(model: "SentenceTransformer", role: Role | None) -> str:
-    """What the model puts before a text of that role, as sentence-transformers finds it."""
+    """The prefix that the model puts before a text of that role, looked up as in sentence-transformers."""
     prompts: Mapping[str, str] = model.prompts or {}
     named = next((name for name in PROMPT_NAMES.get(role or "", ()) if name in prompts), model.default_prompt_name)
     return prompts.get(named, "") if named is not None else ""
 
 
 def _different_elsewhere(previous: "SentenceTransformer", new: "SentenceTransformer", role: Role | None) -> str | None:
-    """The first difference beside the input rows and the tokenizer; None where there is none."""
+    """The first difference outside the input rows and the tokenizer; None if there is none."""
     kinds = [[type(module).__name__ for module in model] for model in (previous, new)]
     if kinds[0] != kinds[1]:
         return f"the modules are {', '.join(kinds[1])} and were {', '.join(kinds[0])}"
@@ -108,13 +109,13 @@ def _different_elsewhere(previous: "SentenceTransformer", new: "SentenceTransfor
         return f"a {kinds[0][0]} without a transformer and a fast tokenizer cannot be compared"
     for at, modules in enumerate(zip(previous, new, strict=True)):
         if _config_of(modules[0]) != _config_of(modules[1]):
-            return f"the configuration of module {at} ({kinds[0][at]}) is another one"
+            return f"the configuration of module {at} ({kinds[0][at]}) differs"
     for name, values in {
-        "the longest text": (previous.max_seq_length, new.max_seq_length),
+        "the maximum length": (previous.max_seq_length, new.max_seq_length),
         "the prompt": (prompt_of(previous, role), prompt_of(new, role)),
         "truncate_dim": (previous.truncate_dim, new.truncate_dim),
-        "the side of padding": (previous.tokenizer.padding_side, new.tokenizer.padding_side),
-        "the side of truncation": (previous.tokenizer.truncation_side, new.tokenizer.truncation_side),
+        "the padding side": (previous.tokenizer.padding_side, new.tokenizer.padding_side),
+        "the truncation side": (previous.tokenizer.truncation_side, new.tokenizer.truncation_side),
     }.items():
         if values[0] != values[1]:
             return f"{name} is {values[1]!r} and was {values[0]!r}"
@@ -136,14 +137,14 @@ def _config_of(module: Any) -> Any:
 def _different_weight(previous: "SentenceTransformer", new: "SentenceTransformer") -> str | None:
     before, after = previous.state_dict(), new.state_dict()
     if before.keys() != after.keys():
-        return f"the weight {min(before.keys() ^ after.keys())} is in one of the models only"
+        return f"only one of the models has the weight {min(before.keys() ^ after.keys())}"
     rows = _input_rows(previous).data_ptr()
     for name, value in before.items():
         other = after[name]
         if value.dtype != other.dtype or value.shape[1:] != other.shape[1:]:
             return f"the weight {name} has another type or shape"
         if value.data_ptr() != rows and not (value.shape == other.shape and torch.equal(value, other)):
-            return f"the weight {name}, which every text passes, is another one"
+            return f"the weight {name}, which affects every text, differs"
     return None
 
 
@@ -153,7 +154,7 @@ def _input_rows(model: "SentenceTransformer") -> torch.Tensor:
 
 
 def _moved_rows(before: torch.Tensor, after: torch.Tensor) -> frozenset[int]:
-    """The ids of both matrices whose rows are not equal; a few rows at a time, since a matrix may fill the memory."""
+    """The ids of both matrices whose rows differ; compares a few rows at a time, since a matrix may fill the memory."""
     moved: list[int] = []
     for start in range(0, min(len(before), len(after)), ROWS_AT_A_TIME):
         stop = min(start + ROWS_AT_A_TIME, len(before), len(after))
@@ -163,9 +164,9 @@ def _moved_rows(before: torch.Tensor, after: torch.Tensor) -> frozenset[int]:
 
 
 def _moved_by_the_gate(previous: "SentenceTransformer", new: "SentenceTransformer") -> frozenset[int]:
-    """The ids that open a gate, where the two models differ behind it.
+    """The ids that open a gate, if the two models differ behind it.
 
-    An id of the previous model that the new tokenizer does not have is left out: it cuts such a text otherwise.
+    An id that the new tokenizer lacks is left out: it splits such a text differently anyway.
     """
     ids = [gated_ids(model) for model in (previous, new)]
     if ids[0] == ids[1] and (not ids[0] or _equal_behind_the_gate(previous, new)):
@@ -179,10 +180,10 @@ def _equal_behind_the_gate(previous: Any, new: Any) -> bool:
 
 
 def _word_filter(previous: "Tokenizer", new: "Tokenizer", moved: frozenset[int]) -> WordFilter | None:
-    """A filter for the added tokens by which the tokenizers differ; None where these are not the only difference.
+    """A filter for the added tokens in which the tokenizers differ; None if they differ in more.
 
-    A text in which none of their contents occurs, whole word or not, is cut alike by both: an added token that does
-    not occur cannot match, nor hide another.
+    Both tokenizers split a text alike if it contains none of these tokens, whole word or not: an added token that does
+    not occur can neither match nor hide another.
     """
     added = previous.get_added_tokens_decoder(), new.get_added_tokens_decoder()
     if _without_added_tokens(previous) != _without_added_tokens(new) or not moved <= added[1].keys():
@@ -190,7 +191,7 @@ def _word_filter(previous: "Tokenizer", new: "Tokenizer", moved: frozenset[int])
     described = [{(number, _properties(token)) for number, token in tokens.items()} for tokens in added]
     different = {number for number, _ in described[0] ^ described[1]} | moved
     concerned = [tokens[number] for tokens in added for number in sorted(different & tokens.keys())]
-    # Such a token is matched before the text is normalised, so it also decides what is normalised together.
+    # Such a token is matched before the text is normalized, so it also decides what is normalized together.
     raw = {token.content for token in chain(*(tokens.values() for tokens in added)) if not token.normalized}
     return WordFilter.of(new, {normalised(new, token.content) for token in concerned if token.normalized}, raw)
 

@@ -16,13 +16,13 @@ from vocabgraft.errors import VocabgraftError
 Vectors = np.ndarray[Any, np.dtype[Any]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 ROWS_AT_A_TIME = 8_192
-# Row groups may be larger than memory should hold, so that pages are read as they come.
+# Pages are read one after the other, since a row group may be too large for the memory.
 BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns that are read; all others are carried over as they are."""
+    """The names of the columns that are read; all others are copied unchanged."""
 
     id: str = "id"
     text: str = "text"
@@ -36,15 +36,15 @@ class Columns:
 
 @dataclass(frozen=True)
 class VectorFiles:
-    """One Parquet file, or those of a folder, all with one kind of vector.
+    """One Parquet file, or the files of a folder, all with the same kind of vector.
 
     Attributes:
         root: the file or the folder.
         paths: the files in order of their names.
-        columns: which are read.
-        width: numbers a vector.
-        dtype: of the numbers.
-        rows: by file.
+        columns: the columns to read.
+        width: of a vector.
+        dtype: of the vectors.
+        rows: number of rows by file.
     """
 
     root: Path
@@ -62,7 +62,7 @@ class VectorFiles:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows, decoded: `vectors` of shape (rows, width); `first` is the number of the first in its file, from 0."""
+    """Decoded rows: `vectors` of shape (rows, width); `first` is the index of the first row in its file, from 0."""
 
     path: Path
     first: int
@@ -72,10 +72,10 @@ class Rows:
 
 
 def open_vector_files(root: Path, columns: Columns) -> VectorFiles:
-    """Find the files and check their columns, without reading a row but the first.
+    """Find the files and check their columns; reads only the first row.
 
     Raises:
-        VocabgraftError: for a path that is missing or no Parquet, without a column or a row, or vectors of two kinds.
+        VocabgraftError: for a path that is missing or not Parquet, a missing column, no rows, or vectors of two kinds.
     """
     paths = _find(root)
     fields: dict[Path, pa.Field] = {}
@@ -85,24 +85,24 @@ def open_vector_files(root: Path, columns: Columns) -> VectorFiles:
             fields[path] = _checked_schema(path, file.schema_arrow, columns)
             rows[path] = file.metadata.num_rows
     if not any(rows.values()):
-        raise VocabgraftError(f"{root} holds no rows; name a file or folder with vectors in it")
+        raise VocabgraftError(f"{root} has no rows; name a file or folder with vectors in it")
     numbers = {path: _number_type(path, field) for path, field in fields.items()}
     kinds = {path: (_width(path, fields[path], columns), numbers[path]) for path in paths if rows[path]}
     first, (width, number) = next(iter(kinds.items()))
     for path, kind in kinds.items():
         if kind != (width, number):
             raise VocabgraftError(
-                f"{path} holds vectors of {kind[0]} numbers of type {kind[1]}, {first} of {width} of type {number}; "
-                "the files of one index hold one kind: take one of them out"
+                f"{path} has vectors of width {kind[0]} and type {kind[1]}, {first} width {width} and type {number}; "
+                "an index needs vectors of one kind: take one of the files out"
             )
     return VectorFiles(root, tuple(paths), columns, width, np.dtype(number.to_pandas_dtype()), rows)
 
 
 def read_rows(files: VectorFiles) -> Iterator[Rows]:
-    """Stream all rows, checked: no value is missing, every vector has the width and finite numbers.
+    """Stream all rows, checked: no value is missing, every vector has the right width and only finite numbers.
 
     Raises:
-        VocabgraftError: with the file and the row, the first one being 1.
+        VocabgraftError: with the file and the row, counted from 1.
     """
     for path in files.paths:
         first = 0
@@ -118,30 +118,30 @@ def read_rows(files: VectorFiles) -> Iterator[Rows]:
             vectors = _as_matrix(batch.column(files.columns.vector), files.width, path, first)
             if not (finite := np.isfinite(vectors).all(axis=1)).all():
                 where = f"{path}: row {first + int(np.argmin(finite)) + 1}"
-                raise VocabgraftError(f"{where} has a vector that holds no finite numbers; it was stored damaged")
+                raise VocabgraftError(f"{where} has a vector with NaN or infinite numbers; it was stored damaged")
             yield Rows(path, first, ids, texts.to_pylist(), vectors)
             first += batch.num_rows
 
 
 def read_texts(files: VectorFiles) -> Iterator[list[str]]:
-    """Stream the texts alone, in the order of `read_rows`."""
+    """Stream only the texts, in the order of `read_rows`."""
     for path in files.paths:
         for batch in _batches(path, [files.columns.text]):
             yield _plain(batch.column(0)).to_pylist()
 
 
 def require_distinct_ids(files: VectorFiles, keys: Sequence["np.ndarray[Any, np.dtype[np.uint64]]"]) -> None:
-    """Refuse an id that stands in two rows.
+    """Refuse an id that occurs in two rows.
 
     Args:
-        files: where they are read again, if two have one key.
-        keys: `id_keys` of all rows: 8 bytes a row are held, not the ids.
+        files: read again if two rows have the same key.
+        keys: `id_keys` of all rows: 8 bytes per row stay in memory instead of the ids.
     """
     ordered = np.sort(np.concatenate(keys))
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(repeated):
         return
-    # Two ids may have one key: the ids themselves decide.
+    # Two ids may have the same key, so compare the ids themselves.
     counts: Counter[Any] = Counter()
     for path in files.paths:
         for batch in _batches(path, [files.columns.id]):
@@ -149,8 +149,8 @@ def require_distinct_ids(files: VectorFiles, keys: Sequence["np.ndarray[Any, np.
             counts.update(ids.filter(pa.array(np.isin(id_keys(ids), repeated))).to_pylist())
     if twice := [entry for entry, count in counts.items() if count > 1]:
         raise VocabgraftError(
-            f"{files.root}: the {files.columns.id} {twice[0]!r} stands in {counts[twice[0]]} rows "
-            f"({len(twice)} such in all); each row of an index needs its own"
+            f"{files.root}: the {files.columns.id} {twice[0]!r} occurs in {counts[twice[0]]} rows "
+            f"({len(twice)} repeated ids in total); each row of an index needs its own id"
         )
 
 
@@ -167,22 +167,22 @@ def id_keys(ids: pa.Array) -> "np.ndarray[Any, np.dtype[np.uint64]]":
 def write_replaced(
     files: VectorFiles, destination: Path, chosen: Iterator[BoolArray], vectors: Iterator[Vectors]
 ) -> Iterator[int]:
-    """Write the files again below `destination`, the vectors of some rows replaced; gives the rows written so far.
+    """Write the files again below `destination` with the vectors of some rows replaced; yields the rows written so far.
 
-    Types, other columns, their order, metadata and compression stay; row groups are those of `ROWS_AT_A_TIME` rows.
+    Types, other columns, their order, metadata and compression stay; row groups have `ROWS_AT_A_TIME` rows.
 
     Args:
-        files: to be read.
-        destination: a file where `files.root` is one, else an existing empty folder.
-        chosen: for each batch of `read_rows`, which rows get another vector.
-        vectors: those of a batch in turn, of shape (chosen rows, width).
+        files: to read.
+        destination: a file if `files.root` is one, else an existing empty folder.
+        chosen: for each batch of `read_rows`, the rows that get another vector.
+        vectors: the new vectors of each batch, of shape (chosen rows, width).
     """
     for path in files.paths:
         target = destination if path == files.root else destination / path.relative_to(files.root)
         target.parent.mkdir(parents=True, exist_ok=True)
         schema, compression = _layout(path)
         place = schema.names.index(files.columns.vector)
-        # Vectors do not repeat, so a dictionary of them is work for nothing.
+        # Vectors do not repeat, so a dictionary of them would cost time and save nothing.
         repeating = [name for name in schema.names if name != files.columns.vector]
         with parquet.ParquetWriter(target, schema, compression=compression, use_dictionary=repeating) as writer:
             for batch in _batches(path, schema.names):
@@ -201,7 +201,7 @@ def _find(root: Path) -> list[Path]:
         return [root]
     found = sorted(path for path in root.rglob("*.parquet") if path.is_file() and path.name[0] not in "._")
     if not found:
-        raise VocabgraftError(f"{root} holds no file that ends in .parquet; name a Parquet file or a folder of them")
+        raise VocabgraftError(f"{root} has no file that ends in .parquet; name a Parquet file or a folder of them")
     return found
 
 
@@ -215,9 +215,9 @@ def _opened(path: Path) -> Iterator[parquet.ParquetFile]:
 
 
 def _batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Batches of `ROWS_AT_A_TIME` rows but for the last, whichever columns are read.
+    """Batches of `ROWS_AT_A_TIME` rows, except for the last, whichever columns are read.
 
-    The reader itself ends a batch where a dictionary ends, which is at another row for each choice of columns.
+    The reader ends a batch where a dictionary ends, which is at a different row for each choice of columns.
     """
     held: list[pa.RecordBatch] = []
     missing = ROWS_AT_A_TIME
@@ -249,16 +249,16 @@ def _checked_schema(path: Path, schema: pa.Schema, columns: Columns) -> pa.Field
         )
     text, identifier = (_plain_type(schema.field(name).type) for name in (columns.text, columns.id))
     if text != pa.large_string():
-        raise VocabgraftError(f"{path}: column {columns.text} holds {text}; allowed: text (string)")
+        raise VocabgraftError(f"{path}: column {columns.text} has type {text}; allowed: text (string)")
     if not (pa.types.is_integer(identifier) or identifier in (pa.large_string(), pa.large_binary())):
         raise VocabgraftError(
-            f"{path}: column {columns.id} holds {identifier}; allowed: integers, text (string) and bytes (binary)"
+            f"{path}: column {columns.id} has type {identifier}; allowed: integers, text (string) and bytes (binary)"
         )
     return schema.field(columns.vector)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of values without what is only a way to store them: a dictionary, a view, a fixed or a small size."""
+    """The type of the values regardless of how they are stored: a dictionary, a view, a fixed or a small size."""
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
         return _plain_type(kind.storage_type)
@@ -271,7 +271,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    """Values of a text or id column as `_plain_type` has them."""
+    """Values of a text or id column, converted to `_plain_type`."""
     if isinstance(values, pa.ExtensionArray):
         return _plain(values.storage)
     if isinstance(values, pa.DictionaryArray):
@@ -284,8 +284,8 @@ def _number_type(path: Path, field: pa.Field) -> pa.DataType:
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not lists or not pa.types.is_floating(kind.value_type):
         raise VocabgraftError(
-            f"{path}: column {field.name} holds {kind}; allowed: lists of 16-, 32- or 64-bit floats "
-            "(quantised vectors are made again from those)"
+            f"{path}: column {field.name} has type {kind}; allowed: lists of 16-, 32- or 64-bit floats "
+            "(make quantized vectors again from those)"
         )
     return kind.value_type
 
@@ -306,8 +306,8 @@ def _as_matrix(lists: pa.Array, width: int, path: Path, first: int) -> Vectors:
         if (lengths != width).any():
             number = int(np.argmax(lengths != width))
             raise VocabgraftError(
-                f"{path}: row {first + number + 1} has a vector of {lengths[number]} numbers, others of {width}; "
-                "all vectors of an index have one width"
+                f"{path}: row {first + number + 1} has a vector of width {lengths[number]}, others have width {width}; "
+                "all vectors of an index need one width"
             )
     flat = lists.flatten()
     if flat.null_count:
@@ -330,7 +330,7 @@ def _replaced(lists: pa.Array, rows: BoolArray, vectors: Vectors, width: int) ->
 
 
 def _layout(path: Path) -> tuple[pa.Schema, dict[str, str] | str]:
-    """A file's columns, and how each part of them is compressed in its first row group."""
+    """A file's schema, and the compression of each column in its first row group."""
     with _opened(path) as file:
         if not file.metadata.num_row_groups:
             return file.schema_arrow, "snappy"

@@ -1,4 +1,4 @@
-"""Updates an index for a new model: only texts that it embeds differently are encoded again."""
+"""Updates an index for a new model: encodes only texts that the model embeds differently."""
 
 import re
 import shutil
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 Id = TypeVar("Id")
 Item = TypeVar("Item")
-# What is lost by a kill, a few seconds' work, and enough to sort by length.
+# A kill loses at most this work, a few seconds; a batch of this size is large enough to sort by length.
 TEXTS_AT_A_TIME = 2_048
 LOOKED_AT_TOGETHER = 8_192
 
 
 @dataclass(frozen=True)
 class EncodingSettings:
-    """How texts are embedded, which must be how the stored vectors were.
+    """How texts are embedded; must match the stored vectors.
 
     Attributes:
-        role: as what; None for a plain `encode`.
-        batch_size: texts a batch.
+        role: of the texts; None for a plain `encode`.
+        batch_size: texts per batch.
         normalise: whether vectors are scaled to length 1 afterwards.
     """
 
@@ -56,16 +56,16 @@ class EncodingSettings:
 
 @dataclass(frozen=True)
 class ReembeddingJob:
-    """What is computed again.
+    """A re-embedding to run.
 
     Attributes:
         source: a Parquet file or a folder of them, with vectors of the previous model.
-        destination: what becomes of it; must not be there yet.
-        models: names the two models by their content, so that no part of other models' work is taken up.
+        destination: the new index; must not exist yet.
+        models: a digest of the two models, so that partial work of other models is not resumed.
         columns: of the files.
         settings: how the vectors were made.
-        sample: how many untouched texts are computed for comparison.
-        tolerance: how far a number of a stored vector may be from that, relative to the vector's length.
+        sample: number of unaffected texts to encode for comparison.
+        tolerance: largest allowed difference of a number in a stored vector, relative to the vector's length.
     """
 
     source: Path
@@ -79,17 +79,17 @@ class ReembeddingJob:
 
 @dataclass(frozen=True)
 class Reembedded:
-    """What was done.
+    """The result of a re-embedding.
 
     Attributes:
-        texts: of the index.
-        recomputed: of those, computed with the new model, in this run or one that was killed.
-        resumed: of those, found from the run that was killed.
-        everything: why all were, or None.
-        sampled: untouched texts that were computed for comparison.
-        deviation: the largest difference of a number of theirs, relative to the vector's length.
+        texts: number of texts in the index.
+        recomputed: number of texts encoded with the new model, in this run or a killed one.
+        resumed: number of them taken over from the killed run.
+        everything: why all texts were encoded; None if only some were.
+        sampled: number of unaffected texts encoded for comparison.
+        deviation: the largest difference of a number in their vectors, relative to the vector's length.
         seconds: by step: looking, verifying, computing, writing.
-        seconds_for_all: what embedding every text would take, by those that were embedded; None where all were.
+        seconds_for_all: estimated time to encode every text, from those that were encoded; None if all were.
     """
 
     texts: int
@@ -104,7 +104,7 @@ class Reembedded:
 
 @dataclass
 class _Sample:
-    """Random rows of those that stay: the ones with the smallest random keys."""
+    """A random sample of the unaffected rows: those with the smallest random keys."""
 
     size: int
     keys: "np.ndarray[Any, np.dtype[np.float64]]" = field(default_factory=lambda: np.zeros(0))
@@ -112,14 +112,14 @@ class _Sample:
     vectors: list[Any] = field(default_factory=list)
 
     def offer(self, keys: Any, texts: list[str], vectors: Any, untouched: BoolArray) -> None:
-        """Take those rows of a batch that belong to the sample so far."""
+        """Add those rows of a batch that belong to the sample so far."""
         limit = self.keys.max() if len(self.keys) == self.size and self.size else np.inf
         places = np.flatnonzero(untouched & (keys < limit))
         places = places[np.argsort(keys[places])[: self.size]]
         merged = np.concatenate([self.keys, keys[places]])
         chosen = np.argsort(merged)[: self.size]
         all_texts = [*self.texts, *(texts[place] for place in places)]
-        # Copied, so that no batch is kept for the sake of a row.
+        # Copied, so that one row does not keep a whole batch in memory.
         all_vectors = [*self.vectors, *(vectors[place].copy() for place in places)]
         self.keys = merged[chosen]
         self.texts, self.vectors = [all_texts[i] for i in chosen], [all_vectors[i] for i in chosen]
@@ -131,18 +131,18 @@ def updated_vectors(
     model: "SentenceTransformer",
     settings: EncodingSettings | None = None,
 ) -> Iterator[tuple[Id, Embeddings]]:
-    """The vectors to put in place of stored ones, for a store of any kind (FAISS, Qdrant, pgvector).
+    """The new vectors for an index in any store (FAISS, Qdrant, pgvector).
 
-    Streams: at most `LOOKED_AT_TOGETHER` texts are held at a time.
+    Streams: at most `LOOKED_AT_TOGETHER` texts are in memory.
 
     Args:
         items: (id, text) of everything in the store.
-        difference: of `compare_models(previous, model)`.
-        model: the new one.
+        difference: from `compare_models(previous, model)`.
+        model: the new model.
         settings: how the stored vectors were made.
 
     Yields:
-        (id, vector of shape (width,) in float32) of the texts whose vector changes, in their order.
+        (id, vector of shape (width,) in float32) of the texts whose vector changes, in order.
     """
     settings = settings or EncodingSettings()
     waiting: list[tuple[Id, str]] = []
@@ -158,10 +158,10 @@ def updated_vectors(
 def largest_deviation(
     model: "SentenceTransformer", texts: list[str], stored: Any, settings: EncodingSettings | None = None
 ) -> float:
-    """How far a number of the stored vectors, (texts, width), is at most from the model's, by the vector's length.
+    """The largest difference of the stored vectors, (texts, width), from the model's, by the vector's length.
 
-    What a 16-bit float cannot hold is not counted. A text shares its padding with its batch, so that vectors of
-    all-MiniLM differ by about 1e-7 from batch to batch in float32.
+    Rounding to 16-bit floats is not counted. A text's padding depends on its batch, so vectors of all-MiniLM differ by
+    about 1e-7 between batches in float32.
     """
     computed = _encode(model, texts, settings or EncodingSettings()).astype(np.float64)
     stored = np.asarray(stored)
@@ -174,12 +174,12 @@ def largest_deviation(
 def reembed(job: ReembeddingJob, difference: ModelDifference, model: "SentenceTransformer") -> Reembedded:
     """Write the index again, with the new model's vectors for the texts that it embeds differently.
 
-    What is computed is kept beside the destination, a part every `TEXTS_AT_A_TIME` texts, and taken up after a kill if
-    neither an input nor a model nor a setting changed; the destination appears when it is complete.
+    The computed vectors are kept beside the destination, in parts of `TEXTS_AT_A_TIME` texts. After a kill they are
+    reused if no input, model or setting changed. The destination appears when it is complete.
 
     Raises:
-        VocabgraftError: for bad input, a stored vector of an untouched text that is not what the model gives, or
-            another process that writes to this destination; nothing is written then.
+        VocabgraftError: for bad input, a stored vector of an unaffected text that differs from the model's, or another
+            process that writes to this destination; then nothing is written.
     """
     _require_width(require_possible(job), model)
     place = job.destination
@@ -188,7 +188,7 @@ def reembed(job: ReembeddingJob, difference: ModelDifference, model: "SentenceTr
 
 
 def _reembed(job: ReembeddingJob, difference: ModelDifference, model: "SentenceTransformer") -> Reembedded:
-    # Again: another run may have ended a moment ago.
+    # Checked again: another run may have ended a moment ago.
     files = require_possible(job)
     before = _stamps(files)
     work = _work_folder(job, files)
@@ -212,7 +212,7 @@ def _reembed(job: ReembeddingJob, difference: ModelDifference, model: "SentenceT
 
 
 def count_stale(source: Path, columns: Columns, difference: ModelDifference) -> tuple[int, int]:
-    """How many texts an index has, and how many of them the new model embeds differently.
+    """The number of texts in an index, and how many of them the new model embeds differently.
 
     Raises:
         VocabgraftError: for files that cannot be used.
@@ -222,13 +222,13 @@ def count_stale(source: Path, columns: Columns, difference: ModelDifference) -> 
 
 
 def require_possible(job: ReembeddingJob) -> VectorFiles:
-    """The files of a job, after a look at their columns and at the destination.
+    """The files of a job, after checking their columns and the destination.
 
     Raises:
-        VocabgraftError: for files that cannot be used, or a destination that is taken.
+        VocabgraftError: for files that cannot be used, or a destination that exists.
     """
     if job.destination.exists():
-        raise VocabgraftError(f"{job.destination} is there already; name another place, or delete it")
+        raise VocabgraftError(f"{job.destination} exists already; name another place, or delete it")
     if job.source.is_dir() and job.source.resolve() in job.destination.resolve().parents:
         raise VocabgraftError(f"{job.destination} lies inside {job.source}, whose files are read; name another place")
     return open_vector_files(job.source, job.columns)
@@ -238,7 +238,7 @@ def _require_width(files: VectorFiles, model: "SentenceTransformer") -> None:
     width = model.get_embedding_dimension()
     if width != files.width:
         raise VocabgraftError(
-            f"{files.root}: vectors have {files.width} numbers, the model gives {width}; "
+            f"{files.root}: vectors have width {files.width}, the model gives {width}; "
             "this index was made with another model"
         )
 
@@ -248,7 +248,7 @@ def _stamps(files: VectorFiles) -> list[tuple[int, int]]:
 
 
 def _work_folder(job: ReembeddingJob, files: VectorFiles) -> Path:
-    """Where parts are kept: a name that only the same work has; what other work left there goes."""
+    """The folder of the parts, whose name identifies the work; deletes parts of other work."""
     contents = {str(path.relative_to(job.source)): file_sha256(path) for path in files.paths}
     digest = digest_of([contents, job.models, job.columns.names, str(job.settings), TEXTS_AT_A_TIME])
     work = job.destination.parent / f".{job.destination.name}.{digest[:16]}.partial"
@@ -260,7 +260,7 @@ def _work_folder(job: ReembeddingJob, files: VectorFiles) -> Path:
 
 
 def _look(files: VectorFiles, difference: ModelDifference, job: ReembeddingJob) -> tuple[list[BoolArray], _Sample]:
-    """Which rows of each batch change, and a sample of the others; checks every row on the way."""
+    """The rows of each batch that change, and a sample of the others; checks every row."""
     chosen: list[BoolArray] = []
     keys = []
     sample = _Sample(job.sample)
@@ -278,13 +278,13 @@ def _look(files: VectorFiles, difference: ModelDifference, job: ReembeddingJob) 
 
 def _verified(model: "SentenceTransformer", sample: _Sample, job: ReembeddingJob) -> float:
     deviation = largest_deviation(model, sample.texts, np.stack(sample.vectors), job.settings)
-    # Written so that a distance that is no number is refused.
+    # Written so that NaN is refused.
     if not deviation <= job.tolerance:
         raise VocabgraftError(
             f"{job.source}: of {len(sample.texts)} random texts that should keep their vector, one has a stored vector "
             f"that differs from the new model's by {deviation:.1e} of its length; allowed: {job.tolerance:.0e}. "
-            "Nothing was written. Name the model that made these vectors as the previous one, and how it was asked "
-            "(--encode-as, --normalise); a GPU or bfloat16 rounds otherwise than a CPU"
+            "Nothing was written. Name the model that made these vectors as the previous one, and how it encoded them "
+            "(--encode-as, --normalise); a GPU or bfloat16 rounds differently from a CPU"
         )
     return deviation
 
@@ -297,7 +297,7 @@ def _compute(
     model: "SentenceTransformer",
     settings: EncodingSettings,
 ) -> int:
-    """Write the vectors to parts, those that are not there yet; give how many texts were."""
+    """Write the parts that do not exist yet; return the number of texts in the existing ones."""
     resumed = 0
     texts = (
         text
@@ -326,7 +326,7 @@ def _write_part(work: Path, number: int, vectors: Embeddings) -> None:
 
 
 def _read_part(work: Path, number: int, shape: tuple[int, int]) -> Embeddings | None:
-    """A part of the shape expected; None where it is missing or damaged."""
+    """A part of the expected shape; None if it is missing or damaged."""
     path = _part(work, number)
     try:
         vectors: Embeddings = np.load(path, allow_pickle=False)
@@ -354,7 +354,7 @@ def _write(
 
 
 def _from_parts(work: Path, counts: list[int]) -> Iterator[Embeddings]:
-    """The computed vectors, as many at a time as are asked for in turn."""
+    """The computed vectors, in arrays of the requested sizes."""
     numbers = count()
     held: Embeddings | None = None
     for wanted in counts:
@@ -392,7 +392,7 @@ def _in_blocks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 @contextmanager
 def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Put the seconds that a block takes into a table."""
+    """Add the seconds that a block takes to a table."""
     started = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - started

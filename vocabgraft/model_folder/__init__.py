@@ -1,1 +1,1 @@
-"""A model folder on disk, read without loading the model: its files, its code, its weights and embedding matrix."""
+"""A model folder on disk, read without loading the model: its files, code, weights and embedding matrix."""

@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EmbeddingTensor:
-    """The input embeddings as they are stored, and the other tensors with an entry for each token.
+    """The stored input embeddings, and the other tensors with an entry per token.
 
     Attributes:
         name: the tensor's name in its file.
         file: the safetensors file that holds it.
         shape: (rows, width); there may be more rows than the tokenizer has tokens.
-        dtype: the type that it is stored in.
+        dtype: the stored type.
         tied: names of stored tensors with the same values, such as a tied output matrix; they get the same new rows.
-        sized_alike: names of other stored tensors with an entry for each row, such as the bias of an output matrix;
-            they are lengthened with zeros.
+        sized_alike: names of other stored tensors with an entry per row, such as the bias of an output matrix; they are
+            extended with zeros.
     """
 
     name: str
@@ -46,11 +46,11 @@ class EmbeddingTensor:
 
 
 def find_embedding(folder: Path, trust_remote_code: bool = False) -> EmbeddingTensor:
-    """Find the stored input embeddings of a sentence-transformers or transformers folder, from the headers alone.
+    """Find the stored input embeddings of a sentence-transformers or transformers folder, reading only headers.
 
     Args:
         folder: a model folder.
-        trust_remote_code: run its own code, which says where they are.
+        trust_remote_code: run the folder's own code, which defines where they are.
 
     Raises:
         VocabgraftError: when there are no complete safetensors weights, or the input embeddings are not among them.
@@ -60,18 +60,18 @@ def find_embedding(folder: Path, trust_remote_code: bool = False) -> EmbeddingTe
 
 
 def read_rows(folder: Path, ids: Sequence[int], trust_remote_code: bool = False) -> torch.Tensor:
-    """Read some rows of the input embeddings, without the others.
+    """Read some rows of the input embeddings without loading the others.
 
     Args:
         folder: a model folder.
-        ids: rows to read, in any order, repeated ones too.
-        trust_remote_code: as of `find_embedding`.
+        ids: rows to read, in any order, possibly repeated.
+        trust_remote_code: as in `find_embedding`.
 
     Returns:
         Shape (ids, width), of the stored type.
 
     Raises:
-        VocabgraftError: as `find_embedding`, and for an id without a row.
+        VocabgraftError: as in `find_embedding`, and for an id without a row.
     """
     transformer = transformer_folder(folder)
     checkpoint = read_checkpoint(transformer)
@@ -79,7 +79,7 @@ def read_rows(folder: Path, ids: Sequence[int], trust_remote_code: bool = False)
     rows, width = embedding.shape
     if wrong := [i for i in ids if not 0 <= i < rows]:
         raise VocabgraftError(
-            f"row {wrong[0]} was asked of {embedding.name} in {embedding.file}; allowed: 0 to {rows - 1}; "
+            f"row {wrong[0]} of {embedding.name} in {embedding.file} was requested; allowed: 0 to {rows - 1}; "
             "is this the tokenizer of the model?"
         )
     read = torch.empty(len(ids), width, dtype=embedding.dtype)
@@ -88,7 +88,7 @@ def read_rows(folder: Path, ids: Sequence[int], trust_remote_code: bool = False)
 
 
 def initialiser_deviation(folder: Path, trust_remote_code: bool = False) -> float:
-    """The standard deviation that a model's configuration starts weights with; 0.02 where it names none."""
+    """The standard deviation of the initial weights in a model's configuration; 0.02 if it has none."""
     config = load_config(transformer_folder(folder), trust_remote_code)
     return float(getattr(config.get_text_config(), "initializer_range", 0.02))
 
@@ -98,11 +98,11 @@ def load_config(folder: Path, trust_remote_code: bool) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    # Code of a model's own may fail in any way.
-    told: tuple[type[Exception], ...] = (Exception,) if trust_remote_code else (OSError, ValueError, KeyError)
+    # A model's own code may fail in any way.
+    expected: tuple[type[Exception], ...] = (Exception,) if trust_remote_code else (OSError, ValueError, KeyError)
     try:
         return AutoConfig.from_pretrained(str(folder), **options)
-    except told as error:
+    except expected as error:
         raise VocabgraftError(
             f"{folder}/config.json is not a configuration that transformers knows: {error}; "
             "a model with its own code needs base.trust_remote_code, and all of that code in its folder"
@@ -121,8 +121,8 @@ def embedding_of(checkpoint: Checkpoint, config: "PretrainedConfig", trust_remot
     stored = checkpoint.tensors[found[0]]
     _check_embedding(found[0], stored, tuple(weight.shape))
     rows, width = stored.shape
-    # The base model has no other tensor with an entry for each token, whatever its shape; what it does not know at
-    # all belongs to a head, and there the shape decides.
+    # In the base model no other tensor has an entry per token, whatever its shape. Tensors that it does not have belong
+    # to a head, where the shape decides.
     known = {name for name, _ in named}
     alike = [
         name
@@ -138,17 +138,17 @@ def embedding_of(checkpoint: Checkpoint, config: "PretrainedConfig", trust_remot
 def _model_without_memory(
     config: "PretrainedConfig", folder: Path, trust_remote_code: bool
 ) -> "tuple[PreTrainedModel, torch.Tensor]":
-    """The base model and its input embeddings, on the meta device: nothing is allocated, no random number drawn."""
+    """The base model and its input embeddings on the meta device: allocates nothing and draws no random number."""
     from transformers import AutoModel
 
-    told: tuple[type[Exception], ...] = (
+    expected: tuple[type[Exception], ...] = (
         (Exception,) if trust_remote_code else (ValueError, ImportError, NotImplementedError, AttributeError)
     )
     try:
         with torch.device("meta"):
             model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
         return model, model.get_input_embeddings().weight
-    except told as error:
+    except expected as error:
         raise VocabgraftError(
             f"transformers cannot say where the {config.model_type!r} model in {folder} has its input embeddings "
             f"({error}); choose a base with a text encoder that sentence-transformers loads"
@@ -156,14 +156,14 @@ def _model_without_memory(
 
 
 def names_in_code(stored: Iterable[str], model: "PreTrainedModel") -> dict[str, str]:
-    """For each name in a checkpoint, sorted, the name that transformers looks for in the model when it loads it."""
+    """The parameter name that transformers looks up for each name in a checkpoint, sorted."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     names, code, prefix = sorted(stored), model.state_dict(), model.base_model_prefix
     plain = {name: rename_source_key(name, [], [], prefix, code)[0] for name in names}
     if code.keys() <= set(plain.values()):
-        # Nothing is missing, so nothing has another name; the rules for such names take most of a second to build.
+        # No name is missing, so none is renamed; building the renaming rules takes most of a second.
         return plain
     mapping = get_model_conversion_mapping(model)
     renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
@@ -180,7 +180,7 @@ def _no_embeddings(checkpoint: Checkpoint, aliases: Iterable[str]) -> Vocabgraft
 
 
 def token_axis(shape: Sequence[int], rows: int) -> int | None:
-    """The axis with an entry for each token; only axes of length 1 come before it, so the tensor grows at its end."""
+    """The axis with an entry per token. Only axes of length 1 precede it, so the tensor grows at its end."""
     axis = next((axis for axis, length in enumerate(shape) if length != 1), None)
     return axis if axis is not None and shape[axis] == rows else None
 
@@ -188,18 +188,18 @@ def token_axis(shape: Sequence[int], rows: int) -> int | None:
 def _check_embedding(name: str, stored: StoredTensor, shape: tuple[int, ...]) -> None:
     if stored.shape != shape:
         raise VocabgraftError(
-            f"{name} in {stored.file} has shape {list(stored.shape)}, by config.json it is {list(shape)}; "
+            f"{name} in {stored.file} has shape {list(stored.shape)}, but config.json gives {list(shape)}; "
             "restore the model"
         )
     if stored.dtype not in FLOATS:
         raise VocabgraftError(
             f"{name} in {stored.file} is {stored.dtype}; allowed: {', '.join(FLOATS)}; "
-            "choose a base that is not quantised"
+            "choose a base that is not quantized"
         )
 
 
 def holds_same_values(tensor: StoredTensor, embedding: StoredTensor) -> bool:
-    """Whether two stored tensors are one matrix; a sample of rows tells, without reading gigabytes."""
+    """Whether two stored tensors are one matrix; compares a sample of rows instead of reading gigabytes."""
     if (tensor.shape, tensor.dtype) != (embedding.shape, embedding.dtype):
         return False
     sample = np.unique(np.linspace(0, embedding.shape[0] - 1, 64).astype(int)).tolist()

@@ -1,4 +1,4 @@
-"""The files of a model's folder that a load reads: found, hashed, and checked before anything is loaded."""
+"""Finds, hashes and checks the files of a model folder that a load reads, before anything is loaded."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,25 +9,25 @@ from vocabgraft.model_folder.safetensors_header import read_header
 from vocabgraft.storage.artifacts import MANIFEST, digest_of, file_sha256
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-# Weights that torch or peft unpickles where the safetensors file of the same weights is missing.
+# Weights that torch or peft unpickles if the safetensors file of the same weights is missing.
 PICKLES = {
     "pytorch_model.bin": (WEIGHTS, WEIGHTS_INDEX),
     "pytorch_model.bin.index.json": (WEIGHTS, WEIGHTS_INDEX),
     "adapter_model.bin": ("adapter_model.safetensors",),
 }
-# Configurations, prompts, tokenizers, weights. Code has hashes of its own (`remote_code.code_hashes`).
+# Configurations, prompts, tokenizers, weights. Code is hashed by `remote_code.code_hashes`.
 READ = frozenset((".json", ".txt", ".model", ".jinja", ".safetensors"))
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# A larger JSON file is a tokenizer's, whose own reader says what is wrong with it.
+# A larger JSON file is a tokenizer's, whose own reader reports errors.
 LARGEST_CONFIGURATION = 2**20
 RESAVE = "SentenceTransformer(FOLDER).save(NEW_FOLDER, safe_serialization=True)"
 
 
 def transformer_folder(folder: Path) -> Path:
-    """The folder of the transformer in a model folder: the model's own, or that of its first module.
+    """The folder of the transformer in a model folder: the model folder itself, or that of its first module.
 
     Raises:
-        VocabgraftError: when there is no configuration in it.
+        VocabgraftError: when it has no configuration.
     """
     modules = module_folders(folder)
     found = folder / modules[0] if modules else folder
@@ -40,7 +40,7 @@ def transformer_folder(folder: Path) -> Path:
 
 
 def module_folders(folder: Path) -> list[str]:
-    """The folders that `modules.json` names, relative to `folder`; none for a plain transformers model."""
+    """The folders that `modules.json` names, relative to `folder`; empty for a plain transformers model."""
     path = folder / "modules.json"
     if not path.is_file():
         return []
@@ -55,10 +55,10 @@ def module_folders(folder: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of the transformer's weights that a load reads: `model.safetensors`, or the shards of its index.
+    """The weight files of the transformer that a load reads: `model.safetensors`, or the shards of its index.
 
     Raises:
-        VocabgraftError: if there are none, or an index that is damaged.
+        VocabgraftError: if there are none, or the index is damaged.
     """
     for place in _transformer_folders(folder):
         if (path := place / WEIGHTS).is_file():
@@ -74,23 +74,23 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_sha256(folder: Path, hashes: Mapping[str, str]) -> str:
-    """SHA-256 of the transformer's weights; a digest of names and hashes where they lie in several files.
+    """SHA-256 of the transformer's weights; for several files, a digest of their names and hashes.
 
     Args:
         folder: of the model.
-        hashes: of `read_file_hashes`.
+        hashes: from `read_file_hashes`.
     """
     found = {path.name: hashes[path.relative_to(folder).as_posix()] for path in weight_files(folder)}
     return next(iter(found.values())) if len(found) == 1 else digest_of(found)
 
 
 def read_file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file that a load may read, by its place in the folder: weights, configurations, tokenizer."""
+    """SHA-256 of each file that a load may read, by its path in the folder: weights, configurations, tokenizer."""
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files_read(folder)}
 
 
 def files_read(folder: Path) -> list[Path]:
-    """The files that a load may read: the folder's own, and those of its modules with all folders inside."""
+    """The files that a load may read: the folder's own, and those of its modules with all their subfolders."""
     modules = [module for module in _module_folders(folder) if module != folder]
     found = {path for place in (folder, *_transformer_folders(folder)) for path in place.glob("*") if path.is_file()}
     for module in modules:
@@ -104,7 +104,7 @@ def _may_be_read(path: Path) -> bool:
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a folder whose files are incomplete or would be unpickled; headers alone are read.
+    """Refuse a folder whose files are incomplete or would be unpickled; only headers are read.
 
     Raises:
         VocabgraftError: naming the file, what is wrong and what to do.
@@ -132,7 +132,7 @@ def _require_json(path: Path) -> None:
 
 
 def _pickles(folder: Path) -> Iterator[Path]:
-    """Pickled weights that a load would read, since there are no safetensors beside them."""
+    """Pickled weights that a load would read because no safetensors files are beside them."""
     nested = [path for module in _module_folders(folder) if module != folder for path in _folders_inside(module)]
     for place in dict.fromkeys([*_transformer_folders(folder), *nested]):
         for name, instead in PICKLES.items():
@@ -146,13 +146,13 @@ def _folders_inside(folder: Path) -> list[Path]:
 
 def _pickle_refused(path: Path) -> VocabgraftError:
     return VocabgraftError(
-        f"{path} is a pickle, which runs code when it is read, and no safetensors file in its folder holds the same "
+        f"{path} is a pickle, which runs code when it is read, and its folder has no safetensors file with the same "
         f"weights; only safetensors are loaded. If you trust the model, save it once in safetensors: {RESAVE}"
     )
 
 
 def _transformer_folders(folder: Path) -> list[Path]:
-    """Where the transformer's files may lie: in the folder itself, or in that of its first module."""
+    """The folders that may hold the transformer's files: the model folder itself, or that of its first module."""
     return list(dict.fromkeys([*_module_folders(folder)[:1], folder]))
 
 

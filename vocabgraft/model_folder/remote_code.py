@@ -1,4 +1,4 @@
-"""Code in a model's folder: which files they are, what refers to them, and whether loading would run them."""
+"""Code in a model's folder: its files, the references to it, and whether loading would run it."""
 
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -12,7 +12,7 @@ from vocabgraft.storage.artifacts import digest_of, file_sha256, read_json, writ
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# What sentence-transformers loads through transformers; an auto_map may name classes for more, which nobody asks for.
+# The classes that sentence-transformers loads through transformers; an auto_map may name more, which are never loaded.
 LOADED = (
     "AutoConfig",
     "AutoModel",
@@ -36,12 +36,12 @@ SHOWN_FILES = 10
 
 @dataclass(frozen=True)
 class CodeReference:
-    """A place in a model's folder that names a class outside of the libraries.
+    """An entry in a model's folder that names a class outside the libraries.
 
     Attributes:
         file: the JSON file, relative to the model's folder.
-        key: in it, such as `auto_map.AutoModel`.
-        name: `MODULE.CLASS`, or `REPOSITORY--MODULE.CLASS` where the code lies elsewhere.
+        key: of the entry in the file, such as `auto_map.AutoModel`.
+        name: `MODULE.CLASS`, or `REPOSITORY--MODULE.CLASS` if the code lies in another repository.
     """
 
     file: str
@@ -50,17 +50,17 @@ class CodeReference:
 
     @property
     def auto_class(self) -> str | None:
-        """The class of transformers that would load it; None for a module of sentence-transformers."""
+        """The transformers class that would load it; None for a sentence-transformers module."""
         return self.key.removeprefix("auto_map.") if self.key.startswith("auto_map.") else None
 
     @property
     def repository(self) -> str:
-        """Where the code lies, if not in the folder itself."""
+        """The repository of the code; empty if the code lies in the folder itself."""
         return self.name.rpartition("--")[0]
 
     @property
     def code_file(self) -> str:
-        """The file that the class would be taken from."""
+        """The file that defines the class."""
         return f"{self.name.rpartition('--')[2].rpartition('.')[0]}.py"
 
     def __str__(self) -> str:
@@ -68,12 +68,12 @@ class CodeReference:
 
 
 def named_code(folder: Path) -> list[CodeReference]:
-    """Every place in a model's folder that names code which a load may run."""
+    """Every entry in a model's folder that names code which a load may run."""
     return [*_auto_maps(folder), *_module_types(folder), *_activations(folder)]
 
 
 def module_types(folder: Path) -> list[tuple[str, str, Path]]:
-    """The modules of a saved model, those inside a Router too: the file that names each, its class, its folder."""
+    """The modules of a saved model, including those in a Router: the file that names each, its class, its folder."""
     listed = folder / "modules.json"
     found = []
     for path in [*([listed] if listed.is_file() else []), *_files(folder, "router_config.json")]:
@@ -84,20 +84,20 @@ def module_types(folder: Path) -> list[tuple[str, str, Path]]:
             )
             found += [(file, str(kind), path.parent / place) for place, kind in modules]
         except (KeyError, TypeError, AttributeError) as error:
-            raise VocabgraftError(f"{path} is no list of modules with a path and a type each; restore it") from error
+            raise VocabgraftError(f"{path} is not a list of modules with a path and a type each; restore it") from error
     return found
 
 
 def code_hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file of code in a model's folder, by its place there."""
+    """The SHA-256 of each code file in a model's folder, by its path there."""
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in _files(folder, "*.py")}
 
 
 def copy_code(source: Path, destination: Path) -> None:
-    """Copy a model's files of code to the same places in another folder.
+    """Copy a model's code files to the same paths in another folder.
 
-    What is copied on saving is not enough: sentence-transformers puts the file of a module beside the module's
-    weights and looks for it at the top.
+    The copies that saving makes are not enough: sentence-transformers puts a module's file beside the module's weights,
+    but looks for it at the top.
     """
     for name in code_hashes(source):
         (destination / name).parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def copy_code(source: Path, destination: Path) -> None:
 
 
 def keep_code(model: "SentenceTransformer", source: Path) -> None:
-    """Let whoever saves the model take the code of its folder along, such as MLflow (the model is changed in place)."""
+    """Make every later save of the model, such as MLflow's, include the code of its folder (changes the model)."""
     save = model.save
 
     def save_with_code(path: str, *arguments: Any, **options: Any) -> None:
@@ -116,9 +116,9 @@ def keep_code(model: "SentenceTransformer", source: Path) -> None:
 
 
 def drop_auto_maps(folder: Path) -> None:
-    """Take every auto_map out of a model's folder (changed in place).
+    """Remove every auto_map from a model's folder (changed in place).
 
-    A model that loads without its code must not name it any more: MLflow's loader would run it, or fetch it.
+    A model that loads without its code must not name it: MLflow's loader would run or download it.
     """
     for path in _mapped_files(folder):
         content = read_json(path)
@@ -127,7 +127,7 @@ def drop_auto_maps(folder: Path) -> None:
 
 
 def describe_code(code: Mapping[str, str] | None) -> str:
-    """What ran of a base's own code, as tags and pages say it; None where none was allowed to."""
+    """The base's own code that ran, for tags and pages; None if no code was allowed to run."""
     if code is None:
         return "off"
     if not code:
@@ -137,12 +137,12 @@ def describe_code(code: Mapping[str, str] | None) -> str:
 
 
 def check_code(folder: Path, trust_remote_code: bool, known: Collection[str] = ()) -> None:
-    """Refuse a model before anything of it runs: with code where none may run, or with code that is not all there.
+    """Refuse a model before anything of it runs: with code that may not run, or with missing code.
 
     Args:
         folder: of the model.
         trust_remote_code: whether its code may run.
-        known: classes of modules that are there without its code.
+        known: module classes that are available without its code.
 
     Raises:
         VocabgraftError: naming the classes and the files.
@@ -151,11 +151,11 @@ def check_code(folder: Path, trust_remote_code: bool, known: Collection[str] = (
     if trust_remote_code:
         _require_all_here(folder, references)
     elif needed := [reference for reference in references if not _does_without(folder, reference)]:
-        told = "; ".join(f"{reference}{_files_told(folder, reference)}" for reference in needed)
+        named = "; ".join(f"{reference}{_files_named(folder, reference)}" for reference in needed)
         raise VocabgraftError(
-            f"{folder} does not load without code of its own, and none of it was run: {told}. Read those files; "
-            "when you trust them, set base.trust_remote_code to true in params.yaml, which counts for the stages of a "
-            "run (the base, and what is made of it) and for no other command. Otherwise choose another model"
+            f"{folder} does not load without its own code, and none of it was run: {named}. Read those files; "
+            "if you trust them, set base.trust_remote_code to true in params.yaml, which applies to the stages of a "
+            "run (the base and models made from it) and to no other command. Otherwise choose another model"
         )
 
 
@@ -165,18 +165,18 @@ def _require_all_here(folder: Path, references: list[CodeReference]) -> None:
             raise VocabgraftError(
                 f"{reference}, code of another repository, which base.revision does not pin and base.json cannot "
                 f"identify. Download the model to a folder of your own, put {reference.code_file} of "
-                f"{reference.repository} (and what it imports) beside its config.json, take "
-                f"'{reference.repository}--' out of {reference.key}, and name that folder as base.model"
+                f"{reference.repository} (and what it imports) beside its config.json, remove "
+                f"'{reference.repository}--' from {reference.key}, and name that folder as base.model"
             )
         if reference.auto_class and not (folder / reference.code_file).is_file():
             raise VocabgraftError(
                 f"{reference}, but {folder} has no {reference.code_file}; restore the file, or set "
-                "base.trust_remote_code to false where transformers knows the architecture without it"
+                "base.trust_remote_code to false if transformers knows the architecture without it"
             )
 
 
 def _does_without(folder: Path, reference: CodeReference) -> bool:
-    """Whether the libraries have a class of their own for it, which they then take."""
+    """Whether the libraries have a class of their own for it, which they then use."""
     if reference.auto_class is None:
         return False
     import transformers
@@ -192,7 +192,7 @@ def _does_without(folder: Path, reference: CodeReference) -> bool:
     return True
 
 
-def _files_told(folder: Path, reference: CodeReference) -> str:
+def _files_named(folder: Path, reference: CodeReference) -> str:
     if reference.repository:
         return f" (code of {reference.repository})"
     file = folder / reference.code_file
@@ -211,7 +211,7 @@ def _auto_maps(folder: Path) -> Iterator[CodeReference]:
     for path in _mapped_files(folder):
         content = read_json(path)
         mapped = content.get("auto_map") if isinstance(content, dict) else None
-        # An old tokenizer's is a list: the slow class and the fast one.
+        # In an old tokenizer it is a list: the slow class and the fast one.
         classes = mapped if isinstance(mapped, dict) else {"AutoTokenizer": mapped or []}
         for auto_class, named in classes.items():
             if auto_class in LOADED:
@@ -227,7 +227,7 @@ def _module_types(folder: Path) -> Iterator[CodeReference]:
 
 
 def _activations(folder: Path) -> Iterator[CodeReference]:
-    """Activations of dense layers; without trust the library takes another one than the model was trained with."""
+    """Activations of dense layers; without trust, the library uses another one than the model was trained with."""
     for _, kind, place in module_types(folder):
         config = place / "config.json"
         if kind.startswith(LIBRARY) and kind.endswith(".Dense") and config.is_file():

@@ -27,7 +27,7 @@ from vocabgraft.storage.artifacts import MANIFEST, write_json
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# The tokenizer is the caller's; an old file beside the new ones would contradict them.
+# The caller writes the tokenizer; old files beside the new ones would contradict them.
 TOKENIZER_FILES = frozenset(
     ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 )
@@ -42,22 +42,21 @@ def resize_folder(
     link: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write the model in `source` with rows for new tokens to `destination`; the tokenizer is left to the caller.
+    """Write the model in `source` with rows for new tokens to `destination`; the caller writes the tokenizer.
 
-    The tensors are those that `resize_token_embeddings` and setting the rows would give. The new rows belong to the
-    tokenizer's last ids: where the source holds more rows than its tokenizer has tokens, these are used first.
+    The tensors equal those after `resize_token_embeddings` and setting the rows. The new rows belong to the tokenizer's
+    last ids: if the source has more rows than its tokenizer has tokens, these rows are used first.
 
     Args:
         source: a model folder with safetensors weights, in one file or several.
-        destination: an existing, empty folder, empty again after an error. It gets the weights, the configurations
-            and the module folders, and trusted code; no tokenizer, no model card, no manifest, no weights in other
-            formats.
+        destination: an existing, empty folder, empty again after an error. It gets the weights, the configurations, the
+            module folders and trusted code, but no tokenizer, model card, manifest, or weights in other formats.
         new_rows: shape (new tokens, width), of the type of the stored embeddings.
-        tokenizer_size: tokens of the extended tokenizer, the new ones included.
-        pad_to_multiple_of: makes the number of rows a multiple of this; rows that no token uses are zeros.
-        link: hard-link weight files that do not change. Such a file is one with the source's, and so is its mode,
-            which `artifacts.new_folder` and DVC set; so this is only for a source that is nobody else's.
-        trust_remote_code: run the model's own code and take it along.
+        tokenizer_size: number of tokens of the extended tokenizer, including the new ones.
+        pad_to_multiple_of: rounds the number of rows up to a multiple of this; unused rows are zeros.
+        link: hard-link weight files that do not change. Such a file is the source's file, and shares its mode, which
+            `artifacts.new_folder` and DVC set; use it only for a source that nobody else uses.
+        trust_remote_code: run the model's own code and copy it.
 
     Raises:
         VocabgraftError: when the source is incomplete or damaged, or the rows do not fit.
@@ -99,7 +98,7 @@ def _filled_or_empty(folder: Path) -> Iterator[None]:
 def _plan_rows(
     embedding: EmbeddingTensor, new_rows: torch.Tensor, tokenizer_size: int, multiple: int | None
 ) -> tuple[int, int]:
-    """The row of the first new token, and the number of rows that the resized model has."""
+    """The row of the first new token, and the number of rows of the resized model."""
     rows, width = embedding.shape
     place = f"{embedding.name} in {embedding.file}"
     if new_rows.ndim != 2 or new_rows.shape[1] != width:
@@ -114,7 +113,7 @@ def _plan_rows(
     if not 0 <= first <= rows:
         raise VocabgraftError(
             f"the tokenizer has {tokenizer_size} tokens and {len(new_rows)} new rows were given, but {place} has "
-            f"{rows} rows; give a row for each token from id {rows} on, and no more than there are tokens"
+            f"{rows} rows; give a row for each token from id {rows} on, and no more rows than tokens"
         )
     multiple = multiple or 1
     return first, math.ceil(max(rows, tokenizer_size) / multiple) * multiple
@@ -141,7 +140,7 @@ def _copy_configurations(source: Path, destination: Path) -> None:
 
 
 def _copy_module(source: Path, destination: Path) -> None:
-    # A module without settings, such as Normalize, has an empty folder, which git and packages drop.
+    # A module without settings, such as Normalize, has an empty folder, which git and Python packages drop.
     if not source.is_dir():
         return
     # An artifact holds no pickle; the safetensors beside it have the same weights.
@@ -162,7 +161,7 @@ def _write_weights(checkpoint: Checkpoint, target: Path, longer: Mapping[str, Lo
 
 def _linked(source: Path, destination: Path) -> bool:
     try:
-        # The Hub's cache holds symbolic links; the file behind one is meant.
+        # The Hub's cache holds symbolic links; link to the file behind them.
         os.link(source.resolve(), destination)
     except OSError:
         return False

@@ -1,7 +1,7 @@
-"""Reads headers of safetensors files, and streams a file with some tensors lengthened.
+"""Reads headers of safetensors files, and streams a file with some tensors extended.
 
-A safetensors file is a header of names, shapes and offsets before plain bytes, so a tensor with more rows is the old
-bytes, the new ones, and another header. No tensor is loaded.
+A safetensors file is a header of names, shapes and offsets, followed by raw bytes. So a tensor with more rows is the
+old bytes, the new bytes and another header. No tensor is loaded.
 """
 
 import json
@@ -20,13 +20,13 @@ from vocabgraft.model_folder.model_files import WEIGHTS, WEIGHTS_INDEX
 from vocabgraft.model_folder.safetensors_header import Header, StoredTensor, read_header
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Small enough for a core's cache: as fast as the kernel's own copying, where 16 MiB take three times as long.
+# Fits into a core's cache: as fast as the kernel's own copying, while 16 MiB take three times as long.
 BLOCK = 2**20
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The headers of a model's weights; `index` is None where one file holds all of them."""
+    """The headers of a model's weights; `index` is None if one file holds all of them."""
 
     folder: Path
     headers: Mapping[Path, Header]
@@ -36,7 +36,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class LongerTensor:
-    """What a tensor becomes: its old entries, `values` over them from entry `first` on, zeros up to the new shape.
+    """An extended tensor: old entries, overwritten with `values` from entry `first` on, then zeros.
 
     The entries lie along `axis`, before which every length is 1; `values` is uint8 of shape (entries, bytes of one).
     """
@@ -48,15 +48,15 @@ class LongerTensor:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a model that came from elsewhere.
+    """Read a JSON object of a foreign model.
 
     Raises:
-        VocabgraftError: when it is damaged or something else than an object.
+        VocabgraftError: when it is damaged or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        # What is no JSON, not UTF-8, or nested without end.
+        # Not JSON, not UTF-8, or nested too deep.
         raise VocabgraftError(f"{path} is damaged ({error}); restore the model") from error
     if not isinstance(value, dict):
         raise VocabgraftError(f"{path} holds a {type(value).__name__}, not an object of names; restore the model")
@@ -76,7 +76,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if not (path := folder / WEIGHTS_INDEX).is_file():
         raise VocabgraftError(
             f"{folder} has neither {WEIGHTS} nor {WEIGHTS_INDEX}; only safetensors are resized as files: "
-            "save the model once with today's transformers"
+            "save the model once with current transformers"
         )
     index = read_json_object(path)
     files = _files_of(index, path)
@@ -98,28 +98,28 @@ def _files_of(index: Mapping[str, Any], path: Path) -> dict[str, Path]:
 
 
 def read_entries(tensor: StoredTensor, entries: Sequence[int]) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """Some of a stored matrix's rows, and no others, as bytes of shape (entries, bytes of a row)."""
+    """Selected rows of a stored matrix, as bytes of shape (entries, bytes per row)."""
     rows = tensor.shape[0]
     stored = np.memmap(tensor.file, np.uint8, "r", tensor.start, (rows, (tensor.end - tensor.start) // rows))
     return np.array(stored[np.asarray(entries, dtype=np.int64)])
 
 
 def as_bytes(rows: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """A matrix's bytes, shape (rows, bytes of a row), without a copy where it lies in one piece on the CPU."""
+    """A matrix's bytes, shape (rows, bytes per row); a contiguous matrix on the CPU is not copied."""
     data: np.ndarray[Any, np.dtype[np.uint8]] = rows.detach().cpu().contiguous().view(torch.uint8).numpy()
     return data
 
 
 def write_lengthened(file: Path, header: Header, target: Path, longer: Mapping[str, LongerTensor]) -> None:
-    """Write a safetensors file again with some tensors longer; all else keeps its bytes.
+    """Write a safetensors file again with some tensors extended; all other bytes stay the same.
 
     Args:
         file: the file to read.
         header: its header.
         target: the file to write.
-        longer: by name, what becomes of the tensors that change.
+        longer: the extended tensors by name.
     """
-    # As safetensors does it, wide types come first, so that every tensor stays aligned; equal ones keep their order.
+    # As in safetensors, wide types come first, so that every tensor stays aligned; equal types keep their order.
     order = sorted(header.tensors.items(), key=lambda item: (-item[1].item_size, item[1].start))
     planned: dict[str, StoredTensor] = {}
     end = 0
@@ -127,7 +127,7 @@ def write_lengthened(file: Path, header: Header, target: Path, longer: Mapping[s
         shape = longer[name].shape if name in longer else stored.shape
         start, end = end, end + math.prod(shape) * stored.item_size
         planned[name] = replace(stored, shape=shape, start=start, end=end)
-    # Unbuffered: the blocks are large already.
+    # Unbuffered, since the blocks are already large.
     with file.open("rb", buffering=0) as source, target.open("wb", buffering=0) as destination:
         _write_bytes(destination, memoryview(_header_bytes(header.metadata, planned)))
         for name, stored in order:
@@ -157,11 +157,11 @@ def _write_longer(source: FileIO, target: FileIO, stored: StoredTensor, longer: 
 
 
 def _copy_bytes(source: FileIO, target: FileIO, start: int, end: int) -> None:
-    """Copy the bytes from `start` to `end` of a file, none if `start` is not before `end`."""
+    """Copy the bytes from `start` to `end` of a file; none if `start` is not before `end`."""
     source.seek(start)
     block = memoryview(bytearray(min(BLOCK, max(0, end - start))))
     while start < end:
-        # One call may give less than was asked for, and nothing at the end of the file.
+        # One call may return fewer bytes than requested, and none at the end of the file.
         count = source.readinto(block[: end - start])
         if not count:
             raise VocabgraftError(f"{source.name!r} became shorter while it was read; restore it and run again")

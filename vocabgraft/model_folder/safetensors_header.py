@@ -1,4 +1,4 @@
-"""The header of a safetensors file: names, types, shapes and places of its tensors, read without torch."""
+"""The header of a safetensors file: names, types, shapes and positions of its tensors, read without torch."""
 
 import json
 import math
@@ -9,9 +9,9 @@ from typing import Any
 
 from vocabgraft.errors import VocabgraftError
 
-# Bytes of one number; a type that is not here is taken as the header has it.
+# Bytes per number; for other types the size in the header is used.
 ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-# The limit of the safetensors library itself: a damaged length must not make us read gigabytes as JSON.
+# The limit of the safetensors library itself: a damaged length must not cause gigabytes to be read as JSON.
 LARGEST_HEADER = 100_000_000
 
 
@@ -33,17 +33,17 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself."""
+    """The contents of a safetensors header."""
 
     metadata: Mapping[str, str]
     tensors: Mapping[str, StoredTensor]
 
 
 def read_header(file: Path) -> Header:
-    """Read the header of a safetensors file and check that the file is as long as it says, without a gap.
+    """Read the header of a safetensors file and check that the file has the stated length and no gap.
 
     Raises:
-        VocabgraftError: when it is not.
+        VocabgraftError: when the header or the length is wrong.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:

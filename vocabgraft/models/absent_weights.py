@@ -1,4 +1,4 @@
-"""Weights that a model's file does not hold, such as the pooler of a masked language model: each load draws them."""
+"""Weights missing from a model's file, such as the pooler of a masked language model: each load draws them anew."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,19 +14,19 @@ from vocabgraft.model_folder.safetensors_files import read_checkpoint
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# Any text goes through every layer that an embedding may depend on.
+# Any text passes every layer that an embedding may depend on.
 A_TEXT = "a text"
 SHOWN_NAMES = 3
 
 
 def leave_out_absent_weights(model: "SentenceTransformer", folder: Path) -> None:
-    """Make every save of the model leave out the weights that its file does not hold (the model is changed in place).
+    """Make every save of the model leave out the weights that its file does not hold (changes the model).
 
-    They differ from load to load, so a folder that held them would differ from run to run.
+    They differ between loads, so a folder that held them would differ between runs.
 
     Args:
         model: loaded from the folder.
-        folder: of the transformer, with a file of weights; one of an adapter alone is passed over.
+        folder: of the transformer, with a weight file; a folder with only an adapter is ignored.
 
     Raises:
         VocabgraftError: if embeddings depend on such a weight, so that each load gives other embeddings.
@@ -46,7 +46,7 @@ def leave_out_absent_weights(model: "SentenceTransformer", folder: Path) -> None
         more = f" and {len(needed) - SHOWN_NAMES} more" if len(needed) > SHOWN_NAMES else ""
         raise VocabgraftError(
             f"{folder} does not hold {', '.join(needed[:SHOWN_NAMES])}{more}, on which embeddings depend, so each load "
-            "draws other ones; restore the model's file, or choose a base that is complete"
+            "draws other values; restore the model's file, or choose a base that is complete"
         )
     transformer._keys_to_ignore_on_save = names | set(transformer._keys_to_ignore_on_save or ())
 
@@ -62,16 +62,16 @@ def absent_weights(model: "SentenceTransformer") -> set[str]:
 def _absent(transformer: Any, folder: Path) -> list[tuple[str, torch.Tensor]]:
     stored = set(names_in_code(read_checkpoint(folder).tensors, transformer).values())
     state = transformer.state_dict(keep_vars=True)
-    # A weight that is tied to a stored one is stored too.
+    # A weight tied to a stored one counts as stored.
     held = {id(tensor) for name, tensor in state.items() if name in stored}
     return [(name, tensor) for name, tensor in state.items() if name not in stored and id(tensor) not in held]
 
 
 def used_by_embeddings(model: "SentenceTransformer", parameters: Sequence[torch.nn.Parameter]) -> list[bool]:
-    """Whether the embedding of a text depends on each parameter, found by its gradient.
+    """Whether the embedding of a text depends on each parameter, determined by its gradient.
 
     Args:
-        model: left as it is.
+        model: not changed.
         parameters: of the model.
     """
     from vocabgraft.models.extra_modules import has_heads
@@ -86,7 +86,7 @@ def used_by_embeddings(model: "SentenceTransformer", parameters: Sequence[torch.
     for options in ({"task": "query"}, {"task": "document"}) if has_heads(model) else ({},):
         features = {name: _on(model.device, value) for name, value in model.preprocess([A_TEXT]).items()}
         embedding = model(features, **options)["sentence_embedding"]
-        # Where nothing is trained, the embedding may have no gradient at all.
+        # If nothing is trainable, the embedding may have no gradient at all.
         if embedding.requires_grad:
             gradients = torch.autograd.grad(embedding.sum(), list(parameters), allow_unused=True)
             used |= {place for place, gradient in enumerate(gradients) if gradient is not None}

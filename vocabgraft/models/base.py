@@ -34,13 +34,13 @@ REGISTRY_PREFIX = "models:/"
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """What a base model is, without saying where it lies on this machine.
+    """The identity of a base model, independent of its location on this machine.
 
     Attributes:
         model: never a floating alias: a registry alias is resolved to its version.
         sha256: of the transformer's weights.
         tokenizer_sha256: of `tokenizer.json`.
-        code: the SHA-256 of each file of code in its folder; None where none may run (`base.trust_remote_code`).
+        code: the SHA-256 of each code file in its folder; None if no code may run (`base.trust_remote_code`).
         files: the SHA-256 of every other file that a load may read: weights, configurations, prompts, tokenizer.
     """
 
@@ -62,13 +62,13 @@ def locate_base(
     """The local folder of a model given as `package:MODULE/FOLDER`, a folder, or a Hub id.
 
     Args:
-        model: where it is.
-        revision: of the Hub; None for the newest.
-        trust_remote_code: whether its files of code are fetched from the Hub too.
+        model: its location.
+        revision: on the Hub; None for the newest.
+        trust_remote_code: whether to download its code files from the Hub too.
         setting: the setting or option that names the model, for error messages.
 
     Raises:
-        VocabgraftError: when it is not there or the Hub cannot be reached.
+        VocabgraftError: when it is missing or the Hub cannot be reached.
     """
     if model.startswith(PACKAGE_PREFIX):
         return _locate_in_package(model, setting)
@@ -80,13 +80,13 @@ def locate_base(
 
 
 def identify_base(folder: Path, params: BaseParams, resolved: str) -> BaseIdentity:
-    """Hash every file that a load may read, and the code that may run; refuse weights other than `params.sha256`."""
+    """Hash the files and the code that a load may use; refuse weights that differ from `params.sha256`."""
     files = read_file_hashes(folder)
     seen = weights_sha256(folder, files)
     if params.sha256 is not None and seen != params.sha256:
         raise VocabgraftError(
             f"base.sha256 is {params.sha256}, but the weights of {params.model} have {seen}; "
-            "if that is the model you mean, put its value into params.yaml, otherwise restore the model"
+            "if you want this model, put its value into params.yaml, otherwise restore the model"
         )
     code = code_hashes(folder) if params.trust_remote_code else None
     return BaseIdentity(resolved, params.revision, seen, file_sha256(tokenizer_file(folder)), code, files)
@@ -97,7 +97,7 @@ def tokenizer_file(folder: Path) -> Path:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise VocabgraftError(
-            f"{folder} has no tokenizer.json; save the model once with today's transformers (a fast tokenizer)"
+            f"{folder} has no tokenizer.json; save the model once with current transformers (a fast tokenizer)"
         )
     return path
 
@@ -109,19 +109,19 @@ def load_model(
     trust_remote_code: bool = False,
     float32: bool = False,
 ) -> "SentenceTransformer":
-    """Load a model folder from disk alone, in evaluation mode; nothing is fetched.
+    """Load a model folder from disk, in evaluation mode; nothing is downloaded.
 
     Args:
         folder: a saved sentence-transformers model.
-        device: where to put it; by default where torch finds the fastest.
-        own_modules: let the folder name classes of this project's user (`resize_base.modules`), imported from the
-            working folder. For folders that the project made itself, never for a base.
-        trust_remote_code: run code that lies in the folder. For the base and what is made of it, where
-            `base.trust_remote_code` is true.
-        float32: load the weights in float32; by default in the type that they are stored in.
+        device: to load it onto; by default the fastest that torch finds.
+        own_modules: allow the folder to name classes of this project's user (`resize_base.modules`), imported from the
+            working folder. Only for folders that the project made itself, never for a base.
+        trust_remote_code: run code in the folder. For the base and models made from it, if `base.trust_remote_code` is
+            true.
+        float32: load the weights in float32; by default in their stored type.
 
     Raises:
-        VocabgraftError: when it does not load, or has code that may not run; nothing of it was run then.
+        VocabgraftError: when it does not load, or has code that may not run; then none of it was run.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -130,19 +130,19 @@ def load_model(
     check_files(folder)
     classes = gate_class(folder) | (own_module_classes(folder) if own_modules else {})
     check_code(folder, trust_remote_code, classes)
-    # The library would take a pickle where it finds no safetensors.
+    # The library would load a pickle if there are no safetensors.
     weights: dict[str, Any] = {"use_safetensors": True, **({"dtype": "float32"} if float32 else {})}
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code, "model_kwargs": weights}
     options["device"] = device
-    # Code of a model's own may fail in any way, first of all for a package that it wants and that is not installed.
-    told: tuple[type[Exception], ...] = (Exception,) if trust_remote_code else (OSError, ValueError)
+    # A model's own code may fail in any way, most often because a package that it needs is not installed.
+    expected: tuple[type[Exception], ...] = (Exception,) if trust_remote_code else (OSError, ValueError)
     try:
         if classes:
-            # The public way to a class of one's own, trust_remote_code, would also run code that lies in the folder.
+            # The public way to load own classes, trust_remote_code, would also run code in the folder.
             model = SentenceTransformer._load_with_module_classes(str(folder), classes, **options).eval()
         else:
             model = SentenceTransformer(str(folder), **options).eval()
-    except told as error:
+    except expected as error:
         raise VocabgraftError(f"{folder} does not load as a sentence-transformers model: {error}") from error
     _leave_out_absent_weights(model, folder)
     return model
@@ -157,8 +157,8 @@ def _leave_out_absent_weights(model: "SentenceTransformer", folder: Path) -> Non
 def check_weights(folder: Path, trust_remote_code: bool = False) -> None:
     """Refuse a base whose file lacks weights that embeddings depend on.
 
-    It is loaded, which takes seconds, only if its weights were saved by another class than a plain encoder, such as a
-    masked language model, so that the encoder's may be incomplete. Every other load checks the same.
+    The base is loaded, which takes seconds, only if its weights were saved by a class other than a plain encoder, such
+    as a masked language model, so that the encoder's weights may be incomplete. Every other load makes the same check.
 
     Raises:
         VocabgraftError: naming the weights.
@@ -171,8 +171,8 @@ def check_weights(folder: Path, trust_remote_code: bool = False) -> None:
 def own_module_types(folder: Path) -> list[str]:
     """Dotted names of the project's own classes that a saved model needs.
 
-    They are those that neither sentence-transformers nor the folder has code for, and those whose file in the folder is
-    a copy of the project's own (`carry_own_code`).
+    They are the classes for which neither sentence-transformers nor the folder has code, and those whose file in the
+    folder is a copy of the project's own (`carry_own_code`).
     """
     names = {kind for _, kind, _ in module_types(folder) if not kind.startswith(LIBRARY)}
     return sorted(name for name in names if not _code_file(folder, name).is_file() or _is_copy(folder, name))
@@ -186,8 +186,8 @@ def carried_types(folder: Path) -> list[str]:
 def carry_own_code(folder: Path) -> None:
     """Copy the files of own classes into a saved model's folder, where loaders with `trust_remote_code=True` look.
 
-    Loaders look for one file at the top of the folder, so a class of a module inside a package stays at home. So does
-    one inside a Router, which finds classes by their import path alone.
+    Loaders look for one file at the top of the folder, so a class in a package is not copied. Neither is a class inside
+    a Router, which finds classes only by their import path.
     """
     routed = {kind for file, kind, _ in module_types(folder) if file != "modules.json"}
     for name in set(own_module_types(folder)) - routed:
@@ -200,7 +200,7 @@ def _code_file(folder: Path, name: str) -> Path:
 
 
 def _own_file(name: str) -> Path | None:
-    """The file of an own class that is importable here; None where it is not, or is in a package."""
+    """The file of an own class that is importable here; None if it is not importable or lies in a package."""
     module = name.rpartition(".")[0]
     if not module.isidentifier():
         return None
@@ -217,7 +217,7 @@ def _is_copy(folder: Path, name: str) -> bool:
 
 
 def edited_code(folder: Path) -> list[str]:
-    """Names of files of own classes in the folder that differ from the project's own: they were edited since."""
+    """Names of own classes' files in the folder that differ from the project's, because these were edited since."""
     names = {kind for _, kind, _ in module_types(folder) if not kind.startswith(LIBRARY)}
     there = {name for name in names if _own_file(name) is not None and _code_file(folder, name).is_file()}
     return sorted({_code_file(folder, name).name for name in there if not _is_copy(folder, name)})
@@ -226,8 +226,8 @@ def edited_code(folder: Path) -> list[str]:
 def _require_no_edit(folder: Path) -> None:
     if edited := edited_code(folder):
         raise VocabgraftError(
-            f"{folder} was made with another {', '.join(edited)} than the project has now; run again from resize_base "
-            "(`dvc repro --force --downstream resize_base`), or restore the file"
+            f"{folder} was made with another version of {', '.join(edited)} than the project has now; run again from "
+            "resize_base (`dvc repro --force --downstream resize_base`), or restore the file"
         )
 
 
@@ -240,7 +240,7 @@ def import_own_module(name: str) -> type["Module"]:
     """The module class `MODULE.CLASS`, importable from the working folder.
 
     Raises:
-        VocabgraftError: when it does not import or is no module class.
+        VocabgraftError: when it does not import or is not a module class.
     """
     from torch import nn
 
@@ -257,14 +257,14 @@ def import_own_module(name: str) -> type["Module"]:
         raise VocabgraftError(f"{name!r} is {seen}, not a class of torch.nn.Module; {remedy}")
     if lacking := _lacking(found):
         raise VocabgraftError(
-            f"{name!r} is no layer of sentence-transformers yet; it lacks {'; '.join(lacking)}. "
+            f"{name!r} is not a complete layer of sentence-transformers; it lacks {'; '.join(lacking)}. "
             "docs/pipeline.md has an example (Own layers)"
         )
     return found
 
 
 def _lacking(found: type["Module"]) -> list[str]:
-    """Everything that a class of torch needs to be a layer of sentence-transformers; nothing where it is one."""
+    """What a torch class lacks to be a layer of sentence-transformers; empty if nothing."""
     from torch import nn
 
     absent = [
@@ -290,12 +290,12 @@ def _lacking(found: type["Module"]) -> list[str]:
 
 
 def _parameters(function: Any) -> list[str]:
-    """The names that a method takes, without the first."""
+    """The parameter names of a method, without the first."""
     return list(inspect.signature(function).parameters)[1:]
 
 
 def prompts_of(stored: Mapping[str, str], prompts: PromptParams) -> dict[str, str]:
-    """The base's prompts with those of `params.yaml` put over them."""
+    """The base's prompts, overridden by those of `params.yaml`."""
     given = {
         name: text for name, text in (("query", prompts.query), ("document", prompts.document)) if text is not None
     }
@@ -303,10 +303,10 @@ def prompts_of(stored: Mapping[str, str], prompts: PromptParams) -> dict[str, st
 
 
 def look_up_base(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Path | None:
-    """As `locate_base`, without asking the Hub; None for a Hub id that is not on this machine yet.
+    """Like `locate_base`, but without asking the Hub; None for a Hub id that is not on this machine yet.
 
     Raises:
-        VocabgraftError: for what is neither on this machine nor a Hub id.
+        VocabgraftError: for a name that is neither on this machine nor a Hub id.
     """
     if model.startswith((PACKAGE_PREFIX, ".", "/", "~")) or Path(model).is_dir():
         return locate_base(model, revision, trust_remote_code)
@@ -341,7 +341,7 @@ def _download(
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        # Weights in other formats are never read, so they are not fetched either.
+        # Weights in other formats are never read, so they are not downloaded either.
         wanted = ["*.json", "*.safetensors", "*.txt", "*.model", *(["*.py"] if trust_remote_code else [])]
         found = snapshot_download(model, revision=revision, allow_patterns=wanted, local_files_only=only_cached)
         folder = Path(found)
@@ -352,7 +352,7 @@ def _download(
             return None
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise VocabgraftError(
-            f"{setting} is {model!r} at revision {revision or 'main'}: it is no local folder and the Hub did not "
-            f"give it{offline}; check the name, the network or HF_TOKEN, or download it once and name the folder"
+            f"{setting} is {model!r} at revision {revision or 'main'}: it is not a local folder and the Hub did not "
+            f"return it{offline}; check the name, the network or HF_TOKEN, or download it once and name the folder"
         ) from error
     return _checked_folder(folder, model, setting)

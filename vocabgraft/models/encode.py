@@ -18,7 +18,7 @@ Role = Literal["query", "document"]
 def encode(model: "SentenceTransformer", texts: Sequence[str], batch_size: int, role: Role | None = None) -> Embeddings:
     """Embeddings of shape (texts, width) in float32, with the model's prompt for the role.
 
-    Equal lists give equal batches and padding, which is what bitwise comparison needs.
+    Equal lists give equal batches and padding, which bitwise comparison needs.
     """
     if not texts:
         return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
@@ -37,9 +37,9 @@ def encode_apart(
     batch_size: int,
     role: Role | None = None,
 ) -> Embeddings:
-    """Embeddings of all texts, those without a new token encoded in a list of their own.
+    """Embeddings of all texts; those without a new token are encoded separately.
 
-    A text shares its padding with its batch, so in mixed batches even untouched texts differ by about 1e-7.
+    A text's padding depends on its batch, so in mixed batches even unaffected texts differ by about 1e-7.
     """
     result = np.zeros((len(texts), model.get_embedding_dimension() or 0), dtype=np.float32)
     for places in (np.flatnonzero(with_new_token).tolist(), np.flatnonzero(~with_new_token).tolist()):

@@ -1,7 +1,7 @@
-"""Custom layers before or after the pooling: of sentence-transformers, or the user's own.
+"""Custom layers before or after the pooling: from sentence-transformers, or the user's own.
 
-They keep the names `custom_0`, `custom_1`, ... in every folder that is saved later, so training, merging and checks
-find them without being told of them.
+They keep the names `custom_0`, `custom_1`, ... in every folder saved later, so training, merging and checks find them
+by name.
 """
 
 import re
@@ -35,14 +35,14 @@ PROBES = ("a probe", "a longer probe, so that the shorter one is padded")
 
 
 def add_modules(folder: Path, modules: Sequence[ModuleParams], seed: int, trust_remote_code: bool = False) -> None:
-    """Put modules into a saved model (its folder is changed in place); nothing is loaded where there are none.
+    """Insert modules into a saved model (its folder is changed in place); loads nothing if there are none.
 
     Raises:
-        VocabgraftError: naming the module, what was seen and what is allowed.
+        VocabgraftError: naming the module, the value seen and what is allowed.
     """
     if not modules:
         return
-    # Loading draws weights, too, before it reads them.
+    # Loading also draws random weights before it reads the stored ones.
     with torch.random.fork_rng(devices=[]):
         model = load_model(folder, device="cpu", trust_remote_code=trust_remote_code)
         insert_modules(model, modules, seed)
@@ -50,13 +50,13 @@ def add_modules(folder: Path, modules: Sequence[ModuleParams], seed: int, trust_
 
 
 def insert_modules(model: "SentenceTransformer", modules: Sequence[ModuleParams], seed: int) -> None:
-    """Build modules and put them into the model (changed in place), in the order of the list.
+    """Build modules and insert them into the model (changed in place), in the order of the list.
 
-    Those of `after_pooling` come right after the pooling, so before a Normalize of the base. Random weights come from
-    `seed` and the place in the list alone; the global generators are left as they were.
+    Modules for `after_pooling` come right after the pooling, so before a Normalize of the base. Random weights depend
+    only on `seed` and the index in the list; the global generators are not changed.
 
     Raises:
-        VocabgraftError: naming the module, what was seen and what is allowed.
+        VocabgraftError: naming the module, the value seen and what is allowed.
     """
     children = dict(model.named_children())
     pooling = _pooling_name(children)
@@ -66,7 +66,7 @@ def insert_modules(model: "SentenceTransformer", modules: Sequence[ModuleParams]
     for number, params in _of_place(modules, "before_pooling"):
         if params.type == "WeightedLayerPooling" and before:
             raise VocabgraftError(
-                f"{label_of(number)} is a WeightedLayerPooling, which would undo those before it; "
+                f"{label_of(number)} is a WeightedLayerPooling, which would undo the modules before it; "
                 "put it first in the list"
             )
         before[f"custom_{number}"] = build_module(model, params, number, width, seed)
@@ -85,7 +85,7 @@ def insert_modules(model: "SentenceTransformer", modules: Sequence[ModuleParams]
         **after,
         **{name: children[name] for name in names[cut + 1 :]},
     }
-    # Loading gives every module the type of the transformer's weights; in another they would not fit each other.
+    # Loading gives every module the type of the transformer's weights; modules of another type would not work together.
     for module in (*before.values(), *after.values()):
         module.to(model.dtype)
     model.eval()
@@ -96,7 +96,7 @@ def insert_modules(model: "SentenceTransformer", modules: Sequence[ModuleParams]
 
 
 def check_modules(modules: Sequence[ModuleParams]) -> list[str]:
-    """What is wrong with modules that can be told without a model, a line each: classes, places and arguments."""
+    """Errors in modules that are found without a model, one per line: classes, positions and arguments."""
     return problems_of(partial(_check_module, params, label_of(number)) for number, params in enumerate(modules))
 
 
@@ -127,7 +127,7 @@ def custom_parameters(model: "SentenceTransformer") -> dict[str, torch.nn.Parame
 
 
 def custom_weight(name: str) -> bool:
-    """Whether a name of a model's `state_dict` is of a custom module."""
+    """Whether a name in a model's `state_dict` belongs to a custom module."""
     return NAME.match(name.partition(".")[0]) is not None
 
 
@@ -139,7 +139,7 @@ def has_heads(model: "SentenceTransformer") -> bool:
 
 
 def load_custom_modules(model: "SentenceTransformer", folder: Path) -> None:
-    """Take the custom modules as they were saved in `folder`, trained, into the model (changed in place).
+    """Load the trained custom modules saved in `folder` into the model (changed in place).
 
     Raises:
         VocabgraftError: when the two do not have the same custom modules.
@@ -150,8 +150,8 @@ def load_custom_modules(model: "SentenceTransformer", folder: Path) -> None:
     entries = {entry["name"]: entry for entry in read_json(folder / "modules.json") if NAME.match(entry["name"])}
     if set(entries) != set(present):
         raise VocabgraftError(
-            f"{folder} has the custom modules {', '.join(sorted(entries)) or 'none'}, the resized base "
-            f"{', '.join(sorted(present))}; they are not of one run, so run train_adapter again"
+            f"{folder} has the custom modules {', '.join(sorted(entries)) or 'none'}, but the resized base has "
+            f"{', '.join(sorted(present))}; they come from different runs, so run train_adapter again"
         )
     for name, module in present.items():
         loaded = _load_like(module, folder, entries[name]["path"])
@@ -169,7 +169,7 @@ def _pooling_name(children: Mapping[str, torch.nn.Module]) -> str:
         if isinstance(module, Pooling):
             return name
     kinds = ", ".join(type(module).__name__ for module in children.values())
-    raise VocabgraftError(f"resize_base.modules needs a base with a Pooling to stand around; it has {kinds}")
+    raise VocabgraftError(f"resize_base.modules needs a base with a Pooling; it has {kinds}")
 
 
 def _set_pooling_width(pooling: Any, width: int) -> None:
@@ -188,8 +188,8 @@ def _probe(model: "SentenceTransformer", labels: Mapping[str, str]) -> None:
         width, expected = features["sentence_embedding"].shape[-1], model.get_embedding_dimension()
         if width != expected:
             raise VocabgraftError(
-                f"the model says that its embeddings have {expected} numbers and they have {width}; the last custom "
-                "module that changes the size needs a method get_embedding_dimension"
+                f"the model declares embeddings of width {expected}, but they have width {width}; the last custom "
+                "module that changes the width needs a method get_embedding_dimension"
             )
 
 
@@ -204,16 +204,15 @@ def _step(
         now = _shapes(after)
     except Exception as error:
         raise VocabgraftError(
-            f"{label} does not fit where it stands: it sees {shown_values(seen)}, and {type(error).__name__}: {error}"
+            f"{label} does not fit its position: it gets {shown_values(seen)}, and {type(error).__name__}: {error}"
         ) from error
     if is_custom and any(now.get(name, ())[:-1] != shape[:-1] for name, shape in seen.items()):
         raise VocabgraftError(
-            f"{label} makes {shown_values(now)} of {shown_values(seen)}; only the last size may change (texts and "
-            "tokens stay)"
+            f"{label} turns {shown_values(seen)} into {shown_values(now)}; only the last dimension may change"
         )
     for name in now:
         if not bool(after[name].isfinite().all()):
-            raise VocabgraftError(f"{label} makes numbers of {name} that are not finite; change how it starts")
+            raise VocabgraftError(f"{label} makes {name} that is not finite; change its initialization")
     return after
 
 
@@ -252,7 +251,7 @@ def _save(module: Any, folder: Path, label: str) -> None:
 def _load_like(module: Any, folder: Path, inside: str) -> torch.nn.Module:
     from sentence_transformers.sentence_transformer.modules import Router
 
-    # A Router finds its own layers' classes by their dotted names, which it refuses for others than the library's.
+    # A Router finds its layers' classes by their dotted names, and refuses names outside the library.
     known = {"module_classes": own_module_classes(folder)} if isinstance(module, Router) else {}
     with torch.random.fork_rng(devices=[]):
         loaded: torch.nn.Module = type(module).load(str(folder), subfolder=inside, local_files_only=True, **known)

@@ -1,7 +1,7 @@
-"""Models with a gate (`gated_transformer`): made, recognized in memory and on disk, and loaded without running code.
+"""Makes models with a gate (`gated_transformer`), recognizes them, and loads them without running their code.
 
-A folder with a gate holds the code that a process without vocabgraft loads it by. Here the class of this package is
-taken, where the file in the folder is the same.
+A folder with a gate holds the code that a process without vocabgraft loads it with. Here the class of this package is
+used instead, if the file in the folder is the same.
 """
 
 import copy
@@ -22,12 +22,12 @@ GATE_TYPE = f"{CODE.stem}.GatedTransformer"
 
 
 def put_gate(model: "SentenceTransformer", new_ids: Sequence[int], weights: "Mapping[str, torch.Tensor]") -> None:
-    """Let texts with a new token pass adapted weights (the model is changed in place).
+    """Send texts with a new token through adapted weights (the model is changed in place).
 
     Args:
-        model: with a row for each new token and no adapter; every other text is embedded by it as it is.
+        model: with a row for each new token and no adapter; it still embeds every other text.
         new_ids: of the new tokens.
-        weights: the adapted ones, by the names of the transformer's parameters.
+        weights: the adapted weights, by the names of the transformer's parameters.
     """
     from vocabgraft.models.gated_transformer import GatedTransformer
 
@@ -36,7 +36,7 @@ def put_gate(model: "SentenceTransformer", new_ids: Sequence[int], weights: "Map
 
 
 def gated(plain: Any, adapted: Any, new_ids: Sequence[int]) -> "Module":
-    """Two Transformers over one tokenizer as one: `adapted` reads texts with one of the tokens, `plain` the others."""
+    """Combine two Transformers with one tokenizer: `adapted` for texts with a new token, `plain` for the others."""
     from vocabgraft.models.gated_transformer import GatedTransformer
 
     joined: Module = GatedTransformer.joined(plain, adapted, ranges_of(new_ids))
@@ -44,17 +44,17 @@ def gated(plain: Any, adapted: Any, new_ids: Sequence[int]) -> "Module":
 
 
 def is_gated(model: Any) -> bool:
-    """Whether a loaded model has a gate, by whichever copy of the code."""
+    """Whether a loaded model has a gate, from any copy of the code."""
     return hasattr(model[0], "gates") and hasattr(model[0], "adapted")
 
 
 def transformer_of_new_tokens(model: Any) -> Any:
-    """The transformer that texts with a new token pass."""
+    """The transformer for texts with a new token."""
     return model[0].adapted.auto_model if is_gated(model) else model[0].auto_model
 
 
 def without_gate(model: "SentenceTransformer") -> "SentenceTransformer":
-    """A model as texts without a new token see it, over the same weights; one without a gate as it is."""
+    """The model for texts without a new token, with shared weights; a model without a gate is returned unchanged."""
     if not is_gated(model):
         return model
     plain = copy.copy(model)
@@ -70,12 +70,12 @@ def gated_ids(model: Any) -> set[int]:
 
 
 def gate_types(folder: Path) -> list[str]:
-    """The module type of a gate, where a saved model has one."""
+    """The module type of a saved model's gate; empty without a gate."""
     return sorted({kind for _, kind, _ in module_types(folder) if kind == GATE_TYPE})
 
 
 def gate_class(folder: Path) -> "dict[str, type[Module]]":
-    """This package's class for the gate of a saved model by its type; empty without one, or where its code differs."""
+    """This package's class for the gate of a saved model, by its type; empty without a gate, or if its code differs."""
     if not gate_types(folder):
         return {}
     code = folder / CODE.name
@@ -90,17 +90,17 @@ def refuse_gated_base(folder: Path) -> None:
     """Refuse a saved model with a gate as a base.
 
     Raises:
-        VocabgraftError: naming what to take instead.
+        VocabgraftError: naming what to use instead.
     """
     if gate_types(folder):
         raise VocabgraftError(
-            f"{folder} has a gate (method gated), and new tokens of another run would not open it; take the base that "
-            "it was made of, with the words of both runs, or combine the packs of both"
+            f"{folder} has a gate (method gated), which new tokens of another run would not open; use its own base "
+            "with the words of both runs, or combine the packs of both"
         )
 
 
 def ranges_of(ids: Iterable[int]) -> list[list[int]]:
-    """First and last of each run of consecutive ids."""
+    """The first and last id of each range of consecutive ids."""
     ranges: list[list[int]] = []
     for token_id in sorted(set(ids)):
         if ranges and token_id == ranges[-1][1] + 1:

@@ -1,7 +1,7 @@
-"""A Transformer with a gate: texts with a new token pass adapted weights, every other text the base's own.
+"""A Transformer with a gate: adapted weights embed texts with a new token, the base's own weights every other text.
 
 A copy of this file lies in each model folder that needs it, where `trust_remote_code=True` loads it. So it imports
-nothing but torch, safetensors and sentence-transformers.
+only torch, safetensors and sentence-transformers.
 """
 
 import copy
@@ -19,9 +19,9 @@ PLACES = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
 
 
 class GatedTransformer(Transformer):  # type: ignore[misc]
-    """Two sets of weights over one tokenizer; weights that are equal are one tensor in memory.
+    """Two sets of weights with one tokenizer; equal weights are one tensor in memory.
 
-    A batch of one kind of text is one forward pass of one set of weights. A mixed batch is two passes over its two
+    A batch of one kind of text is one forward pass with one set of weights. A mixed batch is two passes over its two
     parts. `auto_model` embeds texts without a new token, `adapted.auto_model` the others.
 
     Attributes:
@@ -32,18 +32,18 @@ class GatedTransformer(Transformer):  # type: ignore[misc]
     config_keys: ClassVar[list[str]] = [*Transformer.config_keys, "gates"]
 
     def __init__(self, *args: Any, gates: Sequence[Sequence[int]], **options: Any) -> None:
-        """Load the base's weights; `adapt` sets the others."""
+        """Load the base's weights; `adapt` sets the adapted ones."""
         super().__init__(*args, **options)
         self.gates = [[int(first), int(last)] for first, last in gates]
 
     @classmethod
     def of(cls, transformer: Any, gates: Sequence[Sequence[int]], weights: Mapping[str, torch.Tensor]) -> Any:
-        """A Transformer in memory with a gate; it shares all its weights with the one given.
+        """A Transformer in memory with a gate; it shares all weights with the given one.
 
         Args:
             transformer: with a row for each new token.
             gates: first and last id of each range of new tokens.
-            weights: the adapted ones, as `adapt` takes them.
+            weights: the adapted weights, as `adapt` takes them.
         """
         gated = cls.joined(transformer, transformer, gates)
         gated.adapt(weights)
@@ -51,7 +51,7 @@ class GatedTransformer(Transformer):  # type: ignore[misc]
 
     @classmethod
     def joined(cls, transformer: Any, adapted: Any, gates: Sequence[Sequence[int]]) -> Any:
-        """Two Transformers in memory with one tokenizer, as one with a gate; their weights are theirs."""
+        """Two Transformers in memory with one tokenizer, combined into one with a gate; each keeps its own weights."""
         gated = _empty()
         gated.__dict__ = {**transformer.__dict__, "_modules": {**transformer._modules, "adapted": adapted}}
         gated.gates = [[int(first), int(last)] for first, last in gates]
@@ -77,7 +77,7 @@ class GatedTransformer(Transformer):  # type: ignore[misc]
         self.train(self.training)
 
     def closed(self) -> Transformer:
-        """The Transformer that texts without a new token pass, over the same weights."""
+        """The Transformer for texts without a new token, with shared weights."""
         return self._over(self.auto_model)
 
     def _over(self, model: torch.nn.Module) -> Transformer:
@@ -92,14 +92,14 @@ class GatedTransformer(Transformer):  # type: ignore[misc]
         return {name: value.detach() for name, value in adapted if value is not own[name]}
 
     def opened_by(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Whether each text of a batch holds a new token: bool, (texts,), of ids and mask of shape (texts, tokens)."""
+        """Whether each text of a batch holds a new token: bool, (texts,); ids and mask are (texts, tokens)."""
         new = torch.zeros_like(ids, dtype=torch.bool)
         for first, last in self.gates:
             new |= (ids >= first) & (ids <= last)
         return (new & mask.bool()).any(dim=1)
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
-        """Each text by the weights for it: `token_embeddings` of shape (texts, tokens, width)."""
+        """Embed each text with its set of weights: `token_embeddings` of shape (texts, tokens, width)."""
         opened = self.opened_by(features["input_ids"], features["attention_mask"])
         if not bool(opened.any()):
             return dict(super().forward(features, **options))
@@ -141,16 +141,16 @@ class GatedTransformer(Transformer):  # type: ignore[misc]
         return gated
 
     def _can_flatten_inputs(self) -> bool:
-        """The gate needs one row for each text."""
+        """Always false: the gate needs one row per text."""
         return False
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copy and pickle by a function of this file, since the class has the name of another module."""
+        """Copy and pickle through a function of this file, since the class is named after another module."""
         return _empty, (), self.__getstate__()
 
 
 CODE_NAME = "gated_transformer"
-# sentence-transformers writes it into modules.json, and loads the class from the file of this name in the folder.
+# sentence-transformers writes this name into modules.json, and loads the class from the file of that name.
 GatedTransformer.__module__ = CODE_NAME
 
 
@@ -168,7 +168,7 @@ def _by_text(value: Any, texts: int) -> bool:
 
 
 def _joined(values: list[Any], order: torch.Tensor) -> Any:
-    """What both parts made, in the order of the texts; hidden states are a tuple of tensors."""
+    """The results of both parts in the order of the texts; hidden states are a tuple of tensors."""
     if isinstance(values[0], torch.Tensor):
         return torch.cat(values)[order]
     return tuple(torch.cat(pair)[order] for pair in zip(*values, strict=True))

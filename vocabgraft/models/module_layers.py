@@ -1,4 +1,4 @@
-"""Constructs custom layers from params.yaml: checks classes and arguments, initializes weights."""
+"""Builds custom layers from params.yaml: checks classes and arguments, initializes weights."""
 
 import inspect
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 STOCK = ("CNN", "Dense", "Dropout", "LayerNorm", "Normalize", "Router", "WeightedLayerPooling")
 
 
-# Stock classes that would be accepted and then not work.
+# Library classes that would be accepted but do not work.
 UNUSABLE = {
-    "LSTM": "it reads the length of each text as `sentence_lengths`, which a Transformer does not give",
+    "LSTM": "it reads the length of each text as `sentence_lengths`, which a Transformer does not return",
     "WordWeights": "sentence-transformers saves its weights and does not load them again",
 }
 
@@ -35,7 +35,7 @@ FIXED_PLACE: dict[str, Place] = {
 FEATURE: dict[Place, str] = {"before_pooling": "token_embeddings", "after_pooling": "sentence_embedding"}
 
 
-# Tensors, or things that YAML cannot say.
+# Tensors, or values that YAML cannot express.
 HIDDEN_ARGUMENTS = {
     "Dense": ("init_weight", "init_bias"),
     "WeightedLayerPooling": ("layer_weights",),
@@ -68,7 +68,7 @@ def _build_router(model: "SentenceTransformer", params: ModuleParams, width: int
             widths[route] = width_after(built, widths[route])
             routes[route].append(built)
     if len(set(widths.values())) > 1:
-        raise VocabgraftError(f"{label}: the routes end in different sizes, {widths}; give all of them one size")
+        raise VocabgraftError(f"{label}: the routes end in different widths, {widths}; give all of them one width")
     if (default := params.arguments.get("default_route")) is not None and default not in routes:
         raise VocabgraftError(f"{label}.arguments.default_route is {default!r}; allowed: {', '.join(routes)}")
     return Router(routes, **params.arguments)  # type: ignore[no-any-return]
@@ -89,17 +89,17 @@ def _build_layer(
     try:
         module: torch.nn.Module = module_class(**arguments)
     except Exception as error:
-        raise VocabgraftError(f"{label}: {params.type}({shown_values(arguments)}) cannot be made: {error}") from error
+        raise VocabgraftError(f"{label}: {params.type}({shown_values(arguments)}) cannot be built: {error}") from error
     _start_as_identity(module, label)
     return module
 
 
 def checked_class(params: LayerParams, place: Place, label: str) -> type[torch.nn.Module]:
-    """The class of a layer, which may stand at this place and takes these arguments."""
+    """The class of a layer, if it is allowed at this position and takes these arguments."""
     module_class = _class_of(params.type, label)
     if FIXED_PLACE.get(params.type, place) != place:
         raise VocabgraftError(
-            f"{label}: {params.type} at {place} would change nothing there; allowed: {FIXED_PLACE[params.type]}"
+            f"{label}: {params.type} at {place} would have no effect; allowed: {FIXED_PLACE[params.type]}"
         )
     require_arguments(module_class, params, label)
     if "activation_function" in params.arguments:
@@ -137,10 +137,10 @@ def require_arguments(module_class: type[torch.nn.Module], params: LayerParams, 
 def _defaults(model: "SentenceTransformer", params: LayerParams, place: Place, width: int) -> dict[str, Any]:
     if params.type == "Dense":
         defaults: dict[str, Any] = {"in_features": width, "out_features": width, "module_input_name": FEATURE[place]}
-        # The library's Tanh would bend what a residual layer adds.
+        # The library's default, Tanh, would distort what a residual layer adds.
         return {**defaults, "activation_function": None} if params.arguments.get("use_residual") else defaults
     if params.type == "WeightedLayerPooling":
-        # Without its hidden states the transformer gives this module nothing to weigh, and it would do nothing.
+        # Without the transformer's hidden states this module has nothing to weigh and no effect.
         model[0].auto_model.config.output_hidden_states = True
         layers = model[0].auto_model.config.num_hidden_layers
         return {"embedding_dimension": width, "num_hidden_layers": layers, "layer_start": 0}
@@ -155,8 +155,8 @@ def _defaults(model: "SentenceTransformer", params: LayerParams, place: Place, w
 def _activation(given: Any, label: str) -> Any:
     if given is None:
         return torch.nn.Identity()
-    # Loading takes activations of torch alone without trust_remote_code.
-    # Dense itself writes the whole path of the class, such as torch.nn.modules.activation.GELU.
+    # Without trust_remote_code, loading accepts only activations of torch. Dense itself writes the full path of the
+    # class, such as torch.nn.modules.activation.GELU.
     name = str(given)
     found = getattr(torch.nn, name.rpartition(".")[2] if name.startswith("torch.nn.") else name, None)
     if not (inspect.isclass(found) and issubclass(found, torch.nn.Module)):
@@ -171,10 +171,10 @@ def _start_as_identity(module: torch.nn.Module, label: str) -> None:
 
     if isinstance(module, WeightedLayerPooling):
         with torch.no_grad():
-            # The last layer alone, which is what the pooling saw before.
+            # Only the last layer, which the pooling read before.
             module.layer_weights.zero_()
             module.layer_weights[-1] = 1
-    # A residual that changes the size is a projection, and no start makes it an identity.
+    # A residual that changes the width is a projection, which cannot be initialized as an identity.
     if isinstance(module, Dense) and module.use_residual and module.in_features == module.out_features:
         point = torch.zeros(1, requires_grad=True)
         value = module.activation_function(point)
@@ -182,23 +182,23 @@ def _start_as_identity(module: torch.nn.Module, label: str) -> None:
         if float(value.detach()) != 0 or float(slope) == 0:
             raise VocabgraftError(
                 f"{label}.arguments.activation_function is {type(module.activation_function).__name__}, with which a "
-                "residual layer cannot start as an identity and be trained; use null, Tanh or GELU"
+                "residual layer cannot start as an identity and train; use null, Tanh or GELU"
             )
         for parameter in module.linear.parameters():
             torch.nn.init.zeros_(parameter)
 
 
 def width_after(module: torch.nn.Module, width: int) -> int:
-    """The width of the embeddings that a layer gives."""
+    """The width of a layer's output embeddings."""
     known = getattr(module, "get_embedding_dimension", None)
     return int(known() or width) if callable(known) else width
 
 
 def label_of(number: int) -> str:
-    """How a message names a layer of params.yaml."""
+    """The name of a layer of params.yaml in messages."""
     return f"resize_base.modules.{number}"
 
 
 def shown_values(values: Mapping[str, Any]) -> str:
-    """Values by name, as a message shows them."""
+    """Values by name, formatted for messages."""
     return ", ".join(f"{name}={value}" for name, value in values.items()) or "nothing"

@@ -1,4 +1,4 @@
-"""Decides the precision of the computation, and keeps float32 weights for training a 16-bit model."""
+"""Chooses the precision of the computation, and keeps float32 weights while a 16-bit model trains."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Computed = Literal["float32", "bfloat16"]
-# Texts of one timed batch, and the seconds that each precision is timed for.
+# Texts per timed batch, and seconds of timing per precision.
 TIMED_TEXTS, TIMED_SECONDS = 32, 0.4
 TEXT = "a sentence of a length that is usual in the texts of a training"
 
 
 @dataclass(frozen=True)
 class ChosenPrecision:
-    """The precision computed in.
+    """The precision of the computation.
 
     Attributes:
         name: of the precision.
-        texts_per_second: of both, forward and backward, where `auto` measured them.
+        texts_per_second: of both precisions, forward and backward, if `auto` measured them.
     """
 
     name: Computed
@@ -35,16 +35,16 @@ class ChosenPrecision:
 
     @property
     def measured(self) -> dict[str, Mapping[str, float]]:
-        """What a report says beside the name."""
+        """The measured speeds, for reports."""
         return {"texts_per_second": self.texts_per_second} if self.texts_per_second else {}
 
 
 def resolve_precision(setting: Precision, model: "SentenceTransformer", processes: int = 1) -> ChosenPrecision:
-    """The precision of a setting; `auto` takes the one that trains faster on this machine and device.
+    """The precision of a setting; `auto` uses the one that trains faster on this machine and device.
 
-    A CPU's flags do not tell: of two CPUs with AVX512-BF16, one encoded 3.0 times as fast in bfloat16, the other
-    490 texts a second against 680 in float32. Several processes must agree without asking each other, so they take
-    bfloat16 on a GPU that has it, and float32 elsewhere.
+    A CPU's flags do not decide it: of two CPUs with AVX512-BF16, one encoded 3.0 times as fast in bfloat16, the other
+    490 texts per second against 680 in float32. Several processes must agree without communication, so they use
+    bfloat16 on a GPU that supports it, and float32 elsewhere.
     """
     if setting != "auto":
         return ChosenPrecision(setting)
@@ -55,27 +55,27 @@ def resolve_precision(setting: Precision, model: "SentenceTransformer", processe
 
 
 def faster_precision(texts_per_second: Mapping[str, float]) -> ChosenPrecision:
-    """bfloat16 where it is faster, else float32, which is exact."""
+    """bfloat16 if it is faster, else float32, which is exact."""
     faster = texts_per_second["bfloat16"] > texts_per_second["float32"]
     return ChosenPrecision("bfloat16" if faster else "float32", texts_per_second)
 
 
 def autocast(precision: Computed, device: torch.device) -> AbstractContextManager[object]:
-    """The autocast context of a precision: none for float32."""
+    """The autocast context of a precision; a null context for float32."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def _texts_per_second(model: "SentenceTransformer") -> dict[str, float]:
-    """Forward and backward of one batch, each precision in turn, so that a busy moment slows both."""
+    """The speed of forward and backward of one batch. The precisions alternate, so that other load slows both."""
     features = {
         name: value.to(model.device) if isinstance(value, torch.Tensor) else value
         for name, value in model.preprocess([TEXT] * TIMED_TEXTS).items()
     }
     seconds: dict[Computed, list[float]] = {"float32": [], "bfloat16": []}
     training = model.training
-    # Dropout would draw from the generators that the training goes on with.
+    # Dropout would draw from the generators that the training uses later.
     model.eval()
     for name in seconds:
         _timed(model, features, name)
@@ -104,15 +104,15 @@ def in_float32(*models: torch.nn.Module) -> Iterator[None]:
     """Within the block, weights stored in 16 bits are float32; afterwards they have their type again.
 
     Training needs it: Adam's `eps` of 1e-8 is 0 in float16, so its steps divide by 0 and rows become NaN, and in
-    bfloat16 a step below 1/256 of a weight is lost. A weight that the block does not change is the same bit for bit
-    afterwards, since float32 holds every 16-bit number. What the block adds, such as an adapter, stays float32.
+    bfloat16 a step below 1/256 of a weight is lost. Weights that the block does not change stay equal bit for bit,
+    since float32 holds every 16-bit number. Weights that the block adds, such as an adapter, stay float32.
 
     Args:
         models: changed in place; they may share weights.
 
     Raises:
-        VocabgraftError: for a weight that its own type cannot hold, such as 70,000 in float16. Weights have their type
-            again then too.
+        VocabgraftError: for a weight that its own type cannot hold, such as 70,000 in float16. The weights have their
+            type again in that case too.
     """
     known = [(model, name, tensor, tensor.dtype) for model in models for name, tensor in _halves(model)]
     for _, _, tensor, _ in known:
@@ -137,13 +137,13 @@ def _halves(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def _convert(tensor: torch.Tensor, dtype: torch.dtype) -> None:
-    # As torch's own `Module.to` does it: the parameter stays the same object, which optimizers and ties refer to.
+    # As in torch's own `Module.to`: the parameter stays the same object, to which optimizers and ties refer.
     tensor.data = tensor.data.to(dtype)
     tensor.grad = None
 
 
 def _convert_back(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> str:
-    """Convert in place; return what is wrong if a number became infinite by it, else an empty text."""
+    """Convert in place; return the error if a number became infinite, else an empty string."""
     if tensor.dtype == dtype:
         return ""
     before = tensor.data
@@ -152,6 +152,6 @@ def _convert_back(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> str:
     if not bool(lost.any()):
         return ""
     return (
-        f"{name} reached {float(before[lost].abs().max()):.4g}, and {dtype}, the type of the base, ends at "
+        f"{name} reached {float(before[lost].abs().max()):.4g}, but {dtype}, the type of the base, ends at "
         f"{torch.finfo(dtype).max:.4g}; lower the learning rates, or save the base in float32"
     )

@@ -32,16 +32,16 @@ def write_resized(
 ) -> None:
     """Write the base with new rows, the extended tokenizer and its prompts, complete and self-contained.
 
-    No weight but the input embeddings is read.
+    Reads no weights except the input embeddings.
 
     Args:
         base: a model folder with safetensors weights.
         tokenizer: the extended tokenizer; the rows are those of its last ids.
         rows: (new tokens, width).
-        prompts: put over the base's own.
-        pad_to_multiple_of: makes the number of rows a multiple of this.
+        prompts: override the base's own.
+        pad_to_multiple_of: rounds the number of rows up to a multiple of this.
         destination: an existing, empty folder.
-        trust_remote_code: run the base's own code and take it along; else what is written names none.
+        trust_remote_code: run the base's own code and copy it; otherwise the written files name no code.
 
     Raises:
         VocabgraftError: when the base is incomplete or damaged, or the rows do not fit.
@@ -56,21 +56,21 @@ def write_resized(
 def extended_copy(
     model: "SentenceTransformer", tokenizer: "PreTrainedTokenizerFast", rows: torch.Tensor
 ) -> "SentenceTransformer":
-    """The model with new rows and the extended tokenizer; all weights but the input embeddings are shared with it.
+    """The model with new rows and the extended tokenizer; the copy shares all weights except the input embeddings.
 
     Args:
-        model: the base, left as it is.
-        tokenizer: the extended tokenizer; it gets the model's limit of length.
-        rows: (new tokens, width), of the tokenizer's last ids; rows that the base holds beyond its own tokenizer
-            (padding) are reused.
+        model: the base; it is not changed.
+        tokenizer: the extended tokenizer; it gets the model's maximum length.
+        rows: (new tokens, width), of the tokenizer's last ids; rows of the base beyond its own tokenizer (padding) are
+            reused.
     """
-    # Resizing gives the parameter of the embeddings other data, so that one is copied.
+    # Resizing replaces the data of the embedding parameter, so this parameter is copied.
     own = model[0].auto_model.get_input_embeddings().weight
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if tensor is not own}
     copied = copy.deepcopy(model, shared)
     transformer = copied[0].auto_model
     if len(tokenizer) > transformer.get_input_embeddings().num_embeddings:
-        # The rows are set below; the default would draw all of them almost identical (pairwise cosine 0.9999998).
+        # The rows are set below; the default would draw almost identical rows (pairwise cosine 0.9999998).
         with torch.random.fork_rng():
             transformer.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():

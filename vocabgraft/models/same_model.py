@@ -1,4 +1,4 @@
-"""Two models that differ in the rows of new tokens alone: a text without one has one embedding, computed once."""
+"""Decides whether two models differ only in rows of new tokens, so that other texts have one embedding."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 def differ_in_new_rows_alone(base: "SentenceTransformer", other: "SentenceTransformer") -> bool:
-    """Whether the two give one embedding, bit for bit, to token ids that `base` has.
+    """Whether both models give the same embedding, bit for bit, to token ids that `base` has.
 
-    They do if they are the same modules with the same settings, prompts and weights, apart from rows that `other` has
-    at the end of its input embeddings. Each of these is compared; nothing is taken from how `other` was made.
+    They do if they have the same modules, settings, prompts and weights, apart from rows that `other` has at the end of
+    its input embeddings. All of these are compared; how `other` was made does not matter.
     """
     return (
         _reading(base) == _reading(other)
@@ -22,7 +22,7 @@ def differ_in_new_rows_alone(base: "SentenceTransformer", other: "SentenceTransf
 
 
 def _reading(model: "SentenceTransformer") -> tuple[Any, ...]:
-    """What decides how a text becomes token ids, beside the tokenizer."""
+    """What determines how a text becomes token ids, beside the tokenizer."""
     return (
         model.max_seq_length,
         model.default_prompt_name,
@@ -38,7 +38,7 @@ def _settings(module: Any) -> tuple[Any, ...]:
     architecture: dict[str, Any] = {}
     if hasattr(module, "auto_model"):
         architecture = module.auto_model.config.to_dict()
-        # Where it was loaded from, and how many rows it has, which `_same_weights` compares.
+        # The path that it was loaded from, and its number of rows, which `_same_weights` compares.
         for name in ("vocab_size", "_name_or_path", "name_or_path"):
             architecture.pop(name, None)
     return type(module), config, architecture

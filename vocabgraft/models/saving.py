@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 
-# The vocabulary's pack beside a merged model, and among the artifacts of the run that registered it.
+# The vocabulary pack beside a merged model, and among the artifacts of the run that registered it.
 PACK_FOLDER = "pack"
 MAGNITUDE = ".lora_magnitude_vector"
-# Traces of how a tokenizer was loaded, not of what it is.
+# Traces of how a tokenizer was loaded.
 LOADING_TRACES = ("is_local", "local_files_only", "name_or_path")
 
 
@@ -24,19 +24,19 @@ def save_model(model: "SentenceTransformer", folder: Path, adapter_base: str | N
     Args:
         model: with or without a PEFT adapter; with one, only the adapter's weights are written.
         folder: an empty folder.
-        adapter_base: what the adapter's configuration names as its base.
+        adapter_base: the base named in the adapter's configuration.
     """
     model.save(str(folder), create_model_card=False, safe_serialization=True)
     _without_loading_traces(folder / "tokenizer_config.json")
     if (adapter_config := folder / ADAPTER_CONFIG_NAME).is_file():
-        # PEFT keeps these names in a set, whose order differs from process to process.
+        # PEFT keeps these names in a set, whose order differs between processes.
         values = {key: _ordered(value) for key, value in read_json(adapter_config).items()}
         write_json(adapter_config, {**values, "base_model_name_or_path": adapter_base})
         _name_magnitudes(folder / "adapter_model.safetensors")
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
-    """Save a tokenizer's files alone, without traces of where it was loaded from."""
+    """Save only a tokenizer's files, without traces of how it was loaded."""
     tokenizer.save_pretrained(folder)
     _without_loading_traces(folder / "tokenizer_config.json")
 
@@ -48,8 +48,8 @@ def _without_loading_traces(path: Path) -> None:
 def _name_magnitudes(path: Path) -> None:
     """Give DoRA's magnitudes a name that both peft and transformers read.
 
-    Under the one that peft 0.21 writes, without `.weight`, transformers 5.23 does not find them: it goes on with fresh
-    ones and only logs it (embeddings of a tiny model then differ by 4e-3).
+    transformers 5.23 does not find the name that peft 0.21 writes, without `.weight`: it continues with new magnitudes
+    and only logs it (embeddings of a tiny model then differ by 4e-3).
     """
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file

@@ -1,7 +1,7 @@
-"""Embeddings as they are pooled, before a trailing Normalize.
+"""Pooled embeddings, before a trailing Normalize.
 
-Differences of unit vectors are not unit vectors, so what adds and subtracts embeddings does it before they are made
-unit vectors.
+The difference of two unit vectors is not a unit vector, so embeddings are added and subtracted before they are
+normalized.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Features = dict[str, Any]
-# Tells features that are embedded before Normalize from others of the same text, for a table of constant texts.
+# Separates features embedded before Normalize from others of the same text in the table of constant texts.
 MARK = "before_normalize"
 
 
 def trailing_normalize(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The Normalize layers at the end of a model, or of the model that a wrapper for several processes holds.
+    """The Normalize layers at the end of a model, or of the model inside a wrapper for several processes.
 
     Raises:
         VocabgraftError: for a model with a Router, whose routes end differently.
@@ -34,7 +34,7 @@ def trailing_normalize(model: torch.nn.Module) -> list[torch.nn.Module]:
     if any(isinstance(layer, Router) for layer in layers):
         raise VocabgraftError(
             "the model has a Router, so head, relation and tail would not lie in one space before Normalize; "
-            "allowed: models of plain layers. Take the Router out of resize_base.modules, or train the triples as "
+            "allowed: models of plain layers. Remove the Router from resize_base.modules, or train the triples as "
             "pairs with MultipleNegativesRankingLoss"
         )
     found: list[torch.nn.Module] = []
@@ -54,7 +54,7 @@ def unwrapped(model: Any) -> Any:
 
 @contextmanager
 def before_normalize(model: torch.nn.Module) -> Iterator[None]:
-    """Within the block, the trailing Normalize layers pass on what they get.
+    """Within the block, the trailing Normalize layers return their input.
 
     The model is still called as a whole, so a wrapper for several processes, an adapter and a table of constant texts
     keep working.
@@ -70,16 +70,16 @@ def before_normalize(model: torch.nn.Module) -> Iterator[None]:
 
 
 def embed_pooled(model: torch.nn.Module, columns: Sequence[Features]) -> list[torch.Tensor]:
-    """Embeddings before Normalize, one float32 tensor (rows, width) a column, with gradients.
+    """Embeddings before Normalize, one float32 tensor (rows, width) per column, with gradients.
 
-    Columns that fit are embedded in one forward pass.
+    Columns that fit together are embedded in one forward pass.
     """
     from sentence_transformers.base.losses.merged_forward import embed_columns
 
     marked = [{**features, MARK: True} for features in columns]
     with before_normalize(model):
         embedded = embed_columns(model, marked, separate_first=False)
-    # In bfloat16 a difference of two near embeddings is mostly rounding.
+    # In bfloat16 the difference of two near embeddings is mostly rounding error.
     return [values.float() for values in embedded]
 
 
@@ -93,7 +93,7 @@ def encode_pooled(model: "SentenceTransformer", texts: Sequence[str], batch_size
     if not texts:
         return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
     layers = [layer for layer in model.children() if not any(layer is last for last in normalize)]
-    # The layers are shared; a forward that somebody put on the model for its unit vectors is not.
+    # The layers are shared, but not a forward set on the model for its unit vectors.
     headless = SentenceTransformer(modules=layers, device=str(model.device), prompts=model.prompts)
     headless.default_prompt_name = model.default_prompt_name
     return encode(headless, texts, batch_size)

@@ -1,1 +1,1 @@
-"""A vocabulary apart from its base: saved, combined, transferred, switched."""
+"""Vocabularies stored separately from their base: saved, combined, transferred, switched."""

@@ -4,12 +4,12 @@
     bank.load("packs/cardiology")
     bank.load("packs/nephrology")
     bank.activate("cardiology")                        # the model itself now reads its words
-    bank.encode(texts, vocabulary=["cardiology", None])  # one vocabulary a text, in shared batches
+    bank.encode(texts, vocabulary=["cardiology", None])  # one vocabulary per text, in shared batches
     bank.activate(None)                                # the base again, bit for bit
 
-A vocabulary in use is a view: a model whose first module holds other rows and another tokenizer over the very weights
-of the base. Views are made once and never changed, so threads that encode with different vocabularies share nothing
-that moves.
+A vocabulary in use is a view: a model whose first module has other rows and another tokenizer, but shares the weights
+of the base. Views are made once and never changed, so threads that encode with different vocabularies share no mutable
+state.
 """
 
 import copy
@@ -63,11 +63,11 @@ if TYPE_CHECKING:
 
 # A vocabulary, several combined, or none.
 Choice = str | tuple[str, ...] | list[str] | None
-# No vocabulary may be named so.
+# Reserved; not allowed as a vocabulary's name.
 ACTIVE: Final = "@active"
-# Of vocabularies and combinations; a view that was dropped is made again in milliseconds.
+# Cached views of vocabularies and combinations; a dropped view is made again in milliseconds.
 VIEWS_KEPT = 64
-# Of those with an adapter, with it folded into copies of the weights below it: up to half a base each, for speed.
+# Cached views whose adapter is merged into copies of weights for speed: each takes up to half the size of the base.
 FOLDED_KEPT = 2
 CONTEXTS_PER_TOKEN = 4
 MAX_TOKEN_CHARACTERS = 64
@@ -75,14 +75,15 @@ SHOWN_WORDS = 5
 
 
 class VocabularyBank:
-    """Named vocabularies on one SentenceTransformer, which stays usable as it is.
+    """Named vocabularies on one SentenceTransformer, which stays usable.
 
-    Every method may be called from several threads. `encode` and `view` never change the model; `activate` (and what
-    falls back to the base) exchanges its first module, so a thread that calls `model.encode` itself at that moment may
-    read with one vocabulary and encode with the other: use `bank.encode` there.
+    All methods are thread-safe. `encode` and `view` never change the model; `activate` (and a fallback to the base)
+    replaces its first module, so a thread that calls `model.encode` itself at that moment may tokenize with one
+    vocabulary
+    and encode with the other: use `bank.encode` there.
 
     Attributes:
-        model: the model that was given.
+        model: the given model.
     """
 
     def __init__(
@@ -95,13 +96,14 @@ class VocabularyBank:
 
         Args:
             model: its first module is a Transformer with a fast tokenizer and plain input embeddings.
-            base: what the model is, where its weights cannot say: loaded in another precision than the packs were made
-                over, or quantised. By default its weights are hashed when the first pack is loaded or added.
-            fetch: gives the folder of a pack for a `models:/` URI, such as
-                `tasks.registry.lookup.download_pack`; this library knows no registry.
+            base: identity of the model if its weights do not show it, because it is quantized or loaded in another
+                precision than the packs' base. By default its weights are hashed when the first pack is loaded or
+                added.
+            fetch: returns the folder of a pack for a `models:/` URI, such as `tasks.registry.lookup.download_pack`;
+                this library knows no registry.
 
         Raises:
-            VocabgraftError: for a model of another kind.
+            VocabgraftError: for another kind of model.
         """
         self.model = model
         self._key = next(iter(model._modules), "")
@@ -114,7 +116,7 @@ class VocabularyBank:
         self._folded: OrderedDict[Names, torch.nn.Module] = OrderedDict()
         self._active: Names = ()
         settle_tokenizer(self._transformer)
-        # Fails here, and not at the first vocabulary, for a model that takes none.
+        # An unsuitable model fails here, and not at the first vocabulary.
         vocabulary_view(self._transformer, replace(_EMPTY, rows=self._embedding.weight[:0].detach()))
 
     def __repr__(self) -> str:
@@ -130,17 +132,17 @@ class VocabularyBank:
 
     @property
     def active(self) -> tuple[str, ...]:
-        """The names that the model reads with now; empty for the base."""
+        """The names of the active vocabularies; empty for the base."""
         return self._active
 
     @property
     def names(self) -> list[str]:
-        """All vocabularies, in the order in which they came."""
+        """All vocabularies, in the order in which they were added."""
         return list(self._packs)
 
     @property
     def base(self) -> PackBase:
-        """What the model is, by its content."""
+        """The identity of the model by its content."""
         with self._lock:
             if self._base is None:
                 name = str(self._transformer.auto_model.name_or_path or "a model made in memory")
@@ -151,7 +153,7 @@ class VocabularyBank:
         """A vocabulary as a pack.
 
         Raises:
-            VocabgraftError: when there is none of this name.
+            VocabgraftError: when there is no vocabulary of this name.
         """
         if name not in self._packs:
             allowed = ", ".join(self._packs) or "none yet"
@@ -168,19 +170,20 @@ class VocabularyBank:
         distillation: DistillationParams | None = None,
         seed: int = 0,
     ) -> None:
-        """A new vocabulary; it is not active until `activate` says so.
+        """Add a new vocabulary; it is not active until `activate` is called.
 
         Args:
-            name: not taken yet.
-            tokens: what the base does not have; a string is a `word` without a description.
-            reference: a vocabulary whose rows those of the tokens have that are in both.
-            initialisation: of the other rows, as `resize_base.initialisation` has it.
-            texts: that use the tokens; `distillation` needs them, and a few are kept in the pack.
-            distillation: how to distil, the defaults where None.
-            seed: of what is drawn.
+            name: must not be taken.
+            tokens: tokens that the base does not have; a string is a `word` without a description.
+            reference: a vocabulary whose rows are used for the tokens that it also has.
+            initialisation: of the other rows, as in `resize_base.initialisation`.
+            texts: sentences with the tokens; `distillation` needs them, and a few are kept in the pack.
+            distillation: its settings; None uses the defaults.
+            seed: of the random numbers.
 
         Raises:
-            VocabgraftError: for a name that is taken, a token that cannot be one, a method that cannot start a row.
+            VocabgraftError: for a name that is taken, a token that cannot be added, a method that cannot initialize a
+                row.
         """
         with self._lock:
             self._require_free(name)
@@ -200,7 +203,7 @@ class VocabularyBank:
             )
 
     def put(self, pack: Pack, name: str | None = None) -> str:
-        """A vocabulary from a pack in memory; gives its name.
+        """Add a vocabulary from a pack in memory; return its name.
 
         Raises:
             VocabgraftError: when the name is taken, or the pack is for another base.
@@ -209,18 +212,18 @@ class VocabularyBank:
             pack = renamed(pack, name or pack.name)
             self._require_free(pack.name)
             require_base(pack, self.base)
-            # Whatever is wrong with it shows before it is there.
+            # Errors show before the vocabulary is added.
             self._views[pack.name,] = vocabulary_view(self._transformer, pack)
             self._packs[pack.name] = pack
             self._forget_old_views()
             return pack.name
 
     def load(self, path: str | Path, name: str | None = None) -> str:
-        """A vocabulary from a folder, or from a `models:/` URI where the bank was given `fetch`; gives its name.
+        """Add a vocabulary from a folder, or from a `models:/` URI if the bank has `fetch`; return its name.
 
         Args:
             path: of the pack.
-            name: by default that in its manifest.
+            name: by default the one in its manifest.
 
         Raises:
             VocabgraftError: for a damaged pack, one for another base, or a name that is taken.
@@ -228,10 +231,10 @@ class VocabularyBank:
         return self.put(read_pack(self._found(path)), name)
 
     def save(self, name: str, path: str | Path) -> None:
-        """Write a vocabulary as a pack; `register_model` is what puts one into a registry.
+        """Write a vocabulary as a pack; only `register_model` puts a pack into a registry.
 
         Raises:
-            VocabgraftError: when there is none of this name, or the place is taken by something else than a pack.
+            VocabgraftError: when there is no vocabulary of this name, or the path exists and is not a pack.
         """
         if str(path).startswith(REGISTRY_PREFIX):
             raise VocabgraftError(
@@ -241,10 +244,10 @@ class VocabularyBank:
         write_pack(self.pack(name), Path(path))
 
     def delete(self, name: str) -> None:
-        """Forget a vocabulary; a model that reads with it falls back to the base.
+        """Remove a vocabulary; a model that uses it falls back to the base.
 
         Raises:
-            VocabgraftError: when there is none of this name.
+            VocabgraftError: when there is no vocabulary of this name.
         """
         with self._lock:
             self.pack(name)
@@ -254,11 +257,11 @@ class VocabularyBank:
             self._forget_views_of(name)
 
     def activate(self, names: Choice) -> None:
-        """Let the model itself read with a vocabulary, several combined, or none: then it is the base, bit for bit.
+        """Let the model itself read with a vocabulary, with several combined, or with none, bit for bit like the base.
 
         Raises:
-            VocabgraftError: when there is none of a name, or the vocabularies contradict each other; the model then
-                reads as before.
+            VocabgraftError: when a vocabulary does not exist, or the vocabularies conflict; the model then does not
+                change.
         """
         with self._lock:
             chosen = _names(names)
@@ -268,10 +271,10 @@ class VocabularyBank:
     def view(self, names: Choice = ACTIVE) -> "SentenceTransformer":
         """A stock SentenceTransformer that reads with a vocabulary and shares all weights with the bank's model.
 
-        It stays as it is, whatever is activated; do not train or move it.
+        `activate` does not affect it. Do not train or move it.
 
         Raises:
-            VocabgraftError: as `activate` does.
+            VocabgraftError: as for `activate`.
         """
         with self._lock:
             view = self._view(self._active if names == ACTIVE else _names(names))
@@ -285,13 +288,13 @@ class VocabularyBank:
 
         Args:
             texts: to encode.
-            vocabulary: a name, a tuple of names combined, or None for the base; by default what is active. A list has
-                one of these for each text: texts of vocabularies without an adapter then share batches, in which they
-                differ by about 1e-7 from what a list of their own gives.
+            vocabulary: a name, a tuple of names combined, or None for the base; by default the active one. A list has
+                one entry per text: texts of vocabularies without an adapter then share batches, which changes their
+                embeddings by about 1e-7.
             options: of `SentenceTransformer.encode`.
 
         Raises:
-            VocabgraftError: as `activate` does, or for a list of another length than the texts.
+            VocabgraftError: as for `activate`, or for a list whose length differs from that of the texts.
         """
         if not isinstance(vocabulary, list):
             return _encode(self.view(cast(Choice, vocabulary)), list(texts), options)
@@ -308,10 +311,10 @@ class VocabularyBank:
         return result
 
     def combine(self, names: Sequence[str], on_conflict: OnConflict = "refuse", name: str | None = None) -> Combined:
-        """Several vocabularies as one pack, with the conflicts that were met.
+        """Combine several vocabularies into one pack, and report the conflicts.
 
         Raises:
-            VocabgraftError: as `combine.combine` does.
+            VocabgraftError: as for `combine.combine`.
         """
         packs = [self.pack(each) for each in names]
         if not packs:
@@ -319,10 +322,10 @@ class VocabularyBank:
         return combine(packs, self._tokenizer.backend_tokenizer, on_conflict, name)
 
     def merge(self, names: Choice) -> "SentenceTransformer":
-        """A plain model of its own, its weights copied: the rows in its matrix, an adapter folded in.
+        """A separate plain model with copied weights: the rows are in its matrix, and an adapter is merged.
 
         Raises:
-            VocabgraftError: as `activate` does.
+            VocabgraftError: as for `activate`.
         """
         chosen = _names(names)
         base = copy.deepcopy(self.view(None))
@@ -347,29 +350,27 @@ class VocabularyBank:
         seed: int,
         checkpoints: Path | None = None,
     ) -> "TrainingResult":
-        """Train the rows of a vocabulary, by the code of the stage `train_adapter`; every other row stays as it is.
+        """Train the rows of a vocabulary with the code of the stage `train_adapter`; every other row stays the same.
 
-        The training works on a copy of the matrix, over the same other weights, frozen. The others encode meanwhile.
+        The training uses a copy of the matrix and the other weights, frozen. Other vocabularies can encode meanwhile.
 
         Args:
             name: of a vocabulary without an adapter.
             datasets: as `validate_data` accepted them.
             params: the section `train_adapter`, with `method: tokens`.
             seed: of the order of the examples.
-            checkpoints: a folder of this training's own, to go on from after a kill.
+            checkpoints: a folder for this training, to resume it after a kill.
 
         Raises:
-            VocabgraftError: for another method, a vocabulary with an adapter, or as training does; the rows are then
-                as before.
+            VocabgraftError: for another method, a vocabulary with an adapter, or a failed training; the rows are then
+                unchanged.
         """
         from vocabgraft.training.fit import train_adapter
 
         pack = self.pack(name)
         if params.method != "tokens" or pack.adapter is not None:
             seen = f"train_adapter.method is {params.method}" if pack.adapter is None else f"{name!r} has an adapter"
-            raise VocabgraftError(
-                f"a vocabulary in a bank is trained with method tokens alone; {seen}; train it as a run"
-            )
+            raise VocabgraftError(f"a bank trains a vocabulary only with method tokens; {seen}; train it as a run")
         tokenizer = copy.deepcopy(sharing_tokenizer(self._tokenizer, pack.tokens))
         first = len(self._tokenizer)
         base = self.view(None)
@@ -430,7 +431,7 @@ class VocabularyBank:
         return rows.clone()
 
     def _view(self, names: Names) -> torch.nn.Module:
-        """The first module of a model that reads with these vocabularies; called with the lock held."""
+        """The first module of a model that reads with these vocabularies; call it with the lock held."""
         if not names:
             return cast(torch.nn.Module, self._transformer)
         if names not in self._views:
@@ -453,7 +454,7 @@ class VocabularyBank:
     def _mixed(self, choices: Sequence[Names]) -> torch.nn.Module:
         """The first module of a model that reads each tagged text with the vocabularies of its tag.
 
-        It is not kept: making it copies a few rows, and there are as many mixtures as sets of vocabularies.
+        It is not cached: it copies only a few rows, and there is one for every set of vocabularies.
         """
         views = {names: self._view(names) for names in choices}
         for view in views.values():
@@ -461,17 +462,17 @@ class VocabularyBank:
         return mixed_view(self._transformer, views)
 
     def _with_length(self, view: Any) -> None:
-        # It lies in the tokenizer, of which each view has its own, and whoever sets it sets it of the model.
+        # The maximum length is stored in the tokenizer; each view has its own, but users set that of the model.
         view.processor.model_max_length = self.model.max_seq_length
 
     def _shares(self, chosen: Sequence[tuple[str, ...]]) -> "Iterator[tuple[SentenceTransformer, list[int]]]":
-        """Models with the places of the texts that each encodes: one for all without an adapter, if it can be."""
+        """Models with the indices of their texts; one model for all texts without an adapter, if possible."""
         places: dict[tuple[str, ...], list[int]] = {}
         for place, names in enumerate(chosen):
             places.setdefault(names, []).append(place)
         alone = [names for names in places if self._has_adapter(names)]
         together = [names for names in places if names not in alone]
-        # Where attention takes texts without padding, a batch is one sequence, which has no rows to put side by side.
+        # Attention without padding makes one sequence of a batch, so rows of several views cannot be combined.
         if len(together) < 2 or self.model._can_flatten_inputs():
             alone, together = [*alone, *together], []
         for names in alone:
@@ -556,7 +557,7 @@ def _distilled(
 
 @contextmanager
 def _same_flags(model: "SentenceTransformer") -> Iterator[None]:
-    """Training freezes parameters that are shared with the base; at the end they are as before."""
+    """Training freezes parameters shared with the base; restore their flags at the end."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield

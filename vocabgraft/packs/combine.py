@@ -1,4 +1,4 @@
-"""Combines several packs into one, and decides which of their tokens contradict each other."""
+"""Combines several packs into one, and finds the conflicts between their tokens."""
 
 import re
 from collections import defaultdict
@@ -22,18 +22,18 @@ NO_LETTER = re.compile(r"\W")
 EXPLAINED: dict[ConflictKind, str] = {
     "rows": "both have it, with different rows",
     "matching": "both have it, matched differently",
-    "same text": "the base's normalisation makes them one text",
-    "hides": "the longer hides the shorter in texts that hold the longer in part",
-    "overlap": "one lies in the other: a text with the longer is read as the longer alone",
+    "same text": "their normalized texts are the same",
+    "hides": "the longer hides the shorter in texts with only a part of the longer",
+    "overlap": "one is part of the other: a text with the longer is read as the longer only",
 }
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two tokens of two packs that cannot both be what they are alone.
+    """Two tokens of two packs that cannot both keep their meaning.
 
-    An `overlap` concerns only texts that hold a word of each, in which the longest wins, so it refuses nothing. Every
-    other kind changes texts that hold words of one pack alone.
+    An `overlap` affects only texts with a word of each, in which the longest wins, so it refuses nothing. Every other
+    kind changes texts with words of only one pack.
     """
 
     kind: ConflictKind
@@ -42,7 +42,7 @@ class Conflict:
 
     @property
     def refused(self) -> bool:
-        """Whether the two packs cannot be combined without leaving one of the tokens out."""
+        """Whether the two packs cannot be combined without leaving out one of the tokens."""
         return self.kind != "overlap"
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Combined:
-    """Packs as one, the conflicts that were met (no overlaps), and pack and text of each token that was left out."""
+    """The combined pack, the conflicts (without overlaps), and the pack and text of each token that was left out."""
 
     pack: Pack
     conflicts: tuple[Conflict, ...]
@@ -62,7 +62,7 @@ class Combined:
 
 @dataclass(frozen=True)
 class _Reader:
-    """The base's tokenizer, and each token's text as its normaliser leaves it."""
+    """The base's tokenizer, and the normalized text of each token."""
 
     tokenizer: "Tokenizer"
     read: Mapping[str, str]
@@ -70,7 +70,7 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A token with the pack that it came from and its place there."""
+    """A token with its pack and its index there."""
 
     pack: Pack
     place: int
@@ -87,17 +87,17 @@ class _Placed:
 def combine(
     packs: Sequence[Pack], tokenizer: "Tokenizer", on_conflict: OnConflict = "refuse", name: str | None = None
 ) -> Combined:
-    """Packs for one base as one pack, whose tokens are those of the first, then what the next ones add.
+    """Combine packs for one base: the tokens of the first pack, then those that each later pack adds.
 
-    A token that two packs have with the same row and matching is shared. Where they contradict each other, the packs
-    are refused, or with `first` the token of the earlier pack stands and that of the later one is left out. At most one
-    of the packs may have an adapter: the sum of two is a model that nobody trained. That one adapter moves the texts of
-    the other packs too, unless it has a gate, which the tokens of its own pack alone open.
+    A token with the same row and matching in two packs is shared. If two tokens conflict, the packs are refused, or
+    with `first` the token of the earlier pack stays and that of the later one is left out. At most one of the packs may
+    have an adapter, since nobody trained the sum of two. That adapter also changes the texts of the other packs, unless
+    it has a gate, which only the tokens of its own pack open.
 
     Args:
         packs: at least one.
-        tokenizer: the base's own, whose normalisation decides.
-        on_conflict: what becomes of a token that contradicts one of an earlier pack.
+        tokenizer: the base's own, whose normalizer is used.
+        on_conflict: what to do with a token that conflicts with one of an earlier pack.
         name: of the result; by default the names joined by `+`.
 
     Raises:
@@ -123,7 +123,7 @@ def combine(
 
 
 def overlaps(packs: Sequence[Pack], tokenizer: "Tokenizer") -> list[Conflict]:
-    """Tokens of one pack that lie in a token of another, so that a text with the longer is read as the longer alone."""
+    """Tokens of one pack that are part of a token of another, which hides them wherever it occurs."""
     found = []
     for number, pack in enumerate(packs):
         texts = {normalised(tokenizer, text): text for text in pack.texts}
@@ -139,7 +139,7 @@ def overlaps(packs: Sequence[Pack], tokenizer: "Tokenizer") -> list[Conflict]:
 
 
 def _found_in(inner: str, outer: str, whole: bool) -> bool:
-    """Whether a text that is `outer` would be read with `inner` in it."""
+    """Whether the text `outer` would be read with `inner` in it."""
     if not whole:
         return True
     return re.search(rf"(?<!\w){re.escape(inner)}(?!\w)", outer) is not None
@@ -149,14 +149,14 @@ def _require_one_adapter(packs: Sequence[Pack]) -> None:
     adapted = [pack.name for pack in packs if pack.adapter is not None]
     if len(adapted) > 1:
         raise VocabgraftError(
-            f"{' and '.join(adapted)} have an adapter each, and the sum of two is a model that nobody trained; "
-            "combine at most one of them with packs of rows alone (train_adapter.method: tokens), or train one adapter "
+            f"{' and '.join(adapted)} have an adapter each, and nobody trained the sum of two; "
+            "combine at most one of them with packs of only rows (train_adapter.method: tokens), or train one adapter "
             "for both vocabularies"
         )
 
 
 def _compared(taken: Sequence[_Placed], pack: Pack, reader: _Reader) -> tuple[set[str], list[Conflict]]:
-    """The texts of the pack that are there already, the same; and the conflicts of the others."""
+    """The texts of the pack that are already taken with the same row and matching, and the conflicts of the others."""
     there = {placed.token.text: placed for placed in taken}
     by_reading = {reader.read[placed.token.text]: placed for placed in taken if placed.token.normalized}
     shared: set[str] = set()
@@ -183,7 +183,7 @@ def _conflict(kind: ConflictKind, placed: _Placed, pack: Pack, token: PackToken)
 
 
 def _hiding(taken: Sequence[_Placed], pack: Pack, tokens: Sequence[PackToken], reader: _Reader) -> Iterator[Conflict]:
-    """Where a whole word of one side would be tried, fail, and so hide what it spans of the other side."""
+    """Whole words of one side that would be tried, fail, and so hide a token of the other side in their span."""
     by_text = {placed.token.text: placed for placed in taken}
     before = [placed.token for placed in taken]
     for hidden, hider in _hidden(before, tokens, reader):
@@ -195,7 +195,7 @@ def _hiding(taken: Sequence[_Placed], pack: Pack, tokens: Sequence[PackToken], r
 def _hidden(
     victims: Sequence[PackToken], hiders: Iterable[PackToken], reader: _Reader
 ) -> Iterator[tuple[PackToken, PackToken]]:
-    # Of the thousands of pairs few can meet, and of two words of letters alone none: no whole word ends inside one.
+    # Few of the thousands of pairs can conflict, and two words of only letters never: no whole word ends inside one.
     anything = _Beginnings.of(victims, reader)
     symbols = _Beginnings.of([victim for victim in victims if not victim.single_word], reader)
     for hider in hiders:
@@ -208,7 +208,7 @@ def _hidden(
 
 @dataclass(frozen=True)
 class _Beginnings:
-    """Tokens by their text, and by each of its beginnings, as the base reads them."""
+    """Tokens by their text, and by each of its prefixes, as the base reads them."""
 
     whole: Mapping[str, PackToken]
     begun: Mapping[str, list[PackToken]]
@@ -223,7 +223,7 @@ class _Beginnings:
         return cls(whole, begun)
 
     def met_in(self, read: str) -> list[PackToken]:
-        """Those that lie in a text, or begin in it and go on; not at its start, where the longer is tried first."""
+        """Tokens inside a text, or starting in it and continuing; not at its start, where the longer is tried first."""
         if not self.whole:
             return []
         parts = {read[start:end] for start in range(len(read)) for end in range(start + 1, len(read) + 1)}
@@ -237,7 +237,7 @@ def _refused(conflicts: Sequence[Conflict]) -> VocabgraftError:
     if len(conflicts) > SHOWN:
         shown.append(f"  and {len(conflicts) - SHOWN} more")
     return VocabgraftError(
-        f"{len(conflicts)} tokens contradict each other, so nothing is combined; leave them out of one pack, or "
+        f"{len(conflicts)} tokens conflict, so nothing is combined; leave them out of one pack, or "
         "let the earlier pack win (vocabgraft pack combine --on-conflict first):\n" + "\n".join(shown)
     )
 

@@ -1,4 +1,4 @@
-"""Makes a pack from a run of the pipeline, or says why there is none."""
+"""Makes a pack from a run of the pipeline, or gives the reason why there is none."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def why_no_pack(merged: "SentenceTransformer", adapter: Path, tokens: Sequence[ExtendedToken]) -> str | None:
-    """What a run changed that a pack cannot hold, if anything: a pack is new rows and an adapter over the base."""
+    """A change of the run that a pack cannot hold, or None: a pack is new rows and an adapter over the base."""
     if not (adapter / ADAPTER_CONFIG_NAME).is_file():
         return "every weight was trained (train_adapter.method: full)"
     if custom_modules(merged):
-        return f"the model has layers of its own ({', '.join(custom_modules(merged))}, resize_base.modules)"
+        return f"the model has custom layers ({', '.join(custom_modules(merged))}, resize_base.modules)"
     if retrained := [token.text for token in tokens if token.retrained]:
-        return f"rows of the base's own were trained again ({retrained[0]!r}, extend_tokenizer.retrain)"
+        return f"rows of the base were trained again ({retrained[0]!r}, extend_tokenizer.retrain)"
     return None
 
 
@@ -37,16 +37,16 @@ def pack_run(
     texts: Sequence[str],
     params: MergeAdapterParams,
 ) -> Pack:
-    """The pack of a run that `why_no_pack` finds nothing against.
+    """The pack of a run for which `why_no_pack` returns None.
 
     Args:
-        base: what was extended.
-        base_name: how the run names it.
+        base: the model that was extended.
+        base_name: its name in the run.
         merged: the run's model, from which the rows come.
         tokens: the new ones, in order of their ids.
         resized: the folder whose report has the distillation's fidelity.
         adapter: the folder of `train_adapter`.
-        texts: of training, from which the contexts are chosen.
+        texts: training texts, from which the contexts are chosen.
         params: the section `merge_adapter`.
     """
     weight = merged[0].auto_model.get_input_embeddings().weight.detach()

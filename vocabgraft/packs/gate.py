@@ -24,13 +24,13 @@ from vocabgraft.tokens.new_token import NewToken
 from vocabgraft.tokens.tokenizer import ExtendedToken, extend_tokenizer, load_base_tokenizer, load_tokenizer
 from vocabgraft.training.adapters import adapter_parameters, embedding_name, merged_model
 
-# Texts without a new word, where the contexts have none but the new ones.
+# Texts without a new word, used if no context is without one.
 STAND_IN = "it"
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A base with a pack in it, in the folders that a run of the pipeline has."""
+    """A base with a pack, in the folders of a pipeline run."""
 
     folders: Folders
     tokens: tuple[ExtendedToken, ...]
@@ -38,21 +38,21 @@ class Chain:
 
 
 def write_chain(base: Path, pack: Pack, root: Path, start: torch.Tensor | None = None) -> Chain:
-    """Write what a run with `method: tokens` would have left: rows as they start, rows as the pack has them, the merge.
+    """Write the outputs of a run with `method: tokens`: the initial rows, the rows of the pack, the merged model.
 
     Args:
         base: the base's folder.
-        pack: of rows alone.
-        root: an existing folder on the working folder's file system; the adapter names its base relative to the latter.
-
-        start: rows as they start, shape (tokens, width); None takes the means of the tokens' old pieces.
+        pack: with rows only.
+        root: an existing folder on the file system of the working folder; the adapter names its base relative to the
+            working folder.
+        start: the initial rows, shape (tokens, width); None uses the means of the tokens' old subword tokens.
 
     Raises:
         VocabgraftError: for a pack with an adapter.
     """
     if pack.adapter is not None:
         raise VocabgraftError(
-            f"the pack {pack.name!r} has an adapter; the gate is run for packs of rows alone (and in the run that "
+            f"the pack {pack.name!r} has an adapter; the checks run only for packs of rows (and in the run that "
             "trained the adapter)"
         )
     tokenizer = load_tokenizer(base)
@@ -82,8 +82,8 @@ def check_chain(chain: Chain, texts: Sequence[str], params: CheckConsistencyPara
     """Every check of `check_consistency`.
 
     Args:
-        chain: of `write_chain`.
-        texts: with new words; their like without one is made of them.
+        chain: from `write_chain`.
+        texts: with new words; their counterparts without new words are derived from them.
         params: the section `check_consistency`.
     """
     without = [without_tokens(text, [token.new_token for token in chain.tokens]) for text in texts]
@@ -106,7 +106,7 @@ def _save_adapter(resized: Path, ids: Sequence[int], rows: torch.Tensor, folder:
 
 
 def without_tokens(text: str, tokens: Sequence[NewToken]) -> str:
-    """The text with each new token replaced by its description, or by a stand-in where it has none."""
+    """The text with each new token replaced by its description, or by a placeholder if it has none."""
     for token in sorted(tokens, key=lambda token: -len(token.text)):
         text = text.replace(token.text, token.description or STAND_IN)
     return text

@@ -1,14 +1,14 @@
 """A vocabulary pack: tokens, rows, contexts, the base that fits, optionally an adapter.
 
-A pack holds tokens with the way they match, their rows, an adapter where one was trained, and a few texts for each
-token. Its manifest says which base it is for, since rows mean nothing over another one.
+A pack holds tokens with their matching rules, their rows, an adapter if one was trained, and a few texts for each
+token. Its manifest names its base, since rows mean nothing over another one.
 
     pack/
       manifest.json       format, name, base, figures, licence, and the content hash of every file
       tokens.json         text, kind, description and matching of each token, in the order of the rows
       rows.safetensors    `rows`, of shape (tokens, width)
-      contexts.json       texts that use the tokens, from which their rows can be distilled for another base
-      adapter/            adapter_config.json and adapter_model.safetensors of PEFT, where the pack has an adapter
+      contexts.json       texts with the tokens, from which their rows can be distilled for another base
+      adapter/            PEFT's adapter_config.json and adapter_model.safetensors, if the pack has an adapter
 """
 
 import hashlib
@@ -34,30 +34,30 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-# A pack with a gate is of format 2: a reader of format 1 would apply its adapter to every text. All others are of 1.
+# A pack with a gate has format 2: a reader of format 1 would apply its adapter to every text. All others have 1.
 FORMAT, FORMAT_WITHOUT_GATE = 2, 1
 TOKENS, ROWS, CONTEXTS = "tokens.json", "rows.safetensors", "contexts.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = f"adapter/{CONFIG}", "adapter/adapter_model.safetensors"
 READ = (TOKENS, ROWS, CONTEXTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 PICKLES = frozenset((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"))
-# A longer text costs more room than what it says of one of its words is worth.
+# A longer text takes more space than its information about one word is worth.
 LONGEST_CONTEXT = 400
-# A folder has it, and file systems take 255 bytes.
+# It is also a folder name, and file systems allow 255 bytes.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-# Rows of new tokens among an adapter's weights; a pack has them as rows.
+# Rows of new tokens among an adapter's weights; a pack stores them as rows.
 TOKEN_ROWS = "trainable_tokens"
 
 
 @dataclass(frozen=True)
 class PackBase:
-    """What a pack is for: a base by the content of its weights and of its tokenizer.
+    """The base of a pack, identified by the content of its weights and of its tokenizer.
 
     Attributes:
-        model: how the base was named, for people.
+        model: a name for the base, for people.
         weights_sha256: over names, types, shapes and values of the weights in memory.
         tokenizer_sha256: over the tokenizer's definition.
         width: of a row.
-        tokens: of the base's tokenizer; the id of a pack's first token.
+        tokens: size of the base's tokenizer; the id of a pack's first token.
         dtype: of the base's rows, such as `float32`.
     """
 
@@ -71,7 +71,7 @@ class PackBase:
 
 @dataclass(frozen=True)
 class PackToken:
-    """A token with the way it matches, as it was trained with."""
+    """A token with the matching rules that it was trained with."""
 
     text: str
     kind: Kind
@@ -83,24 +83,24 @@ class PackToken:
 
     @classmethod
     def of(cls, token: NewToken) -> "PackToken":
-        """With the matching that `tokenizer.added_token` gives it."""
+        """The token with the matching rules of `tokenizer.added_token`."""
         added = added_token(token)
         matching = (added.single_word, added.normalized, added.lstrip, added.rstrip)
         return cls(token.text, token.kind, token.description, *matching)
 
     @property
     def new_token(self) -> NewToken:
-        """The token as it was asked for."""
+        """The token as it was requested."""
         return NewToken(self.text, self.kind, self.description)
 
     @property
     def matching(self) -> tuple[bool, bool, bool, bool]:
-        """What decides where it is found."""
+        """The properties that decide where the token is found."""
         return self.single_word, self.normalized, self.lstrip, self.rstrip
 
     @property
     def added(self) -> "AddedToken":
-        """As the tokenizers library takes it."""
+        """The token for the tokenizers library."""
         from tokenizers import AddedToken
 
         single_word, normalized, lstrip, rstrip = self.matching
@@ -111,7 +111,7 @@ class PackToken:
 
 @dataclass(frozen=True)
 class PackAdapter:
-    """A PEFT adapter over the base: its configuration, and its weights by the names that PEFT saves them under."""
+    """A PEFT adapter over the base: its configuration, and its weights by PEFT's names."""
 
     config: Mapping[str, Any]
     weights: Mapping[str, torch.Tensor]
@@ -119,18 +119,18 @@ class PackAdapter:
 
 @dataclass(frozen=True)
 class Pack:
-    """A vocabulary apart from its base.
+    """A vocabulary stored separately from its base.
 
     Attributes:
-        name: by which a bank knows it.
-        base: what it is for.
+        name: of the vocabulary in a bank.
+        base: that it fits.
         tokens: in the order of the rows.
         rows: shape (tokens, width).
-        adapter: of the transformer; with one, texts without a new word move too, unless there is a gate.
-        gate: the texts of the tokens without one of which a text does not pass the adapter; None where every text does.
-        contexts: texts that use the tokens.
-        figures: what was measured of it, for people.
-        licence: under which it may be used, None where nobody said.
+        adapter: of the transformer; it also changes texts without a new word, unless there is a gate.
+        gate: texts of tokens; only a text with one of them uses the adapter. None if every text uses it.
+        contexts: texts with the tokens.
+        figures: metrics of the pack, for people.
+        licence: of the pack; None if unknown.
     """
 
     name: str
@@ -150,11 +150,11 @@ class Pack:
 
 
 def identify(model: "SentenceTransformer", name: str) -> PackBase:
-    """What a loaded base is; its weights are read and hashed once, by all cores (0.8 s of one core for 90 MB).
+    """The identity of a loaded base; hashes its weights once, on all cores (0.8 s of one core for 90 MB).
 
     Args:
         model: without new tokens.
-        name: how a person names it.
+        name: a name for people.
     """
     embedding = model[0].auto_model.get_input_embeddings().weight
     dtype = str(embedding.dtype).removeprefix("torch.")
@@ -169,17 +169,17 @@ def identify(model: "SentenceTransformer", name: str) -> PackBase:
 
 
 def require_base(pack: Pack, base: PackBase) -> None:
-    """Refuse a pack that is for another base.
+    """Refuse a pack for another base.
 
     Raises:
-        VocabgraftError: naming both, what differs, and how to carry the pack over.
+        VocabgraftError: naming both bases, the difference, and how to transfer the pack.
     """
     if pack.base.weights_sha256 == base.weights_sha256 and pack.base.tokenizer_sha256 == base.tokenizer_sha256:
         return
     same_weights = pack.base.weights_sha256 == base.weights_sha256
     seen, wanted = (
         f"{which.model} (weights {which.weights_sha256[:12]}, tokenizer {which.tokenizer_sha256[:12]}, rows of "
-        f"{which.width} numbers in {which.dtype})"
+        f"width {which.width} in {which.dtype})"
         for which in (base, pack.base)
     )
     raise VocabgraftError(
@@ -196,9 +196,9 @@ def choose_contexts(
     per_token: int,
     unknown_id: int | None,
 ) -> tuple[str, ...]:
-    """The first texts that use each token, `per_token` of each and none longer than LONGEST_CONTEXT characters.
+    """The first texts with each token, `per_token` of each and none longer than LONGEST_CONTEXT characters.
 
-    Plain templates fill up what is missing. With 0 there are none.
+    Templates fill up missing ones. With 0 there are none.
     """
     uses = dict.fromkeys((token.id for token in tokens), 0)
     chosen: list[str] = []
@@ -216,21 +216,21 @@ def choose_contexts(
 
 
 def check_name(name: str) -> str:
-    """A vocabulary's name, which is a folder's name too.
+    """Return a vocabulary's name, which is also a folder's name.
 
     Raises:
-        VocabgraftError: when it is none.
+        VocabgraftError: when the name is not allowed.
     """
     if not NAME.fullmatch(name):
         raise VocabgraftError(
-            f"{name[:60]!r} is no name for a vocabulary; allowed: up to 128 letters, digits, '.', '_' and '-', "
+            f"{name[:60]!r} cannot name a vocabulary; allowed: up to 128 letters, digits, '.', '_' and '-', "
             "the first one a letter or a digit"
         )
     return name
 
 
 def adapter_from(folder: Path) -> PackAdapter | None:
-    """The adapter of a folder that `train_adapter` saved, without the rows of new tokens; None where only rows were."""
+    """The adapter in a folder of `train_adapter`, without the rows of new tokens; None if only rows were trained."""
     from safetensors.torch import load_file
 
     path = folder / "adapter_model.safetensors"
@@ -255,14 +255,14 @@ def _weights_sha256(model: "SentenceTransformer") -> str:
 
 
 def _values_sha256(tensor: torch.Tensor) -> str:
-    # The bytes, since numpy has no bfloat16.
+    # As bytes, since numpy has no bfloat16.
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.sha256(values.data).hexdigest()
 
 
 def _tokenizer_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:
     defined = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Every call of a tokenizer sets these anew.
+    # Every call of a tokenizer sets these again.
     return hashlib.sha256(
         json.dumps(defined | {"padding": None, "truncation": None}, sort_keys=True).encode()
     ).hexdigest()

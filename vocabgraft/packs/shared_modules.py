@@ -1,7 +1,7 @@
-"""Appends rows to an embedding without a copy; models that share all but a few modules.
+"""Appends rows to an embedding without a copy, and makes models that share all but a few modules.
 
-Nothing here copies a matrix: a model with other rows, or another tokenizer, is a few small objects over the weights of
-the one that it was made from.
+Nothing here copies a matrix: a model with other rows or another tokenizer is a few small objects over the weights of
+the original.
 """
 
 import copy
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-# What a Rust tokenizer is made of beside its model and its added tokens; all of them are shared, not copied.
+# The parts of a Rust tokenizer beside its model and its added tokens; all of them are shared, not copied.
 PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
 class AppendedRows(nn.Embedding):
-    """An embedding whose ids from `first` on are rows of their own; the matrix is that of another embedding.
+    """An embedding with its own rows for ids from `first` on; the matrix is that of another embedding.
 
-    The rows may stand where the matrix has padding, so they begin at `first` and not at its end.
+    The matrix may have padding rows, so the own rows begin at `first` and not at its end.
     """
 
     def __init__(self, embedding: nn.Embedding, rows: torch.Tensor, first: int) -> None:
         """Take an embedding of shape (vocabulary, width) and rows of shape (new tokens, width).
 
         Raises:
-            VocabgraftError: for an embedding that does more than look up.
+            VocabgraftError: for an embedding that does more than a lookup.
         """
         if not only_looks_up(embedding):
             raise VocabgraftError(
@@ -45,7 +45,7 @@ class AppendedRows(nn.Embedding):
             )
         size, width = embedding.num_embeddings, embedding.embedding_dim
         super().__init__(size, width, embedding.padding_idx, _weight=embedding.weight.detach())
-        # The very parameter, so that moving the other model moves this one.
+        # The same parameter, so that moving the other model moves this one.
         self.weight = embedding.weight
         self.first = first
         self.register_buffer("rows", rows.detach().to(embedding.weight), persistent=False)
@@ -62,16 +62,16 @@ class AppendedRows(nn.Embedding):
 
     def _save_to_state_dict(self, *args: Any, **options: Any) -> None:
         raise VocabgraftError(
-            "a model with an active vocabulary cannot be saved, its rows would be lost; save what bank.merge gives, "
-            "or the vocabulary with bank.save"
+            "a model with an active vocabulary cannot be saved, since its rows would be lost; save the model from "
+            "bank.merge, or the vocabulary with bank.save"
         )
 
 
 def exchange(root: AnyModule, new: Mapping[nn.Module, nn.Module]) -> AnyModule:
-    """A module with others for some in it: what holds one of those is copied, everything else is the same object.
+    """A module with some of its modules replaced: their parents are copied, everything else is shared.
 
     Raises:
-        VocabgraftError: when a module that holds one of them was wrapped, so that a copy would still run the original.
+        VocabgraftError: when a parent was wrapped, so that a copy would still run the original.
     """
     made: dict[int, nn.Module] = {id(module): other for module, other in new.items()}
 
@@ -83,7 +83,7 @@ def exchange(root: AnyModule, new: Mapping[nn.Module, nn.Module]) -> AnyModule:
         return made[id(module)]
 
     result = exchanged(root)
-    assert isinstance(result, type(root)), "what holds another module keeps its class"
+    assert isinstance(result, type(root)), "a copied parent keeps its class"
     return result
 
 
@@ -96,10 +96,10 @@ def with_children(module: AnyModule, children: Mapping[str, nn.Module]) -> AnyMo
     if "forward" in module.__dict__:
         raise VocabgraftError(
             f"the forward of the model's {type(module).__name__} was replaced (accelerate does so for mixed precision, "
-            "for example), so it cannot be shared; give the bank a model as it was loaded"
+            "for example), so it cannot be shared; give the bank a freshly loaded model"
         )
     copied = type(module).__new__(type(module))
-    # What torch.compile put there is bound to the original.
+    # torch.compile binds these to the original.
     copied.__dict__ = {name: value for name, value in module.__dict__.items() if name != "_compiled_call_impl"}
     copied.__dict__["_modules"] = {**module._modules, **children}
     return copied
@@ -108,14 +108,14 @@ def with_children(module: AnyModule, children: Mapping[str, nn.Module]) -> AnyMo
 def sharing_tokenizer(
     tokenizer: "PreTrainedTokenizerFast", tokens: "Sequence[PackToken]" = ()
 ) -> "PreTrainedTokenizerFast":
-    """A tokenizer with tokens added that shares its vocabulary with another: 2 ms and 7 KB where a copy has 7 MB.
+    """A tokenizer with added tokens that shares its vocabulary with another: 2 ms and 7 KB, while a copy has 7 MB.
 
     Args:
-        tokenizer: as the base has it; it stays as it is.
-        tokens: get the ids after its last one, in order.
+        tokenizer: of the base; it is not changed.
+        tokens: they get the ids after its last one, in order.
 
     Raises:
-        VocabgraftError: when the tokenizer is not a fast one, or its ids have holes.
+        VocabgraftError: when the tokenizer is not a fast one, or its ids have gaps.
     """
     from tokenizers import Tokenizer
 
@@ -136,8 +136,8 @@ def sharing_tokenizer(
     wanted |= {token.text: first + place for place, token in enumerate(tokens)}
     if wrong := next((text for text, token_id in wanted.items() if shared.token_to_id(text) != token_id), None):
         raise VocabgraftError(
-            f"token {wrong!r} gets the id {shared.token_to_id(wrong)} where {wanted[wrong]} is expected: it is in the "
-            "base already, or the base's ids have holes; such a base takes no vocabulary"
+            f"token {wrong!r} gets the id {shared.token_to_id(wrong)} instead of {wanted[wrong]}: it is in the "
+            "base already, or the base's ids have gaps; such a base takes no vocabulary"
         )
     copied = copy.copy(tokenizer)
     copied._tokenizer = shared

@@ -1,10 +1,10 @@
 """Transfers a pack to another base: the same tokens with new rows.
 
-Rows mean nothing over another base. What a pack can bring along is its texts (`distillation`: each row is pulled until
-the new base reads a text as it did with its old pieces, so what training taught the rows is not brought). Where the
-pack's own base is at hand, it can say how training moved these texts (`source_distillation`: rows are pulled to the new
-base's own reading, moved likewise), or how the rows lie among rows of tokens that both bases have (`matching_pursuit`,
-`least_squares`: what was learnt is brought as far as the two spaces agree).
+Rows mean nothing over another base. With only the pack's texts, `distillation` trains each row until the new base
+embeds a text as with its old subword tokens; what training taught the rows is lost. With the pack's own base there are
+methods that keep it, as far as the two embedding spaces agree: `source_distillation` trains rows towards the new base's
+own embeddings, moved as the training moved these texts; `matching_pursuit` and `least_squares` use the position of the
+rows among rows of tokens that both bases have.
 """
 
 import copy
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
 
 Method = Literal["distillation", "source_distillation", "matching_pursuit", "least_squares"]
 METHODS: tuple[Method, ...] = get_args(Method)
-# As many as mergekit's tokensurgeon takes by default.
+# The default of mergekit's tokensurgeon.
 ATOMS = 64
-# Fewer say nothing of how two spaces lie to each other.
+# Fewer do not determine how the two spaces relate.
 LEAST_SHARED = 16
 LONGEST_TOKEN = 64
-# Words that both bases have, for the rotation between their spaces: several for each of its dimensions.
+# Words that both bases have, for the rotation between their spaces: several per dimension.
 MOST_ANCHORS = 2_000
 
 
 @dataclass(frozen=True)
 class Target:
-    """A base to carry to, with the pack's tokens added to its tokenizer.
+    """The new base, with the pack's tokens added to its tokenizer.
 
     Attributes:
-        model: the base, as it stays.
+        model: the base; it is not changed.
         tokenizer: the extended one.
-        tokens: those that were added, with the base's pieces of each.
-        left_out: texts of the pack's tokens that the base reads as one token already.
+        tokens: the added tokens, with the base's subword tokens of each.
+        left_out: texts of the pack's tokens that the base already reads as one token.
     """
 
     model: "SentenceTransformer"
@@ -61,16 +61,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Carried:
-    """A pack for the new base, and what it cost and came to.
+    """A pack for the new base, with its cost and quality.
 
     Attributes:
-        pack: for the new base, without an adapter: that is of the old one's weights.
-        method: that gave the rows.
-        left_out: tokens that the new base has already.
-        adapter_left: whether the old pack had an adapter, which cannot be carried.
-        shared: tokens that both bases have, where the method needs them.
-        seconds: that the rows took.
-        quality: of `measure` on texts that no row was trained on.
+        pack: for the new base, without an adapter, which belongs to the weights of the old base.
+        method: that made the rows.
+        left_out: tokens that the new base already has.
+        adapter_left: whether the old pack had an adapter, which cannot be transferred.
+        shared: number of tokens that both bases have, if the method needs them.
+        seconds: to make the rows.
+        quality: from `measure`, on texts that no row was trained on.
     """
 
     pack: Pack
@@ -84,13 +84,13 @@ class Carried:
 
 @dataclass(frozen=True)
 class Quality:
-    """How near a model with new tokens is to its base, which reads the same texts with old pieces.
+    """How close a model with new tokens is to its base, which reads the same texts with old subword tokens.
 
     Attributes:
-        texts: that were read.
+        texts: number of texts.
         mean, p10: cosine of the two embeddings of a text, mean and 10th percentile.
-        reciprocal_rank: mean over the texts of 1 / the place at which a text finds itself, in percent: its embedding
-            with new tokens asks, the base's embeddings of all the texts answer.
+        reciprocal_rank: mean reciprocal rank in percent of a text among all texts: its embedding with new tokens is the
+            query, the base's embeddings of all texts are the candidates.
     """
 
     texts: int
@@ -103,7 +103,7 @@ def prepare(pack: Pack, model: "SentenceTransformer") -> Target:
     """Add the pack's tokens to a copy of a base's tokenizer.
 
     Raises:
-        VocabgraftError: when the base has all of them already, or one cannot be a token there.
+        VocabgraftError: when the base has all of them already, or one cannot be added.
     """
     base = raw_tokenizer(model)
     left_out = tuple(token.text for token in pack.tokens if is_one_token(base, token.new_token))
@@ -111,7 +111,7 @@ def prepare(pack: Pack, model: "SentenceTransformer") -> Target:
     if not wanted:
         raise VocabgraftError(
             f"the base reads each of the {len(pack.tokens)} tokens of {pack.name!r} as one token already; "
-            "there is nothing to carry over"
+            "there is nothing to transfer"
         )
     tokenizer = copy.deepcopy(model.tokenizer)
     tokens = extend_tokenizer(tokenizer, base, wanted, max(LONGEST_TOKEN, *(len(token.text) for token in wanted)))
@@ -130,13 +130,13 @@ def carry_over(
     """Make a pack for another base.
 
     Args:
-        pack: to be carried.
-        model: the base to carry to; its weights are not changed.
-        base_name: how the new pack names it.
+        pack: to transfer.
+        model: the new base; its weights are not changed.
+        base_name: of the new base, for the new pack.
         method: one of `METHODS`.
-        settings: of the distillation; its share of held-out texts is what every method is measured on.
+        settings: of the distillation; every method is measured on its share of held-out texts.
         seed: of the distillation.
-        source: the pack's own base, which all methods but distillation need.
+        source: the pack's own base, required by all methods except distillation.
 
     Raises:
         VocabgraftError: for a pack without texts, a source that is not the pack's base, or bases that share too few
@@ -169,24 +169,22 @@ def carry_over(
 
 
 def require_method(method: str, has_source: bool) -> None:
-    """Refuse a method that is none, or that needs the pack's own base where there is none."""
+    """Refuse an unknown method, or one that needs the pack's own base if it is not given."""
     if method not in METHODS:
         raise VocabgraftError(f"there is no method {method!r}; allowed: {', '.join(METHODS)}")
     if method != "distillation" and not has_source:
-        raise VocabgraftError(
-            f"{method} finds rows by those of the pack's own base, which is not given; name it, or take distillation"
-        )
+        raise VocabgraftError(f"{method} needs the pack's own base, which is not given; name it, or use distillation")
 
 
 def with_rows(target: Target, rows: torch.Tensor) -> "SentenceTransformer":
-    """The new base with the tokens and rows of shape (tokens, width)."""
+    """The new base with the tokens and with rows of shape (tokens, width)."""
     return extended_copy(target.model, copy.deepcopy(target.tokenizer), rows)
 
 
 def measure(
     student: "SentenceTransformer", teacher: "SentenceTransformer", contexts: Sequence[Context], batch_size: int
 ) -> Quality:
-    """How near a model with new tokens is to its base on texts that hold one."""
+    """Measure how close a model with new tokens is to its base on texts with new tokens."""
     asked = _unit(student, [context.text for context in contexts], batch_size)
     answers = _unit(teacher, [context.teacher_text for context in contexts], batch_size)
     scores = asked @ answers.T
@@ -197,23 +195,23 @@ def measure(
 
 
 def held_out(contexts: Sequence[Context], settings: DistillationParams) -> list[Context]:
-    """The texts that distillation leaves out; all of them where it leaves out none."""
+    """The texts that distillation leaves out; all texts if it leaves out none."""
     return [context for context in contexts if is_held_out(context.text, settings.held_out)] or list(contexts)
 
 
 def matching_pursuit(
     rows: torch.Tensor, source: torch.Tensor, target: torch.Tensor, atoms: int = ATOMS
 ) -> torch.Tensor:
-    """Rows of the target as sparse mixtures of shared tokens, with the weights that the source needs.
+    """Rows of the target as sparse mixtures of shared tokens, with the weights that fit the source.
 
     Orthogonal matching pursuit (Pati, Rezaiifar and Krishnaprasad, 1993), as mergekit's tokensurgeon uses it
     (Goddard and Fernandes Neto, 2025, "Training-Free Tokenizer Transplantation via Orthogonal Matching Pursuit").
 
     Args:
-        rows: to be carried, (tokens, width of the source).
+        rows: to transfer, (tokens, width of the source).
         source: rows of the shared tokens, (shared, width of the source).
         target: rows of the same tokens, (shared, width of the target).
-        atoms: shared tokens a mixture, at most as many as there are and as the source is wide.
+        atoms: shared tokens per mixture, at most their number and the width of the source.
 
     Returns:
         Shape (tokens, width of the target).
@@ -226,7 +224,7 @@ def matching_pursuit(
     for _ in range(min(atoms, len(source), source.shape[1])):
         scores = (residual @ unit.T).abs().scatter(1, chosen, -1.0)
         chosen = torch.cat([chosen, scores.argmax(dim=1, keepdim=True)], dim=1)
-        # The new direction, with what the others span taken out twice, which keeps them orthogonal in floats.
+        # The new direction is orthogonalized against the others twice, which keeps them orthogonal in floats.
         direction = unit[chosen[:, -1]]
         for _ in range(2):
             direction = direction - torch.einsum("nk,nkw->nw", torch.einsum("nkw,nw->nk", basis, direction), basis)
@@ -239,13 +237,13 @@ def matching_pursuit(
 
 
 def least_squares(rows: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Rows of the target by the affine map that takes shared tokens from one space to the other with least error.
+    """Rows of the target by the affine map from source to target with the least squared error on shared tokens.
 
-    Arguments and result as of `matching_pursuit`.
+    Arguments and result as for `matching_pursuit`.
     """
     source, target = source.double(), target.double()
     means = source.mean(dim=0), target.mean(dim=0)
-    # gelsd gives the smallest map where there are fewer tokens than the source is wide.
+    # With fewer tokens than the source's width, gelsd returns the map with the smallest norm.
     found = torch.linalg.lstsq(source - means[0], target - means[1], driver="gelsd").solution
     mapped: torch.Tensor = (rows.double() - means[0]) @ found + means[1]
     return mapped
@@ -255,7 +253,7 @@ def _from_shared(pack: Pack, target: Target, source: "SentenceTransformer", meth
     ids = shared_tokens(raw_tokenizer(source), raw_tokenizer(target.model))
     if len(ids) < LEAST_SHARED:
         raise VocabgraftError(
-            f"the bases share {len(ids)} tokens, too few to find rows by (at least {LEAST_SHARED}); take distillation"
+            f"the bases share {len(ids)} tokens, too few to find rows with (at least {LEAST_SHARED}); use distillation"
         )
     matrices = _input_rows(source)[[pair[0] for pair in ids]], _input_rows(target.model)[[pair[1] for pair in ids]]
     places = {token.text: place for place, token in enumerate(pack.tokens)}
@@ -271,11 +269,11 @@ def source_goals(
     source: "SentenceTransformer",
     settings: DistillationParams,
 ) -> torch.Tensor:
-    """How the new base should read the contexts: as it does with old pieces, moved as the pack moves them at home.
+    """Goals for the contexts in the new base: its embeddings with old subword tokens, moved as in the pack's own base.
 
-    At home is the pack's own base, whose readings are taken to the new base's by the rotation that fits best (the
-    orthogonal Procrustes problem, Schönemann, 1966), found on texts that both read with old pieces: these, and words
-    that are a token of both.
+    The best-fitting rotation (the orthogonal Procrustes problem, Schönemann, 1966) maps embeddings of the pack's own
+    base to the new base. It is fitted on texts that both read with old subword tokens: the contexts, and words that are
+    one token in both.
 
     Returns:
         Shape (contexts, width of the new base's embeddings).
@@ -290,16 +288,16 @@ def source_goals(
     words = torch.from_numpy(_unit(bank.view("words"), [context.text for context in contexts], size))
     pieces = here[: len(old)]
     if pack.adapter is not None:
-        # With the adapter and without the rows, so that the difference is what the rows say.
+        # With the adapter but without the rows, so that the difference is the effect of the rows.
         bank.put(replace(pack, tokens=(), rows=pack.rows[:0], gate=None), "pieces")
         pieces = torch.from_numpy(_unit(bank.view("pieces"), old, size))
     return there[: len(old)] + (words - pieces) @ rotation(here, there)
 
 
 def rotation(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The map with orthonormal rows or columns that takes one space to the other with least error, means aside.
+    """The map with orthonormal rows or columns from one centered space to the other with the least error.
 
-    Directions that the texts do not show are taken nowhere.
+    Directions that do not occur in the texts map to zero.
 
     Args:
         source: shape (texts, width of the source).
@@ -322,7 +320,7 @@ def _readings(model: "SentenceTransformer", contexts: Sequence[Context], setting
 def _distilled(
     target: Target, contexts: Sequence[Context], goals: torch.Tensor, settings: DistillationParams, seed: int
 ) -> torch.Tensor:
-    """Rows by which the new base reads the contexts that are not held out near their goals."""
+    """Train rows until the new base embeds the contexts, except held-out ones, near their goals."""
     weight = _input_rows(target.model)
     used = min(len(weight), len(target.model.tokenizer))
     start = Start(weight[:used], target.tokens, target.tokenizer.unk_token_id, seed)
@@ -338,7 +336,7 @@ def _contexts(pack: Pack, target: Target, settings: DistillationParams) -> list[
     unknown = target.tokenizer.unk_token_id
     if not pack.contexts:
         raise VocabgraftError(
-            f"the pack {pack.name!r} holds no texts that use its tokens, so nothing can be distilled or measured; "
+            f"the pack {pack.name!r} holds no texts with its tokens, so nothing can be distilled or measured; "
             "make the pack with contexts"
         )
     found = find_contexts(pack.contexts, target.tokenizer, target.tokens, unknown)

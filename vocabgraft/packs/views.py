@@ -15,12 +15,12 @@ from vocabgraft.packs.shared_modules import AppendedRows, exchange, sharing_toke
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Vocabularies that are read together; none is the base.
+# Vocabularies that are used together; none is the base.
 Names = tuple[str, ...]
 
 
 class TaggedText(str):
-    """A text that knows the vocabularies that it is read with."""
+    """A text with the names of its vocabularies."""
 
     names: Names
 
@@ -32,12 +32,12 @@ class TaggedText(str):
 
 
 def vocabulary_view(base: Any, pack: Pack) -> torch.nn.Module:
-    """A Transformer module that reads with a pack; `base`, a Transformer module too, stays as it is.
+    """A Transformer module that reads with a pack; `base`, a Transformer module too, is not changed.
 
-    With a gate it has two paths over the same rows, with and without the adapter, and each text passes one of them.
+    With a gate it has two paths over the same rows, with and without the adapter, and each text uses one of them.
 
     Raises:
-        VocabgraftError: when the base or the pack's adapter does not take part in this.
+        VocabgraftError: when the base or the pack's adapter does not support this.
     """
     if pack.gate is not None:
         first = len(base.processor)
@@ -57,14 +57,14 @@ def vocabulary_view(base: Any, pack: Pack) -> torch.nn.Module:
 
 
 def settle_tokenizer(transformer: Any) -> None:
-    """Let the library set padding and truncation, as a first call does: later ones only read, in any thread."""
+    """Let the library set padding and truncation, as a first call does: later calls only read, in any thread."""
     transformer.preprocess(["a text"])
 
 
 def mixed_view(base: Any, views: Mapping[Names, Any]) -> torch.nn.Module:
     """A Transformer module that reads each `TaggedText` of a batch with the view of its tag.
 
-    The rows of all views stand one after the other; the ids of each are moved to where its own begin.
+    The rows of all views are concatenated; the ids of each view are shifted to its rows.
     """
     first = len(base.processor)
     parts = {names: view.auto_model.get_input_embeddings().rows for names, view in views.items() if names}
@@ -92,7 +92,7 @@ def mixed_view(base: Any, views: Mapping[Names, Any]) -> torch.nn.Module:
 def _side_by_side(
     made: Sequence[dict[str, Any]], places: Sequence[Sequence[int]], tokenizer: "PreTrainedTokenizerFast"
 ) -> dict[str, Any]:
-    """Batches as one, padded to the longest, the texts in the order of their places."""
+    """Combine batches into one, padded to the longest, with the texts at their indices."""
     order = torch.tensor([place for group in places for place in group]).argsort()
     longest = max(features["input_ids"].shape[1] for features in made)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
@@ -109,6 +109,6 @@ def _side_by_side(
         elif any(features[name] != value for features in made):
             raise VocabgraftError(
                 f"the vocabularies read the prompt differently ({name}: {[features[name] for features in made]}); "
-                "encode the texts of each vocabulary by themselves"
+                "encode the texts of each vocabulary separately"
             )
     return joined

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class VocabularyPack(Pack):
-    """New words with their embeddings, apart from the base that they were learned on.
+    """New words with their embeddings, stored separately from their base.
 
     A `VocabularyBank` puts packs on one loaded model: `bank.put(pack)`.
     """
@@ -29,7 +29,7 @@ class VocabularyPack(Pack):
         """Read a pack from its folder; every file is checked against its hash.
 
         Raises:
-            VocabgraftError: for a folder that is no pack, or that is damaged.
+            VocabgraftError: for a folder that is not a pack, or a damaged pack.
         """
         return cls.of(read_pack(Path(folder).expanduser()))
 
@@ -47,15 +47,15 @@ class VocabularyPack(Pack):
         distillation: DistillationParams | None = None,
         seed: int = 17,
     ) -> Carried:
-        """Carry the words over to another base.
+        """Transfer the words to another base.
 
         Args:
-            model: the other base, which is left as it is.
+            model: the other base; it is not changed.
             method: `distillation` from the texts in the pack, or `source_distillation`, `matching_pursuit` and
                 `least_squares`, which need `source`.
             source: the base that the pack was made for.
-            base_name: how the new pack names the other base; by default the last part of the model's name.
-            distillation: its settings; None takes the defaults.
+            base_name: of the other base, for the new pack; by default the last part of the model's name.
+            distillation: its settings; None uses the defaults.
             seed: of the distillation.
 
         Returns:

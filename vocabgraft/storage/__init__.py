@@ -1,1 +1,1 @@
-"""Files and folders: written whole, hashed, locked."""
+"""Files and folders: written atomically, hashed, locked."""

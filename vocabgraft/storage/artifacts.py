@@ -21,7 +21,7 @@ def file_sha256(path: Path) -> str:
 
 
 def content_digest(folder: Path) -> str:
-    """Hex SHA-256 over the names and hashes of a folder's files, its manifest left out."""
+    """Hex SHA-256 over the names and hashes of a folder's files, without its manifest."""
     return digest_of(hash_files(folder))
 
 
@@ -31,13 +31,13 @@ def digest_of(value: Any) -> str:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder`, by relative POSIX path, the manifest left out."""
+    """SHA-256 of every file below `folder` by relative POSIX path, without the manifest."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
 
 
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
-    """Write readable JSON with sorted keys, the same bytes for the same value; whole or not at all."""
+    """Write readable JSON with sorted keys, whole or not at all; equal values give equal bytes."""
     replace_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
@@ -52,12 +52,12 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise _missing(path) from error
     except (ValueError, RecursionError) as error:
-        # What is no JSON, not UTF-8, or nested without end.
+        # Not JSON, not UTF-8, or nested too deep.
         raise VocabgraftError(f"{path} is damaged ({error}); `dvc checkout {path.parent}` brings it back") from error
 
 
 def read_manifest(folder: Path) -> tuple[str, Mapping[str, str]]:
-    """The digest of an artifact folder's content, and the hash of each of its files.
+    """The content digest of an artifact folder, and the hash of each of its files.
 
     Raises:
         VocabgraftError: when the manifest is missing or damaged.
@@ -78,7 +78,7 @@ def require_artifact(path: Path) -> Path:
     """Return `path`, an artifact's folder or a part of one, after checking that the artifact is complete.
 
     Raises:
-        VocabgraftError: when it is missing, or its manifest is (a half-written folder).
+        VocabgraftError: when the path or its manifest is missing (a half-written folder).
     """
     if not path.exists():
         raise _missing(path)
@@ -93,8 +93,8 @@ def new_folder(destination: Path, about: Mapping[str, Any] | None = None) -> Ite
     """Yield an empty folder that becomes `destination`, with its manifest, only if the block succeeds.
 
     Args:
-        destination: replaced where it is there.
-        about: what the manifest says beside the hashes.
+        destination: replaced if it exists.
+        about: entries of the manifest beside the hashes.
     """
     with work_beside(destination) as work:
         yield work
@@ -103,13 +103,13 @@ def new_folder(destination: Path, about: Mapping[str, Any] | None = None) -> Ite
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write the manifest of a complete folder: what is said of it, and the content hashes of its files."""
+    """Write the manifest of a complete folder: the entries of `about`, and the content hashes of its files."""
     files = hash_files(folder)
     write_json(folder / MANIFEST, {**about, "digest": digest_of(files), "files": files})
 
 
 def _finish(work: Path, about: Mapping[str, Any]) -> None:
-    # mkdtemp and safetensors make private folders and files; an artifact has the modes that a plain write gives.
+    # mkdtemp and safetensors make private folders and files; an artifact gets the default modes.
     mask = os.umask(0)
     os.umask(mask)
     write_manifest(work, about)

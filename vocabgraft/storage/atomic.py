@@ -1,8 +1,8 @@
 """Replaces files and folders atomically: writes beside the target, then renames.
 
-Work lies beside its destination as `.NAME.RANDOM.partial`; what it replaces waits as `.NAME.RANDOM.previous` for the
-moment between two renames. The writer holds a lock on its work, which the kernel releases however the writer ends.
-So the next writer tells living work from that of a killed process, and puts back a folder whose replacement was killed.
+The work lies beside its destination as `.NAME.RANDOM.partial`; the old folder waits as `.NAME.RANDOM.previous` between
+the two renames. The writer holds a lock on its work, which the kernel releases whenever the writer ends. So the next
+writer can tell work in progress from that of a killed process, and puts back a folder whose replacement was killed.
 """
 
 import errno
@@ -19,20 +19,20 @@ from pathlib import Path
 from vocabgraft.errors import VocabgraftError
 
 PARTIAL, PREVIOUS = ".partial", ".previous"
-# What rename says where a folder that is not empty is in its place.
+# The errors of rename if the target is a folder that is not empty.
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole or not at all; a failure, such as a full disk, leaves the old file.
+    """Write a UTF-8 text file whole or not at all; a failure, such as a full disk, leaves the old file unchanged.
 
-    The parent folder is made where it is missing.
+    Creates the parent folder if it is missing.
 
     Raises:
         OSError: when it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by mkstemp, which makes private files: this one has the mode that a plain write gives.
+    # mkstemp would make a private file; this one gets the default mode.
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         unfinished.write_text(text, encoding="utf-8")
@@ -43,15 +43,15 @@ def replace_text(path: Path, text: str) -> None:
 
 @contextmanager
 def work_beside(destination: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `destination`, on the same file system; it is deleted unless it was renamed.
+    """Yield an empty folder beside `destination`, on the same file system, and delete it unless it was renamed.
 
-    What killed writers of this destination left is put in order first.
+    First cleans up after killed writers of this destination.
 
     Raises:
-        VocabgraftError: when the destination is there and is no folder.
+        VocabgraftError: when the destination exists and is not a folder.
     """
     if destination.is_symlink() or destination.is_file():
-        raise VocabgraftError(f"{destination} is there and is no folder; name another place, or delete it")
+        raise VocabgraftError(f"{destination} exists and is not a folder; name another place, or delete it")
     destination.parent.mkdir(parents=True, exist_ok=True)
     settle(destination)
     work, lock = _new_work(destination)
@@ -63,7 +63,7 @@ def work_beside(destination: Path) -> Iterator[Path]:
 
 
 def put_in_place(work: Path, destination: Path) -> None:
-    """Rename a folder of `work_beside` to its destination, in place of the one that is there."""
+    """Rename a folder of `work_beside` to its destination, replacing an existing one."""
     aside = work.with_suffix(PREVIOUS)
     while True:
         with suppress(FileNotFoundError):
@@ -74,7 +74,7 @@ def put_in_place(work: Path, destination: Path) -> None:
             if error.errno not in TAKEN:
                 _put_back(aside, destination)
                 raise
-            # Another writer was faster; what it wrote is replaced as well.
+            # Another writer was faster; its result is replaced as well.
         else:
             return
         finally:
@@ -82,7 +82,7 @@ def put_in_place(work: Path, destination: Path) -> None:
 
 
 def settle(destination: Path) -> None:
-    """Put back the folder that a killed writer had set aside, and delete what such writers left of their work."""
+    """Put back the folder that a killed writer had set aside, and delete the partial work of killed writers."""
     ours = re.compile(rf"\.{re.escape(destination.name)}\.[a-z0-9_]{{8}}({PARTIAL}|{PREVIOUS})")
     left = [path for path in destination.parent.iterdir() if ours.fullmatch(path.name) and path.is_dir()]
     for aside in (path for path in left if path.suffix == PREVIOUS):
@@ -99,7 +99,7 @@ def settle(destination: Path) -> None:
 def _new_work(destination: Path) -> tuple[Path, int]:
     while True:
         work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=PARTIAL, dir=destination.parent))
-        # Before it is locked another writer may take it for a killed one's and delete it.
+        # Another writer may delete it before it is locked, since it looks like the work of a killed process.
         with suppress(FileNotFoundError):
             lock = os.open(work, os.O_RDONLY)
             _lock(lock, fcntl.LOCK_EX)
@@ -110,9 +110,9 @@ def _new_work(destination: Path) -> tuple[Path, int]:
 
 @contextmanager
 def _dead(work: Path) -> Iterator[bool]:
-    """Whether no writer holds the lock of its work; where folders cannot be locked nothing is taken for dead.
+    """Whether no writer holds the lock on its work; False if folders cannot be locked.
 
-    The lock is kept for the block: a writer that has just made its work and locks it now waits, and then finds it gone.
+    The lock is held for the block: a writer that has just made its work waits for it, and then finds the work deleted.
     """
     try:
         descriptor = os.open(work, os.O_RDONLY)
@@ -134,6 +134,6 @@ def _lock(descriptor: int, how: int) -> bool:
 
 
 def _put_back(aside: Path, destination: Path) -> None:
-    # Fails where the destination is there, which is then newer, and where another process was faster.
+    # Fails if the destination exists, which is then newer, or if another process was faster.
     with suppress(OSError):
         aside.rename(destination)

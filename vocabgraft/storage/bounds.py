@@ -1,4 +1,4 @@
-"""Files of others read within limits: what would hang, or fill the memory, is refused by the file's name."""
+"""Reads foreign files within limits: a file that would hang or fill the memory is refused by name."""
 
 import gzip
 import io
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, cast
 
 from vocabgraft.errors import VocabgraftError
 
-# Bytes. Definitions of published ontologies have thousands, a row with an embedding of 4,096 numbers has 80,000.
+# Bytes. Definitions in published ontologies have thousands; a row with an embedding of 4,096 numbers has 80,000.
 LONGEST_LINE = 1 << 20
 # Texts and tables unpack to 3 to 30 times their size, zeros to 1,030 times.
 LARGEST_RATIO, BYTES_BEFORE_IT_COUNTS = 200, 4 << 20
@@ -23,13 +23,13 @@ KINDS = (
 
 
 def special_kind(path: Path) -> str | None:
-    """What a path is that can be neither read to its end nor hashed; None for a file, a folder or a missing path."""
+    """What a path is if it can be neither read to its end nor hashed; None for a file, a folder or a missing path."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return "a link to something that is missing" if path.is_symlink() else None
     except OSError as error:
-        # Such as a link to itself.
+        # For example a link to itself.
         return f"not readable ({error.strerror})"
     return next((kind for is_kind, kind in KINDS if is_kind(mode)), None)
 
@@ -48,7 +48,7 @@ def bounded_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
     """Each line with its number, from 1; `path` names the file in the error.
 
     Raises:
-        VocabgraftError: for a line of more than `LONGEST_LINE` bytes, of which no more is read.
+        VocabgraftError: for a line of more than `LONGEST_LINE` bytes; nothing more is read.
     """
     number = 0
     while raw := stream.readline(LONGEST_LINE + 1):
@@ -61,18 +61,18 @@ def bounded_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def unpacked(stream: BinaryIO, path: Path) -> BinaryIO:
-    """The content of a gzip stream, which must not be a bomb; `path` names the file in the error.
+    """The content of a gzip stream that is not a bomb; `path` names the file in the error.
 
     Args:
-        stream: of the packed bytes; its position says how many were read.
+        stream: of the compressed bytes; its position is the number of bytes read.
         path: the file.
     """
-    # A GzipFile runs Python code for every line; the buffer around it does so for every block.
+    # A GzipFile runs Python code for every line; the buffer around it runs it only for every block.
     return io.BufferedReader(_Unpacked(stream, path), 1 << 17)
 
 
 class _Unpacked(io.RawIOBase):
-    """Unpacked bytes, until there are far too many for those that they were unpacked from."""
+    """Unpacked bytes, until they exceed the allowed ratio to the compressed bytes."""
 
     def __init__(self, stream: BinaryIO, path: Path) -> None:
         self._packed = stream
@@ -88,7 +88,7 @@ class _Unpacked(io.RawIOBase):
         self._count += count
         if self._count > max(BYTES_BEFORE_IT_COUNTS, LARGEST_RATIO * self._packed.tell()):
             raise VocabgraftError(
-                f"{self._path} unpacks to more than {LARGEST_RATIO} times its size, as no text does; it is a gzip bomb "
-                "or holds next to nothing, so unpack it by hand and look"
+                f"{self._path} unpacks to more than {LARGEST_RATIO} times its size, which no text does; it may be a "
+                "gzip bomb, so unpack it by hand and look"
             )
         return count

@@ -4,12 +4,12 @@ import subprocess
 
 
 def commit() -> str:
-    """The current commit; empty without a commit or without Git."""
+    """The current commit; empty if there is no commit or no Git."""
     return _git("rev-parse", "HEAD")
 
 
 def has_changes() -> bool:
-    """Whether a file other than dvc.lock, which a run writes, differs from the commit."""
+    """Whether a file differs from the commit; dvc.lock does not count, since a run writes it."""
     return any(not line.endswith("dvc.lock") for line in _git("status", "--porcelain").splitlines())
 
 

@@ -1,6 +1,6 @@
 """A file lock that names the process that holds it.
 
-The kernel lets it go when the process ends, however it ends, so a lock of a dead process holds nobody up.
+The kernel releases the lock whenever its process ends, so the lock of a dead process blocks nobody.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from vocabgraft.errors import VocabgraftError
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock: a process, its command line, and since when, in local time."""
+    """The holder of a lock: a process, its command line, and since when, in local time."""
 
     pid: int
     command: str
@@ -31,7 +31,7 @@ class Holder:
 
 
 def acquire(stream: IO[str]) -> bool:
-    """Lock an open file and sign it; False where another process has it locked."""
+    """Lock an open file and write the holder into it; False if another process holds the lock."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -44,7 +44,7 @@ def acquire(stream: IO[str]) -> bool:
 
 
 def holder_of(stream: IO[str]) -> Holder | None:
-    """Who signed a lock file; None while it is being written."""
+    """The holder named in a lock file; None while the file is being written."""
     stream.seek(0)
     try:
         return Holder(**json.loads(stream.read()))
@@ -54,14 +54,14 @@ def holder_of(stream: IO[str]) -> Holder | None:
 
 @contextmanager
 def only_one(path: Path, work: str) -> Iterator[None]:
-    """Hold a lock file, which is gone afterwards.
+    """Hold a lock file for the block, and delete it afterwards.
 
     Args:
-        path: of the file; its folder is made where it is missing.
-        work: what only one may do, for the error.
+        path: of the file; its folder is created if it is missing.
+        work: beginning of the error message: what only one process may do.
 
     Raises:
-        VocabgraftError: when another process, or another thread of this one, holds it.
+        VocabgraftError: when another process, or another thread of this process, holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -70,12 +70,12 @@ def only_one(path: Path, work: str) -> Iterator[None]:
                 holder = holder_of(stream) or "a process that has just begun"
                 raise VocabgraftError(f"{work}: {holder}; let it end, or name another place")
             if not _is(stream, path):
-                # Its holder ended and deleted it between the opening and the locking.
+                # Its holder ended and deleted the file after it was opened here and before it was locked.
                 continue
             try:
                 yield
             finally:
-                # While it is held, so that nobody locks a file that is gone a moment later.
+                # Deleted while it is held, so that nobody locks a file that is deleted a moment later.
                 path.unlink()
             return
 

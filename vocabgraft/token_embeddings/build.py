@@ -30,26 +30,26 @@ def make_rows(
     seed: int,
     trust_remote_code: bool = False,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """A row for each new token, by the method that `params.initialisation` names.
+    """A row for each new token, made by the method `params.initialisation`.
 
-    Only distillation loads the model; every other method reads its input embeddings alone.
+    Only distillation loads the model; the other methods read just its input embeddings.
 
     Args:
         base: the base's folder.
         tokenizer: the extended tokenizer.
-        tokens: the tokens that were added.
-        texts: train split and contexts, which distillation chooses from; nothing held out may be among them.
+        tokens: the added tokens.
+        texts: train split and contexts, from which distillation chooses; must not include held-out texts.
         params: the section `resize_base`.
-        prompts: put over the base's own.
-        seed: of what is drawn; the global generators are neither read nor changed.
+        prompts: override the base's own.
+        seed: of the random numbers; the global generators are neither read nor changed.
         trust_remote_code: run the base's own code.
 
     Returns:
-        Rows of shape (tokens, width) in the type of the base's weights, and the report of the distillation, empty
-        for another method.
+        Rows of shape (tokens, width) in the type of the base's weights, and the report of the distillation, which is
+        empty for other methods.
 
     Raises:
-        VocabgraftError: for a token that the method cannot start.
+        VocabgraftError: for a token that the method cannot initialize.
     """
     start = _start(base, tokens, seed, trust_remote_code)
     if not tokens:
@@ -70,25 +70,25 @@ def rows_of_model(
     params: ResizeBaseParams,
     seed: int,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """A row for each new token of a base in memory, as `make_rows` gives them for one in a folder.
+    """A row for each new token of a base in memory; otherwise like `make_rows`.
 
     Args:
-        base: the base, which is left as it is.
+        base: the base; it is not changed.
         tokenizer: the extended tokenizer.
-        tokens: the tokens that were added, at least one.
-        texts: what distillation chooses contexts from.
-        params: how rows start.
-        seed: of what is drawn; the global generators are neither read nor changed.
+        tokens: the added tokens, at least one.
+        texts: texts from which distillation chooses contexts.
+        params: how to initialize and distill.
+        seed: of the random numbers; the global generators are neither read nor changed.
 
     Returns:
-        As `make_rows`.
+        As for `make_rows`.
 
     Raises:
-        VocabgraftError: as `make_rows` does.
+        VocabgraftError: as for `make_rows`.
     """
     transformer = base[0].auto_model
     weight = transformer.get_input_embeddings().weight.detach()
-    # Rows beyond the tokenizer's size are padding, which no mean and no neighbor may come from.
+    # Rows beyond the tokenizer's size are padding, which no mean and no neighbor may use.
     weight = weight[: len(base.tokenizer)].cpu()
     deviation = float(getattr(transformer.config.get_text_config(), "initializer_range", 0.02))
     start = Start(weight, tuple(tokens), base.tokenizer.unk_token_id, seed, deviation)
@@ -124,7 +124,7 @@ def _distilled(
 
 def _start(base: Path, tokens: Sequence[ExtendedToken], seed: int, trust_remote_code: bool) -> Start:
     tokenizer = load_tokenizer(base, trust_remote_code)
-    # Rows beyond the tokenizer's size are padding, which no mean and no neighbour may come from.
+    # Rows beyond the tokenizer's size are padding, which no mean and no neighbor may use.
     used = min(find_embedding(base, trust_remote_code).shape[0], len(tokenizer))
     weight = read_rows(base, range(used), trust_remote_code)
     deviation = initialiser_deviation(base, trust_remote_code)

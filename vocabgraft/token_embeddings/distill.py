@@ -1,7 +1,7 @@
 """Distillation: trains new rows until texts get the embeddings that they had with subword tokens.
 
-The pooled embedding of a text segmented with the new tokens is pulled to the one that the base gave the same text with
-its old pieces; only the new rows move.
+The loss pulls the pooled embedding of a text, tokenized with the new tokens, to the embedding that the base gives the
+same text with its own subword tokens. Only the new rows train.
 """
 
 import math
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedTokenizerFast
 
-# A token in fewer texts than this is distilled from its description too: templates say nothing about its meaning.
+# A token in fewer texts is also distilled from its description, since templates say nothing about its meaning.
 RARE_TEXTS = 8
-# The report gives fidelity for tokens of at least so many texts each.
+# The report gives the fidelity of tokens by their number of texts; these are the lower bounds.
 BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64)
 LOWER_RATE = "lower distillation.learning_rate (a tenth), or set distillation.precision to float32"
-# Plain carriers for a token that too few real texts use. They say nothing about the word, so that none is untrue.
+# Templates for tokens in too few real texts. They say nothing about the word, so none of them is false.
 TEMPLATES = (
     "{}",
     "{}.",
@@ -48,9 +48,9 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class Context:
-    """A text with at least one new token, as the student and as the teacher read it.
+    """A text with at least one new token, as the student and the teacher read it.
 
-    `is_made` says whether it was made of a template or a description, because too few real texts hold its token.
+    `is_made` says whether it comes from a template or a description, because too few real texts hold its token.
     """
 
     text: str
@@ -68,10 +68,10 @@ def choose_contexts(
     unknown_id: int | None,
     describe_under: int = 0,
 ) -> list[Context]:
-    """The texts to distil from: those with a new token, in order, until each of its tokens has `per_token`.
+    """The texts to distill from: those with a new token, in order, until each of its tokens has `per_token`.
 
-    A token with fewer gets the templates too, and one with fewer than `describe_under` its description before them. The
-    teacher reads a special token, and any that it knows no piece of, as its description.
+    A token with fewer texts gets the templates too; one with fewer than `describe_under` gets its description first.
+    The teacher reads a special token, and any token that it can only read as unknown, as its description.
     """
     found = find_contexts(texts, tokenizer, tokens, unknown_id)
     uses = dict.fromkeys((token.id for token in tokens), 0)
@@ -93,7 +93,7 @@ def choose_contexts(
 
 
 def _made_texts(token: ExtendedToken, is_rare: bool) -> list[str]:
-    # The description of a special token is what the teacher reads in its place, so that it would stand there twice.
+    # The teacher reads a special token as its description, so the description would occur twice.
     is_described = is_rare and token.kind != "special" and token.description
     described = [f"{token.text}: {token.description}"] if is_described else []
     return [*described, *(template.format(token.text) for template in TEMPLATES)]
@@ -105,7 +105,7 @@ def find_contexts(
     tokens: Sequence[ExtendedToken],
     unknown_id: int | None,
 ) -> list[Context]:
-    """The distinct texts that hold a new token, in order, as the student and as the teacher read them."""
+    """The distinct texts that hold a new token, in order, as the student and the teacher read them."""
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return []
@@ -127,23 +127,23 @@ def distil(
     settings: DistillationParams,
     seed: int,
 ) -> dict[str, Any]:
-    """Train the rows of the new tokens in `student` (changed in place) and report how near they came.
+    """Train the rows of the new tokens in `student` (changed in place) and report their fidelity.
 
     Args:
-        student: the resized base with heuristic rows.
+        student: the resized base with initialized rows.
         teacher: the base.
-        contexts: of `choose_contexts`.
+        contexts: from `choose_contexts`.
         tokens: the new tokens.
-        settings: how long and how fast.
+        settings: of the training.
         seed: of the order of the batches; the global generators are neither read nor changed.
 
     Returns:
-        Fidelity, the cosine to the teacher on contexts kept out of training: mean and 10th percentile, for words and
-        for special tokens, before and after, by token, and by the number of real texts that a token was trained on;
-        tokens under the limit; the precision computed in, with the speeds that `auto` measured.
+        Fidelity, the cosine to the teacher on held-out contexts: mean and 10th percentile, for words and for special
+        tokens, before and after, by token, and by the number of real training texts of a token; tokens under the limit;
+        the precision of the computation, with the speeds that `auto` measured.
 
     Raises:
-        VocabgraftError: if the base embeds a text as NaN or infinite, or a row becomes so.
+        VocabgraftError: if the base embeds a text as NaN or infinity, or a row becomes NaN or infinite.
     """
     with in_float32(student, teacher):
         return _distil(student, teacher, contexts, tokens, settings, seed)
@@ -196,7 +196,7 @@ def fidelity(
 
 
 def _as_described(token: ExtendedToken, unknown_id: int | None) -> NewToken:
-    """The token as `read_with_descriptions` should treat it: one of unknown pieces only is read as a special one."""
+    """The token for `read_with_descriptions`: special if the base reads it only as unknown."""
     unreadable = all(piece == unknown_id for piece in token.pieces)
     return NewToken(token.text, "special", token.description) if unreadable else token.new_token
 
@@ -209,25 +209,25 @@ def train_rows(
     settings: DistillationParams,
     seed: int,
 ) -> dict[str, int]:
-    """Train the rows of the new tokens in `student` (changed in place) until it reads each context near its goal.
+    """Train the rows of the new tokens in `student` (changed in place) towards a goal for each context.
 
     Args:
-        student: with rows to start from.
-        goals: shape (contexts, width of an embedding); their lengths say nothing.
-        contexts: with at least one of the tokens each.
+        student: with initialized rows.
+        goals: shape (contexts, width of an embedding); only their direction matters.
+        contexts: each holds at least one of the tokens.
         tokens: the new tokens.
-        settings: how long and how fast.
+        settings: of the training.
         seed: of the order of the batches; the global generators are neither read nor changed.
 
     Returns:
-        The tokens whose row became an attention sink on the way and was set back, with how often.
+        The tokens whose row became an attention sink and was reset, with how often.
 
     Raises:
         VocabgraftError: if a goal, the loss or a row becomes NaN or infinite.
     """
     if broken := (~goals.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
         raise VocabgraftError(
-            f"the base embeds {len(broken)} of {len(goals)} texts as NaN or infinite, the first: "
+            f"the base embeds {len(broken)} of {len(goals)} texts as NaN or infinity, the first: "
             f"{contexts[broken[0]].teacher_text[:80]!r}; choose a base whose weights are intact"
         )
     with in_float32(student):
@@ -249,8 +249,8 @@ def _train_rows(
     batches_per_epoch = -(-len(contexts) // settings.batch_size)
     epochs = max(settings.epochs, -(-settings.least_steps // batches_per_epoch))
     with token_rows(student, [token.id for token in tokens]) as rows:
-        # Here the momentum helps, since every text of a token asks for the same: without it, fidelity falls from 0.935
-        # to 0.910 (an ontology with 414 words).
+        # Here momentum helps, since all texts of a token pull in the same direction: without it, fidelity falls from
+        # 0.935 to 0.910 (an ontology with 414 words).
         ids, texts = [token.id for token in tokens], [token.text for token in tokens]
         guard = RowGuard(student, ids, texts, rows.rows, still=False)
         optimizer = torch.optim.Adam([rows.rows], lr=settings.learning_rate)
@@ -282,7 +282,7 @@ def _require_number(loss: torch.Tensor, context: Context) -> None:
 
 
 def _batches(contexts: Sequence[Context], size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Batches of texts of like length, in random order; ties in length are shuffled anew for each epoch."""
+    """Batches of texts of similar length, in random order; ties in length are shuffled again for each epoch."""
     shuffled = torch.randperm(len(contexts), generator=generator).tolist()
     ordered = sorted(shuffled, key=lambda place: contexts[place].length)
     batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
@@ -291,7 +291,7 @@ def _batches(contexts: Sequence[Context], size: int, generator: torch.Generator)
 
 
 def teach(teacher: "SentenceTransformer", contexts: Sequence[Context], batch_size: int) -> torch.Tensor:
-    """How a teacher reads the contexts with old pieces: shape (contexts, width of an embedding)."""
+    """A teacher's embeddings of the contexts, with its own subword tokens: shape (contexts, width of an embedding)."""
     return torch.from_numpy(_encode(teacher, [context.teacher_text for context in contexts], batch_size)).to(
         teacher.device
     )
@@ -306,7 +306,7 @@ def _encode(model: "SentenceTransformer", texts: Sequence[str], batch_size: int)
 
 
 def _prompt(model: "SentenceTransformer") -> str | None:
-    """Contexts are read as documents, which is what most texts of an index are."""
+    """The prompt for documents, since most texts of an index are documents."""
     return model.prompts.get("document") or None
 
 
@@ -347,7 +347,7 @@ def _by_token(
             }
     return {
         "by_token": figures,
-        # A mean of NaN compares false, and so counts as under the limit.
+        # NaN compares false, so a mean of NaN counts as under the limit.
         "under_limit": sorted(text for text, figure in figures.items() if not figure["mean"] >= least),
         "not_measured": sorted(token.text for token in tokens if token.text not in figures),
     }
@@ -356,7 +356,7 @@ def _by_token(
 def _by_texts(
     cosines: Embeddings, train: Sequence[Context], test: Sequence[Context], tokens: Sequence[ExtendedToken]
 ) -> list[dict[str, Any]]:
-    """Fidelity of the tokens that were trained on so many real texts, in ranges of `BUCKETS`."""
+    """The fidelity of tokens by their number of real training texts, in the ranges of `BUCKETS`."""
     real = Counter(token for context in train if not context.is_made for token in context.tokens)
     own: dict[int, list[float]] = {}
     for cosine, context in zip(cosines.tolist(), test, strict=True):

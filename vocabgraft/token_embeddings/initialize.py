@@ -1,6 +1,6 @@
-"""Initialization methods of new rows, before any distillation or training.
+"""Methods that initialize new rows, before any distillation or training.
 
-Every method takes the base's matrix and the new tokens and gives one row a token, from a seed of its own: the global
+Every method takes the base's matrix and the new tokens and returns one row per token. It has its own seed: the global
 generators are neither read nor changed.
 """
 
@@ -14,20 +14,20 @@ from vocabgraft.token_embeddings.trainable import require_finite
 from vocabgraft.tokens.tokenizer import ExtendedToken
 
 NEAREST = 10
-# Cosines to the nearest rows lie close together; undivided, sparsemax would weigh all of them alike.
+# Cosines to the nearest rows are similar; undivided, sparsemax would weight all of them equally.
 TEMPERATURE = 0.1
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a method may use.
+    """The inputs of a method.
 
     Attributes:
         weight: the base's input embeddings, (vocabulary, width).
         tokens: the new tokens.
-        unknown_id: the base's id for what it cannot read.
-        seed: of the methods that draw.
-        deviation: the standard deviation that the base's configuration starts weights with.
+        unknown_id: the base's id of the unknown token.
+        seed: for methods that draw random numbers.
+        deviation: the standard deviation of the initial weights in the base's configuration.
     """
 
     weight: torch.Tensor
@@ -38,10 +38,11 @@ class Start:
 
 
 def initial_rows(method: str, start: Start) -> torch.Tensor:
-    """Rows of shape (tokens, width), of the type of the matrix, by a method of `METHODS`.
+    """Rows of shape (tokens, width), of the type of the matrix, by a method in `METHODS`.
 
     Raises:
-        VocabgraftError: for an unknown method, a token that a method cannot start, or a row of NaN or infinity.
+        VocabgraftError: for an unknown method, a token that the method cannot initialize, or a row with NaN or
+            infinity.
     """
     if method not in METHODS:
         raise VocabgraftError(f"there is no initialisation {method!r}; allowed: {', '.join(METHODS)}")
@@ -52,15 +53,15 @@ def initial_rows(method: str, start: Start) -> torch.Tensor:
 
 
 def random_normal(start: Start) -> torch.Tensor:
-    """Normal rows with the standard deviation that the base's configuration starts weights with."""
+    """Normal rows with the standard deviation of the initial weights in the base's configuration."""
     generator = torch.Generator().manual_seed(start.seed)
     return start.deviation * torch.randn(len(start.tokens), start.weight.shape[1], generator=generator)
 
 
 def vocabulary_mean(start: Start) -> torch.Tensor:
-    """What transformers' own resize draws: near the vocabulary's mean, all rows almost the same.
+    """Rows as transformers' own resize draws them: near the vocabulary's mean, almost the same for all tokens.
 
-    Called on a copy of the matrix, not imitated; it draws from the global generator, which is put back.
+    transformers is called on a copy of the matrix; it draws from the global generator, whose state is restored.
     """
     from transformers import BertConfig, BertModel
 
@@ -84,23 +85,23 @@ def vocabulary_mean(start: Start) -> torch.Tensor:
 
 
 def subword_mean(start: Start) -> torch.Tensor:
-    """The mean of the rows of a token's old pieces; of its description's for a special token.
+    """The mean row of a token's old subword tokens; for a special token, of its description's.
 
-    A word or symbol that the base reads as unknown pieces only starts from its description too.
+    A word or symbol that the base reads only as unknown also uses its description.
     """
     return torch.stack([_mean_row(start, token, ("pieces", "description_pieces")) for token in start.tokens])
 
 
 def description_mean(start: Start) -> torch.Tensor:
-    """The mean of the rows of the description's pieces; of the token's own where it has no description."""
+    """The mean row of the description's subword tokens; of the token's own if it has no description."""
     return torch.stack([_mean_row(start, token, ("description_pieces", "pieces")) for token in start.tokens])
 
 
 def similar_tokens(start: Start) -> torch.Tensor:
-    """A sparse mixture of the old rows nearest to the mean of the token's pieces.
+    """A sparse mixture of the old rows nearest to the mean row of the token's subword tokens.
 
-    The weights are the sparsemax (Martins and Astudillo, 2016) of the cosines to the nearest rows, as FOCUS weighs
-    them (Dobler and de Melo, 2023); the pieces stand in for its auxiliary embeddings.
+    The weights are the sparsemax (Martins and Astudillo, 2016) of the cosines to the nearest rows, as in FOCUS (Dobler
+    and de Melo, 2023); the subword tokens replace its auxiliary embeddings.
     """
     weight = start.weight.float()
     unit = torch.nn.functional.normalize(weight, dim=1)
@@ -119,13 +120,13 @@ METHODS: dict[str, Callable[[Start], torch.Tensor]] = {
 
 
 def _mean_row(start: Start, token: ExtendedToken, sources: tuple[str, str]) -> torch.Tensor:
-    # The pieces of `<|IsA|>` are brackets and letters: a special token has only its description.
+    # The subword tokens of `<|IsA|>` are brackets and letters, so a special token uses only its description.
     order = ("description_pieces",) if token.kind == "special" else sources
     for source in order:
         if readable := [piece for piece in getattr(token, source) if piece != start.unknown_id]:
             return start.weight[readable].float().mean(dim=0)
     raise VocabgraftError(
-        f"token {token.text!r} has no piece that the base can read and no description; add a description"
+        f"token {token.text!r} has no subword token that the base can read and no description; add a description"
     )
 
 

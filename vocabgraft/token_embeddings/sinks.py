@@ -1,10 +1,10 @@
-"""Attention sinks: decides when a new token acts like the first token of a text, and resets its row.
+"""Attention sinks: detects new tokens that act like the first token of a text, and resets their rows.
 
-A transformer parks attention on its first token, whose hidden state holds a few very large values (Xiao et al., 2023,
+A transformer parks attention on its first token, whose hidden state has a few very large values (Xiao et al., 2023,
 "Efficient Streaming Language Models with Attention Sinks"; Sun et al., 2024, "Massive Activations in Large Language
-Models"). A token embedding that training pushes over a threshold makes the same values at its own position. Its word
-then means nothing and gets almost no gradient, so it rarely comes back. The change happens within one optimizer step of
-usual size, and no activation announces it, so it is looked for again and again.
+Models"). A token embedding that training pushes over a threshold produces the same values at its own position. Its word
+then means nothing and gets almost no gradient, so it rarely recovers. The change happens within one optimizer step of
+normal size, and no activation announces it, so rows are checked regularly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
-# A token alone, and within a sentence: a sink is one in both, but one that is young may show in one of them first.
+# A token alone, and within a sentence: a sink shows in both, but a new one may show in one of them first.
 ALONE = ("{}",)
 ALONE_AND_IN_SENTENCE = ("{}", "the {} was done")
-# Own words of the base that say what is usual. Of 2,000 words of all-MiniLM-L6-v2, alone and in
-# a sentence, the largest ratio is 0.75.
+# A sample of the base's own words defines the usual ratio. Of 2,000 words of all-MiniLM-L6-v2, alone and in a sentence,
+# the largest ratio is 0.75.
 REFERENCE_WORDS = 500
-# Where the base's own words come so near to the first token, the ratio tells nothing about new ones.
+# If the base's own words come this close to the first token, the ratio does not identify sinks.
 TELLS_BELOW = 0.9
 TEXTS_AT_ONCE, ROWS_AT_ONCE = 64, 8192
 
 
 @dataclass(frozen=True)
 class SinkProbe:
-    """Texts that hold one of the probed tokens each, encoded once so that they can be looked at often.
+    """Texts that hold one of the probed tokens each, tokenized once and used for every check.
 
     Attributes:
-        tokens: how many tokens are probed.
+        tokens: number of probed tokens.
         batches: input ids and attention masks, (texts, length).
-        owners: the place of each text's token, (texts,) for each batch.
-        positions: where the token stands in each text, (texts,) for each batch.
+        owners: index of each text's token, (texts,) for each batch.
+        positions: position of the token in each text, (texts,) for each batch.
     """
 
     tokens: int
@@ -52,13 +52,13 @@ class SinkProbe:
     def of(
         cls, model: "SentenceTransformer", token_ids: Sequence[int], texts: Sequence[str], forms: Sequence[str] = ALONE
     ) -> "SinkProbe":
-        """Put each token's text into each form; a form that does not hold the token after the first place is left out.
+        """Put each token's text into each form; skips forms that hold the token only in the first position.
 
         Args:
-            model: whose tokenizer is used.
+            model: its tokenizer is used.
             token_ids: of the tokens.
-            texts: how each token is written.
-            forms: texts with `{}` in the token's place.
+            texts: of the tokens.
+            forms: texts with `{}` for the token.
         """
         batches, owners, positions = [], [], []
         for start in range(0, len(token_ids), TEXTS_AT_ONCE):
@@ -68,7 +68,7 @@ class SinkProbe:
                 encoded = model.tokenizer(filled, padding=True, return_tensors="pt")
                 input_ids, mask = encoded["input_ids"], encoded["attention_mask"]
                 found = (input_ids == torch.tensor(ids)[:, None]) & mask.bool()
-                # Of a text without special tokens, the first token may be the new one itself.
+                # In a text without special tokens, the first token may be the new one itself.
                 found[torch.arange(len(ids)), mask.argmax(dim=1)] = False
                 kept = found.any(dim=1)
                 batches.append({"input_ids": input_ids[kept], "attention_mask": mask[kept]})
@@ -78,10 +78,10 @@ class SinkProbe:
 
     @torch.no_grad()
     def ratios(self, model: "SentenceTransformer") -> Floats:
-        """The largest hidden activation at each token's position over that at the first token: shape (tokens,).
+        """The largest hidden activation at each token's position divided by the first token's: (tokens,).
 
-        The largest over all layers, and over the forms. NaN for a token that no form holds, and for a model that gives
-        no hidden states.
+        The maximum over all layers and forms. NaN for a token that no form holds, and for a model without hidden
+        states.
         """
         transformer = transformer_of_new_tokens(model)
         was_training = transformer.training
@@ -108,11 +108,11 @@ def _ratios(transformer: Any, batch: dict[str, torch.Tensor], positions: torch.T
 
 @dataclass(frozen=True)
 class SinkLimits:
-    """What ratio is usual, and what ratio is that of a sink.
+    """The usual ratio, and the ratio of a sink.
 
     Attributes:
-        usual: the largest of the base's own words.
-        sink: halfway from there to the first token's 1.
+        usual: the largest ratio of the base's own words.
+        sink: halfway from `usual` to 1, the ratio of the first token.
     """
 
     usual: float
@@ -127,7 +127,7 @@ class SinkLimits:
 def sink_limits(
     model: "SentenceTransformer", new_ids: Sequence[int], forms: Sequence[str] = ALONE_AND_IN_SENTENCE
 ) -> SinkLimits:
-    """Measure the limits on the model's own words, a sample of the same words for every call."""
+    """Measure the limits on the model's own words; every call uses the same sample."""
     ids, texts = own_words(model, set(new_ids), REFERENCE_WORDS)
     ratios = SinkProbe.of(model, ids, texts, forms).ratios(model) if ids else np.array([np.nan])
     usual = float(np.nanmax(ratios)) if np.isfinite(ratios).any() else np.inf
@@ -135,7 +135,7 @@ def sink_limits(
 
 
 def own_words(model: "SentenceTransformer", new_ids: set[int], most: int) -> tuple[list[int], list[str]]:
-    """Ids and texts of words that the base has a token for: the same sample for every call."""
+    """Ids and texts of words that are one token of the base; every call returns the same sample."""
     tokenizer = model.tokenizer
     generator = np.random.default_rng(0)
     ids, texts = [], []
@@ -145,7 +145,7 @@ def own_words(model: "SentenceTransformer", new_ids: set[int], most: int) -> tup
             continue
         ids.append(token_id)
         texts.append(text)
-        # Some words are read otherwise within a text, and drop out there.
+        # Some words are tokenized differently within a text, and are left out.
         if len(ids) == most:
             break
     return ids, texts
@@ -154,16 +154,15 @@ def own_words(model: "SentenceTransformer", new_ids: set[int], most: int) -> tup
 class RowGuard:
     """Keeps each new token's row sound while an optimizer trains the rows.
 
-    With `still`, a row moves only in steps in which one of its texts is read. Without it, the momentum of Adam goes on
-    moving the row of a rare word for dozens of steps after each of its texts, by more than the row's own length in all
-    (torch's SparseAdam leaves such rows alone for the same reason). On an ontology with 414 words the rows moved by a
-    median of 0.96 that way, at a length of 1.13, and by 0.16 with `still`, at the same MRR.
+    With `still`, a row moves only in steps whose batch contains its token. Otherwise Adam's momentum keeps moving the
+    row of a rare word for dozens of steps after each of its texts, in total by more than the row's own length (torch's
+    SparseAdam leaves such rows alone for the same reason). On an ontology with 414 words the rows moved by a median of
+    0.96 that way, at a length of 1.13, and by 0.16 with `still`, at the same MRR.
 
-    No row grows longer than the longest of the base's own rows.
+    No row becomes longer than the longest of the base's own rows.
 
-    A row that becomes an attention sink is set back to where it last was none, and moves on in smaller steps. Looked at
-    every `LOOK_EVERY` steps. Each time that a row is set back its steps are halved from then on, and after
-    `MOST_SET_BACK` times it stays where it is.
+    Every `LOOK_EVERY` steps the rows are checked. A row that became an attention sink is reset to its last safe value,
+    and its steps are halved from then on; after `MOST_SET_BACK` resets it no longer moves.
     """
 
     LOOK_EVERY = 10
@@ -177,14 +176,14 @@ class RowGuard:
         rows: torch.nn.Parameter,
         still: bool = True,
     ) -> None:
-        """Measure the limits on the model as it is, and remember the rows.
+        """Measure the limits on the current model, and keep the rows.
 
         Args:
-            model: in which `rows` stand for `token_ids`.
-            token_ids: of the rows, in their order.
-            texts: how each token is written.
+            model: uses `rows` for `token_ids`.
+            token_ids: of the rows, in order.
+            texts: of the tokens.
             rows: the trained parameter, (tokens, width), changed in place.
-            still: whether rows without a gradient stay where they are.
+            still: whether rows without a gradient stay unchanged.
         """
         self.still = still
         self.model, self.rows = model, rows
@@ -196,13 +195,13 @@ class RowGuard:
         self.rates = torch.ones(len(token_ids), 1, device=rows.device)
         self.set_back = torch.zeros(len(token_ids), dtype=torch.long, device=rows.device)
         self.texts, self.steps = list(texts), 0
-        # A little inside the limit, since rounding must not carry a row over it.
+        # Slightly inside the limit, so that rounding cannot carry a row over it.
         self.longest = longest_row(model, token_ids) * (1 - 1e-6)
         self._before = self.start
 
     @contextmanager
     def step(self, optimizer: Any) -> Iterator[None]:
-        """Around one step of a plain optimizer."""
+        """Wraps one step of a plain optimizer."""
         self.before_step()
         yield
         self.after_step()
@@ -211,12 +210,12 @@ class RowGuard:
             self.look(optimizer)
 
     def before_step(self) -> None:
-        """Remember the rows as they are."""
+        """Keep a copy of the current rows."""
         self._before = self.rows.detach().clone()
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Take back the step of rows without a gradient, shorten that of rows that were set back, bound the length."""
+        """Undo the step of rows without a gradient, shorten the step of rows that were reset, bound the length."""
         rates = self.rates
         if self.still and self.rows.grad is not None:
             rates = torch.where((self.rows.grad != 0).any(dim=1, keepdim=True), rates, torch.zeros(()))
@@ -224,25 +223,25 @@ class RowGuard:
         self.rows[changed] = self._before[changed] + rates[changed] * (self.rows[changed] - self._before[changed])
         lengths = self.rows.norm(dim=1, keepdim=True)
         long = (lengths > self.longest)[:, 0]
-        # A row that started longer may stay so, and grows no more.
+        # A row that started longer may keep its length, but not grow.
         limits = self._before.norm(dim=1, keepdim=True).clamp(min=self.longest)
         self.rows[long] *= (limits / lengths).clamp(max=1)[long]
 
     def look(self, optimizer: Any) -> None:
-        """Set back every row that is a sink by now, and remember the others as they are."""
+        """Reset every row that is a sink, and keep the others as safe."""
         if self.limits.tell:
             self._set_back(self._over(self.often), self.safe, optimizer)
             self.safe = self.rows.detach().clone()
 
     def finish(self, optimizer: Any) -> None:
-        """Look a last time, alone and in a sentence; a row that is a sink even where it was safe goes to its start."""
+        """Check a last time, alone and in a sentence; a row whose safe value is a sink too is reset to its start."""
         if self.limits.tell:
             self._set_back(self._over(self.whole), self.safe, optimizer)
             self._set_back(self._over(self.whole), self.start, optimizer)
             self.safe = self.rows.detach().clone()
 
     def _over(self, probe: SinkProbe) -> torch.Tensor:
-        # At the largest ratio of an own word, well below a sink: a row that was set back for nothing loses little.
+        # The limit is the largest ratio of an own word, well below a sink: a row that is reset needlessly loses little.
         over = np.flatnonzero(probe.ratios(self.model) > self.limits.usual)
         return torch.from_numpy(over).to(self.rows.device)
 
@@ -256,28 +255,28 @@ class RowGuard:
             self.set_back[places, None] < self.MOST_SET_BACK, self.rates[places] / 2, torch.zeros(())
         )
         state = optimizer.state.get(self.rows, {})
-        # The momentum would carry the row over again.
+        # The momentum would move the row over the limit again.
         for name in ("exp_avg", "momentum_buffer"):
             if isinstance(state.get(name), torch.Tensor):
                 state[name][places] = 0
 
     def report(self) -> dict[str, int]:
-        """The tokens that were set back, with how often."""
+        """The tokens that were reset, with how often."""
         return {self.texts[place]: int(self.set_back[place]) for place in self.set_back.nonzero()[:, 0].tolist()}
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint keeps."""
+        """The state for a checkpoint."""
         return {"start": self.start, "safe": self.safe, "rates": self.rates, "set_back": self.set_back}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         self.start, self.safe, self.rates, self.set_back = (
             state[name].to(self.rows.device) for name in ("start", "safe", "rates", "set_back")
         )
 
 
 def longest_row(model: "SentenceTransformer", token_ids: Sequence[int]) -> float:
-    """The length of the longest input embedding that is of no new token."""
+    """The length of the longest input embedding among the base's own tokens."""
     embeddings = model[0].auto_model.get_input_embeddings()
     new, count = set(token_ids), min(model[0].auto_model.config.vocab_size, len(model.tokenizer))
     old = [token_id for token_id in range(count) if token_id not in new]

@@ -1,4 +1,4 @@
-"""Finds texts that use a single new token, as evidence of its meaning."""
+"""Finds texts that use a single new token, which show its meaning."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,11 +9,11 @@ from vocabgraft.tokens.tokenizer import ExtendedToken
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# For each token: with 8 texts, 99.5 % of swaps of two among 74 words are found.
+# Per token: with 8 texts, 99.5 % of swaps of two among 74 words are found.
 MOST_USES = 8
-# For a token of a large vocabulary.
+# Per token of a large vocabulary.
 FEWEST_USES = 3
-# Of all tokens together, as long as each has its fewest: encoding 700 texts a second, 12 s.
+# For all tokens together, after each has its minimum: encoding 700 texts per second, 12 s.
 TEXTS = 8192
 TEXTS_AT_ONCE = 10_000
 
@@ -21,15 +21,15 @@ TEXTS_AT_ONCE = 10_000
 def find_uses(
     texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[ExtendedToken]
 ) -> dict[int, list[Context]]:
-    """By token id, the first distinct texts that hold that new token, no other one, and more than the token alone.
+    """By token id, the first distinct texts that hold that new token, no other new one, and more than the token itself.
 
     Args:
-        texts: of training, read no further than needed.
+        texts: training texts; read no further than needed.
         tokenizer: the extended one.
         tokens: the new ones.
 
     Returns:
-        Up to 8 texts for each token (3 for many tokens); none for a token that no text uses so.
+        Up to 8 texts per token (3 for many tokens); none for a token without such a text.
     """
     most = max(FEWEST_USES, min(MOST_USES, TEXTS // max(1, len(tokens))))
     uses: dict[int, list[Context]] = {token.id: [] for token in tokens}

@@ -1,4 +1,4 @@
-"""Trainable rows of an embedding whose other rows are frozen; the cost does not depend on the vocabulary."""
+"""Trainable rows of an embedding whose other rows are frozen; the cost does not depend on the vocabulary size."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,23 +15,24 @@ if TYPE_CHECKING:
 
 ROWS = re.compile(r"\.trainable_tokens_delta\.")
 
-# The name by which a learning rate of its own is given to the rows (a regular expression over parameter names).
+# Regular expression over parameter names that gives the rows their own learning rate.
 ROWS_PATTERN = r"trainable_tokens_delta"
 SHOWN_TOKENS = 5
 
 
 class TokenRows(nn.Module):
-    """An embedding of which a few rows are replaced by trainable ones.
+    """An embedding with a few rows replaced by trainable ones.
 
-    Both lookups cost what the batch costs: no copy of the matrix, no dense gradient of it, no data-dependent shape.
-    Rows are replaced and not added to, so that they mean the same over whatever the frozen rows hold.
+    The cost of forward and backward depends only on the batch: no copy of the matrix, no dense gradient, no
+        data-dependent
+    shape. Trainable rows replace the frozen ones (no delta), so their value does not depend on the frozen matrix.
     """
 
     def __init__(self, embedding: nn.Embedding, token_ids: Sequence[int], rows: torch.Tensor) -> None:
         """Take an embedding of shape (vocabulary, width) and rows of shape (len(token_ids), width).
 
         Raises:
-            VocabgraftError: for an embedding that does more than look up.
+            VocabgraftError: for an embedding that does more than a lookup.
         """
         super().__init__()
         if not only_looks_up(embedding):
@@ -40,7 +41,7 @@ class TokenRows(nn.Module):
                 "scale_grad_by_freq and sparse can have token rows"
             )
         self.embedding = embedding
-        # Rows of a 16-bit model train in float32: in float16 Adam makes NaN of them.
+        # Rows of a 16-bit model train in float32: in float16 Adam would turn them into NaN.
         self.rows = nn.Parameter(rows.detach().to(torch.promote_types(rows.dtype, torch.float32)).clone())
         self.register_buffer("slots", _slots(embedding, token_ids), persistent=False)
 
@@ -51,11 +52,11 @@ class TokenRows(nn.Module):
 
 @contextmanager
 def fast_peft_rows(model: nn.Module) -> Iterator[int]:
-    """Within the block, PEFT's trainable token rows are looked up; give how many layers that is.
+    """Within the block, look up PEFT's trainable token rows without a copy of the matrix; yields the number of layers.
 
     PEFT copies the whole matrix on every forward pass and makes a dense gradient of it. Parameters, values, gradients
-    and what is saved stay the same. PEFT's forward is kept by a layer that is no plain embedding, such as an output
-    matrix tied to it or one that scales its result, and wherever a gradient is wanted that the lookup does not give.
+    and saved files stay the same. PEFT's own forward stays for a layer that is not a plain embedding, such as an output
+    matrix tied to it or a layer that scales its result, and whenever the lookup cannot provide a required gradient.
     """
     from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 
@@ -77,7 +78,7 @@ def fast_peft_rows(model: nn.Module) -> Iterator[int]:
 
 def _peft_forward(layer: Any) -> Callable[..., torch.Tensor]:
     own, embedding = layer.forward_adapters, layer.base_layer
-    # The padding token's row has no gradient in PEFT's forward, trained or not.
+    # In PEFT's forward, the padding token's row has no gradient even if it is trained.
     slots = {name: _slots(embedding, ids) for name, ids in layer.token_indices.items() if not _pads(embedding, ids)}
 
     def forward(ids: torch.Tensor, active_adapters: Sequence[str], *args: Any, **options: Any) -> torch.Tensor:
@@ -94,12 +95,12 @@ def _peft_forward(layer: Any) -> Callable[..., torch.Tensor]:
 
 
 def require_finite(rows: torch.Tensor, texts: Sequence[str], cause: str, remedy: str) -> None:
-    """Refuse rows that hold NaN or infinity where they arise: any limit that they are compared with is passed by NaN.
+    """Refuse rows with NaN or infinity early, since NaN passes any limit that it is compared with.
 
     Args:
         rows: shape (tokens, width).
         texts: of the tokens, in the order of the rows.
-        cause: what made the rows, for the message.
+        cause: of the rows, for the message.
         remedy: what to do.
 
     Raises:
@@ -116,8 +117,8 @@ def require_finite(rows: torch.Tensor, texts: Sequence[str], cause: str, remedy:
 
 
 def only_looks_up(embedding: nn.Module) -> bool:
-    """Whether a module is an embedding that gives its rows as they are."""
-    # A subclass may do anything, such as scale the rows.
+    """Whether a module is an embedding that returns its rows unchanged."""
+    # A subclass may do more, such as scale the rows.
     return type(embedding) is nn.Embedding and not (
         embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse
     )
@@ -128,7 +129,7 @@ def _pads(embedding: nn.Embedding, token_ids: Sequence[int]) -> bool:
 
 
 def _slots(embedding: nn.Embedding, token_ids: Sequence[int]) -> torch.Tensor:
-    """For each id its place among `token_ids`, or -1: shape (vocabulary,)."""
+    """The index of each id among `token_ids`, or -1: shape (vocabulary,)."""
     slots = torch.full((embedding.num_embeddings,), -1, dtype=torch.long, device=embedding.weight.device)
     slots[list(token_ids)] = torch.arange(len(token_ids), device=slots.device)
     return slots
@@ -140,10 +141,10 @@ def _look_up(ids: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor, embeddi
 
 
 class _LookUp(torch.autograd.Function):
-    """The row at each place, or the weight's at the id where the place is -1; the weight has no gradient.
+    """The row at each index, or the weight's row of the id if the index is -1; the weight has no gradient.
 
-    The way back is one pass that skips frozen positions. Left to autograd it goes through `where` and then adds every
-    position to some row, and both ways take 1.5 times as long (64 x 16 ids, 30,522 x 384, one core).
+    Backward is one pass that skips frozen positions. Autograd would go through `where` and then add every position to
+    some row, which makes both directions take 1.5 times as long (64 x 16 ids, 30,522 x 384, one core).
     """
 
     @staticmethod
@@ -158,16 +159,16 @@ class _LookUp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, torch.Tensor, None]:
         (places,) = ctx.saved_tensors
-        # -1 as the padding index leaves out the frozen positions.
+        # With -1 as padding index, frozen positions are skipped.
         rows = torch.ops.aten.embedding_dense_backward(gradient.to(ctx.dtype), places, ctx.rows, -1, False)
         return None, None, rows, None
 
 
 @contextmanager
 def token_rows(model: "SentenceTransformer", token_ids: Sequence[int]) -> Iterator[TokenRows]:
-    """Freeze the model, put trainable rows in place of those of `token_ids`, and write them back at the end.
+    """Freeze the model, replace the rows of `token_ids` by trainable ones, and write them back at the end.
 
-    The rows are not written back when the block raises.
+    The rows are not written back if the block raises.
     """
     transformer = model[0].auto_model
     embedding = transformer.get_input_embeddings()

@@ -1,1 +1,1 @@
-"""Which words may be added to a tokenizer, and how they match."""
+"""Which words can be added to a tokenizer, and how they match."""

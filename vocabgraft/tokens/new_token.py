@@ -27,9 +27,9 @@ def relation_token(relation: str) -> str:
 
 
 def read_with_descriptions(text: str, tokens: Iterable[NewToken]) -> str:
-    """The text as the base should read it: each special token replaced by its description.
+    """The text as the base should read it, with each special token replaced by its description.
 
-    `dog <|IsA|> animal` becomes `dog is a kind of animal`, since the base has no piece that stands for a relation.
+    `dog <|IsA|> animal` becomes `dog is a kind of animal`, since no subword token of the base stands for a relation.
     """
     for token in tokens:
         if token.kind == "special" and token.text in text:
@@ -41,7 +41,7 @@ def read_with_descriptions(text: str, tokens: Iterable[NewToken]) -> str:
 def reading_descriptions(model: "SentenceTransformer", tokens: Sequence[NewToken]) -> Iterator[None]:
     """Within the block the model's tokenizer reads special tokens that it does not have as their descriptions.
 
-    It does what `read_with_descriptions` does, for every loss and every text that a relation is put into.
+    It applies `read_with_descriptions` to every loss and every text that contains a relation.
     """
     from tokenizers import normalizers
 

@@ -1,4 +1,4 @@
-"""The effect of an extended tokenizer on texts: tokens per text before and after, uses of each new token."""
+"""The effect of an extended tokenizer on texts: tokens per text before and after, and the uses of each new token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from vocabgraft.tokens.tokenizer import ExtendedToken, new_ids_in
 
 @dataclass(frozen=True)
 class SegmentationReport:
-    """What an extension does to a set of texts; `uses` are texts by token."""
+    """The effect of an extension on a set of texts; `uses` counts the texts with each token."""
 
     texts: int
     texts_changed: int
@@ -26,10 +26,10 @@ class SegmentationReport:
 def segmentation_report(
     base: "Tokenizer", extended: "PreTrainedTokenizerFast", tokens: Sequence[ExtendedToken], texts: Sequence[str]
 ) -> SegmentationReport:
-    """Tokens per text before and after, and how many texts use each new token.
+    """Tokens per text before and after, and the number of texts with each new token.
 
-    Before the extension a new special token is read as its description, since the base cannot read it otherwise. A
-    text is changed when it holds a token that the base does not have.
+    The base reads a new special token as its description, since it cannot read it otherwise. A text is changed if it
+    contains a token that the base does not have.
     """
     ids = {token.id: token.text for token in tokens}
     retrained = {token.text for token in tokens if token.retrained}

@@ -1,7 +1,7 @@
-"""Finds the tokens that two tokenizers of any families share.
+"""Finds the tokens that two tokenizers of any two families share.
 
-A piece is told by its text and by whether it begins a word: `heart` and `##art` of WordPiece, `\u0120heart` and `art`
-of byte-level BPE, `\u2581heart` and `art` of Unigram mean the same pair.
+A subword token is identified by its text and by whether it begins a word: `heart` and `##art` of WordPiece,
+`\u0120heart` and `art` of byte-level BPE, `\u2581heart` and `art` of Unigram are the same pair.
 """
 
 import json
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPACE, BYTE_SPACE = "\u2581", "\u0120"
-# What a decoder writes for bytes that are no whole character.
+# A decoder writes this for bytes that are not a complete character.
 BROKEN = "\ufffd"
 Piece = tuple[str, bool]
 
 
 def shared_tokens(first: "Tokenizer", second: "Tokenizer") -> list[tuple[int, int]]:
-    """The ids of each shared token in the first and in the second tokenizer, in order of the first's.
+    """The ids of each shared token in the first and in the second tokenizer, in the order of the first.
 
-    Added and special tokens are left out: they are no pieces of words.
+    Added and special tokens are left out, since they are not subword tokens.
     """
     known = _pieces(second)
     return sorted((number, known[piece]) for piece, number in _pieces(first).items() if piece in known)
 
 
 def shared_words(first: "Tokenizer", second: "Tokenizer") -> list[str]:
-    """The texts of the shared tokens that begin a word, in order of the first's ids."""
+    """The texts of the shared tokens that begin a word, in the order of the first tokenizer's ids."""
     known = _pieces(second)
     found = sorted((number, piece) for piece, number in _pieces(first).items() if piece in known)
     return [text for _, (text, begins) in found if begins]

@@ -1,4 +1,4 @@
-"""Extends a tokenizer: which words may be added, how they match, and which texts contain a new token."""
+"""Extends a tokenizer: which words can be added, how they match, and which texts contain a new token."""
 
 import re
 import unicodedata
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # Thai, Lao, Tibetan, Myanmar, Khmer; Chinese and Japanese with their iteration marks, Bopomofo, halfwidth Katakana.
-# Not Korean, which puts spaces between words.
+# Not Korean, which separates words with spaces.
 WITHOUT_SPACES = re.compile(
     "[\u0e00-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30fa\u30fc-\u312f\u31a0-\u31bf\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
 )
-# A space that Metaspace or a byte-level pre-tokenizer kept as a piece of its own.
+# A space that Metaspace or a byte-level pre-tokenizer kept as a separate token.
 SPACES = frozenset({"\u2581", "\u0120"})
 SHOWN_TOKENS = 10
 
 
 @dataclass(frozen=True)
 class ExtendedToken:
-    """A token whose row is trained: its id, and the base's ids of its text and of its description.
+    """A token whose row trains: its id, and the base's ids of its text and of its description.
 
-    The row of one that an earlier run added, and that is to train again, starts from itself: both are its own id.
+    A token that an earlier run added and that trains again is initialized from its own row: both lists hold its own id.
     """
 
     text: str
@@ -55,17 +55,17 @@ class ExtendedToken:
 
     @property
     def new_token(self) -> NewToken:
-        """The token as it was asked for."""
+        """The token as it was requested."""
         return NewToken(self.text, self.kind, self.description)
 
     @property
     def retrained(self) -> bool:
-        """Whether an earlier run added it, so that the base reads it as this one id already."""
+        """Whether an earlier run added the token, so that the base already reads it as this single id."""
         return self.pieces == (self.id,)
 
 
 def load_raw_tokenizer(path: Path) -> "Tokenizer":
-    """The Rust tokenizer of a `tokenizer.json`, without the padding and truncation that the file may ask for."""
+    """The Rust tokenizer of a `tokenizer.json`, without the padding and truncation that the file may define."""
     from tokenizers import Tokenizer
 
     try:
@@ -78,11 +78,11 @@ def load_raw_tokenizer(path: Path) -> "Tokenizer":
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerFast":
-    """The fast tokenizer of a model or tokenizer folder, from disk alone; code in it runs where it is trusted."""
+    """The fast tokenizer of a model or tokenizer folder, from disk only; its code runs only if it is trusted."""
     from transformers import AutoTokenizer
 
     try:
-        # Left unsaid, transformers asks on the terminal whether to run the code of a folder.
+        # Without the argument, transformers asks on the terminal whether to run the code of a folder.
         options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         return AutoTokenizer.from_pretrained(str(folder), **options)
     except (OSError, ValueError) as error:
@@ -90,18 +90,18 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> "PreTrained
 
 
 def load_base_tokenizer(folder: Path, trust_remote_code: bool = False) -> "Tokenizer":
-    """The Rust tokenizer that the model in a folder uses, without padding and truncation.
+    """The Rust tokenizer of the model in a folder, without padding and truncation.
 
-    It is not always that of the folder's `tokenizer.json`: transformers gives some classes, such as XLM-R's, a
-    pre-tokenizer and a normalizer of its own.
+    It may differ from the folder's `tokenizer.json`: transformers gives some classes, such as XLM-R's, another
+    pre-tokenizer and normalizer.
 
     Raises:
-        VocabgraftError: if it does not load or is no fast tokenizer, or if the model lower-cases texts and its
+        VocabgraftError: if it does not load or is not a fast tokenizer, or if the model lower-cases texts and its
             tokenizer does not.
     """
     if not (folder / "tokenizer.json").is_file():
         raise VocabgraftError(
-            f"{folder} has no tokenizer.json; save the model once with today's transformers (a fast tokenizer)"
+            f"{folder} has no tokenizer.json; save the model once with current transformers (a fast tokenizer)"
         )
     plain = _without_limits(load_tokenizer(folder, trust_remote_code))
     _require_lower_case(folder, plain)
@@ -113,7 +113,7 @@ def _require_lower_case(folder: Path, tokenizer: "Tokenizer") -> None:
     asked = settings.is_file() and bool(read_json(settings).get("do_lower_case"))
     if asked and normalised(tokenizer, "A") != normalised(tokenizer, "a"):
         raise VocabgraftError(
-            f"{settings} has do_lower_case: true, and tokenizer.json beside it keeps capital letters, so the two read "
+            f"{settings} has do_lower_case: true, but tokenizer.json beside it keeps capital letters, so the two read "
             "texts differently and a new word with a capital letter would never match. Load the model with "
             "sentence-transformers and save it once, which writes the lower-casing into tokenizer.json: "
             "SentenceTransformer(FOLDER).save(NEW_FOLDER)"
@@ -126,8 +126,8 @@ def _without_limits(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise VocabgraftError(
-            f"the base's tokenizer is a {type(tokenizer).__name__}, which is no fast tokenizer; save the model once "
-            "with today's transformers"
+            f"the base's tokenizer is a {type(tokenizer).__name__}, which is not a fast tokenizer; save the model once "
+            "with a current version of transformers"
         )
     plain = Tokenizer.from_str(backend.to_str())
     plain.no_padding()
@@ -136,20 +136,20 @@ def _without_limits(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
 
 
 def normalised(tokenizer: "Tokenizer", text: str) -> str:
-    """The text as the base's normaliser leaves it, which is what a word is matched against."""
+    """The text after the base's normalizer, against which words are matched."""
     return str(tokenizer.normalizer.normalize_str(text)) if tokenizer.normalizer is not None else text
 
 
 def pieces_of(tokenizer: "Tokenizer", text: str) -> tuple[int, ...]:
-    """The base's ids of a text standing alone, without special tokens."""
+    """The base's ids of a text on its own, without special tokens."""
     return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def own_pieces(base: "Tokenizer", token: NewToken) -> tuple[int, ...]:
-    """The base's ids that a token stands for, where it is most often met.
+    """The base's ids of a token's text in its most frequent position.
 
-    A word is read after a space, where a byte-level base has other pieces than at the start of a text. A piece that is
-    a space alone, such as the one that Metaspace puts before a Chinese word, says nothing of the token and is left out.
+    A word is read after a space, where a byte-level base uses other subword tokens than at the start of a text. A token
+    that is only a space, such as the one that Metaspace puts before a Chinese word, carries no meaning and is left out.
     """
     after_space = token.kind == "word" and not matches_inside(token.text)
     pieces = pieces_of(base, f" {token.text}" if after_space else token.text)
@@ -157,25 +157,25 @@ def own_pieces(base: "Tokenizer", token: NewToken) -> tuple[int, ...]:
 
 
 def readable(base: "Tokenizer", pieces: Sequence[int]) -> tuple[int, ...]:
-    """The pieces without those that stand for what the base cannot read."""
+    """The ids without those of the unknown token."""
     named = getattr(base.model, "unk_token", None)
-    # A Unigram model does not tell which of its pieces is the unknown one.
+    # A Unigram model does not say which of its tokens is the unknown one.
     unknown = {base.token_to_id(name) for name in ([named] if named else ["[UNK]", "<unk>"])}
     return tuple(piece for piece in pieces if piece not in unknown)
 
 
 def is_one_token(base: "Tokenizer", token: NewToken) -> bool:
-    """Whether the base has a token for it already, at the start of a text or after a space."""
+    """Whether the base already has one token for it, at the start of a text or after a space."""
     pieces = (own_pieces(base, token), pieces_of(base, token.text))
     return base.token_to_id(token.text) is not None or any(len(readable(base, ids)) == len(ids) == 1 for ids in pieces)
 
 
 def rewritten(base: "Tokenizer", text: str) -> str | None:
-    """What a text becomes where it is not stable, so that a special token of that text would be met in few texts.
+    """The normalized form of an unstable text, which as a special token would match few texts; None if it is stable.
 
-    A special token is matched before the base normalises, so case, accents and spaces do not matter: an uncased base
-    may have `<|IsA|>`. But characters that Unicode composes, or that the base takes out or replaces (a zero-width
-    space, a fullwidth sign), look like others and are written in more than one way.
+    A special token is matched before the base normalizes, so case, accents and spaces do not matter: an uncased base
+    may have `<|IsA|>`. But characters that Unicode composes, or that the base removes or replaces (a zero-width space,
+    a fullwidth sign), look like others and are written in more than one way.
     """
     if (composed := unicodedata.normalize("NFC", text)) != text:
         return composed
@@ -184,7 +184,7 @@ def rewritten(base: "Tokenizer", text: str) -> str | None:
 
 
 def _bare(text: str) -> str:
-    """Without case, accents and spaces."""
+    """The text without case, accents and spaces."""
     decomposed = unicodedata.normalize("NFD", text.casefold())
     return "".join(sign for sign in decomposed if unicodedata.category(sign) != "Mn" and not sign.isspace()).replace(
         "\u2581", ""
@@ -192,26 +192,26 @@ def _bare(text: str) -> str:
 
 
 def matches_inside(word: str) -> bool:
-    """Whether a word is matched inside a text of its script, since that is written without spaces.
+    """Whether a word matches inside a run of its script, because the script is written without spaces.
 
-    Its first and its last character decide: at a Latin end, `CT` of a word of Latin and Chinese would match in `ACT`.
-    Such a word is a `symbol` for who wants it.
+    Its first and last character decide: with a Latin end, `CT` of a mixed Latin and Chinese word would match in `ACT`.
+    Such a word can be added as a `symbol`.
     """
     return bool(word) and all(WITHOUT_SPACES.match(sign) for sign in (word[0], word[-1]))
 
 
 def added_token(token: NewToken) -> "AddedToken":
-    """How a token matches; the one place that says it.
+    """The matching rules of a token, defined only here.
 
-    A `word` matches the normalised text and whole words only: without that, adding `veh` would turn `vehicles` into
-    `veh ic ##les` and change texts that have nothing to do with it. In a script without spaces it matches anywhere. A
-    `symbol` matches anywhere. A `special` token matches the raw text, since an uncased normaliser would make `<|IsA|>`
-    and `<|isa|>` one. None takes the space beside it, so that the rest of the text keeps its pieces.
+    A `word` matches the normalized text and only whole words: otherwise adding `veh` would turn `vehicles` into
+    `veh ic ##les` and change unrelated texts. In a script without spaces it matches anywhere. A `symbol` matches
+    anywhere. A `special` token matches the raw text, since an uncased normalizer would make `<|IsA|>` and `<|isa|>`
+    equal. No token includes the space beside it, so that the rest of the text keeps its subword tokens.
 
-    Two things are the library's own. Metaspace (XLM-R) and byte-level with a prefix space put a space before what
-    follows an added token, as before what follows one of the base's own; a text without a new token is not concerned.
-    And of two words that begin at one place only the longer is tried: `beta` is not found in `beta-blockers` once
-    `beta-blocker` is a word too.
+    Two effects come from the tokenizers library. Metaspace (XLM-R) and byte-level with a prefix space put a space
+    before the text that follows any added token; a text without a new token does not change. And of two words that
+    begin at the same character the library tries only the longer: once `beta-blocker` is a word too, `beta` is not
+    found in `beta-blockers`.
     """
     from tokenizers import AddedToken
 
@@ -226,7 +226,7 @@ def added_token(token: NewToken) -> "AddedToken":
 
 
 def tokens_added_before(base: "Tokenizer") -> dict[str, tuple[int, "AddedToken"]]:
-    """The tokens that an earlier run, or the base's maker, added beside the model's own special ones, by their text."""
+    """The tokens that an earlier run or the base's maker added beside the model's own special tokens, by text."""
     return {
         added.content: (token_id, added)
         for token_id, added in sorted(base.get_added_tokens_decoder().items())
@@ -235,11 +235,11 @@ def tokens_added_before(base: "Tokenizer") -> dict[str, tuple[int, "AddedToken"]
 
 
 def matched_otherwise(before: Mapping[str, tuple[int, "AddedToken"]], token: NewToken) -> Kind | None:
-    """The kind as which a base has a token of this text, when that is another than asked for.
+    """The kind of the base's token with this text if it differs from the requested kind.
 
     Args:
-        before: of `tokens_added_before`.
-        token: as the vocabulary asks for it.
+        before: from `tokens_added_before`.
+        token: as the vocabulary defines it.
     """
     found = before.get(token.text)
     if found is None or _matching(found[1]) == _matching(added_token(token)):
@@ -248,22 +248,22 @@ def matched_otherwise(before: Mapping[str, tuple[int, "AddedToken"]], token: New
 
 
 def hidden_by(base: "Tokenizer", added: Iterable["AddedToken"], token: NewToken) -> str | None:
-    """A token of the base that a new word would hide in texts that do not hold the word.
+    """A token of the base that a new word would hide in texts that do not contain the word.
 
-    Where the longer of two tokens is met but not whole, the library looks no further in what it spans: with
-    `beta-blocker` added, `beta` of an earlier run would be lost in `beta-blockers`.
+    If the longer of two tokens is found but is not a whole word, the library skips its whole span: with `beta-blocker`
+    added, `beta` of an earlier run would be lost in `beta-blockers`.
 
     Args:
-        base: whose normalisation decides.
-        added: all that was ever added to it.
-        token: the new one.
+        base: its normalizer decides.
+        added: all tokens that were ever added to it.
+        token: the new token.
     """
     if not added_token(token).single_word:
         return None
     word = normalised(base, token.text)
     parted = not all(_is_part_of_a_word(sign) for sign in word)
     for known in added:
-        # Inside a word without punctuation no whole word can begin or end.
+        # No whole word can begin or end inside a word without punctuation.
         if not known.normalized or known.content == token.text or (known.single_word and not parted):
             continue
         if _may_begin_inside(word, normalised(base, known.content), known.single_word):
@@ -272,7 +272,7 @@ def hidden_by(base: "Tokenizer", added: Iterable["AddedToken"], token: NewToken)
 
 
 def _may_begin_inside(word: str, known: str, whole: bool) -> bool:
-    """Whether a text with `word` in it, but not whole, may hold `known`, begun inside `word`."""
+    """Whether a text that contains `word`, but not as a whole word, may hold `known` starting inside `word`."""
     for at in range(len(word)):
         end = at + len(known)
         if not (known.startswith(word[at:]) if end > len(word) else word.startswith(known, at)):
@@ -284,7 +284,7 @@ def _may_begin_inside(word: str, known: str, whole: bool) -> bool:
 
 
 def _is_part_of_a_word(sign: str) -> bool:
-    """As the library has it, to which marks and joiners are parts too."""
+    """As in the tokenizers library, where marks and joiners are part of a word too."""
     return sign.isalnum() or unicodedata.category(sign) in ("Mn", "Mc", "Me", "Pc") or sign in "\u200c\u200d"
 
 
@@ -299,23 +299,24 @@ def extend_tokenizer(
     max_token_characters: int,
     retrain: Sequence[str] = (),
 ) -> list[ExtendedToken]:
-    """Add the tokens, in order, to `tokenizer` (changed in place); `base` is the same tokenizer, not extended.
+    """Add the tokens, in order, to `tokenizer` (changed in place); `base` is the same tokenizer without them.
 
-    Tokens that the base has from an earlier run are kept as they are. Adding one again could change how it matches.
+    Tokens that the base has from an earlier run are kept: adding one again could change how it matches.
 
     Args:
-        tokenizer: the base's, to be extended.
-        base: the base's, as it stays.
+        tokenizer: the base's, to extend.
+        base: the base's, which stays unchanged.
         tokens: the whole vocabulary.
         max_token_characters: longest text of a new token.
         retrain: texts of kept tokens whose rows train again.
 
     Returns:
-        In order of their ids: the kept tokens to train again, with their own id as their one piece, and the new ones.
+        In order of their ids: the kept tokens that train again, with their own id as the only subword token, and the
+            new tokens.
 
     Raises:
-        VocabgraftError: when a token cannot be one (too long, known already, colliding with another, nothing to start
-            from), when `retrain` names one that is not kept, or when nothing is new and nothing trains again.
+        VocabgraftError: when a token cannot be added (too long, known already, collides with another, nothing to
+            initialize it from), when `retrain` names a token that is not kept, or when there is nothing to do.
     """
     before = tokens_added_before(base)
     kept = [token for token in tokens if token.text in before]
@@ -330,7 +331,7 @@ def extend_tokenizer(
         _require_same_matching(before, token)
     added = list(base.get_added_tokens_decoder().values())
     for token in new:
-        # The last guard: `validate_data` judges the same of every row at once.
+        # A last guard: `validate_data` applies the same test to all rows at once.
         if (reason := why_not_addable(base, added, token, max_token_characters)) is not None:
             raise VocabgraftError(f"token {token.text!r} {reason}")
     tokenizer.add_tokens([added_token(token) for token in new])
@@ -341,8 +342,8 @@ def extend_tokenizer(
         token_id = tokenizer.convert_tokens_to_ids(token.text)
         if token_id in known:
             raise VocabgraftError(
-                f"token {token.text!r} got the id {token_id}, which the base or another token has; it collides with "
-                "it, so keep one of them in the vocabulary (a base whose ids have holes cannot be extended)"
+                f"token {token.text!r} got the id {token_id}, which the base or another token already has; keep one "
+                "of the two in the vocabulary (a base with gaps in its ids cannot be extended)"
             )
         known.add(token_id)
         described = pieces_of(base, token.description)
@@ -359,7 +360,7 @@ def _chosen_again(kept: Sequence[NewToken], retrain: Sequence[str]) -> list[NewT
         more = f" and {len(allowed) - SHOWN_TOKENS} more" if len(allowed) > SHOWN_TOKENS else ""
         named = ", ".join(allowed[:SHOWN_TOKENS]) + more if allowed else "none, since all its words are new"
         raise VocabgraftError(
-            f"extend_tokenizer.retrain lists {unknown[0]!r}, which is no word of the vocabulary that the base has from "
+            f"extend_tokenizer.retrain lists {unknown[0]!r}, which is not a vocabulary word that the base has from "
             f"an earlier run; allowed: {named}; take it out"
         )
     return [token for token in kept if token.text in set(retrain)]
@@ -380,8 +381,8 @@ def why_not_addable(
 
     Args:
         base: the base's tokenizer.
-        added: the tokens that were ever added to it.
-        token: one that the base does not have from an earlier extension.
+        added: all tokens that were ever added to it.
+        token: a token that the base does not have from an earlier extension.
         max_token_characters: longest text of a new token.
     """
     pieces = own_pieces(base, token)
@@ -391,40 +392,40 @@ def why_not_addable(
             f"has {len(token.text)} characters; allowed: {max_token_characters} (extend_tokenizer.max_token_characters)"
         )
     elif not normalised(base, token.text).strip():
-        # A pattern of nothing would cut every text at every character.
-        problem = "is nothing after the base's normalisation; take it out of the vocabulary"
+        # An empty pattern would split every text at every character.
+        problem = "is empty after the base's normalization; take it out of the vocabulary"
     elif is_one_token(base, token):
         problem = "is one token in the base already; take it out of the vocabulary"
     elif token.kind == "special" and (read := rewritten(base, token.text)) is not None:
-        problem = f"is a special token that normalisation makes {read!r}; spell it with plain characters"
+        problem = f"is a special token that normalization turns into {read!r}; spell it with plain characters"
     elif (hidden := hidden_by(base, added, token)) is not None:
-        problem = f"hides {hidden!r} of the base in texts that hold it in part; make it a symbol or take it out"
+        problem = f"hides the base's {hidden!r} in texts with only a part of it; make it a symbol or take it out"
     elif not starts and (token.kind == "special" or not readable(base, pieces)):
-        problem = f"has no piece to start from and the description {token.description!r}; describe it in words"
+        problem = f"has no subword token to start from and the description {token.description!r}; describe it in words"
     else:
         return None
     return problem
 
 
 def _require_one_id_each(tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[ExtendedToken]) -> None:
-    """Refuse two tokens that normalise to one text: which of them matches it differs from process to process."""
+    """Refuse two tokens with the same normalized text: which of them matches differs between processes."""
     for token in tokens:
         ids = tokenizer(token.text, add_special_tokens=False)["input_ids"]
         if ids != [token.id]:
             raise VocabgraftError(
                 f"token {token.text!r} has the id {token.id}, but is read as {ids}: it collides with another token, "
-                "which the base's normalisation makes the same; keep one of them in the vocabulary"
+                "which has the same normalized text; keep one of them in the vocabulary"
             )
 
 
 def new_ids_in(encoded: Iterable[Sequence[int]], new_ids: Iterable[int]) -> Iterator[frozenset[int]]:
     """The new ids among the ids of each text.
 
-    A text holds a new word where this is not empty: the extended tokenizer emits at least one new id for it. Words,
-    symbols and special tokens count alike. Every count and every subset "with a new word" comes from here.
+    A text holds a new word if the set is not empty: the extended tokenizer emits at least one new id for it. Words,
+    symbols and special tokens count alike. Every count and every subset "with a new word" uses this function.
 
     Args:
-        encoded: the ids of each text, by the extended tokenizer.
+        encoded: the ids of each text, from the extended tokenizer.
         new_ids: the ids of the tokens whose rows train.
     """
     new = frozenset(new_ids)
@@ -445,10 +446,10 @@ def read_tokens(path: Path) -> list[ExtendedToken]:
 
 
 def added_tokens(tokens: Sequence[ExtendedToken]) -> list[ExtendedToken]:
-    """Those that the base does not have as a token already."""
+    """The tokens that the base does not have already."""
     return [token for token in tokens if not token.retrained]
 
 
 def raw_tokenizer(model: "SentenceTransformer") -> "Tokenizer":
-    """A copy of the tokenizer as the model has it loaded, which may differ from the file (`do_lower_case`)."""
+    """A copy of the tokenizer as the model loaded it, which may differ from the file (`do_lower_case`)."""
     return _without_limits(model.tokenizer)

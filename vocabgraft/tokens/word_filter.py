@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# These leave a space a space and never look beyond one, so that what stands between spaces can be normalised alone.
+# These keep spaces and never look beyond one, so the parts between spaces can be normalized separately.
 SPACEWISE = frozenset(("BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"))
 REMEMBERED_FORMS = 1 << 19
 
 
 @dataclass
 class WordFilter:
-    """Looks for words in normalised texts, and for others in the texts as they are.
+    """Looks for words in normalized texts, and for other words in raw texts.
 
-    Normalising a text takes longer than all else. What stands between spaces repeats from text to text, so it is
-    looked at once, where the normaliser allows it: 200,000 texts of 72 characters take a tenth of the time.
+    Normalization takes most of the time. The parts between spaces repeat across texts, so each is looked at once if the
+    normalizer allows it: 200,000 texts of 72 characters then take a tenth of the time.
 
     Attributes:
         normalizer: the tokenizer's, or None.
-        in_normalised: finds the words in a normalised text.
-        in_raw: finds the others in a text as it is.
-        spacewise: whether what stands between spaces may be looked at alone.
-        seen, holding: what was looked at, and that in which a word was found.
+        in_normalised: finds words in a normalized text.
+        in_raw: finds words in a raw text.
+        spacewise: whether the parts between spaces may be looked at separately.
+        seen, holding: the parts looked at, and those in which a word was found.
     """
 
     normalizer: Any
@@ -38,19 +38,19 @@ class WordFilter:
 
     @classmethod
     def of(cls, tokenizer: "Tokenizer", words: Collection[str], raw: Collection[str]) -> "WordFilter | None":
-        """A filter for words in texts as the tokenizer normalises them, and for `raw` ones as they are written.
+        """A filter for `words` in texts as the tokenizer normalizes them, and for `raw` words in texts as written.
 
-        None where a word is nothing but spaces, which every text may hold.
+        None if a word is only spaces, which every text may hold.
         """
         spacewise = all(name in SPACEWISE for name in _normalisers(tokenizer))
-        # A word that spans spaces is found by the longest part of it that does not.
+        # A word that spans spaces is found by its longest part without a space.
         parts = [{max(word.split(" "), key=len) if spacewise else word for word in kind} for kind in (words, raw)]
         if any(not part.strip() for part in (*parts[0], *parts[1])):
             return None
         return cls(tokenizer.normalizer, _finder(parts[0]), _finder(parts[1]), spacewise)
 
     def places(self, texts: Sequence[str]) -> list[int]:
-        """The places of the texts that may hold a word, ascending."""
+        """The indices of the texts that may hold a word, ascending."""
         if not self.spacewise:
             return [place for place, held in enumerate(self._look(texts)) if held]
         forms = [text.split(" ") for text in texts]
@@ -69,7 +69,7 @@ class WordFilter:
 
 
 def _normalisers(tokenizer: "Tokenizer") -> list[str]:
-    """The kinds of a tokenizer's normalisers, those of a sequence one by one."""
+    """The types of a tokenizer's normalizers; a sequence is listed one by one."""
     stored = json.loads(tokenizer.to_str())["normalizer"]
     if stored is None:
         return []
@@ -77,7 +77,7 @@ def _normalisers(tokenizer: "Tokenizer") -> list[str]:
 
 
 def _finder(words: Collection[str]) -> "Tokenizer":
-    """The library's own search for many words at once, with nothing else in it: a text without any is one token, 0."""
+    """The library's own search for many words at once, and nothing else: a text without any word is one token, 0."""
     from tokenizers import AddedToken, Tokenizer, models
 
     finder = Tokenizer(models.WordLevel({"": 0}, unk_token=""))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Part = Literal["rows", "adapter", "all"]
 
 
-# Of an encoding, an adapter as it was trained against the same one loaded, both on a CPU: every method gave 0.
+# Largest difference of an encoding between the trained and the loaded adapter, both on a CPU; every method gave 0.
 RELOAD_TOLERANCE = 1e-5
 
 
@@ -40,11 +40,11 @@ def add_adapter(
 ) -> None:
     """Put a fresh PEFT adapter on the model's transformer (changed in place); everything else is frozen.
 
-    The method `full` has no adapter, and the model stays as it is.
+    The method `full` has no adapter and does not change the model.
 
     Raises:
-        VocabgraftError: when a module that the adapter should wrap is not there, peft refuses the fields, or the
-            adapter would move rows of the base's own tokens or train what it does not save.
+        VocabgraftError: when a module that the adapter should wrap is missing, peft refuses the fields, or the adapter
+            would change rows of the base's own tokens or train weights that it does not save.
     """
     if method == "full":
         return
@@ -111,14 +111,14 @@ def _require_old_rows(model: "SentenceTransformer", before: torch.nn.Module, nam
     after = model[0].auto_model.get_input_embeddings()
     if after is not before and not isinstance(after, TrainableTokensWrapper):
         raise VocabgraftError(
-            f"train_adapter.peft: {peft.config} would wrap {name}, the input embeddings, and move the rows of the "
+            f"train_adapter.peft: {peft.config} would wrap {name}, the input embeddings, and change the rows of the "
             "base's own tokens; take it out of the arguments (rows of new tokens train with method tokens, "
             "lora_and_tokens or peft_and_tokens, everything with full)"
         )
 
 
 def _require_saved(model: "SentenceTransformer", peft: PeftParams) -> None:
-    # PEFT leaves layers after the transformer as they were.
+    # PEFT does not freeze layers after the transformer.
     inside = {id(parameter) for parameter in model[0].auto_model.parameters()}
     named = model.named_parameters()
     trained = {name for name, parameter in named if parameter.requires_grad and id(parameter) in inside}
@@ -127,7 +127,7 @@ def _require_saved(model: "SentenceTransformer", peft: PeftParams) -> None:
         raise VocabgraftError(
             f"train_adapter.peft: {peft.config} with these arguments trains "
             f"{', '.join(sorted(trained - saved)[:3]) or 'nothing'} without saving it and saves "
-            f"{', '.join(sorted(saved - trained)[:3]) or 'nothing'} without training it; take other arguments"
+            f"{', '.join(sorted(saved - trained)[:3]) or 'nothing'} without training it; use other arguments"
         )
 
 
@@ -139,7 +139,7 @@ def embedding_name(model: "SentenceTransformer") -> str:
 
 
 def adapter_parameters(model: "SentenceTransformer") -> dict[str, torch.nn.Parameter]:
-    """The adapter's parameters by name: those that PEFT saves with it, whatever a phase lets move; none without one."""
+    """The parameters that PEFT saves with the adapter, by name, frozen or not; empty without an adapter."""
     from peft import get_peft_model_state_dict
 
     transformer = model[0].auto_model
@@ -147,27 +147,28 @@ def adapter_parameters(model: "SentenceTransformer") -> dict[str, torch.nn.Param
         return {}
     state = transformer.state_dict(keep_vars=True)
     saved = get_peft_model_state_dict(transformer, state_dict=state, save_embedding_layers=False)
-    # PEFT saves them under other names, so they are told by what they are.
+    # PEFT saves them under other names, so compare the tensors themselves.
     kept = {id(tensor) for tensor in saved.values()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in kept}
 
 
 def trainable_parameters(model: "SentenceTransformer") -> dict[str, torch.nn.Parameter]:
-    """What training may change, by name: an adapter and custom modules, or without an adapter the whole model."""
+    """The parameters that training may change, by name: an adapter and custom modules, or without an adapter all."""
     if not getattr(model[0].auto_model, "peft_config", None):
         return dict(model.named_parameters())
     return adapter_parameters(model) | custom_parameters(model)
 
 
 def train_only(model: "SentenceTransformer", part: Part) -> int:
-    """Let only a part of what may be trained move; return how many numbers that is.
+    """Make only a part of the trainable parameters train; return its number of values.
 
-    Custom modules belong to the part `adapter`. PEFT freezes the transformer alone, so everything else is frozen here:
-    a base may have layers of its own after it. So is what no embedding depends on, such as the pooler of a BERT whose
-    tokens are pooled here: several processes would wait for its gradients.
+    Custom modules belong to the part `adapter`. PEFT freezes only the transformer, so everything else is frozen here,
+    since a base may have own layers after it. Parameters that no embedding depends on are frozen too, such as the
+    pooler of a
+    BERT: with several processes, training would wait for its gradients.
 
     Raises:
-        VocabgraftError: when there is no such part.
+        VocabgraftError: when there is nothing to train in this part.
     """
     chosen = [
         parameter
@@ -193,26 +194,26 @@ def _freeze_unused(model: "SentenceTransformer", parameters: Sequence[torch.nn.P
 def require_reload(
     trained: "SentenceTransformer", saved: Path, texts: Sequence[str], trust_remote_code: bool = False
 ) -> None:
-    """Refuse a saved adapter that is not, when it is loaded, what was trained (`trained` is moved to the CPU).
+    """Refuse a saved adapter that, once loaded, differs from the trained one (`trained` is moved to the CPU).
 
-    Texts that hold the new tokens show their rows.
+    Texts with new tokens test their rows.
 
-    A loader that misses weights only logs it, and a method that computes its start from the base may come to another
-    one when it is loaded; neither is seen in comparing an adapter with its merge, which are both loaded.
+    A loader only logs missing weights, and a method that computes its initialization from the base may compute another
+    one on loading. Comparing an adapter with its merged model would show neither, since both are loaded.
 
     Raises:
         VocabgraftError: with the largest difference of an encoding.
     """
-    # In float32, where a tolerance of 1e-5 can be kept: over a 16-bit base an adapter is rounded when it is loaded.
+    # In float32, which allows a tolerance of 1e-5: over a 16-bit base an adapter is rounded on loading.
     loaded = load_model(saved, device="cpu", own_modules=True, trust_remote_code=trust_remote_code, float32=True)
     with in_float32(trained.to("cpu")):
         before, after = (model.encode([A_TEXT, *texts], show_progress_bar=False) for model in (trained, loaded))
     difference = float(np.abs(before - after).max())
-    # A figure that is not a number compares false, and so is refused.
+    # NaN compares false, and so is refused.
     if not difference <= RELOAD_TOLERANCE:
         raise VocabgraftError(
             f"the adapter was trained, saved and loaded, and its embeddings then differ by {difference:.2g} (allowed: "
-            f"{RELOAD_TOLERANCE:g}), so its method does not come back from its folder with these arguments; change "
+            f"{RELOAD_TOLERANCE:g}), so its folder does not restore this method with these arguments; change "
             "train_adapter.peft"
         )
 
@@ -220,15 +221,15 @@ def require_reload(
 def merged_model(
     resized: Path, adapter: Path, trust_remote_code: bool = False, gate_ids: Sequence[int] = ()
 ) -> "SentenceTransformer":
-    """The model of an adapter's folder without PEFT, on the CPU: the resized base with the adapter folded in.
+    """The model of an adapter's folder without PEFT, on the CPU: the resized base with the adapter merged.
 
-    A folder without an adapter is that of the method `full`, and holds the model itself.
+    A folder without an adapter comes from the method `full`, and holds the model itself.
 
     Args:
         resized: the resized base.
         adapter: the folder of `train_adapter`.
-        trust_remote_code: run code that lies in the folders.
-        gate_ids: of the method `gated`: the new tokens, without one of which a text passes the resized base.
+        trust_remote_code: run code in the folders.
+        gate_ids: for the method `gated`: the new tokens; a text without any of them uses the resized base.
     """
     if not (adapter / ADAPTER_CONFIG_NAME).is_file():
         return load_model(adapter, device="cpu", own_modules=True, trust_remote_code=trust_remote_code)
@@ -243,14 +244,14 @@ def merged_model(
 def merge_adapter(resized: "SentenceTransformer", adapter: Path) -> None:
     """Merge a saved adapter into the resized base (changed in place), which then needs no PEFT to load.
 
-    Custom modules are taken from the adapter's folder, where they lie as they were trained.
+    Custom modules are loaded from the adapter's folder, which has the trained ones.
     """
     from peft import PeftModel
 
     with warnings.catch_warnings():
-        # PEFT warns of a layer that it replaced itself a moment ago.
+        # PEFT warns about layers that it has just replaced itself.
         warnings.simplefilter("ignore")
-        # In 16 bits each product and sum of the merge would be rounded, not the result alone.
+        # In 16 bits the merge would round each product and sum, not only the result.
         with in_float32(resized):
             wrapped = PeftModel.from_pretrained(resized[0].auto_model, str(adapter))
             resized[0].auto_model = wrapped.merge_and_unload()
@@ -258,7 +259,7 @@ def merge_adapter(resized: "SentenceTransformer", adapter: Path) -> None:
 
 
 def merge_gated(resized: "SentenceTransformer", adapter: Path, gate_ids: Sequence[int]) -> None:
-    """Merge a saved adapter for texts with one of these tokens alone (the resized base is changed in place)."""
+    """Merge a saved adapter only for texts with one of these tokens (the resized base is changed in place)."""
     from peft import PeftModel
 
     with warnings.catch_warnings():
@@ -276,14 +277,14 @@ def merge_gated(resized: "SentenceTransformer", adapter: Path, gate_ids: Sequenc
 
 
 def remove_adapter(model: "SentenceTransformer", merge: bool) -> None:
-    """Take the PEFT adapter off a model in memory (changed in place), which then needs no PEFT.
+    """Remove the PEFT adapter of a model in memory (changed in place), which then needs no PEFT.
 
-    The layers are taken off as `merge_and_unload` and `unload` of peft do, which sentence-transformers has no way to
-    call. Every parameter can be trained afterwards.
+    The layers are removed as by `merge_and_unload` and `unload` of peft, which cannot be called through
+    sentence-transformers. All parameters are trainable afterwards.
 
     Args:
         model: with an adapter.
-        merge: fold the adapter into the weights; otherwise they are what they were before it.
+        merge: merge the adapter into the weights; otherwise restore the weights from before the adapter.
 
     Raises:
         VocabgraftError: for a model without an adapter.
@@ -303,9 +304,9 @@ def remove_adapter(model: "SentenceTransformer", merge: bool) -> None:
 
 @contextmanager
 def adapter_off(model: "SentenceTransformer") -> Iterator[None]:
-    """Within the block, forward passes skip the PEFT adapter; what can be trained stays as it is.
+    """Within the block, forward passes skip the PEFT adapter; trainable parameters stay trainable.
 
-    PEFT's own switch also freezes the adapter's parameters, and thaws all of them afterwards.
+    PEFT's own switch also freezes the adapter's parameters, and makes all of them trainable afterwards.
     """
     layers = [layer for _, layer in _adapter_layers(model[0].auto_model)]
     before = [layer._disable_adapters for layer in layers]
@@ -319,9 +320,9 @@ def adapter_off(model: "SentenceTransformer") -> Iterator[None]:
 
 
 def fold_behind_gate(model: "SentenceTransformer", gate_ids: Sequence[int]) -> None:
-    """Fold the adapter of a model in memory for texts with one of these tokens alone (changed in place).
+    """Merge the adapter of a model in memory only for texts with one of these tokens (changed in place).
 
-    Every other text passes the weights as they were before the adapter.
+    Every other text uses the weights from before the adapter.
 
     Raises:
         VocabgraftError: for a model without an adapter.
@@ -346,7 +347,7 @@ def fold_behind_gate(model: "SentenceTransformer", gate_ids: Sequence[int]) -> N
 
 
 def _adapter_layers(transformer: torch.nn.Module) -> list[tuple[str, Any]]:
-    """The outermost layers that PEFT put in, by name."""
+    """The outermost layers that PEFT inserted, by name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -368,7 +369,7 @@ def _plain_layer(layer: Any, merge: bool) -> torch.nn.Module:
 def _require_modules(
     model: "SentenceTransformer", names: Sequence[str], place: str, kinds: tuple[type[torch.nn.Module], ...] = ()
 ) -> None:
-    """PEFT is content when one of the names is there, and leaves the others out without a word."""
+    """Refuse absent names: PEFT requires only one of them to exist, and silently ignores the others."""
     there = {
         name: module
         for name, module in model[0].auto_model.named_modules()

@@ -26,17 +26,17 @@ POINTS_OF_CURVE = 60
 def trainer_arguments(
     session: "Session", phase: PhaseParams, seed: int, evaluated: bool, checkpoints: "PhaseCheckpoints | None"
 ) -> Any:
-    """The trainer's arguments: what follows from the parameters, the defaults of this project, the user's own.
+    """The trainer's arguments: derived from the parameters, then this project's defaults, then the user's own.
 
     Args:
         session: the model, its parameters and its datasets.
         phase: the phase to train.
         seed: of the order of the rows.
         evaluated: whether there are rows to evaluate on.
-        checkpoints: where the best weights go, to outlive a kill; None for a scratch folder.
+        checkpoints: for the best weights, so that they survive a kill; None for a temporary folder.
 
     Raises:
-        VocabgraftError: the library refuses an argument.
+        VocabgraftError: when the library refuses an argument.
     """
     from sentence_transformers import SentenceTransformerTrainingArguments
 
@@ -49,22 +49,22 @@ def trainer_arguments(
     only_rows = params.method == "tokens" and not custom_parameters(model) and not besides
     examples = sum(len(entry.train) for entry in session.sets)
     steps = max(1, examples // params.batch_size) * epochs
-    # Fewer steps than the trainer is asked to log after would leave a curve without a point.
+    # With fewer steps than the logging interval, the curve would be empty.
     most = params.arguments.get("max_steps", -1)
     steps = min(steps, most) if most > 0 else steps
     owned: dict[str, Any] = {
-        # The best weights must outlive a kill too.
+        # The best weights must survive a kill too.
         "output_dir": str(checkpoints.best if checkpoints else session.scratch / "trainer"),
         "seed": seed,
         "num_train_epochs": epochs,
         "per_device_train_batch_size": params.batch_size // distributed.world_size(),
-        # The rate that the trainer logs is this one, so where rows alone are trained it is theirs.
+        # The trainer logs this rate; if only rows train, it is theirs.
         "learning_rate": rows_rate if only_rows else phase.learning_rate or params.learning_rate,
         "learning_rate_mapping": {ROWS_PATTERN: rows_rate} if params.method in ROW_METHODS and not only_rows else {},
         "warmup_steps": params.warmup_ratio,
         "logging_nan_inf_filter": False,
         "bf16": session.precision.name == "bfloat16" and not params.arguments.get("fp16"),
-        # Live metrics go by the listener, which knows where the store is.
+        # The listener logs live metrics, since it knows the store.
         "report_to": "none",
         **_columns(model),
         **_best(params),
@@ -72,15 +72,15 @@ def trainer_arguments(
     defaults: dict[str, Any] = {
         "per_device_eval_batch_size": params.batch_size // distributed.world_size(),
         "lr_scheduler_type": "cosine",
-        # Decay would pull rows towards zero that no batch mentions.
+        # Weight decay would pull rows towards zero even in steps whose batch does not use them.
         "weight_decay": 0.0,
         "batch_sampler": partial(batches_of, by_length=params.group_by_length),
         "multi_dataset_batch_sampler": "proportional",
         "logging_steps": max(1, steps // POINTS_OF_CURVE),
         "eval_strategy": "epoch" if evaluated else "no",
-        # Without it the library looks for a GPU before it joins processes on a CPU, and refuses bfloat16 there.
+        # Otherwise the library looks for a GPU before it connects processes on a CPU, and refuses bfloat16 there.
         "use_cpu": model.device.type == "cpu",
-        # Each forward pass of a step sees another column, so none of them says what the step uses.
+        # Each forward pass of a step sees another column, so no single pass shows which parameters the step uses.
         "ddp_find_unused_parameters": False if distributed.world_size() > 1 else None,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
@@ -90,7 +90,7 @@ def trainer_arguments(
         arguments = SentenceTransformerTrainingArguments(**(defaults | owned | given))
     except (ValueError, TypeError) as error:
         raise VocabgraftError(f"train_adapter.arguments are refused by the trainer: {error}") from error
-    # The library drops last batches where several processes train, since its own split makes them unequal.
+    # With several processes the library drops the last batch, since its own split would make it unequal.
     arguments.dataloader_drop_last = bool(given.get("dataloader_drop_last", False))
     return arguments
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole, checked before use, deleted when the training succeeds."""
+"""Checkpoints of a training: written atomically, checked before use, deleted when the training succeeds."""
 
 import hashlib
 import logging
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "weights.safetensors"
 CURVE = "curve.json"
 SET_BACK = "set_back.json"
-# One that proves to be damaged leaves the one before.
+# If one is damaged, the one before is used.
 KEPT = 2
 STEP = re.compile(r"step-(\d{8})$")
 CONSTANTS = re.compile(r"(\d{8})-(\d+)-([0-9a-f]{16})\.safetensors$")
@@ -34,15 +34,14 @@ CONSTANTS = re.compile(r"(\d{8})-(\d+)-([0-9a-f]{16})\.safetensors$")
 
 @dataclass
 class PhaseCheckpoints:
-    """Those of one phase of training, in a folder of its own.
+    """The checkpoints of one training phase, in a folder of its own.
 
     Attributes:
         folder: of the phase.
-        every: steps from one to the next.
-        rank: of this process among those that train together.
-        table: embeddings of texts that the training cannot change (`vocabgraft.training.embedding_cache`). A text's
-            embedding depends by about 1e-7 on the texts beside it when it was computed, so the table is kept
-            too, each part once.
+        every: steps between two checkpoints.
+        rank: of this process in a distributed training.
+        table: embeddings of texts that the training cannot change (`vocabgraft.training.embedding_cache`). An embedding
+            depends by about 1e-7 on the other texts of its batch, so the table is saved too, each part once.
     """
 
     folder: Path
@@ -53,37 +52,37 @@ class PhaseCheckpoints:
 
     @property
     def best(self) -> Path:
-        """Where the trainer keeps the weights of the best evaluation."""
+        """The folder in which the trainer keeps the weights of the best evaluation."""
         return self.folder / "best"
 
     @property
     def done(self) -> Path:
-        """What a phase that ended leaves."""
+        """The file that a finished phase writes."""
         return self.folder / "done"
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole; each newer one is named in a warning and left out."""
+        """The newest complete checkpoint; damaged newer ones are reported in a warning."""
         for step in sorted(self._steps(), reverse=True):
             found = self.path_of(step)
             if is_whole(found):
                 return found
-            logger.warning("the checkpoint %s is damaged; the one before it is taken, or none", found)
+            logger.warning("the checkpoint %s is damaged; the one before it is used, or none", found)
         return None
 
     def path_of(self, step: int) -> Path:
-        """The folder of the checkpoint after `step` steps."""
+        """The folder of the checkpoint of this step."""
         return self.folder / f"step-{step:08d}"
 
     @contextmanager
     def new(self, step: int) -> Iterator[Path]:
-        """Yield an empty folder that becomes the checkpoint of `step` if the block succeeds; older ones are dropped."""
+        """Yield an empty folder that becomes the checkpoint of `step` if the block succeeds; older ones are deleted."""
         with new_folder(self.path_of(step)) as work:
             yield work
         for old in sorted(self._steps(), reverse=True)[KEPT:]:
             shutil.rmtree(self.path_of(old))
 
     def keep_table(self, step: int) -> None:
-        """Write what came into the table since the last time, under a name that holds its hash."""
+        """Write the new entries of the table, to a file whose name contains its hash."""
         from safetensors.torch import save
 
         new = self.table.keys_from(self.kept_of_table)
@@ -102,7 +101,7 @@ class PhaseCheckpoints:
         self.kept_of_table = len(self.table)
 
     def take_table(self, step: int) -> None:
-        """Fill the table with what was kept up to `step`; a damaged part is computed again, which is no error."""
+        """Fill the table with the entries saved up to `step`; a damaged part is computed again without an error."""
         for path in sorted((self.folder / "constants").glob("*.safetensors")):
             found = CONSTANTS.search(path.name)
             if not found or int(found[2]) != self.rank:
@@ -119,7 +118,7 @@ class PhaseCheckpoints:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder holds what its manifest says."""
+    """Whether a folder matches its manifest."""
     try:
         files = read_json(folder / MANIFEST)["files"]
     except (VocabgraftError, KeyError, TypeError):
@@ -128,18 +127,18 @@ def is_whole(folder: Path) -> bool:
 
 
 def save_weights(model: "SentenceTransformer", losses: Losses, path: Path) -> None:
-    """Write all that a training may have changed: adapter, custom modules, buffers, and what the losses train."""
+    """Write everything that a training may have changed: adapter, custom modules, buffers, parameters of the losses."""
     from safetensors.torch import save_file
 
-    # A copy each: two names may share memory, which safetensors refuses.
+    # Copies, since two names may share memory, which safetensors refuses.
     save_file({name: tensor.detach().cpu().clone() for name, tensor in _changing(model, losses).items()}, path)
 
 
 def load_weights(model: "SentenceTransformer", losses: Losses, path: Path) -> None:
-    """Put back what `save_weights` wrote.
+    """Load what `save_weights` wrote.
 
     Raises:
-        VocabgraftError: when it is of another model.
+        VocabgraftError: when the file belongs to another model.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -151,14 +150,14 @@ def load_weights(model: "SentenceTransformer", losses: Losses, path: Path) -> No
         raise VocabgraftError(f"{path} cannot be read: {error}; delete {path.parent} and run again") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in wanted.items()}:
-        raise VocabgraftError(f"{path} is of another model; delete {path.parent} and run again")
+        raise VocabgraftError(f"{path} belongs to another model; delete {path.parent} and run again")
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(saved[name])
 
 
 def share_weights(model: "SentenceTransformer", losses: Losses) -> None:
-    """Give every process that trains the weights that the first one has."""
+    """Copy the weights of the first process to all other processes."""
     for tensor in _changing(model, losses).values():
         values = tensor.detach().contiguous()
         torch.distributed.broadcast(values, src=0)
@@ -173,7 +172,7 @@ def save_done(
     set_back: Mapping[str, int],
     folder: Path,
 ) -> None:
-    """Write what a phase that ended gives to the next."""
+    """Save the results of a finished phase for the next one."""
     with new_folder(folder) as work:
         save_weights(model, losses, work / WEIGHTS)
         write_json(work / CURVE, list(curve))
@@ -181,7 +180,7 @@ def save_done(
 
 
 def key_of(value: Any) -> str:
-    """The name of a training's folder: a digest of what it is made from, and of the libraries that make it."""
+    """The name of a training's folder: a digest of its inputs and of the libraries."""
     from importlib.metadata import version
 
     libraries = ("torch", "transformers", "sentence-transformers", "peft", "accelerate")

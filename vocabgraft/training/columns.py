@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Batch = dict[str, list[Any]]
-# As TSDAE was trained (Wang et al., 2021).
+# As in TSDAE (Wang et al., 2021).
 SHARE_OF_WORDS_KEPT = 0.4
-# As Contrastive Tension was trained (Carlsson et al., 2021): one pair of a text with itself among so many.
+# As in Contrastive Tension (Carlsson et al., 2021): one of this many pairs is a text with itself.
 TEXTS_A_POSITIVE = 8
 QUERY_COLUMNS = ("anchor", "query")
 DOCUMENT_COLUMNS = ("positive", "negative", *MORE_NEGATIVES)
@@ -36,21 +36,21 @@ COLUMNS_READ: dict[Reads, tuple[str, ...]] = {
     "teacher": ("text", "label"),
     "margin": ("query", "positive", "negative", "label"),
 }
-# sentence-transformers takes the target of a row from a column of this name.
+# sentence-transformers reads the target of a row from a column of this name.
 TARGETS = {"score": "label", "embedding": "label", "margin": "label"}
 
 
 def load_rows(
     dataset: AcceptedDataset, split: Split, entry: LossEntry, cache: Path, seed: int = 0, scores_each: bool = False
 ) -> "Dataset":
-    """A split that has rows, as the columns that a loss reads, in its order.
+    """A non-empty split, as the columns that a loss reads, in its order.
 
     Args:
-        dataset: what `validate_data` accepted.
-        split: which part.
+        dataset: accepted by `validate_data`.
+        split: the split to read.
         entry: of the loss.
-        cache: where the Arrow files are written.
-        seed: of what is drawn: the words that noise takes out, and the texts that are paired.
+        cache: folder for the Arrow files.
+        seed: of the random numbers: words removed as noise, and texts paired at random.
         scores_each: give a margin as a score for the positive and one for the negative.
     """
     from datasets import Dataset
@@ -67,14 +67,14 @@ def rows_for_loss(
     seed: int = 0,
     scores_each: bool = False,
 ) -> "Dataset":
-    """Rows in the columns of their format (`vocabgraft.config.datasets.COLUMNS`), as the columns that a loss reads.
+    """Convert rows in the columns of their format (`vocabgraft.config.datasets.COLUMNS`) to those that a loss reads.
 
     Args:
         rows: at least one.
         dataset_format: of the rows.
         entry: of the loss.
-        template: what a triple asks for its tail, where its loss is one for pairs.
-        seed: of the words that noise takes out and of the texts that are paired.
+        template: of a triple's query for its tail, for losses over pairs.
+        seed: of the words removed as noise and of the texts paired at random.
         scores_each: give a margin as a score for the positive and one for the negative.
     """
     names = rows.column_names
@@ -109,14 +109,14 @@ def _with_noise(seed: int, batch: Batch, places: list[int]) -> Batch:
 def _noisy(text: str, seed: int, place: int) -> str:
     words = text.split()
     draws = np.random.default_rng([seed, place]).random(len(words))
-    # One word is left at least, the one with the lowest draw.
+    # At least one word is kept, the one with the lowest draw.
     kept = draws < max(SHARE_OF_WORDS_KEPT, float(draws.min()) + 1e-12)
     return " ".join(word for word, keep in zip(words, kept, strict=True) if keep)
 
 
 def _paired(rows: "Dataset", seed: int) -> "Dataset":
     order = np.random.default_rng(seed).permutation(len(rows))
-    # The next in a random order: another text for each, whatever the file's order.
+    # The next text in a random order: another text for each, whatever the file's order.
     partner = np.empty_like(order)
     partner[order] = np.roll(order, -1)
     same = np.arange(len(rows)) % TEXTS_A_POSITIVE == 0
@@ -134,17 +134,17 @@ def _a_row_for_each_negative(batch: Batch) -> Batch:
 
 
 def _as_scores(batch: Batch) -> Batch:
-    # A softmax over scores knows their differences alone, so the negative's may be 0.
+    # A softmax over scores depends only on their differences, so the negative's may be 0.
     return {"label": [[margin, 0.0] for margin in batch["label"]]}
 
 
 def ids_without_text(tokenizer: Any, datasets: Sequence[AcceptedDataset], ids: Sequence[int]) -> list[int]:
-    """Those of `ids` that no text of a train split holds; training cannot move their rows."""
+    """Those `ids` that no text of a train split holds; training cannot change their rows."""
     return ids_not_in(tokenizer, (block for dataset in datasets for block in dataset.text_blocks("train")), ids)
 
 
 def ids_not_in(tokenizer: Any, blocks: Iterable[Sequence[str]], ids: Sequence[int]) -> list[int]:
-    """Those of `ids` that no text of the blocks holds; the blocks are read until each id was seen."""
+    """Those `ids` that no text of the blocks holds; reading stops once every id was seen."""
     lacking = set(ids)
     for block in blocks:
         encoded = tokenizer(list(dict.fromkeys(block)), add_special_tokens=False, verbose=False)["input_ids"]

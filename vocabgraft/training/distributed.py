@@ -1,7 +1,7 @@
 """Trains in several processes, on one machine or on several.
 
-Each is told its place by the variables that torchrun sets, so a process that torchrun started, on this or another
-machine, is one of them too.
+The variables of torchrun give each process its rank, so a process that torchrun started, on this or another machine,
+can take part.
 """
 
 import os
@@ -19,8 +19,8 @@ from types import FrameType
 from vocabgraft.errors import VocabgraftError
 
 LAUNCHER = "VOCABGRAFT_LAUNCHER"
-# Set where a stage runs on several machines that share no files: how many they are, which of them this one is, and
-# where the first one listens, HOST:PORT.
+# Set if a stage runs on several machines that share no files: their number, the index of this one, and the address at
+# which the first one listens, HOST:PORT.
 NODES, NODE, RENDEZVOUS = "VOCABGRAFT_NODES", "VOCABGRAFT_NODE", "VOCABGRAFT_RENDEZVOUS"
 LOOPBACK = "127.0.0.1"
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -28,38 +28,38 @@ SECONDS_TO_END = 5.0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this one is; 0 writes what is kept."""
+    """The rank of this process; rank 0 writes the results."""
     return int(os.environ.get("RANK", "0"))
 
 
 def nodes() -> int:
-    """On how many machines that share no files this stage runs."""
+    """The number of machines without shared files on which this stage runs."""
     return int(os.environ.get(NODES, "1"))
 
 
 def writes() -> bool:
-    """Whether this process writes the stage's output: the first of all, or of its machine where they share no files."""
+    """Whether this process writes the stage's output: the first of all, or of its machine if they share no files."""
     return (int(os.environ.get("LOCAL_RANK", "0")) if nodes() > 1 else rank()) == 0
 
 
 def is_worker() -> bool:
-    """Whether this process is one of several that were started to train together."""
+    """Whether this process is one of several that train together."""
     return "RANK" in os.environ
 
 
 def launch(arguments: Sequence[str], processes: int) -> None:
-    """Run `python ARGUMENTS` as so many processes and wait for them; when one fails, or this one is ended, all end.
+    """Run `python ARGUMENTS` in this many processes and wait; if one fails, or this one is ended, all end.
 
-    Where the stage runs on several machines these are the processes of all of them, and this starts its machine's.
+    With several machines, `processes` counts those of all machines, and this call starts those of this machine.
 
     Raises:
-        VocabgraftError: for more processes than processors, for processes that the machines cannot share equally, or
-            when one fails.
+        VocabgraftError: for more processes than processors, a number that the machines cannot share equally, or if one
+            process fails.
     """
     here = _share(processes)
     _require_room(here)
@@ -77,9 +77,9 @@ def launch(arguments: Sequence[str], processes: int) -> None:
 
 
 def enter() -> None:
-    """Called by a started process: it ends when its launcher is gone, and only the first one speaks."""
+    """Set up a started process: it ends when its launcher is gone, and only the first one prints progress."""
     if rank():
-        # What the first one says on the way, this one would say again; errors are said by each.
+        # This process would repeat what the first one prints; every process prints its errors.
         sys.stdout.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     launcher = os.environ.get(LAUNCHER)
@@ -88,7 +88,7 @@ def enter() -> None:
 
 
 def leave() -> None:
-    """Called by a started process that is done: nobody waits for it any more."""
+    """End a started process cleanly, since nobody waits for it any more."""
     import torch.distributed
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -96,7 +96,7 @@ def leave() -> None:
 
 
 def _share(processes: int) -> int:
-    """How many of the processes are this machine's."""
+    """The number of processes on this machine."""
     if processes % nodes():
         raise VocabgraftError(
             f"train_adapter.launcher.processes is {processes}, and the stage runs on {nodes()} machines "
@@ -113,17 +113,17 @@ def _require_room(processes: int) -> None:
     if processes > room:
         raise VocabgraftError(
             f"train_adapter.launcher.processes is {processes * nodes()}, {processes} of them on this machine, which "
-            f"has {room} {what}; allowed: 1 to {room} a machine; the machines of a cluster share them with "
+            f"has {room} {what}; allowed: 1 to {room} per machine; the machines of a cluster share them with "
             "meta.resources.nodes in dvc.yaml and --ray"
         )
 
 
 @contextmanager
 def _meeting_place(processes: int) -> Iterator[dict[str, str]]:
-    """Where the processes find each other, as the variables that torch reads.
+    """The rendezvous of the processes, as the variables that torch reads.
 
-    Several machines meet at an address of the first one. On one machine this process holds the store itself, as the
-    agent of torchrun does: one that torch opens in the first process listens on every interface.
+    Several machines meet at an address of the first one. On one machine this process holds the store itself, like
+    torchrun's agent: a store that torch opens in the first process listens on every interface.
     """
     if address := os.environ.get(RENDEZVOUS):
         host, _, port = address.rpartition(":")
@@ -136,7 +136,7 @@ def _meeting_place(processes: int) -> Iterator[dict[str, str]]:
         port = listener.getsockname()[1]
         # The store closes it.
         listening = listener.detach()
-    # PyTorch documents it under this name and does not list it in `__all__`.
+    # PyTorch documents this name but does not list it in `__all__`.
     store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
         LOOPBACK, port, processes, is_master=True, wait_for_workers=False, use_libuv=True, master_listen_fd=listening
     )
@@ -146,13 +146,13 @@ def _meeting_place(processes: int) -> Iterator[dict[str, str]]:
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
-    # It ends with the last reference.
+    # The store closes with its last reference.
     del store
 
 
 def _environment(processes: int, here: int, place: Mapping[str, str]) -> dict[str, str]:
-    """What all processes of this machine are told."""
-    # The same code as here, also where the working folder is another one.
+    """The environment of all processes of this machine."""
+    # Import the same code as here, even if the working folder is another one.
     root = str(Path(__file__).parents[2])
     threads = max(1, (os.cpu_count() or 1) // here)
     return {
@@ -168,16 +168,16 @@ def _environment(processes: int, here: int, place: Mapping[str, str]) -> dict[st
 
 
 def _interfaces(host: str, port: int) -> dict[str, str]:
-    """The network interface by which this machine reaches the first one; its own alone where there is one machine.
+    """The network interface over which this machine reaches the first one; the loopback interface for one machine.
 
-    By themselves the libraries take that of the machine's name, which may be open to a network, and which Debian's
-    /etc/hosts gives a loopback address.
+    By default the libraries use the interface of the host name, which may be open to a network, and which Debian's
+    /etc/hosts maps to a loopback address.
     """
     import psutil
 
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
-        # It sends nothing.
+        # Sends nothing.
         probe.connect(address)
         own = probe.getsockname()[0]
     found = [name for name, of in psutil.net_if_addrs().items() if any(entry.address == own for entry in of)]
@@ -191,7 +191,7 @@ def _wait(started: Sequence["subprocess.Popen[bytes]"], first: int) -> None:
             if code:
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 raise VocabgraftError(
-                    f"process {number} of {len(started) * nodes()} {how}, and the others were stopped; what it said is "
+                    f"process {number} of {len(started) * nodes()} {how}, and the others were stopped; its output is "
                     "above"
                 )
         if all(code == 0 for code in codes):
@@ -200,7 +200,7 @@ def _wait(started: Sequence["subprocess.Popen[bytes]"], first: int) -> None:
 
 
 def _end(started: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Ask, wait, then kill."""
+    """Ask the processes to end, wait, then kill them."""
     running = [process for process in started if process.poll() is None]
     for process in running:
         process.terminate()
@@ -215,7 +215,7 @@ def _end(started: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Within the block, being asked to end is an exception, so that what was started is ended too."""
+    """Within the block, a request to end raises an exception, so that started processes are ended too."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -15,37 +15,37 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Features = dict[str, Any]
-# Rows of one forward pass are near in length; on a CPU, padding to the longest of 128 costs more than a second pass.
+# A forward pass has rows of similar length; on a CPU, padding all to the longest of 128 costs more than a second pass.
 ROWS_OF_A_PASS = 32
-# Of a table's file: 700,000 texts at a width of 384.
+# Size limit of a table's file: 700,000 texts at width 384.
 MOST_BYTES = 2**30
 
 
 class ConstantTable:
-    """Embeddings by the keys of their texts, in the order in which they came, in a temporary file.
+    """Embeddings by the keys of their texts, in insertion order, in a temporary file.
 
-    The process itself holds about 150 bytes a text. A full table takes no more: what came first is what comes often,
-    and to drop the oldest would drop each text of a long epoch before it comes again.
+    The process holds about 150 bytes per text. A full table accepts no more texts: the first ones are the frequent
+    ones, and dropping the oldest would drop each text of a long epoch before it occurs again.
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
-        """Start with no text."""
+        """Create an empty table."""
         self.most_bytes, self.width = most_bytes, 0
         self._places: dict[bytes, int] = {}
-        # Read and not mapped: of a full disk, writing to a mapped page makes a signal that ends the process untold.
+        # Read, not mapped: on a full disk, writing to a mapped page ends the process by a signal, without a message.
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the table
         weakref.finalize(self, self._file.close)
 
     def __len__(self) -> int:
-        """How many texts it holds."""
+        """The number of texts in the table."""
         return len(self._places)
 
     def __contains__(self, key: bytes) -> bool:
-        """Whether it holds a text."""
+        """Whether the table has a text."""
         return key in self._places
 
     def add(self, keys: Sequence[bytes], embeddings: torch.Tensor) -> None:
-        """Keep the embeddings, (keys, width), of texts that it does not hold, as far as there is room."""
+        """Add the embeddings, (keys, width), of texts that are not in the table, as far as there is room."""
         self.width = embeddings.shape[1]
         row_bytes = self.width * np.dtype(np.float32).itemsize
         room = max(0, self.most_bytes // row_bytes - len(self))
@@ -56,7 +56,7 @@ class ConstantTable:
         self._places.update({key: place for place, (key, _) in enumerate(new, start=len(self))})
 
     def take(self, keys: Sequence[bytes]) -> torch.Tensor:
-        """The embeddings of texts that it holds: float32, (keys, width), on the CPU."""
+        """The embeddings of texts in the table: float32, (keys, width), on the CPU."""
         rows = np.empty((len(keys), self.width), dtype=np.float32)
         for key, row in zip(keys, rows, strict=True):
             self._file.seek(self._places[key] * row.nbytes)
@@ -64,7 +64,7 @@ class ConstantTable:
         return torch.from_numpy(rows)
 
     def keys_from(self, start: int) -> list[bytes]:
-        """The keys in their order, without the first `start`."""
+        """The keys in order, without the first `start`."""
         return list(islice(self._places, start, None))
 
 
@@ -75,19 +75,18 @@ def constant_texts(
     table: ConstantTable | None = None,
     while_computed: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[None]:
-    """Within the block, the model's forward takes the embedding of a text without a trained id from a table.
+    """Within the block, the model's forward reads embeddings of texts without a trained id from a table.
 
-    The table fills as texts come: each distinct one is embedded once, in evaluation mode and without a gradient. That
-    is right only while nothing but the rows of `trained_ids` moves. The other texts of a batch are embedded as always,
-    those of like length together. Only `sentence_embedding` is given back, so a loss that reads token embeddings or
-    several layers does not work with it. A `table` that is given is filled, and what it holds already is taken.
-    Embeddings are given back in float32, in which a table holds every precision.
+    Each distinct text is embedded once, in evaluation mode and without a gradient. This is right only while nothing but
+    the rows of `trained_ids` trains. The other texts of a batch are embedded as usual, grouped by length. Only
+    `sentence_embedding` is returned, so a loss that reads token embeddings or several layers does not work with it. A
+    given `table` is read and filled. Embeddings are returned in float32, which holds every precision.
 
     Args:
         model: trained within the block.
-        trained_ids: a text with one of them is embedded by the model as it is.
-        table: of an earlier block of the same training.
-        while_computed: a context in which constants are computed, such as one without the adapter of a gated model.
+        trained_ids: a text with one of them is embedded by the model.
+        table: from an earlier block of the same training.
+        while_computed: a context for computing the constants, such as one without the adapter of a gated model.
     """
     original = model.forward
     table = ConstantTable() if table is None else table
@@ -104,8 +103,8 @@ def constant_texts(
         embeddings = torch.cat([part[1] for part in parts])[places.argsort()]
         return {**features, "sentence_embedding": _linked(embeddings, *trained_parameters)}
 
-    # An attribute of the instance stands before the class's method, also for a wrapper such as that for several
-    # processes; the losses of sentence-transformers that change the forward pass do it in the same way.
+    # An attribute of the instance takes precedence over the class's method, also for a wrapper for several processes;
+    # losses of sentence-transformers that change the forward pass do the same.
     model.forward = forward
     try:
         yield
@@ -114,10 +113,10 @@ def constant_texts(
 
 
 class _Linked(torch.autograd.Function):
-    """The embeddings, as if they came from the trained rows, which get no gradient by this way.
+    """The embeddings with a graph to the trained rows, which get no gradient through it.
 
-    A batch without a trained id would have a loss without a graph, and of several processes one would wait for the
-    gradients of another for ever.
+    Otherwise the loss of a batch without a trained id would have no graph, and with several processes the others would
+    wait forever for its gradients.
     """
 
     @staticmethod
@@ -168,7 +167,7 @@ def _constants(
 def _computed(
     model: "SentenceTransformer", forward: Any, features: Features, places: Sequence[int], options: dict[str, Any]
 ) -> torch.Tensor:
-    """Float32 embeddings of the texts at these places, lowest first, in evaluation mode and without a gradient."""
+    """Float32 embeddings of these texts, in ascending order of index, in evaluation mode, without gradients."""
     mask = features["attention_mask"].bool()
     wanted = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
     wanted[list(places)] = True
@@ -182,7 +181,7 @@ def _computed(
 
 
 def _by_length(mask: torch.Tensor, chosen: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The places of the chosen rows, shortest first, in parts."""
+    """The indices of the chosen rows, shortest first, in parts."""
     places = chosen.nonzero().flatten()
     lengths = mask[places].sum(dim=1)
     ordered = places[lengths.argsort(stable=True)]
@@ -191,7 +190,7 @@ def _by_length(mask: torch.Tensor, chosen: torch.Tensor) -> Iterator[torch.Tenso
 
 
 def _rows(features: Features, places: torch.Tensor) -> Features:
-    """Some rows of a batch, without the padding that they have in common."""
+    """Some rows of a batch, without their common padding."""
     rows = len(features["input_ids"])
     filled = features["attention_mask"][places].any(dim=0).nonzero().flatten()
     kept = slice(int(filled[0]), int(filled[-1]) + 1)
@@ -205,11 +204,11 @@ def _rows(features: Features, places: torch.Tensor) -> Features:
 
 
 def _key(features: Features, place: int) -> bytes:
-    """A hash of what tells a text from another: its ids, and what is said of the batch (its prompt, its route)."""
+    """A hash of everything that identifies a text: its ids, and the features of the batch (its prompt, its route)."""
     ids = features["input_ids"][place][features["attention_mask"][place].bool()]
     said = {name: value for name, value in features.items() if not _is_by_row(value, len(features["input_ids"]))}
-    told = ids.cpu().numpy().tobytes() + repr(sorted(said.items())).encode()
-    return hashlib.blake2b(told, digest_size=16).digest()
+    content = ids.cpu().numpy().tobytes() + repr(sorted(said.items())).encode()
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _is_by_row(value: Any, rows: int) -> bool:

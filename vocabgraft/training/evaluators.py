@@ -1,4 +1,4 @@
-"""Constructs evaluators from params.yaml, over the validation split of a dataset."""
+"""Builds evaluators from params.yaml, over the validation split of a dataset."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -22,14 +22,14 @@ Arguments = dict[str, Any]
 def build_evaluator(
     params: EvaluatorParams, dataset: AcceptedDataset, loss_name: str, loss: nn.Module, batch_size: int
 ) -> Any:
-    """The evaluator of a dataset's validation split; its figures are named after the dataset.
+    """The evaluator of a dataset's validation split; its metrics are named after the dataset.
 
     Args:
-        params: the evaluator's class and arguments, which fit (`vocabgraft.config.evaluators.check_evaluator`).
-        dataset: whose validation split it reads.
-        loss_name: of the dataset, which says the evaluator of labels.
-        loss: of the dataset, whose classifier LabelAccuracyEvaluator asks.
-        batch_size: where params gives none.
+        params: the evaluator's class and arguments, checked by `vocabgraft.config.evaluators.check_evaluator`.
+        dataset: with the validation split to evaluate on.
+        loss_name: of the dataset; it selects the evaluator of labels.
+        loss: of the dataset, whose classifier LabelAccuracyEvaluator uses.
+        batch_size: used if params gives none.
 
     Raises:
         VocabgraftError: for a split without rows, or a value that the evaluator refuses.
@@ -38,23 +38,23 @@ def build_evaluator(
     place = f"train_adapter.evaluators: {name} of {dataset.name}"
     if not dataset.rows("validation"):
         raise VocabgraftError(
-            f"{place} has no row to evaluate on; raise held_out.validation or give files.validation, or take it out"
+            f"{place} has no rows to evaluate on; raise held_out.validation or give files.validation, or take it out"
         )
     defaults = {"name": dataset.name, "batch_size": batch_size, "write_csv": False}
     if name == "LinkPredictionEvaluator":
-        # As the loss means a relation: a vector to add, or a word of a question.
+        # A relation as in the loss: a vector to add, or a word of a query.
         is_translation = LOSSES[loss_name].reads == "triple"
         defaults |= {"scoring": "translation" if is_translation else "text", "template": dataset.template}
     options = defaults | {key: _value(key, value) for key, value in params.arguments.items()}
     try:
         return _class(name)(**BUILDERS[name](dataset, loss, options))
     except (ValueError, TypeError, AssertionError) as error:
-        raise VocabgraftError(f"{place} cannot be made: {error}; see its arguments") from error
+        raise VocabgraftError(f"{place} cannot be built: {error}; see its arguments") from error
 
 
 def _class(name: str) -> Any:
     if EVALUATORS[name].module != LIBRARY:
-        # Named here, so that dvc.yaml's deps of code can be told from the imports.
+        # Imported by name, so that the code deps in dvc.yaml can be derived from the imports.
         from vocabgraft.triples import link_prediction
 
         return link_prediction.LinkPredictionEvaluator
@@ -70,7 +70,7 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _retrieval(dataset: AcceptedDataset, loss: nn.Module, options: Arguments) -> Arguments:
-    """The validation questions over the documents of every split but the test's, which no choice may see."""
+    """The validation queries over the documents of every split except the test split, which no choice may use."""
     documents = dict.fromkeys(answer for split in SPLITS if split != "test" for _, answer in dataset.pairs(split))
     ids = {text: f"d{number}" for number, text in enumerate(documents)}
     pairs, groups = dataset.pairs("validation"), dataset.groups("validation")
@@ -89,7 +89,7 @@ def _retrieval(dataset: AcceptedDataset, loss: nn.Module, options: Arguments) ->
 
 
 def _link_prediction(dataset: AcceptedDataset, loss: nn.Module, options: Arguments) -> Arguments:
-    """The validation triples among all that are known but the test's, which no choice may see."""
+    """The validation triples among all known triples except the test split's, which no choice may use."""
     columns = {split: _with_tokens(dataset.columns(split)) for split in SPLITS if split != "test"}
     asked = columns["validation"]
     known = {name: [text for split in columns.values() for text in split[name]] for name in asked}
@@ -107,7 +107,7 @@ def _translation(dataset: AcceptedDataset, loss: nn.Module, options: Arguments) 
 
 def _triplets(dataset: AcceptedDataset, loss: nn.Module, options: Arguments) -> Arguments:
     rows = _rows_with_negatives(dataset)
-    # A triplet for each negative.
+    # One triplet per negative.
     flat = [(query, positive, negative) for query, positive, negatives in rows for negative in negatives]
     anchors, positives, negatives = zip(*flat, strict=True)
     return options | {"anchors": list(anchors), "positives": list(positives), "negatives": list(negatives)}
@@ -139,7 +139,7 @@ def _similarity(dataset: AcceptedDataset, loss: nn.Module, options: Arguments) -
 def _classification(dataset: AcceptedDataset, loss: nn.Module, options: Arguments) -> Arguments:
     columns = dataset.columns("validation")
     if not set(columns["label"]) <= {0, 1}:
-        raise ValueError("it tells 0 from 1, and there are more labels; take LabelAccuracyEvaluator")
+        raise ValueError("it distinguishes labels 0 and 1, but there are more; use LabelAccuracyEvaluator")
     return options | {
         "sentences1": columns["sentence1"],
         "sentences2": columns["sentence2"],
@@ -171,7 +171,7 @@ def _paraphrases(dataset: AcceptedDataset, loss: nn.Module, options: Arguments) 
         for text, label in zip(columns["text"], columns["label"], strict=True):
             of_label.setdefault(label, []).append(text)
         alike = [pair for texts in of_label.values() for pair in pairwise(texts)]
-        # Neighbours alone are named; the evaluator makes the rest of each label of them.
+        # Only neighboring pairs are given; the evaluator adds the other pairs of each label.
         options = {"add_transitive_closure": True} | options
     ids = {text: f"t{number}" for number, text in enumerate(dict.fromkeys(dataset.texts("validation")))}
     return options | {
@@ -181,14 +181,14 @@ def _paraphrases(dataset: AcceptedDataset, loss: nn.Module, options: Arguments) 
 
 
 class StoredTeacher:
-    """Teacher embeddings that were made before, in the interface of a model."""
+    """Stored teacher embeddings with the interface of a model."""
 
     def __init__(self, embeddings: Sequence[Sequence[float]]) -> None:
-        """Keep embeddings, one a text."""
+        """Store embeddings, one per text."""
         self.embeddings = np.asarray(embeddings, dtype=np.float32)
 
     def encode(self, sentences: Sequence[str], **options: Any) -> "np.ndarray[Any, Any]":
-        """The embeddings of the texts that they were stored for."""
+        """The stored embeddings of these texts."""
         if len(sentences) != len(self.embeddings):
             raise ValueError(f"{len(sentences)} texts have {len(self.embeddings)} stored embeddings")
         return self.embeddings

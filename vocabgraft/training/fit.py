@@ -45,18 +45,18 @@ if TYPE_CHECKING:
 
     from vocabgraft.training.trainer import Listener
 
-# Figures of the trainer that differ between two equal runs.
+# Metrics of the trainer that differ between two equal runs.
 TIMINGS = ("runtime", "_per_second", "total_flos")
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The curve as the trainer logged it, without timings, and what was trained.
+    """The curve that the trainer logged, without timings, and what was trained.
 
     Attributes:
-        set_back: tokens whose row became an attention sink and was set back, with how often.
-        untrained: new tokens that no training text holds, where the caller asked for that.
-        measured: texts per second in each precision, where `precision: auto` timed them.
+        set_back: tokens whose row became an attention sink and was reset, with how often.
+        untrained: new tokens that no training text holds, if the caller asked for them.
+        measured: texts per second in each precision, if `precision: auto` timed them.
     """
 
     curve: list[dict[str, Any]] = field(repr=False)
@@ -69,7 +69,7 @@ class TrainingResult:
 
     @property
     def final_loss(self) -> float | None:
-        """The last training loss that was logged; None where nothing was trained."""
+        """The last training loss that was logged; None if nothing was trained."""
         losses = [float(entry["loss"]) for entry in self.curve if "loss" in entry]
         return losses[-1] if losses else None
 
@@ -80,11 +80,11 @@ class TrainingSet:
 
     Attributes:
         name: of the dataset; metrics are named after it.
-        train: the rows to train on.
-        loss: a loss by name with its arguments, or a loss that was made for the model.
+        train: training rows.
+        loss: a loss by name with its arguments, or a loss instance for the model.
         validation: rows for the evaluation loss.
         weight: of the loss.
-        accepted: the dataset's files, which the evaluators named in `TrainAdapterParams.evaluators` read.
+        accepted: the dataset's files, for the evaluators in `TrainAdapterParams.evaluators`.
     """
 
     name: str
@@ -96,7 +96,7 @@ class TrainingSet:
 
     @property
     def entry(self) -> LossEntry | None:
-        """What is known of the loss; None for one that the user made."""
+        """The known properties of the loss; None for an instance from the user."""
         return LOSSES[self.loss.name] if isinstance(self.loss, LossParams) else None
 
     @property
@@ -111,7 +111,7 @@ class TrainingSet:
 
 @dataclass
 class Session:
-    """What stays the same, or is kept, over the phases of a training."""
+    """The state shared by the phases of a training."""
 
     model: "SentenceTransformer"
     sets: Sequence[TrainingSet]
@@ -128,7 +128,7 @@ class Session:
     set_back: Counter[str] = field(default_factory=Counter)
 
     def of_phase(self, number: int) -> PhaseCheckpoints | None:
-        """Where a phase keeps its checkpoints."""
+        """The checkpoints of a phase."""
         if self.checkpoints is None or self.params.checkpoint_every is None:
             return None
         return PhaseCheckpoints(
@@ -149,24 +149,24 @@ def train_adapter(
 ) -> TrainingResult:
     """Put an adapter on the resized base (changed in place) and train it, or with `full` the base, phase after phase.
 
-    Each dataset is trained with its loss; by default pairs with an in-batch softmax (MultipleNegativesRankingLoss),
-    for which a triple is the pair of `head relation-token` and `tail`.
+    Each dataset is trained with its own loss; the default for pairs is an in-batch softmax
+    (MultipleNegativesRankingLoss), for which a triple is the pair of `head relation-token` and `tail`.
 
     Args:
-        model: the resized base as it was saved; an adapter over a resize that was not saved cannot be loaded again.
-        datasets: what `validate_data` accepted.
+        model: the saved resized base; an adapter over an unsaved one could not be loaded again.
+        datasets: accepted by `validate_data`.
         new_ids: ids whose rows are trained.
         params: the section `train_adapter`.
-        seed: of the adapter's start and of the order of the examples.
-        settings: the datasets as params.yaml has them, for their losses and weights; the default where one is absent.
-        checkpoints: a folder that is this training's alone. A training that finds one in it goes on from there, to the
-            weights that it would have had; the caller deletes the folder when it has saved them.
-        listener: called with a step, counted over all phases, and the figures of it that are logged.
-        general_texts: whose embeddings stay near the base's, where `params.retain` is set.
+        seed: of the adapter's initialization and of the order of the examples.
+        settings: the datasets in params.yaml, for their losses and weights; missing ones use the defaults.
+        checkpoints: a folder for this training only. A training that finds a checkpoint in it resumes and ends with the
+            same weights as without the interruption; the caller deletes the folder after saving them.
+        listener: called with each logged step, counted over all phases, and its metrics.
+        general_texts: their embeddings stay near the base's if `params.retain` is set.
 
     Raises:
-        VocabgraftError: when the loss stops being a number, memory does not hold a batch, or the best weights of an
-            evaluation are lost. The model then has the last weights that were good.
+        VocabgraftError: when the loss becomes NaN, a batch runs out of memory, or the best weights of an evaluation are
+            lost. The model then has the last good weights.
     """
     with tempfile.TemporaryDirectory() as cache:
         by_name = {entry.name: entry for entry in settings}
@@ -188,19 +188,19 @@ def fit(
     """Put an adapter on the model (changed in place), or with `full` none, and train it on datasets in memory.
 
     Args:
-        model: with a row for each new token; it has no adapter yet. One stored in 16 bits trains in float32 and has
-            its type again afterwards; its adapter stays float32.
-        sets: what is trained on, each with its loss.
+        model: with a row for each new token and no adapter. A model stored in 16 bits trains in float32 and gets its
+            type back afterwards; its adapter stays float32.
+        sets: the training sets, each with its loss.
         new_ids: ids whose rows are trained.
-        params: what is trained, and how.
-        seed: of the adapter's start and of the order of the examples.
+        params: what to train, and how.
+        seed: of the adapter's initialization and of the order of the examples.
         checkpoints: as in `train_adapter`.
         listener: as in `train_adapter`.
-        evaluators: of sentence-transformers, run with each evaluation, beside those that `params` names.
+        evaluators: of sentence-transformers, run with each evaluation, in addition to those in `params`.
         general_texts: as in `train_adapter`.
 
     Raises:
-        VocabgraftError: as `train_adapter` does.
+        VocabgraftError: as for `train_adapter`.
     """
     from transformers import set_seed
 
@@ -228,9 +228,9 @@ def fit(
 
 
 def leave_untrained(model: "SentenceTransformer", new_ids: Sequence[int]) -> TrainingResult:
-    """Put an adapter on the model (changed in place) that holds the rows of the new tokens as they are.
+    """Put an adapter on the model (changed in place) that holds the current rows of the new tokens.
 
-    So a run without examples ends in the same folders as any other: an adapter, which merges to the resized base.
+    So a run without examples writes the same folders as any other: an adapter that merges to the resized base.
     """
     if new_ids:
         add_adapter(model, "tokens", new_ids, LoraParams())
@@ -239,13 +239,13 @@ def leave_untrained(model: "SentenceTransformer", new_ids: Sequence[int]) -> Tra
 
 
 def accepted_set(dataset: AcceptedDataset, settings: DatasetParams | None, cache: Path, seed: int) -> TrainingSet:
-    """What `validate_data` accepted, as a training set with the loss of its settings.
+    """An accepted dataset, as a training set with the loss of its settings.
 
     Args:
-        dataset: with a train split that has rows.
-        settings: its loss and weight; None takes the default loss of its format.
-        cache: an existing folder, which must stay as long as the rows are read.
-        seed: of the words that noise takes out and of the texts that are paired.
+        dataset: with a non-empty train split.
+        settings: its loss and weight; None uses the default loss of its format.
+        cache: an existing folder, which must stay while the rows are read.
+        seed: of the words removed as noise and of the texts paired at random.
     """
     loss = settings.chosen_loss if settings else LossParams(name=DEFAULT_LOSS[dataset.format])
     entry = LOSSES[loss.name]
@@ -261,18 +261,18 @@ def accepted_set(dataset: AcceptedDataset, settings: DatasetParams | None, cache
 def _retained(
     model: "SentenceTransformer", texts: Sequence[str], new_ids: Sequence[int], params: TrainAdapterParams
 ) -> list[TrainingSet]:
-    """General texts with their embeddings by the model before training, as a set whose loss is the cosine distance.
+    """General texts with their embeddings from before training, as a set whose loss is the cosine distance.
 
-    The library's EmbedDistillLoss, the embedding matching of EmbedDistill (Kim et al., 2023). A text with a new token
-    is left out, since the base reads it otherwise.
+    Uses the library's EmbedDistillLoss, the embedding matching of EmbedDistill (Kim et al., 2023). Texts with a new
+    token are left out, since the base reads them differently.
     """
     if params.retain is None:
         return []
     _, general = split_by_new_token(model.tokenizer, list(dict.fromkeys(texts)), new_ids)
     if not general:
         raise VocabgraftError(
-            f"train_adapter.retain is set, and none of the {len(texts)} general texts is without a new word; give "
-            "retain.texts, a file with one general text a line, or set retain: null"
+            f"train_adapter.retain is set, but none of the {len(texts)} general texts is without a new word; give "
+            "retain.texts, a file with one general text per line, or set retain: null"
         )
     from datasets import Dataset
 
@@ -281,7 +281,7 @@ def _retained(
 
 
 def _phase(session: Session, phase: PhaseParams, number: int, seed: int) -> list[dict[str, Any]]:
-    """Train a phase and keep what came of it, or take that where it is kept."""
+    """Train a phase and save its results, or load them if they are saved already."""
     checkpoints = session.of_phase(number)
     losses = _losses(session, seed)
     if checkpoints and is_whole(checkpoints.done):
@@ -335,7 +335,7 @@ def _train_phase(
 
 
 def _guard(session: Session) -> RowGuard | None:
-    """For the rows of new tokens, where this phase trains them."""
+    """The guard of the rows of new tokens, if this phase trains them."""
     found = [
         parameter
         for name, parameter in session.model.named_parameters()
@@ -354,7 +354,7 @@ def _counted_on(listener: "Listener | None", before: int) -> "Listener | None":
 
 
 def _unwrap(losses: Mapping[str, torch.nn.Module], model: "SentenceTransformer") -> None:
-    """Take out torch's wrapper for several processes, which knows what was trained in this phase alone."""
+    """Remove torch's wrapper for several processes, which knows only the parameters trained in this phase."""
     for loss in losses.values():
         for module in list(loss.modules()):
             if isinstance(getattr(module, "model", None), torch.nn.parallel.DistributedDataParallel):
@@ -362,7 +362,7 @@ def _unwrap(losses: Mapping[str, torch.nn.Module], model: "SentenceTransformer")
 
 
 def _leave_autocast(model: "SentenceTransformer") -> None:
-    """Take out accelerate's wrapper for bfloat16, in which the model would go on encoding after its training."""
+    """Remove accelerate's wrapper for bfloat16, with which the model would still encode after its training."""
     for name in ("forward", "_original_forward"):
         model.__dict__.pop(name, None)
 
@@ -375,27 +375,27 @@ def _run(trainer: Any, params: TrainAdapterParams) -> None:
     except (RuntimeError, MemoryError) as error:
         if not told_of_memory(error):
             raise
-        told = str(error).splitlines()[0][:200]
+        message = str(error).splitlines()[0][:200]
         raise VocabgraftError(
-            f"memory does not hold the training with train_adapter.batch_size {params.batch_size} ({told}); "
-            "lower it, set train_adapter.arguments to {auto_find_batch_size: true}, or take a Cached loss, such as "
-            "CachedMultipleNegativesRankingLoss with arguments: {mini_batch_size: 16}, which holds any batch"
+            f"the training ran out of memory with train_adapter.batch_size {params.batch_size} ({message}); "
+            "lower it, set train_adapter.arguments to {auto_find_batch_size: true}, or use a Cached loss, such as "
+            "CachedMultipleNegativesRankingLoss with arguments: {mini_batch_size: 16}, which fits any batch"
         ) from error
 
 
 def _losses(session: Session, seed: int) -> dict[str, torch.nn.Module]:
-    """The loss of each dataset: made once, so that a classifier goes on learning in the next phase.
+    """The loss of each dataset, made once, so that a classifier keeps learning in the next phase.
 
-    A loss that trains a copy of the model is made anew, since a copy knows nothing of what a phase freezes.
+    A loss that trains a copy of the model is made again, since a phase does not freeze parts of a copy.
     """
     for entry in session.sets:
         if entry.name in session.losses and not (entry.entry and entry.entry.copies_model):
             continue
         session.losses[entry.name] = _loss(session, entry, seed)
     for name in session.losses:
-        # The trainer puts the losses into a Sequential by these names.
+        # The trainer puts the losses into a Sequential under these names.
         if hasattr(torch.nn.Sequential, name):
-            raise VocabgraftError(f"a dataset is named {name}, a name that torch has for itself; name it otherwise")
+            raise VocabgraftError(f"a dataset is named {name}, which torch reserves; give it another name")
     return session.losses
 
 
@@ -409,7 +409,7 @@ def _loss(session: Session, entry: TrainingSet, seed: int) -> torch.nn.Module:
 
 
 def _named_evaluators(session: Session, losses: Mapping[str, torch.nn.Module]) -> list[Any]:
-    """The evaluators that the parameters name, over the files of their datasets."""
+    """The evaluators named in the parameters, over the files of their datasets."""
     files = {
         entry.name: (entry.accepted, entry.loss)
         for entry in session.sets
@@ -429,9 +429,9 @@ def _named_evaluators(session: Session, losses: Mapping[str, torch.nn.Module]) -
 
 
 def _constants(session: Session, checkpoints: PhaseCheckpoints | None) -> AbstractContextManager[None]:
-    """Embed texts without a trained token once, where they cannot change and no loss looks inside the model.
+    """Cache embeddings of texts without a trained token, if they cannot change and no loss reads more than embeddings.
 
-    That is so where rows alone are trained, and with a gate, where the model without its adapter embeds them.
+    This applies if only rows train, and with a gate, where the model without its adapter embeds them.
     """
     table = checkpoints.table if checkpoints else None
     if session.params.method == "gated":
@@ -449,8 +449,8 @@ def _constants(session: Session, checkpoints: PhaseCheckpoints | None) -> Abstra
 def _require_constants(entry: TrainingSet) -> None:
     if not entry.works_with_constants:
         raise VocabgraftError(
-            f"the loss of the dataset {entry.name} reads more of the model than a text's embedding, and method gated "
-            "trains on stored embeddings of texts without a new token; take a loss over embeddings, such as "
+            f"the loss of the dataset {entry.name} reads more of the model than a text's embedding, but method gated "
+            "trains on stored embeddings of texts without a new token; use a loss over embeddings, such as "
             "MultipleNegativesRankingLoss, or another method"
         )
 
@@ -461,7 +461,7 @@ def _without_timings(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
         kept = {key: value for key, value in entry.items() if not any(part in key for part in TIMINGS)}
         if any(isinstance(value, float) and not math.isfinite(value) for value in kept.values()):
             raise VocabgraftError(
-                f"the loss is no number at step {entry.get('step')}; lower the learning rates of train_adapter "
+                f"the loss is NaN or infinite at step {entry.get('step')}; lower the learning rates of train_adapter "
                 "(a tenth of each), or raise train_adapter.batch_size"
             )
         curve.append(kept)

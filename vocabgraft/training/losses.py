@@ -1,4 +1,4 @@
-"""Constructs losses from params.yaml: classes, arguments, wrappers and weights."""
+"""Builds losses from params.yaml: classes, arguments, wrappers and weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ PAIRWISE = ("pairwise_cos_sim", "pairwise_dot_score", "pairwise_euclidean_sim", 
 PAIRWISE_LOSSES = ("CoSENTLoss", "MarginMSELoss", "DistillKLDivLoss")
 OF_TORCH = ("loss_fct", "cos_score_transformation")
 BASE = "base"
-# Of several datasets by name, or the one of a single dataset.
+# The losses of several datasets by name, or the loss of a single one.
 Losses = Mapping[str, nn.Module] | nn.Module
 
 
@@ -32,7 +32,7 @@ class WeightedLoss(nn.Module):
     """A loss times a weight."""
 
     def __init__(self, model: nn.Module, loss: nn.Module, weight: float) -> None:
-        """Take the model too: by an attribute of this name the trainer puts its wrapped one in."""
+        """Take the model too: the trainer replaces the attribute of this name by its wrapped model."""
         super().__init__()
         self.model, self.loss, self.weight = model, loss, weight
 
@@ -45,13 +45,13 @@ class WeightedLoss(nn.Module):
 
 
 class Entities(Sequence[str]):
-    """The heads and tails of triples, each text once and sorted, in an Arrow array: its bytes and 4 more a text.
+    """The distinct heads and tails of triples, sorted, in an Arrow array: their bytes plus 4 per text.
 
-    Strings of Python would be 50 to 100 bytes more each.
+    Python strings would take 50 to 100 bytes more per text.
     """
 
     def __init__(self, triples: "Dataset") -> None:
-        """Read the columns `head` and `tail` where they lie."""
+        """Read the columns `head` and `tail` without copying them."""
         import pyarrow as pa
         from pyarrow import compute
 
@@ -60,11 +60,11 @@ class Entities(Sequence[str]):
         self.texts = found.take(compute.sort_indices(found))
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of entities."""
         return len(self.texts)
 
-    def __getitem__(self, place: int) -> str:  # type: ignore[override]  # nobody asks for several at once
-        """The text at a place."""
+    def __getitem__(self, place: int) -> str:  # type: ignore[override]  # slices are not needed
+        """The text at an index."""
         return str(self.texts[place])
 
 
@@ -81,14 +81,14 @@ def build_loss(
     """The loss of one dataset.
 
     Args:
-        model: with its adapter, and with what is not trained frozen.
+        model: with its adapter; weights that do not train must be frozen.
         name: of the dataset, for errors.
-        loss: its class, arguments and wrappers, which fit (`vocabgraft.config.losses.check_loss`).
-        rows: those that it will see, the training split first.
+        loss: its class, arguments and wrappers, checked by `vocabgraft.config.losses.check_loss`.
+        rows: the splits that it reads, the training split first.
         weight: of the dataset.
-        scale: of an in-batch softmax that has none of its own.
-        guides: by the name that params.yaml has for them.
-        seed: of what a loss draws.
+        scale: of an in-batch softmax without its own scale.
+        guides: by their name in params.yaml.
+        seed: of random numbers in the loss.
 
     Raises:
         VocabgraftError: for a value that the loss refuses.
@@ -100,8 +100,8 @@ def build_loss(
         arguments.setdefault("scale", scale)
     loss_class = _class(loss.name, entry.module)
     if world_size() > 1 and "gather_across_devices" in arguments_of(entry.module, loss.name):
-        # The candidates are then those of the whole batch, as in one process. Not asked by `inspect.signature`: a class
-        # marked as deprecated, such as MultipleNegativesSymmetricRankingLoss, has the signature of the marker.
+        # The candidates are then those of the whole batch, as in one process. `inspect.signature` does not work here: a
+        # class marked as deprecated, such as MultipleNegativesSymmetricRankingLoss, has the signature of the marker.
         arguments.setdefault("gather_across_devices", True)
     if entry.guided:
         arguments["guide"] = (guides or {})[loss.arguments["guide"]]
@@ -115,9 +115,9 @@ def build_loss(
 
 
 def load_guides(losses: Sequence[LossParams], base: "SentenceTransformer") -> dict[str, "SentenceTransformer"]:
-    """The guide models that losses name, frozen: `base` is a copy of the model as it is now, others are folders.
+    """The guide models of losses, frozen: `base` is a copy of the current model, others are folders.
 
-    The resized base reads the same tokens as the model that is trained, so a relation's token is no gap to it.
+    The resized base has the same tokens as the trained model, so it can read relation tokens.
     """
     import copy
 
@@ -132,7 +132,7 @@ def load_guides(losses: Sequence[LossParams], base: "SentenceTransformer") -> di
 
 
 def own_parameters(losses: Losses, model: nn.Module) -> dict[str, nn.Parameter]:
-    """What a loss, or the losses of several datasets, train beside the model, such as a classifier, by name."""
+    """Parameters by name that losses train beside the model, such as a classifier."""
     losses = {"loss": losses} if isinstance(losses, nn.Module) else losses
     of_model = {id(parameter) for parameter in model.parameters()}
     return {
@@ -146,7 +146,7 @@ def own_parameters(losses: Losses, model: nn.Module) -> dict[str, nn.Parameter]:
 def _guide_folder(name: Any) -> Path:
     folder = Path(str(name))
     if not folder.is_dir():
-        raise VocabgraftError(f"the guide {name!r} is no folder; allowed: {BASE}, or the folder of a saved model")
+        raise VocabgraftError(f"the guide {name!r} is not a folder; allowed: {BASE}, or the folder of a saved model")
     return folder
 
 
@@ -179,7 +179,7 @@ def _from_the_data(
 
 
 def _give_rows(built: Any, model: "SentenceTransformer") -> None:
-    """Give a decoder that reads the model's token ids a row for each new token, which its checkpoint lacks."""
+    """Extend a decoder that reads the model's token ids by a row for each new token."""
     rows = len(model.tokenizer)
     if not built.need_retokenization and built.decoder.get_input_embeddings().num_embeddings < rows:
         built.decoder.resize_token_embeddings(rows, mean_resizing=False)
@@ -192,7 +192,7 @@ def _candidates(loss: LossParams, rows: "Dataset") -> dict[str, Sequence[str]]:
 def _require_dropout(model: nn.Module, place: str) -> None:
     if not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
         raise VocabgraftError(
-            f"{place} learns from dropout, and this model has none, so both embeddings of a text are the same; take "
+            f"{place} learns from dropout, but this model has none, so both embeddings of a text are the same; use "
             "another loss, or a base whose config.json sets hidden_dropout_prob above 0"
         )
 
@@ -202,14 +202,14 @@ def _require_width(model: "SentenceTransformer", loss: LossParams, rows: "Datase
     wanted = loss.arguments.get("projection_dim") or model.get_embedding_dimension()
     if width != wanted:
         raise VocabgraftError(
-            f"{place}: the teacher's embeddings have {width} numbers and the model's {wanted}; give arguments: "
+            f"{place}: the teacher's embeddings have width {width} and the model's {wanted}; give arguments: "
             f"{{projection_dim: {width}}}, or embed with a teacher of that width"
         )
 
 
 def _class(name: str, module: str = LIBRARY) -> Any:
     if module != LIBRARY:
-        # Named here, so that dvc.yaml's deps of code can be told from the imports.
+        # Imported by name, so that the code deps in dvc.yaml can be derived from the imports.
         from vocabgraft.training import simcse
         from vocabgraft.triples import losses as objectives
 
@@ -223,12 +223,12 @@ def _make(loss_class: Any, given: tuple[Any, ...], arguments: dict[str, Any], pl
     try:
         built: nn.Module = loss_class(*given, **arguments)
     except (ValueError, TypeError, AssertionError, OSError) as error:
-        raise VocabgraftError(f"{place} cannot be made: {error}; see its loss in validate_data.datasets") from error
+        raise VocabgraftError(f"{place} cannot be built: {error}; see its loss in validate_data.datasets") from error
     return built
 
 
 def _value(loss: str, name: str, value: Any, place: str) -> Any:
-    """What YAML cannot say, by its name: functions, distances and modules of torch."""
+    """Values that YAML cannot express, by name: functions, distances and modules of torch."""
     if name == "similarity_fct":
         from sentence_transformers import util
 

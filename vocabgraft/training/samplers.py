@@ -1,4 +1,4 @@
-"""Decides which rows form a batch: no shared texts, by label, by length, and shares of processes."""
+"""Forms batches: without shared texts, by label, by length, and split between processes."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,21 +12,21 @@ from sentence_transformers.base.sampler import (
     NoDuplicatesBatchSampler,
 )
 
-# Rows are sorted within stretches of this many batches, so that a batch still is a draw from all lengths nearby.
+# Rows are sorted within blocks of this many batches, so a batch is still a random sample of similar lengths.
 STRETCH = 50
 ROWS_READ = 10_000
 TRIPLE = {"head", "relation", "tail"}
 
 
 class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]
-    """Batches of rows of like length, in random order; where they are kept apart, no two of a batch share a text.
+    """Batches of rows of similar length, in random order; with `apart`, no two rows of a batch share a text.
 
-    A batch is padded to its longest text, so mixed lengths compute mostly padding. The length of a row is that of its
-    longest text in characters.
+    A batch is padded to its longest text, so mixed lengths would mostly compute padding. The length of a row is that of
+    its longest text in characters.
     """
 
     def __init__(self, dataset: Any, batch_size: int, apart: bool = True, **options: Any) -> None:
-        """Take what the samplers of sentence-transformers take."""
+        """Take the arguments of sentence-transformers' samplers."""
         super().__init__(dataset, batch_size=batch_size, **options)
         self.apart = apart
         labels = set(self.valid_label_columns or ())
@@ -39,13 +39,13 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]
         self.lengths = self._lengths()
 
     def __len__(self) -> int:
-        """As many as full batches would be; rows that share texts can make a few more."""
+        """The number of full batches; rows that share texts can add a few."""
         rows = len(self.lengths)
         full: int = rows // self.batch_size
         return full if self.drop_last or rows % self.batch_size == 0 else full + 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Row numbers, batch after batch."""
+        """Row indices, batch by batch."""
         if self.generator and self.seed is not None:
             self.generator.manual_seed(self.seed + self.epoch)
         batches = list(self._batches(self._order()))
@@ -66,7 +66,7 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]
         return np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in parts])
 
     def _batches(self, order: "np.ndarray[Any, Any]") -> Iterator[list[int]]:
-        """Rows in their order; one that shares a text with its batch waits for the next."""
+        """Rows in order; a row that shares a text with its batch waits for the next one."""
         waiting: deque[int] = deque()
         rest = iter(order.tolist())
         while True:
@@ -97,9 +97,9 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]
 
 
 class SharesOfBatches:
-    """One process's share of every batch: all see the same batches, and their shares have one length.
+    """One process's share of every batch: all processes see the same batches, and their shares have equal length.
 
-    It has no `batch_size`: accelerate would take the last shares for padded and leave some losses out of their mean.
+    It has no `batch_size`: accelerate would treat the last shares as padded and leave some losses out of the mean.
     """
 
     def __init__(self, batches: Any, rank: int, world: int) -> None:
@@ -107,26 +107,26 @@ class SharesOfBatches:
         self.batches, self.rank, self.world = batches, rank, world
 
     def __len__(self) -> int:
-        """As many as there are batches."""
+        """The number of batches."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Each batch's part; rows that do not go up are left out, and fewer rows than processes are repeated."""
+        """The share of each batch; surplus rows are left out, and fewer rows than processes are repeated."""
         for batch in self.batches:
             rows = batch if len(batch) >= self.world else (list(batch) * self.world)[: self.world]
             share = len(rows) // self.world
             yield list(rows[self.rank * share : (self.rank + 1) * share])
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle otherwise in each epoch."""
+        """Shuffle differently in each epoch."""
         self.batches.set_epoch(epoch)
 
 
 class RandomBatches(DefaultBatchSampler):  # type: ignore[misc]
-    """Batches in a random order, kept in 4 bytes a row; torch's own sampler makes a list of it, of 40 bytes a row."""
+    """Batches in random order, stored in 4 bytes per row; torch's own sampler makes a list with 40 bytes per row."""
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Row numbers, batch after batch."""
+        """Row indices, batch by batch."""
         if self.generator is not None and self.seed is not None:
             self.generator.manual_seed(self.seed + self.epoch)
         rows = len(self.sampler)
@@ -139,9 +139,9 @@ class RandomBatches(DefaultBatchSampler):  # type: ignore[misc]
 def batches_of(dataset: Any, batch_size: int, by_length: bool = False, **options: Any) -> Any:
     """The batch sampler for a dataset's columns.
 
-    Labelled texts come with several of each label, triples as they are drawn (their losses know which answers are
-    true, and a batch has many rows of one relation), all else so that no two rows of a batch share a text: the positive
-    of one row would otherwise count as wrong for another.
+    A batch of labeled texts has several of each label. Triples are drawn at random, since their losses know the right
+    answers, and a batch has many rows of one relation. In all other batches no two rows share a text: otherwise the
+    positive of one row would count as a negative of another.
     """
     kinds = dataset.features
     labelled = {"text", "label"} <= set(kinds) and str(getattr(kinds["label"], "dtype", "")).startswith("int")

@@ -8,15 +8,15 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 
 class SimCSELoss(MultipleNegativesRankingLoss):  # type: ignore[misc]
-    """MultipleNegativesRankingLoss over (text, text): each text is embedded twice, and only dropout tells them apart.
+    """MultipleNegativesRankingLoss over (text, text): each text is embedded twice, and only dropout distinguishes them.
 
-    A dataset has one column of texts. A model without dropout gives both embeddings of a text the same values, so there
-    is nothing to learn from.
+    A dataset has one column of texts. Without dropout both embeddings of a text are equal, so there is nothing to
+    learn.
     """
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: torch.Tensor | None = None) -> torch.Tensor:
-        """The loss of a batch of texts; `labels` are not read."""
+        """The loss of a batch of texts; `labels` are ignored."""
         (features,) = sentence_features
-        # Copies, since modules write into the features that they are given.
+        # Copies, since modules change the features passed to them.
         loss: torch.Tensor = super().forward([dict(features), dict(features)], labels)
         return loss

@@ -1,4 +1,4 @@
-"""The trainer of sentence-transformers, with errors instead of logged problems, best weights and early stopping."""
+"""The trainer of sentence-transformers, with errors instead of log messages, best weights and early stopping."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -22,23 +22,23 @@ from vocabgraft.training.samplers import SharesOfBatches
 
 DIGEST = "trained.sha256"
 GUARD = "guard.safetensors"
-# In the last entry of a phase's log: the step whose weights were kept.
+# Key in the last log entry of a phase: the step whose weights were kept.
 KEPT_STEP = "kept_step"
 SHOWN_TEXTS = 3
 RETRY = "lower the learning rates of train_adapter (a tenth of each), or raise train_adapter.batch_size"
-# What the allocators of a processor and of a GPU say.
+# Messages of the memory allocators for CPU and GPU.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "No executable batch size")
 
 
-# Called with a step and its figures as they come.
+# Called with a step and its metrics as they are logged.
 Listener = Callable[[int, Mapping[str, float]], None]
 
 
 class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
-    """Stops at a loss that is no number, keeps the weights of the best evaluation, and stops early where asked.
+    """Stops at a loss that is NaN or infinite, keeps the weights of the best evaluation, and can stop early.
 
-    Writes checkpoints where it is given a place, and goes on from the newest. Of several processes each trains with its
-    share of every batch, so that `per_device_train_batch_size` is that share.
+    If it gets checkpoints, it writes them and resumes from the newest. With several processes, each trains with its
+    share of every batch, and `per_device_train_batch_size` is that share.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         guard: RowGuard | None = None,
         **options: Any,
     ) -> None:
-        """Take what SentenceTransformerTrainer takes."""
+        """Take the arguments of SentenceTransformerTrainer."""
         super().__init__(**options)
         self.early_stopping = early_stopping
         self.evaluations_without_gain = 0
@@ -64,10 +64,10 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
             self.add_callback(_Guarding(self, guard))
 
     def train_or_resume(self) -> None:
-        """Train, from the newest whole checkpoint where there is one."""
+        """Train, from the newest complete checkpoint if there is one."""
         self.resumed_from = self.checkpoints.newest() if self.checkpoints else None
         if self.resumed_from:
-            # It was evaluated at its start already.
+            # It was already evaluated at its start.
             self.args.eval_on_start = False
         self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
         if self.guard:
@@ -77,9 +77,9 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         self.state.log_history.append(last | {KEPT_STEP: best or self.state.global_step})
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **options: Any) -> dict[str, float]:
-        """As the library; of several datasets also `eval_loss`, the mean of their losses by their rows.
+        """Like the library, but for several datasets also `eval_loss`, the mean of their losses weighted by rows.
 
-        It is logged like any other metric, so that whoever reads the log has the value that chooses the best weights.
+        It is logged like any other metric, so the log has the value that selects the best weights.
         """
         metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **options)
         mean = _mean_loss(metrics, self.eval_dataset) if eval_dataset is None else None
@@ -89,28 +89,28 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         return metrics | {"eval_loss": mean}
 
     def get_train_dataloader(self) -> Any:
-        """The batches of one process, and of several each one's share of the same batches."""
+        """The batches of one process; with several processes, each one's share of the same batches."""
         if self.args.world_size == 1 and self._train_batch_size == self.args.train_batch_size:
             return super().get_train_dataloader()
         if self.args.world_size == 1:
-            # The library takes the batch size that was asked for, whatever auto_find_batch_size has found.
+            # The library uses the configured batch size, even if auto_find_batch_size found another one.
             loader = self._build_dataloader(self.train_dataset, self._train_batch_size, dataset_kind="train")
             self._train_dataloader = self.accelerator.prepare(loader)
             return self._train_dataloader
         return self._shared(self.train_dataset, self.args.train_batch_size, "train")
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As in training, so that a loss over whole batches is that of one process."""
+        """As in training, so that a loss over whole batches equals that of one process."""
         chosen = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         if self.args.world_size == 1 or chosen is None:
             return super().get_eval_dataloader(eval_dataset)
         return self._shared(chosen, self.args.eval_batch_size, "eval")
 
     def _shared(self, dataset: Any, share: int, kind: str) -> Any:
-        """Accelerate itself would give whole batches in turn.
+        """Split batches between processes; Accelerate would give them whole batches in turn.
 
-        They are of several datasets at one step, and of unequal lengths at the end of each: what the processes gather
-        would not fit together.
+        These come from several datasets at one step, and have unequal lengths at the end of each dataset, so the
+        processes could not gather their results.
         """
         from accelerate.data_loader import prepare_data_loader
 
@@ -124,16 +124,16 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         )
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """A step whose loss and gradients are numbers; otherwise the weights stay what they were before it."""
+        """A step with a finite loss and finite gradients; otherwise the weights stay as before the step."""
         batch = dict(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._average_own_gradients()
-        # With float16 an infinite gradient is a sign to the scaler, which skips that step itself.
+        # With float16 an infinite gradient is a signal to the scaler, which skips the step itself.
         gradients_count = self.accelerator.scaler is None
         if not torch.isfinite(loss) or (gradients_count and not self._gradients_are_finite()):
             raise VocabgraftError(
-                f"the loss is no number at step {self.state.global_step + 1}; {RETRY}. {self._shown(batch)}; the model "
-                f"in memory has the weights of the step before{self._last_checkpoint()}"
+                f"the loss is NaN or infinite at step {self.state.global_step + 1}; {RETRY}. {self._shown(batch)}; the "
+                f"model in memory has the weights of the step before{self._last_checkpoint()}"
             )
         return loss
 
@@ -142,7 +142,7 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         return f"; the last checkpoint is {found}" if found else ""
 
     def _average_own_gradients(self) -> None:
-        """What a loss trains beside the model is outside of torch's wrapper for several processes."""
+        """Average the gradients of a loss's own parameters, which torch's wrapper does not cover."""
         if self.args.world_size == 1 or not isinstance(self.loss, dict):
             return
         for parameter in own_parameters(self.loss, self.model).values():
@@ -195,17 +195,17 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     def _checkpoint_is_due(self) -> bool:
         if self.checkpoints is None or self.control.should_training_stop:
             return False
-        # A run that goes on from the last step of an epoch would not evaluate at its end, so that comes first.
+        # A run that resumes at the last step of an epoch would not evaluate at its end, so evaluate first.
         between = not float(self.state.epoch).is_integer() or self.epoch_has_ended
         every = self.checkpoints.every
         return between and self.state.global_step // every > self.checkpointed // every
 
     def _write_checkpoint(self) -> None:
-        """Each process writes what is its own into the folder that the first one makes."""
+        """Each process writes its own state into the folder that the first one creates."""
         from accelerate.utils import broadcast_object_list
 
         checkpoints, step = self.checkpoints, self.state.global_step
-        assert checkpoints is not None, "a checkpoint is due only where there is a place for it"
+        assert checkpoints is not None, "a checkpoint is due only if there is a folder for it"
         self.checkpointed = step
         checkpoints.keep_table(step)
         with checkpoints.new(step) if self.args.should_save else nullcontext() as work:
@@ -223,7 +223,7 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
 
     def _progress(self) -> dict[str, Any]:
-        """What the library does not keep: the losses since they were logged last, and what counts towards a stop."""
+        """State that the library does not save: losses since the last log entry, count for early stopping."""
         parts = {kind: {name: value.item() for name, value in of.items()} for kind, of in self._components().items()}
         return {
             "loss": self._tr_loss.item(),
@@ -238,7 +238,7 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         return components
 
     def take_progress(self) -> None:
-        """Go on with the figures of the checkpoint that the training was resumed from."""
+        """Restore the state of the checkpoint that the training resumes from."""
         if self.resumed_from is None or self.checkpoints is None:
             return
         if self.guard:
@@ -257,7 +257,7 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         self.checkpoints.take_table(self.state.global_step)
 
     def learning_rates(self) -> dict[str, float]:
-        """The rate of the rows and that of the rest, where both are trained."""
+        """The learning rates of the rows and of the rest, if both train."""
         rows = {id(parameter) for name, parameter in self.model.named_parameters() if ROWS.search(name)}
         return {
             f"learning_rate_{'rows' if id(group['params'][0]) in rows else 'adapter'}": float(group["lr"])
@@ -266,7 +266,7 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         }
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write the weights that training changes, which is all that the best weights are taken from."""
+        """Write only the weights that training changes; the best weights are loaded from them."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.model, self.loss, folder / WEIGHTS)
@@ -276,7 +276,7 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         load_weights(self.model, self.loss, Path(resume_from_checkpoint) / WEIGHTS)
 
     def _load_best_model(self) -> None:
-        """Load the best checkpoint; the library only logs where that fails and keeps the last weights."""
+        """Load the best checkpoint; on failure, the library only logs it and keeps the last weights."""
         folder = Path(str(self.state.best_model_checkpoint))
         try:
             self._load_from_checkpoint(str(folder))
@@ -284,15 +284,15 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         except Exception as error:
             raise VocabgraftError(f"the best checkpoint, {folder.name}, does not load: {error}") from error
         if digest_of_trained(self.model) != saved:
-            raise VocabgraftError(f"the best checkpoint, {folder.name}, was loaded, and the weights are not its own")
+            raise VocabgraftError(f"the best checkpoint, {folder.name}, was loaded, but the weights differ from it")
 
     def require_best(self) -> None:
-        """Refuse to go on where best weights were asked for and there were none.
+        """Refuse to continue if best weights were requested and there are none.
 
-        The first process keeps them in a folder that others need not see: they take them from it.
+        The first process keeps them in a folder that others may not see, so it sends them the weights.
 
         Raises:
-            VocabgraftError: when no evaluation gave a figure.
+            VocabgraftError: when no evaluation gave a value.
         """
         from accelerate.utils import broadcast_object_list
 
@@ -300,7 +300,7 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
             return
         if broadcast_object_list([self.state.best_model_checkpoint])[0] is None:
             raise VocabgraftError(
-                f"train_adapter.best_metric is {self.args.metric_for_best_model!r}, and no evaluation gave a number "
+                f"train_adapter.best_metric is {self.args.metric_for_best_model!r}, but no evaluation gave a number "
                 "for it, so there are no best weights; see arguments.eval_strategy and the validation split"
             )
         if self.args.world_size > 1:
@@ -308,11 +308,11 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
 
 
 class _Moments(TrainerCallback):  # type: ignore[misc]
-    """Tells the trainer where in an epoch it is, and a listener what it logs."""
+    """Tells the trainer its position in an epoch, and a listener what is logged."""
 
     def __init__(self, trainer: AdapterTrainer) -> None:
         self.trainer = trainer
-        # Those of the last step; the scheduler has moved on when its figures are logged.
+        # The rates of the last step; when they are logged, the scheduler has moved on.
         self.rates: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
@@ -335,7 +335,7 @@ class _Moments(TrainerCallback):  # type: ignore[misc]
 
 
 class _Guarding(TrainerCallback):  # type: ignore[misc]
-    """Looks for attention sinks every few steps, and before weights are evaluated or saved."""
+    """Checks for attention sinks every few steps, and before weights are evaluated or saved."""
 
     def __init__(self, trainer: AdapterTrainer, guard: RowGuard) -> None:
         self.trainer, self.guard = trainer, guard
@@ -355,7 +355,7 @@ class _Guarding(TrainerCallback):  # type: ignore[misc]
 
 
 def digest_of_trained(model: torch.nn.Module) -> str:
-    """SHA-256 of the parameters that are trained, by name."""
+    """SHA-256 of the trainable parameters, by name."""
     found = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:
@@ -365,17 +365,17 @@ def digest_of_trained(model: torch.nn.Module) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a metric is a loss or a mean rank, of which less is better."""
+    """Whether a metric is a loss or a mean rank, where lower is better."""
     return metric.endswith(("loss", "_mr", "mean_rank")) or metric == "mr"
 
 
 def told_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Whether an error means that memory ran out."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(part in str(error) for part in OUT_OF_MEMORY)
 
 
 def _mean_loss(metrics: Mapping[str, float], datasets: Any) -> float | None:
-    """The mean of the datasets' losses, weighted by their rows; None where none of them has a loss."""
+    """The mean of the datasets' losses, weighted by rows; None if none of them has a loss."""
     rows = {name: len(data) for name, data in datasets.items()} if isinstance(datasets, dict) else {}
     losses = {name: metrics[f"eval_{name}_loss"] for name in rows if f"eval_{name}_loss" in metrics}
     if not losses:

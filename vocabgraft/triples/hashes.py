@@ -1,7 +1,7 @@
-"""The set of known triples as hashes of 8 bytes each: a million of them take 8 MB.
+"""The set of known triples as hashes of 8 bytes each: a million triples take 8 MB.
 
-A text is what the tokenizer makes of it: two texts that the model reads alike have one hash. The hash has 64 bits; that
-any of a billion triples looked up among a million known ones is taken for one of them has a chance of 5 in 100,000.
+A text is identified by its token ids: texts with the same ids have the same hash. With 64 bits, the probability that
+any of a billion triples is mistaken for one of a million known triples is 5 in 100,000.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,15 +23,15 @@ STEP, FIRST, SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B
 
 
 def hash_features(features: Mapping[str, Any]) -> Hashes:
-    """A hash for each row of a batch, of its input ids in order and nothing of its padding: shape (rows,).
+    """A hash for each row of a batch, from its input ids in order, without padding: shape (rows,).
 
     Raises:
-        VocabgraftError: for features without ids and mask by row.
+        VocabgraftError: for features without ids and mask per row.
     """
     ids, mask = features.get("input_ids"), features.get("attention_mask")
     if ids is None or mask is None or ids.ndim != 2 or ids.shape != mask.shape:
         raise VocabgraftError(
-            f"a text is known by its input_ids and attention_mask, both (rows, length); the model's features are "
+            f"a text is identified by its input_ids and attention_mask, both (rows, length); the model's features are "
             f"{', '.join(sorted(features))}. Use a model that has a Transformer as its first layer"
         )
     kept = mask.cpu().numpy() != 0
@@ -42,7 +42,7 @@ def hash_features(features: Mapping[str, Any]) -> Hashes:
 
 
 def hash_texts(model: "SentenceTransformer", texts: Sequence[str], prompt: str | None = None) -> Hashes:
-    """A hash for each text as the model reads it, with its prompt: shape (texts,)."""
+    """A hash for each text as the model tokenizes it, with its prompt: shape (texts,)."""
     distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     blocks = [hash_features(model.preprocess(block, prompt=prompt)) for block in _blocks(list(distinct))]
     hashes = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.uint64)
@@ -50,7 +50,7 @@ def hash_texts(model: "SentenceTransformer", texts: Sequence[str], prompt: str |
 
 
 def combine(heads: Hashes, relations: Hashes, tails: Hashes) -> Hashes:
-    """Hashes of triples from those of their texts; the arrays are broadcast."""
+    """Hashes of triples from the hashes of their texts; the arrays are broadcast."""
     with np.errstate(over="ignore"):
         return _mix(_mix(_mix(heads * STEP + FIRST) ^ relations) * SECOND ^ tails)
 
@@ -61,9 +61,9 @@ def hash_triples(
     """Sorted distinct hashes of triples, read block by block: shape (distinct triples,).
 
     Args:
-        model: its tokenizer says which texts are the same.
-        triples: columns `head`, `relation` and `tail` of texts, such as a memory-mapped Dataset.
-        prompts: those that the trainer puts before the texts of a column, by the column's name.
+        model: its tokenizer decides which texts are the same.
+        triples: text columns `head`, `relation` and `tail`, such as a memory-mapped Dataset.
+        prompts: the trainer's prompts by column.
 
     Raises:
         VocabgraftError: when a column is absent, or the columns differ in length.
@@ -78,7 +78,7 @@ def hash_triples(
     if len({len(column) for column in columns}) > 1:
         raise VocabgraftError(
             f"the columns of the known triples have {', '.join(str(len(column)) for column in columns)} rows; "
-            "give one head, relation and tail each"
+            "give one head, relation and tail per triple"
         )
     blocks = [
         combine(*(hash_texts(model, part, prompts.get(name)) for name, part in zip(COLUMNS, parts, strict=True)))
@@ -89,7 +89,7 @@ def hash_triples(
 
 
 def are_known(triples: Hashes, known: Hashes) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """Which hashes are among the sorted `known`; the shape of `triples`."""
+    """Whether each hash is in the sorted `known`; the shape of `triples`."""
     if not len(known):
         return np.zeros(triples.shape, dtype=bool)
     places = np.searchsorted(known, triples).clip(max=len(known) - 1)
@@ -103,7 +103,7 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _mix(values: Hashes) -> Hashes:
-    """The finaliser of splitmix64: every bit of the result depends on every bit of the value."""
+    """The finalizer of splitmix64: every bit of the result depends on every bit of the value."""
     values = (values ^ (values >> np.uint64(30))) * FIRST
     values = (values ^ (values >> np.uint64(27))) * SECOND
     mixed: Hashes = values ^ (values >> np.uint64(31))

@@ -1,7 +1,7 @@
-"""Link prediction: every entity ranked as the tail of (head, relation, ?) and as the head of (?, relation, tail).
+"""Link prediction: ranks every entity as the tail of (head, relation, ?) and as the head of (?, relation, tail).
 
-Ranks are filtered (Bordes et al., 2013): other answers that are known to be true do not stand in the way. Entities that
-score the same as the right one share their ranks, so a model that scores everything alike gets the middle.
+Ranks are filtered (Bordes et al., 2013): other known answers do not count. Entities with the same score as the right
+one share their ranks, so a model that scores all entities equally gets the middle rank.
 """
 
 import csv
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-# A subclass needs its base when it is made; what imports this module evaluates with sentence-transformers anyway.
+# A subclass needs its base at definition; users of this module need sentence-transformers anyway.
 from sentence_transformers.base.evaluation import SentenceEvaluator
 
 from vocabgraft.errors import VocabgraftError
@@ -34,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 
 class LinkPredictionEvaluator(SentenceEvaluator):  # type: ignore[misc]  # its types are not followed
-    """Filtered link prediction in the interface of the evaluators of sentence-transformers.
+    """Filtered link prediction with the interface of the evaluators of sentence-transformers.
 
     Attributes:
-        primary_metric: `mrr`, over both directions, with the evaluator's name before it.
-        by_relation: after a call, figures by relation and direction (`both`, `tail`, `head`).
+        primary_metric: `mrr`, over both directions, prefixed with the evaluator's name.
+        by_relation: after a call, metrics by relation and direction (`both`, `tail`, `head`).
     """
 
-    def __init__(  # noqa: PLR0913  # as many settings as its kin have, each by name
+    def __init__(  # noqa: PLR0913  # as many settings as other evaluators have, each by name
         self,
         heads: Sequence[str],
         relations: Sequence[str],
@@ -60,31 +60,32 @@ class LinkPredictionEvaluator(SentenceEvaluator):  # type: ignore[misc]  # its t
         write_csv: bool = True,
         scores_at_once: int = SCORES_AT_ONCE,
     ) -> None:
-        """Number the texts.
+        """Map the texts to ids.
 
         Args:
-            heads: of the triples to rank; one each with the next two.
-            relations: texts such as `<|IsA|>`; for a model without that token, what it says.
+            heads: of the triples to rank; one per triple, like the next two.
+            relations: texts such as `<|IsA|>`; for a model without that token, its description.
             tails: of the triples to rank.
-            known: columns head, relation and tail of all triples that are true, those to rank included or not; the
-                relations in the same words.
-            entities: texts that are candidates besides all heads and tails of these triples.
+            known: columns head, relation and tail of all true triples, with or without those to rank; relations must be
+                written as in `relations`.
+            entities: additional candidates beside all heads and tails of these triples.
             scoring: `translation` looks near embed(head) + embed(relation), and near embed(tail) - embed(relation), all
-                before Normalize; `closed_form` the same with the vectors given; `text` near the embedding of a text.
-            template: of `text`, for (head, relation, ?).
-            inverse_template: of `text`, for (?, relation, tail), such as `what {relation} {tail}`; that direction is
-                left out where it is None.
-            relation_vectors: of `closed_form`: (width,) by relation.
+                before Normalize; `closed_form` does the same with given vectors; `text` looks near the embedding of a
+                text.
+            template: for `text`, for (head, relation, ?).
+            inverse_template: for `text`, for (?, relation, tail), such as `what {relation} {tail}`; None skips that
+                direction.
+            relation_vectors: for `closed_form`: (width,) by relation.
             similarity: by default `euclidean`, and the model's own for `text`.
-            leave_out_query: whether the entity of the query itself is no candidate.
+            leave_out_query: whether to exclude the query's own entity from the candidates.
             batch_size: of the encoding.
-            name: put before each figure.
-            write_csv: whether the figures are written where an output path is given.
+            name: prefix of each metric.
+            write_csv: whether to write the metrics if an output path is given.
             scores_at_once: bounds the memory.
 
         Raises:
-            VocabgraftError: for columns that are empty or uneven, an unknown scoring or similarity, a template with
-                other fields, or a relation without a vector.
+            VocabgraftError: for columns that are empty or of different lengths, an unknown scoring or similarity, a
+                template with other fields, or a relation without a vector.
         """
         super().__init__()
         known = known or {column: [] for column in COLUMNS}
@@ -110,10 +111,10 @@ class LinkPredictionEvaluator(SentenceEvaluator):  # type: ignore[misc]  # its t
     def __call__(
         self, model: "SentenceTransformer", output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
-        """Figures over both directions (`mrr`), each (`tail_mrr`), and each relation (`relation_IsA_mrr`).
+        """Metrics over both directions (`mrr`), per direction (`tail_mrr`), and per relation (`relation_IsA_mrr`).
 
         Raises:
-            VocabgraftError: when a score is no number.
+            VocabgraftError: when a score is NaN.
         """
         ranks = self._ranks(model)
         overall = _by_direction(ranks)
@@ -135,7 +136,7 @@ class LinkPredictionEvaluator(SentenceEvaluator):  # type: ignore[misc]  # its t
         return prefixed
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What is ranked and how, for the model card."""
+        """The settings of the evaluation, for the model card."""
         return {
             "scoring": self.scoring,
             "similarity": self.similarity,
@@ -169,9 +170,9 @@ class LinkPredictionEvaluator(SentenceEvaluator):  # type: ignore[misc]  # its t
         }
 
     def encode_entities(self, model: "SentenceTransformer") -> Embeddings:
-        """(entities, width), in the order of `texts`; replace it where their embeddings are known.
+        """(entities, width), in the order of `texts`; override it if their embeddings are known.
 
-        Texts that the tokenizer reads alike are encoded once, so that they score the same.
+        Texts with the same tokens are encoded once, so that they score the same.
         """
         first, kinds = np.arange(len(self.texts)), np.arange(len(self.texts))
         if "attention_mask" in model.preprocess(self.texts[:1]):
@@ -196,7 +197,7 @@ class LinkPredictionEvaluator(SentenceEvaluator):  # type: ignore[misc]  # its t
         return {"tail": entities[heads] + vectors, "head": entities[tails] - vectors}
 
     def _relation_vectors(self, model: "SentenceTransformer") -> Embeddings:
-        """(relations, width); a relation that is not asked for needs no vector."""
+        """(relations, width); a relation without a query needs no vector."""
         if self.scoring == "translation":
             return encode_pooled(model, self.relations, self.batch_size)
         width = next(iter(self.relation_vectors.values())).shape[0]
@@ -225,7 +226,7 @@ class LinkPredictionEvaluator(SentenceEvaluator):  # type: ignore[misc]  # its t
 
 
 def _by_direction(ranks: Mapping[Direction, Ranks]) -> dict[str, Figures]:
-    """Figures over all ranks, and over those of each direction."""
+    """Metrics over all ranks, and over those of each direction."""
     both = rank_figures(np.concatenate(list(ranks.values())))
     return {"both": both, **{direction: rank_figures(found) for direction, found in ranks.items()}}
 
@@ -278,6 +279,6 @@ def _require_vectors(scoring: Scoring, relations: Sequence[str], vectors: Mappin
         return
     if absent := sorted(set(relations) - set(vectors or {})):
         raise VocabgraftError(
-            f"LinkPredictionEvaluator: relation_vectors has none for {', '.join(absent)}; give closed_form of triples "
-            "with these relations, or leave their triples out"
+            f"LinkPredictionEvaluator: relation_vectors has none for {', '.join(absent)}; compute closed_form from "
+            "triples with these relations, or leave out their triples"
         )

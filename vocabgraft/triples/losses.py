@@ -1,9 +1,8 @@
 """Losses for triples: embed(head) + embed(relation) should be near embed(tail).
 
 The score is that of TransE (Bordes et al., 2013, "Translating Embeddings for Modeling Multi-relational Data"), with
-embeddings that a model makes of texts in place of one free vector an entity. A dataset has the columns `head`,
-`relation` and `tail`, in this order; a relation is the text of its token, such as `<|IsA|>`. All three are embedded as
-they are pooled, before Normalize.
+embeddings of texts instead of one free vector per entity. A dataset has the columns `head`, `relation` and `tail`, in
+this order; a relation is the text of its token, such as `<|IsA|>`. All three are embedded before Normalize.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 Similarity = Literal["euclidean", "manhattan", "cosine", "dot"]
 Direction = Literal["tail", "head"]
-# Between random texts the scores of all-MiniLM-L6-v2 (pooled vectors of length 7) then spread over a few units.
+# With this scale, scores of all-MiniLM-L6-v2 between random texts (pooled vectors of length 7) span a few units.
 SCALES: dict[str, float] = {"euclidean": 2.0, "manhattan": 0.1, "cosine": 20.0, "dot": 0.2}
 SHOWN_NAMES = 3
 
@@ -34,8 +33,8 @@ class TranslationLoss(nn.Module):
     """The mean of the distance |embed(head) + embed(relation) - embed(tail)|, or its margin against corrupted tails.
 
     With a margin it is TransE's mean of max(0, margin + distance - distance of a corrupted triple). A corrupted tail is
-    another of the batch's; one that makes a triple of the batch is left out. Which ones are drawn depends on the seed
-    and on the batch alone, so a run that is resumed draws what it would have drawn.
+    another tail of the batch, unless it makes a triple of the batch. The draw depends only on the seed and the batch,
+    so a resumed run draws the same tails.
     """
 
     def __init__(
@@ -47,19 +46,19 @@ class TranslationLoss(nn.Module):
         negatives: int = 0,
         seed: int = 0,
     ) -> None:
-        """Check what is trained.
+        """Check the settings and the model.
 
         Args:
-            model: with its adapter, and with what is not trained frozen.
+            model: with its adapter; weights that do not train must be frozen.
             p: of the norm: 1 or 2.
-            squared: of the norm; with p = 2 its best answer for a relation alone is that of `closed_form`.
-            margin: by which a corrupted triple is to be farther; together with `negatives`.
-            negatives: corrupted tails for each triple.
+            squared: whether to square the norm; with p = 2 the optimal vector of a relation is that of `closed_form`.
+            margin: by which a corrupted triple must be farther; together with `negatives`.
+            negatives: corrupted tails per triple.
             seed: of the draw.
 
         Raises:
-            VocabgraftError: for a norm or margin that there is not, a model with a Router, or, without negatives, a
-                model of which more than rows is trained.
+            VocabgraftError: for an unsupported norm or margin, a model with a Router, or, without negatives, a model in
+                which more than rows trains.
         """
         super().__init__()
         if p not in (1, 2):
@@ -90,7 +89,7 @@ class TranslationLoss(nn.Module):
         return norms.square() if self.squared else norms
 
     def _corrupted(self, columns: Sequence[Features]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places of other rows' tails, and whether each makes a triple that the batch has not: (rows, negatives)."""
+        """Indices of other rows' tails, and whether each makes a triple that is not in the batch: (rows, negatives)."""
         heads, relations, tails = (hash_features(column) for column in columns)
         rows = len(heads)
         own = combine(heads, relations, tails)
@@ -101,7 +100,7 @@ class TranslationLoss(nn.Module):
         return drawn, torch.from_numpy(~are_known(triples, np.sort(own)))
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What the loss was made with, for the model card."""
+        """The arguments of the loss, for the model card."""
         names = ("p", "squared", "margin", "negatives", "seed")
         return {name: getattr(self, name) for name in names}
 
@@ -110,7 +109,7 @@ class TranslationRankingLoss(nn.Module):
     """Softmax cross-entropy of the right tail (and head) among those of the batch and drawn ones.
 
     A triple's query for its tail is embed(head) + embed(relation), for its head embed(tail) - embed(relation). A
-    candidate that makes a known triple, or one of the batch, is no negative and is masked.
+    candidate that makes a known triple, or one of the batch, is masked.
     """
 
     def __init__(
@@ -125,29 +124,29 @@ class TranslationRankingLoss(nn.Module):
         prompts: Mapping[str, str] | None = None,
         seed: int = 0,
     ) -> None:
-        """Hash what is known.
+        """Hash the known triples.
 
         Args:
             model: with its adapter.
             similarity: `euclidean` and `manhattan` are negative distances.
-            scale: of the similarity before the softmax; by default one for each similarity.
-            directions: what is looked for; the loss is the mean over them.
-            known: triples of the train split, as texts in columns head, relation and tail, or as `hash_triples` gives
-                them. Held-out triples do not belong here.
-            candidates: texts that further negatives are drawn from, the same ones for every triple of a batch.
-            negatives: how many are drawn for a batch.
-            prompts: those that the trainer puts before the texts of a column, by the column's name.
-            seed: of the draw, which depends on it and on the batch alone.
+            scale: of the similarity before the softmax; the default depends on the similarity.
+            directions: to predict; the loss is the mean over them.
+            known: triples of the train split, as text columns head, relation and tail, or hashed by `hash_triples`. Do
+                not include held-out triples.
+            candidates: texts from which further negatives are drawn, the same for all triples of a batch.
+            negatives: number of drawn candidates per batch.
+            prompts: the trainer's prompts by column.
+            seed: of the draw, which depends only on it and the batch.
 
         Raises:
-            VocabgraftError: for an unknown similarity or direction, negatives without candidates or more than there
-                are, columns that are absent, or a model with a Router.
+            VocabgraftError: for an unknown similarity or direction, negatives without candidates or more than their
+                number, missing columns, or a model with a Router.
         """
         super().__init__()
         _require_names(similarity, directions)
         if negatives < 0 or negatives > len(candidates):
             raise VocabgraftError(
-                f"TranslationRankingLoss: negatives is {negatives}, and there are {len(candidates)} candidates to draw "
+                f"TranslationRankingLoss: negatives is {negatives}, but there are {len(candidates)} candidates to draw "
                 "from; give texts of entities as candidates, or lower negatives"
             )
         if scale is not None and scale <= 0:
@@ -182,7 +181,7 @@ class TranslationRankingLoss(nn.Module):
         if not self.negatives:
             return like[:0], np.zeros(0, dtype=np.uint64)
         generator = _generator(self.seed, triples)
-        # Drawn with replacement: a permutation of a million candidates for each batch would cost more than the batch.
+        # Drawn with replacement: a permutation of a million candidates would take longer than the batch.
         places = torch.randint(len(self.candidates), (self.negatives,), generator=generator).tolist()
         texts = [self.candidates[place] for place in places]
         features = unwrapped(self.model).preprocess(texts, prompt=self.prompts.get("tail"))
@@ -207,7 +206,7 @@ class TranslationRankingLoss(nn.Module):
         return blocked
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What the loss was made with, for the model card; of known triples and candidates their number."""
+        """The arguments of the loss, for the model card; known triples and candidates as their number."""
         names = ("similarity", "scale", "directions", "negatives", "prompts", "seed")
         counts = {"known": len(self.known), "candidates": len(self.candidates)}
         return {name: getattr(self, name) for name in names} | counts
@@ -216,17 +215,17 @@ class TranslationRankingLoss(nn.Module):
 def closed_form(
     head_embeddings: Embeddings, tail_embeddings: Embeddings, relations: Sequence[str]
 ) -> dict[str, Embeddings]:
-    """For each relation the mean of tail - head: the vector with the least mean squared distance.
+    """The mean of tail - head for each relation: the vector with the least mean squared distance.
 
-    It is what `TranslationLoss(p=2, squared=True)` over free relation vectors comes to, so it needs no training.
+    `TranslationLoss(p=2, squared=True)` over free relation vectors converges to it, so it needs no training.
 
     Args:
         head_embeddings: (triples, width), before Normalize.
         tail_embeddings: (triples, width).
-        relations: the name of each triple's relation.
+        relations: the relation of each triple.
 
     Returns:
-        Vectors (width,) by relation, in the order of their names.
+        Vectors (width,) by relation, sorted by name.
 
     Raises:
         VocabgraftError: when the three differ in length.
@@ -248,7 +247,7 @@ def closed_form(
 
 
 def embed_triples(model: nn.Module, columns: Sequence[Features]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Heads, relations and tails before Normalize, each (rows, width); a relation of the batch is embedded once."""
+    """Heads, relations and tails before Normalize, each (rows, width); each relation of the batch is embedded once."""
     heads, relations, tails = columns
     first, places = _distinct(hash_features(relations))
     rows = len(places)
@@ -259,18 +258,18 @@ def embed_triples(model: nn.Module, columns: Sequence[Features]) -> tuple[torch.
 
 
 def similarities(queries: torch.Tensor, candidates: torch.Tensor, name: Similarity) -> torch.Tensor:
-    """The similarity of each query (n, width) to each candidate (m, width), more is nearer: (n, m)."""
+    """The similarity of each query (n, width) to each candidate (m, width), higher is nearer: (n, m)."""
     if name == "cosine":
         queries, candidates = (nn.functional.normalize(values, dim=1) for values in (queries, candidates))
     if name in ("cosine", "dot"):
         return queries @ candidates.T
-    # Near vectors would be lost in the rounding of the faster way by a product of matrices.
+    # The faster way, a product of matrices, would lose near vectors in rounding.
     mode = "donot_use_mm_for_euclid_dist"
     return -torch.cdist(queries, candidates, p=2.0 if name == "euclidean" else 1.0, compute_mode=mode)
 
 
 def _distinct(hashes: Hashes) -> tuple[list[int], list[int]]:
-    """The place of the first of each kind, and the kind of each."""
+    """The index of the first of each kind, and the kind of each."""
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     return first.tolist(), inverse.tolist()
 
@@ -280,7 +279,7 @@ def _is_by_row(value: Any, rows: int) -> bool:
 
 
 def _generator(seed: int, batch: Hashes) -> torch.Generator:
-    """A generator of its own for a batch, so that nothing depends on how many batches came before."""
+    """A generator for one batch, so that the draw does not depend on earlier batches."""
     with np.errstate(over="ignore"):
         drawn_from = int(batch.sum(dtype=np.uint64))
     return torch.Generator().manual_seed((seed * 1_000_003 + drawn_from) % 2**63)
@@ -297,8 +296,8 @@ def _as_hashes(
         return hash_triples(model, known, prompts)
     if known.ndim != 1 or known.dtype != np.uint64:
         raise VocabgraftError(
-            f"known triples are an array of {known.dtype} with shape {known.shape}; allowed: what hash_triples gives "
-            "(uint64, one a triple), or columns head, relation and tail of texts"
+            f"known triples are an array of {known.dtype} with shape {known.shape}; allowed: the result of "
+            "hash_triples (uint64, one per triple), or text columns head, relation and tail"
         )
     return np.unique(known)
 
@@ -330,9 +329,9 @@ def _require_rows_alone(model: nn.Module) -> None:
     if others:
         more = f" and {len(others) - SHOWN_NAMES} more" if len(others) > SHOWN_NAMES else ""
         raise VocabgraftError(
-            "TranslationLoss without negatives is least where all texts have one embedding, and this model can get "
-            f"there: {', '.join(others[:SHOWN_NAMES])}{more} are trained besides the rows of new tokens. Train rows "
-            "alone (method: tokens, or a phase with train: rows), give margin and negatives, or take "
+            "TranslationLoss without negatives is lowest if all texts have the same embedding, and this model can "
+            f"reach that: {', '.join(others[:SHOWN_NAMES])}{more} train besides the rows of new tokens. Train only "
+            "rows (method: tokens, or a phase with train: rows), give margin and negatives, or use "
             "TranslationRankingLoss"
         )
 

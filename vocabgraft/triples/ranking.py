@@ -44,25 +44,25 @@ def rank_triples(
 ) -> Ranks:
     """The filtered rank, 1 is best, of each triple's tail (or head) among all entities.
 
-    The rank is 1 + the entities that score higher + half of those that score the same. Entities with equal embeddings
-    are scored once, so that rounding never tells them apart.
+    The rank is 1 + the entities with a higher score + half of those with the same score. Entities with equal embeddings
+    are scored once, so that rounding cannot separate them.
 
     Args:
-        queries: (triples, width), what the answer of each triple is to be similar to.
+        queries: (triples, width); the answer of each triple should be similar to its query.
         entities: (entities, width).
-        triples: places of head, relation and tail: (triples, 3).
-        known: all triples known to be true, (known, 3); for the usual filter those of `triples` are among them.
+        triples: indices of head, relation and tail: (triples, 3).
+        known: all known triples, (known, 3); for the usual filter they include those of `triples`.
         direction: `tail` ranks the third column, `head` the first.
         similarity: `euclidean` and `manhattan` are negative distances.
-        leave_out_query: whether the entity that the query is made of is no candidate, unless it is the answer.
+        leave_out_query: whether to exclude the query's own entity from the candidates, unless it is the answer.
         scores_at_once: bounds the memory; it does not change the ranks.
-        device: where the scores are computed.
+        device: on which the scores are computed.
 
     Returns:
         (triples,)
 
     Raises:
-        VocabgraftError: when sizes do not fit, or a score is no number.
+        VocabgraftError: when sizes do not match, or a score is NaN.
     """
     _require_fit(queries, entities, triples, known)
     asked, answer = (0, 2) if direction == "tail" else (2, 0)
@@ -85,7 +85,7 @@ def rank_figures(ranks: Ranks) -> Figures:
 
 
 class _TrueAnswers:
-    """The known answers of each pair of an entity and a relation, as two sorted arrays."""
+    """The known answers for each pair of an entity and a relation, as two sorted arrays."""
 
     def __init__(self, known: Ids, asked: int, answer: int) -> None:
         self.asked, self.answer = asked, answer
@@ -95,7 +95,7 @@ class _TrueAnswers:
         self.keys, self.answers = keys[order], known[order, answer]
 
     def beside(self, triple: Ids, leave_out_query: bool) -> Ids:
-        """The entities that do not stand in the way of a triple's right answer."""
+        """The entities to ignore for a triple: its other known answers."""
         found = self.answers[:0]
         if triple[1] < self.relations:
             key = triple[self.asked] * self.relations + triple[1]
@@ -107,13 +107,13 @@ class _TrueAnswers:
 
 
 class _Scorer:
-    """Scores queries against distinct embeddings, each of which stands for one or more entities."""
+    """Scores queries against distinct embeddings, each of one or more entities."""
 
     def __init__(self, rows: Embeddings, counts: Ids, similarity: Similarity, device: torch.device | str) -> None:
         self.similarity, self.device = similarity, device
         self.counts = torch.from_numpy(counts).to(device)
         self.rows = self._prepared(rows)
-        # With half of the squared length taken off, the product falls as the distance grows.
+        # Minus half of the squared length, the product falls as the distance grows.
         self.offsets = self.rows.square().sum(dim=1) / 2 if similarity == "euclidean" else None
 
     def ranks(self, queries: Embeddings, kinds: Ids, answers: Ids, aside: Sequence[Ids]) -> Ranks:
@@ -121,14 +121,14 @@ class _Scorer:
         scores = self._scores(self._prepared(queries))
         if not torch.isfinite(scores).all():
             raise VocabgraftError(
-                "a score of link prediction is no number; the model's weights or the relation vectors are damaged, so "
+                "a score of link prediction is NaN; the model's weights or the relation vectors are damaged, so "
                 "train again with lower learning rates"
             )
         right = scores.gather(1, torch.from_numpy(kinds[answers]).to(self.device).unsqueeze(1))
         none = torch.zeros((), dtype=self.counts.dtype, device=self.device)
         higher = torch.where(scores > right, self.counts, none).sum(dim=1).cpu().numpy().astype(np.float64)
         same = torch.where(scores == right, self.counts, none).sum(dim=1).cpu().numpy().astype(np.float64)
-        # Those that do not stand in the way were counted with the others; looking them up costs what they are.
+        # The ignored entities were counted with the others; subtract them here, which costs only their number.
         sizes = [len(places) for places in aside]
         owner = np.repeat(np.arange(len(aside)), sizes)
         places = kinds[np.concatenate(aside)] if len(aside) else kinds[:0]
@@ -136,7 +136,7 @@ class _Scorer:
         own = right.squeeze(1).cpu().numpy()[owner]
         higher -= np.bincount(owner, looked_up > own, minlength=len(aside))
         same -= np.bincount(owner, looked_up == own, minlength=len(aside))
-        # The right answer itself scores the same.
+        # The right answer has the same score as itself.
         ranks: Ranks = 1 + higher + (same - 1) / 2
         return ranks
 
@@ -152,12 +152,12 @@ class _Scorer:
 
 
 def _distinct_rows(entities: Embeddings) -> tuple[Ids, Ids]:
-    """For each entity the number of its embedding, and for each distinct embedding its first entity."""
+    """The index of each entity's embedding, and the first entity of each distinct embedding."""
     numbers: dict[bytes, int] = {}
     first: list[int] = []
     kinds = np.zeros(len(entities), dtype=np.int64)
     for place, row in enumerate(entities):
-        # A negative zero equals zero and has other bytes.
+        # Negative zero equals zero but has other bytes.
         key = hashlib.blake2b((row + 0.0).tobytes(), digest_size=16).digest()
         kinds[place] = numbers.setdefault(key, len(numbers))
         if len(numbers) > len(first):
@@ -169,11 +169,11 @@ def _require_fit(queries: Embeddings, entities: Embeddings, triples: Ids, known:
     if len(queries) != len(triples) or queries.shape[1] != entities.shape[1]:
         raise VocabgraftError(
             f"link prediction has queries of shape {queries.shape} for {len(triples)} triples and entities of shape "
-            f"{entities.shape}; give a query of the entities' width for each triple"
+            f"{entities.shape}; give one query of the entities' width per triple"
         )
     last = max((int(ids[:, [0, 2]].max(initial=0)) for ids in (triples, known)), default=0)
     if last >= len(entities) or min(triples.min(initial=0), known.min(initial=0)) < 0:
         raise VocabgraftError(
-            f"triples name the entity {last} (or one below 0), and there are {len(entities)} entities; allowed: 0 to "
+            f"triples name the entity {last} (or one below 0), but there are {len(entities)} entities; allowed: 0 to "
             f"{len(entities) - 1}"
         )

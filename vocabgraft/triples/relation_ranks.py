@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Triple = tuple[str, str, str]
-# Of each relation, however many relations there are.
+# Per relation, for any number of relations.
 LEAST_TRIPLES = 5
-# Enough to find two relations that were swapped.
+# Enough to find two swapped relations.
 MOST_TRIPLES = 20
-# Heads times relations that are encoded at most, as long as each relation has its fewest triples.
+# The largest number of encoded heads times relations, after each relation has its minimum of triples.
 QUESTIONS = 4000
 
 
 @dataclass(frozen=True)
 class HeldOutTriples:
-    """The held-out triples of a dataset, and how the objective that it was trained with scores one.
+    """The held-out triples of a dataset, and how its training objective scores one.
 
     Attributes:
         dataset: its name.
         held_out: head, relation and tail.
-        known: of all splits; a relation that makes a known triple does not stand in the way of the right one.
-        template: what is asked for the tail, where `similarity` is None.
-        similarity: of embed(head) + embed(relation) to embed(tail), before Normalize, as TransE has it; None where the
+        known: of all splits; a relation that makes another known triple is ignored.
+        template: of the query for the tail, if `similarity` is None.
+        similarity: of embed(head) + embed(relation) to embed(tail), before Normalize, as in TransE; None if the
             objective compares the text of head and relation with the tail.
     """
 
@@ -57,7 +57,7 @@ class HeldOutTriples:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many held-out triples each relation's token has."""
+        """The number of held-out triples by relation token."""
         return Counter(relation_token(relation) for _, relation, _ in self.held_out)
 
 
@@ -77,7 +77,7 @@ class RelationScores:
 
 
 def held_out_triples(dataset: AcceptedDataset, settings: DatasetParams) -> HeldOutTriples:
-    """The test split of a dataset of triples, scored as its loss trains it."""
+    """The test split of a dataset of triples, with the scoring of its loss."""
     triples = {split: _triples(dataset.columns(split)) for split in SPLITS}
     known = frozenset(triple for split in SPLITS for triple in triples[split])
     return HeldOutTriples(dataset.name, tuple(triples["test"]), known, dataset.template, _similarity(settings))
@@ -98,12 +98,12 @@ def _similarity(settings: DatasetParams) -> Similarity | None:
 
 
 def held_out_sample(triples: HeldOutTriples) -> list[Triple]:
-    """The first held-out triples of each relation, as many as the bound on questions allows."""
+    """The first held-out triples of each relation, as many as the limit on queries allows."""
     return _first_of_each(triples.held_out, triples)
 
 
 def known_sample(triples: HeldOutTriples) -> list[Triple]:
-    """Known triples of each relation, from all splits, in the order of a hash so that heads are mixed."""
+    """Known triples of each relation, from all splits, in hash order so that heads are mixed."""
     ordered = sorted(triples.known, key=lambda triple: hashlib.sha256("\t".join(triple).encode()).digest())
     return _first_of_each(ordered, triples)
 

@@ -141,11 +141,11 @@ def test_a_dry_run_shows_what_would_go_and_asks_nobody(hub: Hub, model: Path) ->
 
 
 @pytest.mark.parametrize("hub", [True], indirect=True)
-def test_a_refusal_is_told_with_its_server_and_without_the_token(hub: Hub, model: Path) -> None:
+def test_a_refusal_names_its_server_and_hides_the_token(hub: Hub, model: Path) -> None:
     done = publish(hub)
     assert done.returncode == 2 and hub.created and not hub.commits
     assert "403" in done.stderr
-    assert f"{hub.url} did not take {REPO}" in done.stderr and "nothing was committed" in done.stderr
+    assert hub.url in done.stderr and REPO in done.stderr and "nothing was committed" in done.stderr
     assert "Traceback" not in done.stderr and "hf_stub" not in done.stderr
 
 
@@ -172,7 +172,7 @@ def _nothing(_: Path) -> None:
         (_unlicensed, [], "the license of model is not known"),
         (_incomplete, [], "no modules.json"),
         (_nothing, ["--repo", "a/b/c"], "--repo is 'a/b/c'"),
-        (_nothing, ["--onnx", "nowhere"], "--onnx is nowhere, which is no export"),
+        (_nothing, ["--onnx", "nowhere"], "--onnx is nowhere, which is not an export"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_sent(

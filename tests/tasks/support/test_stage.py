@@ -191,7 +191,7 @@ def test_of_several_processes_the_first_that_fails_says_why(
             assert run_stage(extend_tokenizer_of("out of memory"), ["--out", "b"]) == 1
             patch.setenv("RANK", "0")
             assert run_stage(extend_tokenizer_of("the connection was closed"), ["--out", "b"]) == 1
-        raise VocabgraftError("process 1 of 2 ended with exit code 1; what it said is above")
+        raise VocabgraftError("process 1 of 2 ended with exit code 1")
 
     def extend_tokenizer_of(message: str) -> Stage:
         return failing(VocabgraftError(message))

@@ -577,7 +577,7 @@ def test_one_weight_of_lora_at_its_start_is_named(sound: dict[Method, Evidence])
     with torch.no_grad():
         adapter_parameters(model)[name].zero_()
     found = result("adapter_moved", put(sound["lora"], adapter=model))
-    assert (found.figure, found.details) == (1, (f"{name}: as it started",))
+    assert (found.figure, found.details) == (1, (f"{name}: not trained",))
 
 
 def test_a_weight_that_no_embedding_depends_on_need_not_move(sound: dict[Method, Evidence]) -> None:
@@ -680,7 +680,7 @@ def test_a_row_that_was_set_back_as_a_sink_may_be_at_its_start_and_is_listed(
     for name in ("new_rows_trained", "adapter_moved"):
         found = result(name, excused)
         assert (found.verdict, found.figure) == ("failed", 1)
-    assert "set back as attention sinks" in result("new_rows_trained", excused).details[-1]
+    assert "reset as attention sinks" in result("new_rows_trained", excused).details[-1]
     assert "Thrombopenia" in result("new_rows_trained", excused).details[-1]
 
 

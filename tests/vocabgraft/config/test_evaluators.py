@@ -91,7 +91,7 @@ def test_a_format_has_its_evaluator_and_texts_have_none() -> None:
         ("pairs", "TripletEvaluator", {}, "does not fit the format pairs; evaluators that do: InformationRetrieval"),
         ("pairs", "Retrieval", {}, "there is no evaluator Retrieval; for pairs: InformationRetrievalEvaluator"),
         ("pairs", None, {"mrr_at": [3]}, "no argument mrr_at (do you mean mrr_at_k?)"),
-        ("labelled_pairs", "LabelAccuracyEvaluator", {}, "asks the classifier of SoftmaxLoss"),
+        ("labelled_pairs", "LabelAccuracyEvaluator", {}, "needs the classifier of SoftmaxLoss"),
     ],
 )
 def test_an_evaluator_that_does_not_fit_is_refused(
@@ -104,7 +104,7 @@ def test_an_evaluator_that_does_not_fit_is_refused(
 
 def test_an_evaluator_without_data_is_told(graft: Graft, write_dataset: WriteDataset) -> None:
     dataset = write_dataset("own", "pairs", COLUMNS["pairs"], train=rows("pairs"))
-    with pytest.raises(VocabgraftError, match=r"InformationRetrievalEvaluator of own has no row to evaluate on"):
+    with pytest.raises(VocabgraftError, match=r"InformationRetrievalEvaluator of own has no rows to evaluate on"):
         train(graft, dataset, [{"dataset": "own"}])
 
 
@@ -176,7 +176,7 @@ def test_best_weights_that_do_not_load_are_an_error(
             next(iter(adapter_parameters(self.model).values())).add_(1)
 
     monkeypatch.setattr(AdapterTrainer, "_load_from_checkpoint", damaged)
-    with pytest.raises(VocabgraftError, match="was loaded, and the weights are not its own"):
+    with pytest.raises(VocabgraftError, match="was loaded, but the weights differ"):
         train(graft, dataset, [], best_metric="eval_loss")
 
 

@@ -279,8 +279,8 @@ def test_losses_that_look_inside_the_model_keep_the_table_of_constants_off() -> 
         ("scored_pairs", "CosineSimilarityLoss", {"loss_fct": "nothing"}, "allowed: a class of torch.nn"),
         ("labelled_pairs", "SoftmaxLoss", {"num_labels": 1}, "a label is 1; allowed: 0 to 0"),
         ("margins", "DistillKLDivLoss", {"temperature": -1.0}, "temperature must be a positive finite number"),
-        ("teacher_embeddings", "MSELoss", {"projection_dim": 9}, "have 32 numbers and the model's 9; give arguments"),
-        ("pairs", "GISTEmbedLoss", {"guide": "nowhere"}, "the guide 'nowhere' is no folder; allowed: base"),
+        ("teacher_embeddings", "MSELoss", {"projection_dim": 9}, "have width 32 and the model's 9; give arguments"),
+        ("pairs", "GISTEmbedLoss", {"guide": "nowhere"}, "the guide 'nowhere' is not a folder; allowed: base"),
     ],
 )
 def test_a_value_that_a_loss_refuses_is_told(

@@ -219,7 +219,7 @@ def test_what_is_measured_on_a_validation_split_needs_one() -> None:
         dataset["held_out"] = {"test": 0.1}
     assert "the dataset terms has no validation split to evaluate on" in complaint(changed)
     changed["train_adapter"]["evaluators"] = []
-    assert "train_adapter.best_metric is measured on validation splits, and no dataset has one" in complaint(changed)
+    assert "train_adapter.best_metric is measured on validation splits, but no dataset has one" in complaint(changed)
 
 
 def with_benefit(benefit: Any, **changes: Any) -> dict[str, Any]:
@@ -329,15 +329,20 @@ def test_reading_the_file_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("method", "config", "phase", "told"),
     [
-        ("peft", None, {}, "method is peft and peft is not set; give a configuration class of peft, such as {config: "),
-        ("peft_and_tokens", None, {}, "method is peft_and_tokens and peft is not set"),
-        ("peft_and_tokens", "LoHaConfig", {}, "LoHaConfig cannot train rows of new tokens; of peft's classes LoraConf"),
-        ("peft", "LoHaConfig", {"train": "rows"}, "'rows', which method 'peft' does not have; of peft's classes Lora"),
+        (
+            "peft",
+            None,
+            {},
+            "method is peft, but peft is not set; give a configuration class of peft, such as {config: ",
+        ),
+        ("peft_and_tokens", None, {}, "method is peft_and_tokens, but peft is not set"),
+        ("peft_and_tokens", "LoHaConfig", {}, "LoHaConfig cannot train rows of new tokens; only LoraConfig"),
+        ("peft", "LoHaConfig", {"train": "rows"}, "'rows', which method 'peft' does not have; only LoraConfig"),
         ("peft", "LoraConfig", {"train": "rows"}, "which method 'peft' does not have; method peft_and_tokens has them"),
-        ("full", None, {"train": "rows"}, "phase 1 trains 'rows', and method 'full' trains every weight in each phase"),
-        ("full", None, {"train": "adapter"}, "phase 1 trains 'adapter', and method 'full' trains every weight"),
-        ("full", None, {"rows_learning_rate": 0.1}, "sets rows_learning_rate, and method 'full' does not keep rows"),
-        ("peft", "LoHaConfig", {"rows_learning_rate": 0.1}, "sets rows_learning_rate, and method 'peft' does not"),
+        ("full", None, {"train": "rows"}, "phase 1 trains 'rows', but method 'full' trains every weight in each phase"),
+        ("full", None, {"train": "adapter"}, "phase 1 trains 'adapter', but method 'full' trains every weight"),
+        ("full", None, {"rows_learning_rate": 0.1}, "sets rows_learning_rate, but method 'full' does not train rows"),
+        ("peft", "LoHaConfig", {"rows_learning_rate": 0.1}, "sets rows_learning_rate, but method 'peft' does not"),
     ],
 )
 def test_a_method_and_its_phases_fit(method: str, config: str | None, phase: dict[str, Any], told: str) -> None:

@@ -321,7 +321,7 @@ def test_a_refused_method_is_told_with_its_reason_and_those_allowed(name: str) -
         ("LoraConfig", {"init_lora_weights": 1}, "init_lora_weights is 1; allowed: true"),
         ("RandLoraConfig", {"save_projection": True}, "save_projection cannot be set: the pipeline sets it"),
         ("AdamssConfig", {"use_asa": True}, "use_asa cannot be set: it needs a call after each step"),
-        ("HRAConfig", {"apply_GS": True}, "apply_GS cannot be set: its start holds every vector twice"),
+        ("HRAConfig", {"apply_GS": True}, "apply_GS cannot be set: its initialization"),
     ],
 )
 def test_what_does_not_work_is_told_with_the_reason(config: str, arguments: dict[str, Any], told: str) -> None:

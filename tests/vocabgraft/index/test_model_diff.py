@@ -112,12 +112,12 @@ def without_special_tokens(model: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (with_other_weight, "encoder.layer.1.output.dense.weight, which every text passes"),
+        (with_other_weight, "encoder.layer.1.output.dense.weight, which affects every text"),
         (with_other_special_row, "'[CLS]', which every text holds"),
         (with_other_pooling, "module 1 (Pooling)"),
         (without_normalize, "were Transformer, Pooling, Normalize"),
-        (with_shorter_texts, "the longest text is 8 and was 64"),
-        (with_padding_before, "the side of padding is 'left' and was 'right'"),
+        (with_shorter_texts, "the maximum length is 8 and was 64"),
+        (with_padding_before, "the padding side is 'left' and was 'right'"),
         (with_prompt, "the prompt is 'passage: ' and was ''"),
         (with_other_epsilon, "module 0 (Transformer)"),
         (without_special_tokens, "other tokens around every text"),
@@ -133,7 +133,7 @@ def test_what_every_text_passes_changes_every_text(graft: Graft, change: Callabl
 
 def test_an_adapter_that_was_merged_changes_every_text(graft: Graft) -> None:
     everything = compare_models(load(graft.base), load(graft.merged["lora_and_tokens"])).everything
-    assert everything is not None and "which every text passes" in everything
+    assert everything is not None and "which affects every text" in everything
 
 
 def test_an_adapter_behind_a_gate_changes_texts_with_a_new_word_alone(graft: Graft) -> None:
@@ -154,7 +154,7 @@ def test_two_gates_change_texts_with_a_new_word_where_what_is_behind_differs(gra
 def test_a_gate_over_another_base_changes_every_text(graft: Graft) -> None:
     new = load(graft.merged["gated"])
     with_other_weight(new)
-    assert "which every text passes" in str(compare_models(load(graft.base), new).everything)
+    assert "which affects every text" in str(compare_models(load(graft.base), new).everything)
 
 
 def test_a_prompt_that_makes_a_new_word_with_the_text_counts(graft: Graft) -> None:

@@ -167,7 +167,7 @@ def test_a_folder_keeps_its_files(models: Models, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_parts")
 def test_with_other_weights_everything_is_computed_and_it_says_why(models: Models, tmp_path: Path) -> None:
     write_index(tmp_path / "index.parquet", models.vectors)
-    everything = ModelDifference("the weight x, which every text passes, is another one")
+    everything = ModelDifference("the weight x, which affects every text, differs")
     done = reembed(job_of(tmp_path), everything, models.new)
     assert done.everything == everything.everything
     assert (done.recomputed, done.sampled, done.seconds_for_all) == (len(TEXTS), 0, None)
@@ -340,27 +340,27 @@ def cast(name: str, kind: pa.DataType) -> Callable[[pa.Table], pa.Table]:
 BAD: list[tuple[Callable[[pa.Table], pa.Table], str]] = [
     (without("vector"), "column vector is missing; it has id, title, text; name the columns with"),
     (without("text"), "column text is missing"),
-    (lambda table: table.slice(0, 0), "holds no rows"),
+    (lambda table: table.slice(0, 0), "has no rows"),
     (put("id", 4, None), "row 5 has no id"),
     (put("text", 12, None), "row 13 has no text"),
     (put("vector", 11, None), "row 12 has no vector"),
     (put("vector", 11, [0.0] * 31 + [None]), "row 12 has a vector with a null in it"),
-    (put("vector", 11, [0.0] * 31 + [float("nan")]), "row 12 has a vector that holds no finite numbers"),
-    (put("vector", 11, [0.0] * 31), "row 12 has a vector of 31 numbers, others of 32"),
-    (put("vector", 0, [0.0] * 31), "vectors have 31 numbers, the model gives 32"),
-    (put("id", 20, 3), "the id 3 stands in 2 rows (1 such in all)"),
-    (cast("id", pa.float64()), "column id holds double; allowed: integers, text (string) and bytes"),
-    (cast("text", pa.binary()), "column text holds large_binary; allowed: text"),
+    (put("vector", 11, [0.0] * 31 + [float("nan")]), "row 12 has a vector with NaN"),
+    (put("vector", 11, [0.0] * 31), "row 12 has a vector of width 31, others have width 32"),
+    (put("vector", 0, [0.0] * 31), "vectors have width 31, the model gives 32"),
+    (put("id", 20, 3), "the id 3 occurs in 2 rows"),
+    (cast("id", pa.float64()), "column id has type double; allowed: integers, text (string) and bytes"),
+    (cast("text", pa.binary()), "column text has type large_binary; allowed: text"),
     (
         lambda table: table.set_column(0, "id", pa.array([b"0123"] * len(TEXTS), pa.binary(4))),
-        f"the id b'0123' stands in {len(TEXTS)} rows",
+        f"the id b'0123' occurs in {len(TEXTS)} rows",
     ),
-    (cast("vector", pa.list_(pa.int32())), "column vector holds list<element: int32>; allowed: lists of 16-"),
+    (cast("vector", pa.list_(pa.int32())), "column vector has type list<element: int32>; allowed: lists of 16-"),
     (
         lambda table: cast("vector", pa.list_(pa.float32()))(table).set_column(
             3, "vector", pa.array([[0.0] * 16] * len(TEXTS), pa.list_(pa.float32()))
         ),
-        "vectors have 16 numbers, the model gives 32",
+        "vectors have width 16, the model gives 32",
     ),
 ]
 
@@ -390,7 +390,7 @@ def test_two_ids_with_one_key_are_two_ids(models: Models, tmp_path: Path, monkey
 def test_files_with_vectors_of_two_kinds_are_refused(models: Models, tmp_path: Path) -> None:
     write_index(tmp_path / "index" / "a.parquet", models.vectors)
     write_index(tmp_path / "index" / "b.parquet", models.vectors, kind=samples.HALVES, first_id=900)
-    with pytest.raises(VocabgraftError, match=r"b\.parquet holds vectors of 32 numbers of type half"):
+    with pytest.raises(VocabgraftError, match=r"b\.parquet has vectors of width 32 and type half"):
         run(models, job_of(tmp_path, source=tmp_path / "index", destination=tmp_path / "new"))
 
 
@@ -410,14 +410,14 @@ def test_a_truncated_file_is_named(models: Models, tmp_path: Path) -> None:
 
 def test_a_destination_that_is_taken_or_inside_the_source_is_refused(models: Models, tmp_path: Path) -> None:
     write_index(tmp_path / "index.parquet", models.vectors)
-    with pytest.raises(VocabgraftError, match="is there already"):
+    with pytest.raises(VocabgraftError, match="exists already"):
         run(models, job_of(tmp_path, destination=tmp_path / "index.parquet"))
     with pytest.raises(VocabgraftError, match="lies inside"):
         run(models, job_of(tmp_path, source=tmp_path))
     with pytest.raises(VocabgraftError, match="is missing"):
         run(models, job_of(tmp_path, source=tmp_path / "nowhere"))
     (tmp_path / "none").mkdir()
-    with pytest.raises(VocabgraftError, match=r"holds no file that ends in \.parquet"):
+    with pytest.raises(VocabgraftError, match=r"has no file that ends in \.parquet"):
         run(models, job_of(tmp_path, source=tmp_path / "none"))
 
 

@@ -300,7 +300,7 @@ def test_rows_are_read_in_the_order_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [-1, VOCABULARY])
 def test_a_row_that_is_not_there_is_refused(tmp_path: Path, wrong: int) -> None:
     source = saved(bert(), tmp_path / "model")
-    with pytest.raises(VocabgraftError, match=f"row {wrong} was asked .* allowed: 0 to 299"):
+    with pytest.raises(VocabgraftError, match=f"row {wrong} .* allowed: 0 to 299"):
         read_rows(source, [0, wrong])
 
 
@@ -449,7 +449,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a configuration of another size": (
         lambda folder: change_json(folder / "config.json", lambda config: config.update(vocab_size=299)),
-        r"has shape \[300, 32\], by config.json it is \[299, 32\]",
+        r"has shape \[300, 32\].*\[299, 32\]",
     ),
     "modules without paths": (lambda folder: write_json(folder / "modules.json", [{}]), "not a list of modules"),
     "a module outside of the folder": (

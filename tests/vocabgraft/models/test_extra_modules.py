@@ -305,7 +305,9 @@ def test_layers_learn_at_the_rate_of_the_adapter(graft: Graft, seat: Seat, datas
 def test_layers_of_another_run_are_not_merged(graft: Graft, seat: Seat, datasets: list[AcceptedDataset]) -> None:
     adapter, _ = chain(graft, seat(RESIDUAL), datasets)
     other = load(seat(RESIDUAL, RESIDUAL, name="other"))
-    with pytest.raises(VocabgraftError, match=r"has the custom modules custom_0, the resized base custom_0, custom_1"):
+    with pytest.raises(
+        VocabgraftError, match=r"has the custom modules custom_0, .*resized base has custom_0, custom_1"
+    ):
         merge_adapter(other, adapter)
 
 
@@ -345,7 +347,7 @@ def test_an_own_class_leaves_home_with_the_model(
     with pytest.raises(VocabgraftError, match=r"(?s)does not load .*trust_remote_code"):
         load_model(merged)
     source.write_text(OWN_SOURCE + "# edited\n", encoding="utf-8")
-    with pytest.raises(VocabgraftError, match=r"made with another own_layers\.py .*run again from resize_base"):
+    with pytest.raises(VocabgraftError, match=r"made with another .*own_layers\.py .*run again from resize_base"):
         load_model(merged, own_modules=True)
 
 
@@ -394,7 +396,7 @@ REFUSED = [
     ),
     (
         {"type": "Dense", "place": "after_pooling", "arguments": {"out_features": "many"}},
-        r"modules\.0: Dense\(.*out_features=many.*\) cannot be made",
+        r"modules\.0: Dense\(.*out_features=many.*\) cannot be built",
     ),
     (
         {"type": "Dense", "place": "after_pooling", "arguments": {"module_input_name": "token_embeddings"}},
@@ -412,7 +414,7 @@ REFUSED = [
     ({"type": "CNN", "place": "after_pooling"}, r"CNN at after_pooling .* allowed: before_pooling"),
     (
         {"type": "CNN", "place": "before_pooling", "arguments": {"kernel_sizes": [2]}},
-        r"only the last size may change",
+        r"only the last dimension may change",
     ),
     (
         {"type": "WeightedLayerPooling", "place": "before_pooling", "arguments": {"num_hidden_layers": 7}},
@@ -420,7 +422,7 @@ REFUSED = [
     ),
     (
         HEADS | {"routes": {"query": [HEAD], "document": [HEAD | {"arguments": {"out_features": 4}}]}},
-        r"the routes end in different sizes, \{'query': 32, 'document': 4\}",
+        r"the routes end in different widths, \{'query': 32, 'document': 4\}",
     ),
     (HEADS | {"arguments": {"default_route": "passage"}}, r"default_route is 'passage'; allowed: query, document"),
     ({"type": "no_such_place.Gate", "place": "before_pooling"}, r"'no_such_place.Gate' does not import"),
@@ -431,10 +433,10 @@ REFUSED = [
         r"lacks a method save; a method load; the base class .*\.Module, .*; width in config_keys.*`features`",
     ),
     (OWN | {"arguments": {"width": 7}}, r"own_layers.Gate\) does not fit.*token_embeddings=\(2, \d+, 32\)"),
-    (OWN | {"arguments": {}}, r"own_layers.Gate\(nothing\) cannot be made"),
+    (OWN | {"arguments": {}}, r"own_layers.Gate\(nothing\) cannot be built"),
     (OWN | {"type": "own_layers.Forgetful"}, r"does not load what it saved"),
     (OWN | {"type": "own_layers.Pickles"}, r"saves pytorch_model.bin; only safetensors"),
-    (OWN | {"type": "own_layers.Widens", "place": "after_pooling"}, r"have 32 numbers and they have 64"),
+    (OWN | {"type": "own_layers.Widens", "place": "after_pooling"}, r"width 32.*width 64"),
 ]
 
 
@@ -450,7 +452,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(
 
 
 def test_weighted_layers_behind_another_module_are_refused(seat: Seat) -> None:
-    with pytest.raises(VocabgraftError, match="would undo those before it; put it first"):
+    with pytest.raises(VocabgraftError, match="would undo the modules before it"):
         seat(RESIDUAL, {"type": "WeightedLayerPooling", "place": "before_pooling"})
 
 

@@ -1,4 +1,4 @@
-"""Packs that agree become one; where they contradict each other, each conflict is named, and nothing is guessed."""
+"""Packs that agree become one; where they conflict, each conflict is named, and nothing is guessed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_a_contradiction_is_refused_with_its_tokens_or_the_first_stands(
     base_tokenizer: "Tokenizer",
 ) -> None:
     one, other = pack_of(tiny, "one", first), pack_of(tiny, "other", second, word("gastrodyn"), seed=2)
-    with pytest.raises(VocabgraftError, match="contradict each other") as told:
+    with pytest.raises(VocabgraftError, match="conflict") as told:
         combine([one, other], base_tokenizer)
     assert tokens[1] in str(told.value) and "--on-conflict first" in str(told.value)
     combined = combine([one, other], base_tokenizer, on_conflict="first")
@@ -116,7 +116,7 @@ def test_words_in_each_other_that_hide_nothing_are_told_and_combined(
     assert combined.conflicts == ()
     (conflict,) = overlaps([one, other], base_tokenizer)
     assert conflict == Conflict("overlap", ("one", "other"), ("=>", "==>")) and not conflict.refused
-    assert "read as the longer alone" in str(conflict)
+    assert "read as the longer only" in str(conflict)
 
 
 def test_packs_for_different_bases_are_refused(tiny: "SentenceTransformer", base_tokenizer: "Tokenizer") -> None:
@@ -130,5 +130,5 @@ def test_of_many_conflicts_the_first_are_shown_and_all_counted(
     tiny: "SentenceTransformer", base_tokenizer: "Tokenizer"
 ) -> None:
     words = [word(f"gastro{letter}dyn") for letter in "abcdefghijklmnop"]
-    with pytest.raises(VocabgraftError, match=r"^16 tokens contradict[\s\S]*and 6 more$"):
+    with pytest.raises(VocabgraftError, match=r"^16 tokens conflict[\s\S]*and 6 more$"):
         combine([pack_of(tiny, "one", *words), pack_of(tiny, "other", *words, seed=2)], base_tokenizer)

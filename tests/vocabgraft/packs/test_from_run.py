@@ -63,4 +63,4 @@ def test_what_a_pack_cannot_hold_is_said(graft: Graft) -> None:
     again = replace(tokens[0], pieces=(tokens[0].id,))
     assert "'nephrolith'" in str(why_no_pack(merged, adapter, [again, *tokens[1:]]))
     insert_modules(merged, [ModuleParams(type="Dense", place="after_pooling")], seed=1)
-    assert "layers of its own" in str(why_no_pack(merged, adapter, tokens))
+    assert "custom layers" in str(why_no_pack(merged, adapter, tokens))

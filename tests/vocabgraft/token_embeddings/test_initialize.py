@@ -61,7 +61,7 @@ def test_without_an_unknown_token_every_piece_counts() -> None:
     "unreadable", [token((UNKNOWN,)), token(()), token((UNKNOWN,), (UNKNOWN,)), token((2,), (), "special")]
 )
 def test_a_token_that_says_nothing_is_refused_by_name(unreadable: ExtendedToken) -> None:
-    with pytest.raises(VocabgraftError, match=r"token 'renal' has no piece .* add a description"):
+    with pytest.raises(VocabgraftError, match=r"token 'renal' has no subword token .* add a description"):
         started(WEIGHT, [token((2,)), unreadable])
 
 

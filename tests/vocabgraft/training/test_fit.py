@@ -238,7 +238,9 @@ def test_a_loss_that_is_no_number_is_told_with_the_remedy(graft: Graft, datasets
     model = load(graft.resized)
     with torch.no_grad():
         model[0].auto_model.get_input_embeddings().weight[graft.new_ids[0]] = float("nan")
-    with pytest.raises(VocabgraftError, match=r"the loss is no number at step \d+; lower the learning rates") as caught:
+    with pytest.raises(
+        VocabgraftError, match=r"the loss is NaN or infinite at step \d+; lower the learning rates"
+    ) as caught:
         train_adapter(model, datasets, graft.new_ids, train_params(), 3)
     assert "rows of the dataset terms: '" in str(caught.value)
 
@@ -261,7 +263,7 @@ def test_a_lost_loss_leaves_the_last_good_weights(
         for entry in datasets
     ]
     model = load(graft.resized)
-    with pytest.raises(VocabgraftError, match=r"no number at step 3; .* has the weights of the step before"):
+    with pytest.raises(VocabgraftError, match=r"NaN or infinite at step 3; .* has the weights of the step before"):
         train_adapter(model, datasets, graft.new_ids, train_params(epochs=3), 3, settings)
     (rows,) = parts(model).values()
     assert torch.isfinite(rows).all()

@@ -140,7 +140,7 @@ def test_a_known_answer_stands_in_the_way_only_where_it_is_not_known() -> None:
 def test_a_score_that_is_no_number_is_refused(planted: float, where: str) -> None:
     arrays = {"queries": np.ones((1, 2), dtype=np.float32), "entities": np.ones((3, 2), dtype=np.float32)}
     arrays[where][0, 0] = planted
-    with pytest.raises(VocabgraftError, match="a score of link prediction is no number"):
+    with pytest.raises(VocabgraftError, match="a score of link prediction is NaN"):
         rank_triples(**arrays, triples=np.array([[0, 0, 1]]), known=NO_TRIPLES, direction="tail")
 
 
@@ -275,7 +275,7 @@ def test_the_figures_are_in_the_model_card_and_the_config_is_told(graft: Graft) 
         ({"template": "{head}"}, r"template is '\{head\}'; it must hold \{head\} and \{relation\}"),
         ({"inverse_template": "{head} {relation}"}, r"inverse_template is .* must hold \{tail\} and \{relation\}"),
         ({"template": "{head} {relation"}, "template is"),
-        ({"scoring": "closed_form", "relation_vectors": {"->": np.ones(3)}}, r"has none for <\|IsA\|>; give"),
+        ({"scoring": "closed_form", "relation_vectors": {"->": np.ones(3)}}, r"has none for <\|IsA\|>"),
     ],
 )
 def test_an_evaluator_that_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:

@@ -246,9 +246,9 @@ def test_the_closed_form_of_uneven_arrays_is_refused() -> None:
 
 def test_without_negatives_only_rows_may_be_trained(graft: Graft) -> None:
     TranslationLoss(with_adapter(graft, "tokens"))
-    with pytest.raises(VocabgraftError, match=r"lora_A.* and \d+ more are trained .*method: tokens.*margin"):
+    with pytest.raises(VocabgraftError, match=r"lora_A.* and \d+ more train .*method: tokens.*margin"):
         TranslationLoss(with_adapter(graft, "lora_and_tokens"))
-    with pytest.raises(VocabgraftError, match="are trained besides the rows"):
+    with pytest.raises(VocabgraftError, match="train besides the rows"):
         TranslationLoss(load(graft.resized))
     TranslationLoss(with_adapter(graft, "lora_and_tokens"), margin=1.0, negatives=1)
     model = load(graft.resized)
@@ -285,7 +285,7 @@ def test_a_translation_loss_that_makes_no_sense_is_refused(
         ({"similarity": "l2"}, "similarity is 'l2'; allowed: euclidean, manhattan, cosine, dot"),
         ({"directions": ["tails"]}, r"directions is \['tails'\]; allowed: a list of tail, head"),
         ({"directions": "tail"}, "directions is 'tail'; allowed: a list"),
-        ({"negatives": 3, "candidates": ["a"]}, "negatives is 3, and there are 1 candidates"),
+        ({"negatives": 3, "candidates": ["a"]}, "negatives is 3, but there are 1 candidates"),
         ({"scale": 0.0}, "scale is 0.0; allowed: a number above 0"),
         ({"known": np.zeros(3)}, "known triples are an array of float64"),
     ],

@@ -65,8 +65,8 @@ def test_it_says_why_every_text_is_computed(
         (["--model", "nowhere"], "--model is 'nowhere' at revision main"),
         (["--previous", "package:nothing_of_the_kind/model"], "no package 'nothing_of_the_kind' is installed"),
         (["--vector-column", "embedding"], "column embedding is missing"),
-        (["--out", "index.parquet"], "index.parquet is there already"),
-        (["--vector-column", "narrow"], "vectors have 31 numbers, the model gives 32"),
+        (["--out", "index.parquet"], "index.parquet exists already"),
+        (["--vector-column", "narrow"], "vectors have width 31, the model gives 32"),
         ([], "differs from the new model's by"),
     ],
 )

@@ -88,7 +88,7 @@ def test_conflicts_are_refused_or_told(
     write_pack(make_pack(tiny, "kidney", KIDNEY, seed=3), Path("again"))
     assert main(["kidney", "again", "--out", "both"]) == 2
     told = capsys.readouterr().err
-    assert "3 tokens contradict each other" in told and "'nephrolith' of kidney and kidney-2" in told
+    assert "3 tokens conflict" in told and "'nephrolith' of kidney and kidney-2" in told
     assert not Path("both").exists()
     assert main(["kidney", "again", "--out", "both", "--on-conflict", "first"]) == 0
     assert "with different rows" in capsys.readouterr().out
@@ -98,10 +98,10 @@ def test_conflicts_are_refused_or_told(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["kidney", "nothing", "--out", "both"], "nothing is no folder"),
+        (["kidney", "nothing", "--out", "both"], "nothing is not a folder"),
         (["kidney", "liver", "--out", "both", "--base", "./nowhere"], "--base is './nowhere'"),
-        (["kidney", "liver", "--out", "."], "no name"),
-        (["kidney", "liver", "--out", "other"], "is no vocabulary pack"),
+        (["kidney", "liver", "--out", "."], "cannot name"),
+        (["kidney", "liver", "--out", "other"], "is not a vocabulary pack"),
         (["kidney", "liver", "--out", "both", "--model", "kidney"], "exists already"),
         *((["liver", name, "--out", "both"], told) for name, told in BAD_PACKS.items()),
     ],

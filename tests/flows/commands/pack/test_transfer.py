@@ -57,8 +57,8 @@ def test_with_the_packs_own_base_what_training_taught_is_brought_too(
     ("options", "says"),
     [
         (["--method", "guess"], "there is no method 'guess'; allowed: distillation"),
-        (["--method", "least_squares"], "least_squares finds rows by those of the pack's own base"),
-        (["--compare"], "matching_pursuit finds rows by"),
+        (["--method", "least_squares"], "least_squares needs the pack's own base"),
+        (["--compare"], "matching_pursuit needs"),
         (["--base", "nowhere"], "--base is 'nowhere' at revision main"),
         (["--out", "pack"], "pack exists already"),
     ],
