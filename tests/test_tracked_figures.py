@@ -21,7 +21,7 @@ def figures(mrr: float, valid: float) -> dict[str, Any]:
     drift = {"new_word": {"mean": 0.25, "worst": [{"text": "a", "cosine": 0.5}]}}
     gain = {"figure": "terms, all: mrr", "gain": mrr - 50, "low": mrr - 52, "high": mrr - 48, "verdict": "better"}
     return {
-        "key_metrics.json": {"terms_mrr": {"base": 50.0, "merged": mrr}, "valid_share": valid},
+        "key_metrics.json": {"terms_mrr": mrr, "valid_share": valid},
         "metrics.json": {"merged": {"terms": {"all": {"mrr": mrr, "queries": 300}}}},
         "retention.json": {"corpus": 9, "valid_share": valid, "drift": drift, "problems": []},
         "gains.json": [gain],
@@ -66,7 +66,7 @@ def test_metrics_diff_shows_the_key_metrics_and_any_other_file_by_its_name(two_c
     changed = json.loads(run_dvc(two_commits, "metrics", "diff", "HEAD~1", "HEAD", "--json"))
     assert changed.keys() == {f"{EVALUATION}/key_metrics.json"}
     metrics = changed[f"{EVALUATION}/key_metrics.json"]
-    assert metrics["terms_mrr.merged"] == {"old": 55.0, "new": 60.0, "diff": 5.0}
+    assert metrics["terms_mrr"] == {"old": 55.0, "new": 60.0, "diff": 5.0}
     assert metrics["valid_share"] == {"old": 100.0, "new": 40.0, "diff": -60.0}
     rest = f"{EVALUATION}/metrics.json"
     changed = json.loads(run_dvc(two_commits, "metrics", "diff", "HEAD~1", "HEAD", "--targets", rest, "--json"))

@@ -189,22 +189,21 @@ def item_columns(measurements: Sequence[Measurement]) -> dict[str, list[Any]]:
     return columns
 
 
-def key_metrics(found: Evaluation) -> dict[str, Any]:
-    """The metrics that fit into one line of `dvc metrics show`; those that were not measured are left out.
+def key_metrics(found: Evaluation) -> dict[str, float]:
+    """The merged model's metrics that fit into one line of `dvc metrics show`; those not measured are left out.
 
     Returns:
-        The first dataset's main metric on queries with a new word, of the base and of the merged model; and of the
-        merged model the fidelity, the tokens per text, the Spearman correlation of the retention pairs (`retention`),
-        and the share of an index's vectors that stay valid.
+        For each dataset its main metric, on queries with a new word if there are any (`terms_mrr`); fidelity, tokens
+        per text, the Spearman correlation of the retention pairs, and the share of stored vectors that stay valid.
     """
     merged = found.metrics["merged"]
-    values: dict[str, Any] = {name: merged[name] for name in (FIDELITY.dataset, TOKENS_PER_TEXT.dataset)}
-    values |= {"retention": merged[RETENTION]["all"].get(SPEARMAN), "valid_share": found.retention.get("valid_share")}
-    main = next((entry for entry in found.measurements if entry.main and entry.dataset != RETENTION), None)
-    if main:
-        subset = "new_word" if main.new_word.any() else "all"
-        of_models = {name: found.metrics[name][main.dataset][subset].get(main.metric) for name in ("base", "merged")}
-        values[f"{main.dataset}_{main.metric}"] = of_models
+    values: dict[str, float | None] = {}
+    for entry in found.measurements:
+        if entry.main and entry.dataset != RETENTION:
+            subset = "new_word" if entry.new_word.any() else "all"
+            values[f"{entry.dataset}_{entry.metric}"] = merged[entry.dataset][subset].get(entry.metric)
+    values |= {name: merged[name] for name in (FIDELITY.dataset, TOKENS_PER_TEXT.dataset)}
+    values |= {RETENTION: merged[RETENTION]["all"].get(SPEARMAN), "valid_share": found.retention.get("valid_share")}
     return {name: value for name, value in values.items() if value is not None}
 
 

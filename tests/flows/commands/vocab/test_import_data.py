@@ -143,7 +143,7 @@ def test_files_that_are_there_stay_unless_it_is_said_otherwise(
     assert import_sample("obo", "--out", "data/raw") == 2
     assert hash_files(Path("data")) == before
     message = capsys.readouterr().err
-    assert "vocabulary.csv, relations.csv, terms.csv, contexts.txt already" in message
+    assert "vocabulary.csv, relations.csv, terms.csv, contexts.txt" in message
     assert "--overwrite" in message
 
 
