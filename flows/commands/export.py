@@ -32,7 +32,7 @@ def export_model(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model as ONNX, and measure what the export keeps.
+    """Export a model to ONNX, and measure its agreement with the model.
 
     The folder is read by onnxruntime, text-embeddings-inference, fastembed and sentence-transformers.
 
