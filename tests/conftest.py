@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,12 @@ LETTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", ".", ",", "-", "'", "<", ">"
 # Hypothesis fails an example that takes over 200 ms, which the first call on a busy machine does.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
 hypothesis.settings.load_profile("no_deadline")
+
+
+def pytest_configure() -> None:
+    """Take SIGINT as on a terminal: a shell that starts the tests in the background lets all children ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
