@@ -232,7 +232,7 @@ def score(task: Task, model: Any, gated: bool, valid: float, seconds: float) -> 
 
 
 def mrr(figures: Figures, chosen: Array) -> float:
-    """Of the chosen queries, in percent."""
+    """The MRR of the chosen queries, in percent; NaN if none is chosen."""
     return 100 * float((1 / figures.ranks[chosen]).mean()) if chosen.any() else float("nan")
 
 

@@ -4,7 +4,8 @@ python -m benchmarks.row_bounds [--bounds none guard ...] [--seeds 1 2 3] [--on 
 
 `chmo` trains on the Chemical Methods Ontology as benchmarks.chmo_training does; `example` runs the stages of dvc.yaml
 on the shipped example up to the evaluation. The bounds: `none`; `guard`, the shipped one; `momentum`, the guard, but
-Adam also moves rows in steps without any of their texts; `smaller_steps`, a third of each step; `trust_region`, rows
+Adam also moves rows in steps without any of their texts; `capped`, the same, and rows stay within three quarters of
+their length of their start; `smaller_steps`, a third of each step; `trust_region`, rows
 stay within half their length of their start; `penalty`, a gradient against activations above the usual ones at the
 word's position, for 64 tokens per step. The table has the sinks after distillation and after training, the fidelity to
 the base, the median distance that training moved a row (in lengths of the row), the MRR of queries with a new word, and
@@ -98,6 +99,19 @@ class TrustRegion(NoBound):
         self.rows.copy_(self.start + moved * (most / lengths).clamp(max=1))
 
 
+class Capped(Momentum):
+    """The guard with momentum, and rows stay within three quarters of their own length of their start."""
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Project the rows onto the region after what the guard does."""
+        super().after_step()
+        moved = self.rows - self.start
+        most = 0.75 * self.start.norm(dim=1, keepdim=True)
+        lengths = moved.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        self.rows.copy_(self.start + moved * (most / lengths).clamp(max=1))
+
+
 class Penalty(NoBound):
     """A gradient against activations above those of the base's own words, for 64 tokens per step."""
 
@@ -124,6 +138,7 @@ BOUNDS: dict[str, type[RowGuard]] = {
     "none": NoBound,
     "guard": RowGuard,
     "momentum": Momentum,
+    "capped": Capped,
     "smaller_steps": SmallerSteps,
     "trust_region": TrustRegion,
     "penalty": Penalty,

@@ -129,7 +129,7 @@ def items_needed(comparison: Comparison, items: int, groups: int, limit: float) 
         limit: the limit to be exceeded.
 
     Returns:
-        None if the gain is not above the limit, because then no number of items would show it.
+        The number of items; None if the gain is not above the limit, since then more items cannot show it.
     """
     effect = comparison.gain - limit
     if effect <= 0 or not groups:

@@ -157,7 +157,7 @@ class RowGuard:
     With `still`, a row moves only in steps whose batch contains its token. Otherwise Adam's momentum keeps moving the
     row of a rare word for dozens of steps after each of its texts, in total by more than the row's own length (torch's
     SparseAdam leaves such rows alone for the same reason). On an ontology with 414 words the rows moved by a median of
-    0.96 that way, at a length of 1.13, and by 0.16 with `still`, at the same MRR.
+    0.96 that way, at a length of 1.13, and by 0.16 with `still`. docs/benchmarks.md has what it costs in MRR.
 
     No row becomes longer than the longest of the base's own rows.
 
