@@ -29,7 +29,7 @@ CHECK = {
     "name": "description_cosine",
     "protects": "a token points to its description",
     "setting": "check_consistency.min_description_cosine",
-    "remedy": "Add texts that use the tokens named.",
+    "remedy": "Add texts that use the named tokens.",
     "figure": 0.0961,
     "limit": "at least 0.1",
     "reason": "",
@@ -56,7 +56,7 @@ WANTED = [
     "description_cosine: 0.0961, allowed: at least 0.1 (a token points to its description)",
     "  nephrectomy: 0.0961",
     "  setting: check_consistency.min_description_cosine",
-    "  remedy: Add texts that use the tokens named.",
+    "  remedy: Add texts that use the named tokens.",
 ]
 
 

@@ -64,7 +64,7 @@ def test_a_process_that_hangs_is_ended(graft: Graft, tmp_path: Path, monkeypatch
     monkeypatch.setattr("vocabgraft.checks.isolated.isolated_worker.__file__", str(script))
     monkeypatch.setattr("vocabgraft.checks.isolated.TIMEOUT_SECONDS", 0.2)
     process = FreshProcess(graft.merged["tokens"], graft.base, (), LISTS, 64)
-    with pytest.raises(VocabgraftError, match=r"took longer than 0\.2 s and was ended"):
+    with pytest.raises(VocabgraftError, match=r"took longer than 0\.2 s and was stopped"):
         process.encodings("folder")
 
 
