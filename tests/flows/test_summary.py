@@ -109,7 +109,7 @@ def test_a_champion_is_told_with_what_is_known_of_its_benefit(tmp_path: Path) ->
     assert "alias champion" in told_of and "gain over the base: +6.60 points (95 % interval +2.50 to +10.90" in told_of
 
 
-def test_the_fidelity_of_the_trained_model_is_told(tmp_path: Path) -> None:
+def test_the_fidelity_of_the_trained_model_is_reported(tmp_path: Path) -> None:
     fidelity = {"gain": 0.9466, "low": 0.94, "high": 0.95, "queries": 60}
     found = summary(tmp_path, {}, comparison=COMPARISON | {"without_labels": {"fidelity": fidelity}})
     assert "60 held-out texts" in found and "0.947 (0.940 to 0.950)" in found

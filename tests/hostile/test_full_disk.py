@@ -64,7 +64,7 @@ def left_over(root: Path) -> list[Path]:
     [("build_model.order.json", ["--force"]), ("params.yaml", ["--set", "seed=18"]), ("", ["--set", "seed=18"])],
     ids=["the order of dvc.lock", "--set", "everything"],
 )
-def test_the_run_ends_with_one_message_and_the_hook_is_told(
+def test_the_run_ends_with_one_message_and_the_hook_gets_it(
     name: str, options: list[str], project: Path, hook: Hook, fill: Fill, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_one_message(name, ["--no-server", *options], project, hook, fill, capsys)

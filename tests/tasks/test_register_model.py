@@ -217,7 +217,7 @@ def test_a_worse_model_does_not_take_over(make: Make) -> None:
     assert first.digest_at(PREVIOUS_CHAMPION) is None
 
 
-def test_a_model_that_is_worse_by_chance_takes_over_and_the_interval_is_told(make: Make) -> None:
+def test_a_model_that_is_worse_by_chance_takes_over_and_the_interval_is_reported(make: Make) -> None:
     first, second = make("first", gain=5.0), make("second", gain=4.5, noise=(-9.0, 9.0, -8.0, 8.0))
     first.register()
     second.register()

@@ -61,7 +61,7 @@ def test_what_dvc_refuses_is_told_by_the_reader(project: Path) -> None:
     assert str(there.value) == str(here.value)
 
 
-def test_a_reader_that_was_killed_is_told(project: Path) -> None:
+def test_a_reader_that_was_killed_is_reported(project: Path) -> None:
     # While DVC's lock is held it waits.
     with Repo(str(project)).lock, reading(project) as inspection:
         os.kill(inspection.pid, signal.SIGKILL)

@@ -542,7 +542,7 @@ def test_files_of_the_simplest_kind_are_enough(tmp_path: Path) -> None:
     assert WORDS[0] in page.text("vocabulary")
 
 
-def test_problems_of_the_evaluation_are_told(tmp_path: Path) -> None:
+def test_problems_of_the_evaluation_are_reported(tmp_path: Path) -> None:
     left = outputs()
     left["evaluate_model"]["retention.json"]["problems"] = ["the reference corpus has 7 texts, too few"]
     left["evaluate_model"]["comparison.json"]["problems"] = ["sts: no spearman, since all scores are 1"]

@@ -67,7 +67,7 @@ def test_a_server_that_ends_is_told_with_its_log_and_ends_the_other(in_folder: P
     assert not servers.answers(good.address)
 
 
-def test_a_port_that_is_taken_is_told(
+def test_a_port_that_is_taken_is_reported(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -181,7 +181,9 @@ def test_a_title_of_beir_stands_before_its_text_and_a_bad_line_is_named(tmp_path
         read_corpus(tmp_path, ("text",))
 
 
-def test_more_documents_than_allowed_are_cut_and_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_documents_than_allowed_are_cut_and_that_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(corpora, "MOST", 3)
     path = tmp_path / "docs.txt"
     path.write_text("".join(f"{text}\n" for text in TEXTS), encoding="utf-8")

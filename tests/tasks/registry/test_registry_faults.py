@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_no_version_and_a_later_run_registers(make: Make, mon
     assert made.versions() == [1]
 
 
-def test_an_artifact_folder_that_cannot_be_written_is_told(make: Make, tmp_path: Path) -> None:
+def test_an_artifact_folder_that_cannot_be_written_is_reported(make: Make, tmp_path: Path) -> None:
     made = make("first")
     # A store of its own, whose artifacts are to lie where not even root can make a folder.
     with pytest.MonkeyPatch.context() as patch:

@@ -76,7 +76,7 @@ def test_a_sqlite_store_that_does_not_open_is_told_at_once(
     assert time.monotonic() - started < 20, "MLflow alone tries for over a minute and a half"
 
 
-def test_a_read_only_sqlite_file_is_told(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_sqlite_file_is_reported(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = in_folder / "mlflow.db"
     sqlite3.connect(path).execute("CREATE TABLE t (x)").connection.close()
     # As for a file that this process may not write; root may write every file.

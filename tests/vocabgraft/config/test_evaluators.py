@@ -102,7 +102,7 @@ def test_an_evaluator_that_does_not_fit_is_refused(
     assert told in str(caught.value)
 
 
-def test_an_evaluator_without_data_is_told(graft: Graft, write_dataset: WriteDataset) -> None:
+def test_an_evaluator_without_data_is_reported(graft: Graft, write_dataset: WriteDataset) -> None:
     dataset = write_dataset("own", "pairs", COLUMNS["pairs"], train=rows("pairs"))
     with pytest.raises(VocabgraftError, match=r"InformationRetrievalEvaluator of own has no rows to evaluate on"):
         train(graft, dataset, [{"dataset": "own"}])
@@ -193,7 +193,9 @@ def test_training_stops_early_without_a_gain(graft: Graft, write_dataset: WriteD
     assert max(entry["epoch"] for entry in result.curve) == 2
 
 
-def test_arguments_reach_the_trainer_and_those_it_refuses_are_told(graft: Graft, write_dataset: WriteDataset) -> None:
+def test_arguments_reach_the_trainer_and_those_it_refuses_are_reported(
+    graft: Graft, write_dataset: WriteDataset
+) -> None:
     dataset = with_validation(write_dataset, "pairs")
     arguments = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 1}
     _, result = train(graft, dataset, [], arguments=arguments)

@@ -207,7 +207,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("register_model.gates.benefit", "term.all.mrr", "terms.{all,new_word,no_new_word}.{mrr,recall@10}"),
     ],
 )
-def test_values_that_do_not_fit_each_other_are_told(path: str, value: Any, told: str) -> None:
+def test_values_that_do_not_fit_each_other_are_reported(path: str, value: Any, told: str) -> None:
     assert told in complaint(put(path, value))
 
 

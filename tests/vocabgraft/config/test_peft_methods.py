@@ -350,7 +350,9 @@ def test_it_is_told_when_params_yaml_is_read() -> None:
         ("LoraConfig", {"target_modules": TARGETS, "modules_to_save": ["word_embeddings"]}, "would wrap word_embedd"),
     ],
 )
-def test_what_the_base_or_peft_refuses_is_told(graft: Graft, config: str, arguments: dict[str, Any], told: str) -> None:
+def test_what_the_base_or_peft_refuses_is_reported(
+    graft: Graft, config: str, arguments: dict[str, Any], told: str
+) -> None:
     peft = PeftParams(config=config, arguments=arguments)
     with pytest.raises(VocabgraftError, match=told):
         add_adapter(load(graft.resized), "peft", graft.new_ids, lora_params(), peft)

@@ -321,7 +321,7 @@ def test_a_letter_on_the_border_of_two_blocks_is_no_bad_byte(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("read", [read_lines, lambda path: read_table(path, ("a",))])
-def test_a_missing_file_and_a_folder_are_told(tmp_path: Path, read: Callable[[Path], Any]) -> None:
+def test_a_missing_file_and_a_folder_are_reported(tmp_path: Path, read: Callable[[Path], Any]) -> None:
     for name in ("t.txt", "t.csv"):
         with pytest.raises(VocabgraftError, match=r"missing|ends in"):
             read(tmp_path / name)

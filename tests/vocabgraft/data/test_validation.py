@@ -139,7 +139,7 @@ def test_a_repeated_triple_is_directed(tmp_path: Path) -> None:
     assert told(frame, "duplicate_of") == [None, "relations.csv row 2", None]
 
 
-def test_a_pair_of_one_text_is_told(tmp_path: Path) -> None:
+def test_a_pair_of_one_text_is_reported(tmp_path: Path) -> None:
     assert list(pairs(tmp_path, ["Kidney stone,kidney  stone", "a,b", ",b"])["same_text"]) == [True, False, False]
 
 
@@ -149,7 +149,7 @@ def test_relations_that_exclude_each_other_are_told_in_either_direction(tmp_path
     assert told(frame, "contradicts") == [None, "relations.csv row 2", None, None, None]
 
 
-def test_a_training_row_that_shares_a_text_with_a_held_out_row_is_told(tmp_path: Path) -> None:
+def test_a_training_row_that_shares_a_text_with_a_held_out_row_is_reported(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.csv", ["anchor,positive", "kidney,stone", "liver,pain", "fish,water"])
     write_lines(tmp_path / "valid.csv", ["anchor,positive", "bird,Liver", "cat,wood"])
     write_lines(tmp_path / "test.csv", ["anchor,positive", "STONE,rock", "wood,house"])
@@ -206,7 +206,7 @@ def vocabulary(folder: Path, base: "Tokenizer", lines: list[str]) -> pd.DataFram
     return annotate_vocabulary(read_vocabulary(folder, "vocabulary.csv").rows, base)
 
 
-def test_what_the_base_makes_of_a_token_is_told(tmp_path: Path, base_tokenizer: "Tokenizer") -> None:
+def test_what_the_base_makes_of_a_token_is_reported(tmp_path: Path, base_tokenizer: "Tokenizer") -> None:
     lines = [
         "kidney,word,",
         "kidneys,word,",

@@ -71,7 +71,7 @@ def test_an_export_is_told_of() -> None:
 
 
 @pytest.mark.parametrize("broken", ["---\na: [1\n---\nx", "---\n- a\n---\nx"])
-def test_damaged_metadata_is_told(broken: str) -> None:
+def test_damaged_metadata_is_reported(broken: str) -> None:
     with pytest.raises(VocabgraftError, match=r"metadata of the model's README\.md"):
         write_hub_card(broken, FACTS)
 

@@ -263,7 +263,7 @@ def test_only_the_map_is_taken_out_of_a_configuration(coded: Path) -> None:
     assert after == before
 
 
-def test_a_damaged_list_of_modules_is_told(plain: Path) -> None:
+def test_a_damaged_list_of_modules_is_reported(plain: Path) -> None:
     write_json(plain / "modules.json", [{"path": ""}])
     with pytest.raises(VocabgraftError, match=r"modules\.json is not a list of modules"):
         load_model(plain, device="cpu")

@@ -101,7 +101,7 @@ def test_an_unreachable_hub_is_told_with_the_offline_switch(in_folder: Path, mon
         locate_base("owner/name")
 
 
-def test_what_can_be_no_hub_id_is_told(in_folder: Path) -> None:
+def test_what_can_be_no_hub_id_is_reported(in_folder: Path) -> None:
     with pytest.raises(VocabgraftError, match="neither a folder nor a Hub id"):
         locate_base("owner/name/too/deep")
 

@@ -234,7 +234,7 @@ def test_without_texts_held_out_items_are_compared(project: Path, capsys: pytest
     assert "+1.00" in said and "better" in said
 
 
-def test_a_file_of_texts_that_is_missing_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_texts_that_is_missing_is_reported(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(["1", "2", "--file", "nowhere.txt"]) == 2
     assert "nowhere.txt cannot be read" in capsys.readouterr().err
 

@@ -66,7 +66,7 @@ def test_against_a_background_only_special_words_are_taken(arguments: list[str])
     assert [row["token"] for row in rows("plan/vocabulary.csv")] == ["hepatoma"]
 
 
-def test_a_background_of_numbers_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_background_of_numbers_is_reported(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     write_lines(Path("numbers.txt"), ["1 2 3"])
     assert main([*arguments, "--background", "numbers.txt"]) == 2
     assert "the background has no words" in capsys.readouterr().err
