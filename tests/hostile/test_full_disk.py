@@ -98,7 +98,7 @@ def check_one_message(
     assert left_over(project) == []
 
 
-def test_a_disk_that_is_full_when_dvc_lock_is_put_in_order_is_told_and_the_next_run_mends_it(
+def test_a_disk_that_is_full_when_dvc_lock_is_put_in_order_is_reported_and_the_next_run_mends_it(
     project: Path, hook: Hook, fill: Fill, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = (project / "dvc.lock").read_text(encoding="utf-8")

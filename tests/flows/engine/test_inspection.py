@@ -52,7 +52,7 @@ def test_another_process_reads_what_this_one_would(project: Path) -> None:
     assert set(changed) == {"first", "limited"}, "or nothing was read"
 
 
-def test_what_dvc_refuses_is_told_by_the_reader(project: Path) -> None:
+def test_what_dvc_refuses_is_reported_by_the_reader(project: Path) -> None:
     (project / "dvc.yaml").write_text("stages: {first: {cmd: true, deps: [first.txt], outs: [first.txt]}}\n")
     with pytest.raises(VocabgraftError) as here:
         read_dag(project)

@@ -115,7 +115,7 @@ def test_the_state_in_prefect_has_the_same_reason(prefect_server: None, project:
         ("python -c \"print('no such luck'); 1/0\"", "its command ended with exit code 1"),
     ],
 )
-def test_a_command_that_leaves_no_reason_is_told_by_its_end_and_not_by_the_reason_of_an_earlier_run(
+def test_a_command_that_leaves_no_reason_is_reported_by_its_end_and_not_by_the_reason_of_an_earlier_run(
     command: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write_project(tmp_path / "project", {})

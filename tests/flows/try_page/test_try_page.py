@@ -101,7 +101,7 @@ def test_documents_are_embedded_once_for_each_model_and_set_of_documents(
             embedded(model, corpora.Documents([" ".join(TEXTS)], "one text of many"), ready.cache)
 
 
-def test_a_model_that_does_not_load_is_told_and_the_others_answer(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_model_that_does_not_load_is_reported_and_the_others_answer(tiny_base: Path, tmp_path: Path) -> None:
     found = comparison(tiny_base, tmp_path)
     load = found.load
 

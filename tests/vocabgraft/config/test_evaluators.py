@@ -180,7 +180,9 @@ def test_best_weights_that_do_not_load_are_an_error(
         train(graft, dataset, [], best_metric="eval_loss")
 
 
-def test_a_metric_that_is_not_measured_is_told_with_those_that_are(graft: Graft, write_dataset: WriteDataset) -> None:
+def test_a_metric_that_is_not_measured_is_reported_with_those_that_are(
+    graft: Graft, write_dataset: WriteDataset
+) -> None:
     with pytest.raises(VocabgraftError, match=r"'mrr', which no evaluation gives; allowed: eval_loss, .*own_loss"):
         train(graft, with_validation(write_dataset, "pairs"), [], best_metric="mrr")
 
@@ -204,7 +206,7 @@ def test_arguments_reach_the_trainer_and_those_it_refuses_are_reported(
         train(graft, dataset, [], arguments={"eval_strategy": "sometimes"})
 
 
-def test_a_batch_that_memory_does_not_hold_is_told_with_the_ways_out(
+def test_a_batch_that_memory_does_not_hold_is_reported_with_the_ways_out(
     graft: Graft, write_dataset: WriteDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*given: Any, **options: Any) -> Any:

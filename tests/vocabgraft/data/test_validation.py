@@ -143,7 +143,7 @@ def test_a_pair_of_one_text_is_reported(tmp_path: Path) -> None:
     assert list(pairs(tmp_path, ["Kidney stone,kidney  stone", "a,b", ",b"])["same_text"]) == [True, False, False]
 
 
-def test_relations_that_exclude_each_other_are_told_in_either_direction(tmp_path: Path) -> None:
+def test_relations_that_exclude_each_other_are_reported_in_either_direction(tmp_path: Path) -> None:
     lines = ["hot,Synonym,warm", "warm,Antonym,hot", "hot,MadeOf,warm", "hot,Antonym,cold", "cold,DistinctFrom,hot"]
     frame = triples(tmp_path, lines)
     assert told(frame, "contradicts") == [None, "relations.csv row 2", None, None, None]
@@ -251,7 +251,7 @@ def test_of_rows_with_one_text_the_first_says_how_it_matches(base_tokenizer: "To
     assert count_uses(base_tokenizer, tokens, ["nephrolith", "a nephro"]) == [1, 1]
 
 
-def test_words_inside_others_are_told_with_the_first_of_those() -> None:
+def test_words_inside_others_are_reported_with_the_first_of_those() -> None:
     words = ["nephro", "nephrolith", "cholith", "lith", "other", "nephro-lith"]
     assert inside_others(words) == {"nephro": "nephrolith", "lith": "nephrolith"}
     assert inside_others([]) == {}

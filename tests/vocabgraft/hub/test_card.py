@@ -65,7 +65,7 @@ def test_code_that_loading_runs_is_in_the_call_that_loads() -> None:
     assert "trust_remote_code" not in write_hub_card("", CardFacts("clinic/minilm", "mit"))
 
 
-def test_an_export_is_told_of() -> None:
+def test_an_export_is_reported_of() -> None:
     card = write_hub_card("", CardFacts("clinic/minilm", "mit", onnx=True))
     assert "onnx" in read_metadata(card)["tags"] and "onnx/model.onnx" in card
 

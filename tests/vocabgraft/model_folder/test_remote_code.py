@@ -164,7 +164,7 @@ def test_code_of_another_repository_is_refused_with_the_way_to_have_it(coded: Pa
     assert not ran.exists()
 
 
-def test_named_code_that_is_not_there_is_told_before_anything_runs(coded: Path, ran: Path) -> None:
+def test_named_code_that_is_not_there_is_reported_before_anything_runs(coded: Path, ran: Path) -> None:
     (coded / MODEL).unlink()
     with pytest.raises(VocabgraftError, match=rf"names {NAMED['AutoModel']}, but .* has no {MODEL}; restore the file"):
         load_model(coded, device="cpu", trust_remote_code=True)

@@ -106,7 +106,7 @@ def test_conflicts_are_refused_or_reported(
         *((["liver", name, "--out", "both"], told) for name, told in BAD_PACKS.items()),
     ],
 )
-def test_bad_input_is_told_and_leaves_nothing_behind(
+def test_bad_input_is_reported_and_leaves_nothing_behind(
     arguments: list[str], told: str, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("other").mkdir()

@@ -71,7 +71,7 @@ def aliases(rows: dict[int, dict[str, Any]]) -> dict[str, int]:
     return {alias: number for number, row in rows.items() for alias in row["aliases"]}
 
 
-def test_the_list_has_every_version_with_its_aliases_figures_gates_and_age(listed: Listed) -> None:
+def test_the_list_has_every_version_with_its_aliases_metrics_gates_and_age(listed: Listed) -> None:
     rows = listed()
     assert list(rows) == [4, 3, 2, 1]
     assert aliases(rows) == {CHAMPION: 2, PREVIOUS_CHAMPION: 1, CHALLENGER: 4}

@@ -108,7 +108,7 @@ def test_imported_triples_pass_validate_data_without_a_rejected_row(
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
-def test_the_files_are_written_and_told_with_their_rows(
+def test_the_files_are_written_and_reported_with_their_rows(
     kind: str, tiny_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert import_sample(kind) == 0

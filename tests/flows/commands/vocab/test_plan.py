@@ -25,7 +25,7 @@ def rows(path: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_it_writes_a_vocabulary_ready_for_use_a_table_figures_and_a_plot(
+def test_it_writes_a_vocabulary_ready_for_use_a_table_counts_and_a_plot(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--top", "1"]) == 0
@@ -98,7 +98,7 @@ def test_the_knee_is_marked_in_the_plot(arguments: list[str]) -> None:
         (b"word\n", ["--vocabulary", "none.csv"], "none.csv is missing"),
     ],
 )
-def test_bad_input_is_told_and_leaves_nothing_behind(
+def test_bad_input_is_reported_and_leaves_nothing_behind(
     arguments: list[str], capsys: pytest.CaptureFixture[str], content: bytes | None, options: list[str], says: str
 ) -> None:
     Path("corpus.txt").unlink()
