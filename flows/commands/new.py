@@ -50,7 +50,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Examples:
-    """A table of examples with the columns that its format asks for."""
+    """A table of examples with the columns of its format."""
 
     dataset_format: "Format"
     rows: "pd.DataFrame"
