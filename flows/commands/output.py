@@ -62,7 +62,7 @@ class Output:
             yield
 
     def line(self, text: str) -> None:
-        """Print a line as it is, without markup or wrapping."""
+        """Print a line unchanged, without markup or wrapping."""
         if self.for_people:
             print_line(text)
 

@@ -157,7 +157,7 @@ def test_one_text_with_two_embeddings_is_a_contradiction_unless_they_differ_by_r
     assert judged().repeated == {"own": 1}
 
 
-def test_all_classes_of_faults_of_all_files_are_told_in_one_go(
+def test_all_kinds_of_faults_of_all_files_are_reported_at_once(
     tiny_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     append("terms.csv", b"caf\xe9,b,c", "a,b,c,d", *(f"a dog {number},,x" for number in range(20)), "x\0y,b,c")()
@@ -341,7 +341,7 @@ print("loaded:", sorted(heavy & set(sys.modules)))
         ((RAW / "terms.csv").unlink, "terms.csv is missing"),
     ],
 )
-def test_a_fault_is_told_before_anything_slow_is_imported(
+def test_a_fault_is_reported_before_anything_slow_is_imported(
     plant: Callable[[], object], told: str, tiny_project: Path
 ) -> None:
     plant()

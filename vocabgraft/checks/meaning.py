@@ -3,7 +3,7 @@
 Each check is a test against chance with the false alarm rate `check_consistency.meaning_alpha`, however many tokens
 there are. A vocabulary fails as a whole if it is no better than chance. A single token fails only if it is worse than
 chance: it points away from its description, or scores another token's texts higher than its own. A token that is no
-better than chance is listed in a warning, because so is one in a thousand sound tokens.
+better than chance is only listed in a warning, because one in a thousand sound tokens is no better either.
 """
 
 import math
@@ -46,7 +46,7 @@ def meaning_kept(evidence: Evidence) -> Finding | TooFew:
     A token has three meanings: the base's embedding of its text, its description, and the texts that use it. The
     others are the base's embeddings of the other tokens and of its own words, so that ranks are comparable for 3 tokens
     and for 3,000. A code whose text meant nothing may leave that meaning; a destroyed row is near none of the three. If
-    most tokens are near none, and were not before training either, the base does not distinguish meanings.
+    most tokens are near none, both before and after training, the base does not distinguish meanings.
     """
     tokens, limit = evidence.tokens, evidence.params.max_meaning_rank
     if not tokens:
@@ -113,7 +113,9 @@ def description_cosine(evidence: Evidence) -> Finding | TooFew:
     named = {place: f"{tokens[place].text}: {cosines[place]:.3f} to {tokens[place].description!r}" for place in order}
     low = [f"{named[place]}; {_nearest(evidence, tokens[place])}" for place in order if not cosines[place] >= limit]
     weak = [named[place] for place in order if limit <= cosines[place] <= ordinary]
-    return at_least(float(np.min(cosines)), limit, low, [f"{line}, which unrelated texts have too" for line in weak])
+    return at_least(
+        float(np.min(cosines)), limit, low, [f"{line}, no higher than for unrelated texts" for line in weak]
+    )
 
 
 def descriptions_told_apart(evidence: Evidence) -> Finding | TooFew:
@@ -238,7 +240,7 @@ def _none_swapped(
         return at_most(math.nan, 0)
     found = find_swaps(blocks, alpha)
     if found is None:
-        return TooFew(f"{of}; it needs 2 tokens, one of them with 2 {texts}")
+        return TooFew(f"{of}; needed: 2 tokens, one of them with 2 {texts}")
     learned: list[str] = []
     if taught and (found.p_values <= alpha).any():
         seen, found = found, find_swaps(blocks, alpha, taught()) or found

@@ -100,7 +100,9 @@ def plan_words(
     processes: Annotated[
         int | None, Option(metavar="N", min=1, help="Processes that count. Default: one per core.")
     ] = None,
-    counters: Annotated[int, Option(metavar="N", min=1, help="Different words counted at the same time.")] = COUNTERS,
+    counters: Annotated[
+        int, Option(metavar="N", min=1, help="Distinct words counted at a time; limits the memory.")
+    ] = COUNTERS,
     segment: Annotated[
         bool,
         Option("--segment", help="Split Chinese, Japanese, Thai, Lao, Khmer and Burmese into words with ICU."),

@@ -60,7 +60,7 @@ def test_a_version_deleted_by_hand_comes_back_with_its_aliases(make: Make) -> No
     assert made.digest_at(CHAMPION) == made.digest_at(CHALLENGER) == made.digest
 
 
-def test_an_alias_moved_by_hand_meanwhile_is_judged_anew(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_alias_moved_by_hand_meanwhile_is_judged_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = make("first", gain=5.0), make("second", gain=8.0), make("third", gain=6.0)
     first.register()
     second.register()
@@ -180,7 +180,7 @@ Made(Path(sys.argv[2]), sys.argv[3]).register()
 
 
 @pytest.mark.parametrize("when", ["in the upload", "before the version"])
-def test_what_a_killed_registration_left_is_in_nobodys_way(make: Make, when: str) -> None:
+def test_leftovers_of_a_killed_registration_do_no_harm(make: Make, when: str) -> None:
     made = make("first")
     done = subprocess.run(
         [sys.executable, "-c", KILLED, when, str(made.root), made.name],
@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_no_version_and_a_later_run_registers(make: Make, mon
     assert made.versions() == [1]
 
 
-def test_an_artifact_folder_that_cannot_be_written_is_told(make: Make, tmp_path: Path) -> None:
+def test_an_artifact_folder_that_cannot_be_written_is_reported(make: Make, tmp_path: Path) -> None:
     made = make("first")
     # A store of its own, whose artifacts are to lie where not even root can make a folder.
     with pytest.MonkeyPatch.context() as patch:
@@ -222,7 +222,7 @@ def test_an_artifact_folder_that_cannot_be_written_is_told(make: Make, tmp_path:
         assert made.versions() == []
 
 
-def test_a_server_that_is_down_at_registration_is_told_and_a_later_run_registers(
+def test_a_server_that_is_down_at_registration_is_reported_and_a_later_run_registers(
     make: Make, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     made = make("first")

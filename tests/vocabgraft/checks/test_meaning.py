@@ -219,7 +219,7 @@ def test_tokens_without_texts_are_too_few_to_judge(plain: Evidence) -> None:
     for uses in (0, 1):
         found = result("swapped_tokens", meant(plain, [1, 0, *range(2, 30)], uses=uses))
         assert (found.verdict, found.details) == ("too few to judge", ())
-        assert "it needs 2" in found.reason
+        assert "needed: 2 tokens" in found.reason
 
 
 def test_chance_takes_unrelated_texts(plain: Evidence) -> None:

@@ -25,7 +25,7 @@ def rows(path: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_it_writes_a_vocabulary_ready_for_use_a_table_figures_and_a_plot(
+def test_it_writes_a_vocabulary_ready_for_use_a_table_counts_and_a_plot(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--top", "1"]) == 0
@@ -66,7 +66,7 @@ def test_against_a_background_only_special_words_are_taken(arguments: list[str])
     assert [row["token"] for row in rows("plan/vocabulary.csv")] == ["hepatoma"]
 
 
-def test_a_background_of_numbers_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_background_of_numbers_is_reported(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     write_lines(Path("numbers.txt"), ["1 2 3"])
     assert main([*arguments, "--background", "numbers.txt"]) == 2
     assert "the background has no words" in capsys.readouterr().err
@@ -98,7 +98,7 @@ def test_the_knee_is_marked_in_the_plot(arguments: list[str]) -> None:
         (b"word\n", ["--vocabulary", "none.csv"], "none.csv is missing"),
     ],
 )
-def test_bad_input_is_told_and_leaves_nothing_behind(
+def test_bad_input_is_reported_and_leaves_nothing_behind(
     arguments: list[str], capsys: pytest.CaptureFixture[str], content: bytes | None, options: list[str], says: str
 ) -> None:
     Path("corpus.txt").unlink()
