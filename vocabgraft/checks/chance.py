@@ -136,8 +136,8 @@ def find_swaps(blocks: Sequence[Floats], alpha: float, taught: Booleans | None =
     Args:
         blocks: for each token the scores of its texts by every token, (texts, tokens); NaN leaves a token out.
         alpha: the false alarm rate.
-        taught: (tokens, tokens) whether a training row holds both tokens, which teaches them to be near; such a pair is
-            not reported.
+        taught: (tokens, tokens) whether training rows of one group hold both tokens, which teaches them to be near;
+            such a pair is not reported.
 
     Returns:
         None if no token has a second text, or there is only one token.

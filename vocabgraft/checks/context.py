@@ -132,7 +132,7 @@ class Evidence:
         probes: the probe texts.
         trained: whether anything was trained; otherwise rows are as distilled.
         training_texts: texts of the train splits and contexts.
-        training_rows: gives blocks of the train splits' rows, each row's texts as one.
+        training_rows: gives blocks of the train splits' rows: their groups, and each row's texts as one.
         triples: triples that test the relations' tokens.
         fresh: encodings by another process.
         params: the section `check_consistency`.
@@ -154,7 +154,7 @@ class Evidence:
     params: CheckConsistencyParams
     trust_remote_code: bool = False
     trained: bool = True
-    training_rows: Callable[[], Iterable[list[str]]] = tuple
+    training_rows: Callable[[], Iterable[tuple[list[str], list[str]]]] = tuple
     _encoded: dict[tuple[Artifact, tuple[str, ...]], Embeddings] = field(default_factory=dict, init=False, repr=False)
 
     def model(self, artifact: Artifact) -> "SentenceTransformer":
@@ -194,13 +194,16 @@ class Evidence:
 
     @cached_property
     def taught_together(self) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-        """Whether a training row holds both of two new tokens: (tokens, tokens)."""
+        """Whether training rows of one group hold both of two new tokens: (tokens, tokens)."""
         places = {token_id: place for place, token_id in enumerate(self.new_ids)}
+        held: dict[str, set[int]] = {}
+        for groups, rows in self.training_rows():
+            found = new_ids_in(self.tokenizer(rows, verbose=False)["input_ids"], places)
+            for group, ids in zip(groups, found, strict=True):
+                held.setdefault(group, set()).update(places[token_id] for token_id in ids)
         together = np.zeros((len(places), len(places)), dtype=bool)
-        for rows in self.training_rows():
-            for found in new_ids_in(self.tokenizer(rows, verbose=False)["input_ids"], places):
-                held = [places[token_id] for token_id in found]
-                together[np.ix_(held, held)] = True
+        for group in held.values():
+            together[np.ix_(list(group), list(group))] = True
         return together
 
     @cached_property
@@ -234,7 +237,7 @@ def gather_evidence(
     triples: Sequence[HeldOutTriples],
     params: CheckConsistencyParams,
     trust_remote_code: bool = False,
-    training_rows: Callable[[], Iterable[list[str]]] = tuple,
+    training_rows: Callable[[], Iterable[tuple[list[str], list[str]]]] = tuple,
 ) -> Evidence:
     """Load everything from disk and choose the probes: the first distinct texts with and without a new token.
 
@@ -247,7 +250,8 @@ def gather_evidence(
         triples: triples of each dataset of triples.
         params: the section `check_consistency`.
         trust_remote_code: whether code in the folders runs.
-        training_rows: gives blocks of the train splits' rows, each row's texts as one; read only if a check needs it.
+        training_rows: gives blocks of the train splits' rows: their groups, and each row's texts as one. It is read only
+            if a check needs it.
 
     If a model does not load, or there is no text of a kind, the checks that need it fail and say so.
 

@@ -140,8 +140,8 @@ def descriptions_told_apart(evidence: Evidence) -> Finding | TooFew:
 def swapped_tokens(evidence: Evidence) -> Finding | TooFew:
     """Standard errors by which a token, alone, is nearer to another token's texts than to its own.
 
-    Two tokens that a training row holds are not compared: training brings such tokens near each other, and an acronym
-    near the words that explain it. Relations with triples are left out, because their triples show more.
+    Two tokens in training rows of one group are not compared: training brings such tokens near each other, and an
+    acronym near the words that explain it. Relations with triples are left out, because their triples show more.
     """
     alpha = evidence.params.meaning_alpha
     relations = {relation_token(name) for triples in evidence.triples for name in triples.relations}
@@ -232,7 +232,7 @@ def _none_swapped(
         scores: for each token the scores of its texts by every token, in the same order: (texts, tokens).
         texts: the word for texts in messages.
         alpha: the false alarm rate.
-        taught: computes which pairs of tokens a training row holds, (tokens, tokens); only called if it matters.
+        taught: computes which pairs of tokens are in rows of one group, (tokens, tokens); only called if it matters.
     """
     tokens, blocks = list(scores), list(scores.values())
     of = f"{len(tokens)} tokens with {sum(map(len, blocks))} {texts}"
@@ -245,7 +245,7 @@ def _none_swapped(
     if taught and (found.p_values <= alpha).any():
         seen, found = found, find_swaps(blocks, alpha, taught()) or found
         learned = [
-            f"{line}; training rows hold both"
+            f"{line}; training rows of one group hold both"
             for place, line in _swapped(seen, tokens, texts, alpha).items()
             if found.p_values[place] > alpha
         ]

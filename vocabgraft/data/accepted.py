@@ -69,15 +69,18 @@ class AcceptedDataset:
             for batch in file.iter_batches(ROWS_AT_ONCE):
                 yield [text for row in self._row_texts(batch.to_pydict()) for text in row]
 
-    def row_blocks(self, split: Split) -> Iterator[list[str]]:
-        """The texts of each row as one text, in blocks of rows."""
+    def row_blocks(self, split: Split) -> Iterator[tuple[list[str], list[str]]]:
+        """Blocks of rows: the group of each, as in `groups`, and its texts as one."""
         with pq.ParquetFile(self.path(split)) as file:
             for batch in file.iter_batches(ROWS_AT_ONCE):
-                yield [" ".join(row) for row in self._row_texts(batch.to_pydict())]
+                columns = batch.to_pydict()
+                yield self._groups(columns), [" ".join(row) for row in self._row_texts(columns)]
 
     def groups(self, split: Split) -> list[str]:
         """The group of each row: its `group`, or else its first text."""
-        columns = self.columns(split)
+        return self._groups(self.columns(split))
+
+    def _groups(self, columns: Mapping[str, list[Any]]) -> list[str]:
         own = columns[COLUMNS[self.format][0]]
         return [group or text for group, text in zip(columns.get("group", own), own, strict=True)]
 

@@ -135,8 +135,17 @@ def test_a_token_nearer_to_anothers_texts_is_not_swapped_if_the_other_kept_them(
         assert found.details[0].startswith("token0 is nearer to the texts of token1")
 
 
-@pytest.mark.parametrize(("rows", "verdict"), [(["one and two"], "passed"), (["one and", "two"], "failed")])
-def test_tokens_that_a_training_row_holds_may_be_near(plain: Evidence, rows: list[str], verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("groups", "rows", "verdict"),
+    [
+        (["a"], ["one and two"], "passed"),
+        (["a", "a"], ["one and", "two"], "passed"),
+        (["a", "b"], ["one and", "two"], "failed"),
+    ],
+)
+def test_tokens_in_training_rows_of_one_group_may_be_near(
+    plain: Evidence, groups: list[str], rows: list[str], verdict: str
+) -> None:
     swapped = meant(plain, [1, 0, *range(2, 30)])
     ids = {"one": 100, "two": 101, "and": 1}
 
@@ -144,11 +153,11 @@ def test_tokens_that_a_training_row_holds_may_be_near(plain: Evidence, rows: lis
         return {"input_ids": [[ids[word] for word in text.split()] for text in texts]}
 
     uses = swapped.uses
-    swapped = replace(swapped, training_rows=lambda: [rows], tokenizer=tokenizer)  # type: ignore[arg-type]
+    swapped = replace(swapped, training_rows=lambda: [(groups, rows)], tokenizer=tokenizer)  # type: ignore[arg-type]
     swapped.__dict__["uses"] = uses
     found = result("swapped_tokens", swapped)
     assert found.verdict == verdict
-    assert any("training rows hold both" in line for line in found.warnings) is (verdict == "passed")
+    assert any("training rows of one group hold both" in line for line in found.warnings) is (verdict == "passed")
 
 
 @pytest.mark.parametrize("size", SIZES)
