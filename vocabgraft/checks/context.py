@@ -250,8 +250,8 @@ def gather_evidence(
         triples: triples of each dataset of triples.
         params: the section `check_consistency`.
         trust_remote_code: whether code in the folders runs.
-        training_rows: gives blocks of the train splits' rows: their groups, and each row's texts as one. It is read only
-            if a check needs it.
+        training_rows: gives blocks of the train splits' rows: their groups, and each row's texts as one. Read only if
+            a check needs them.
 
     If a model does not load, or there is no text of a kind, the checks that need it fail and say so.
 
