@@ -202,8 +202,8 @@ class Evidence:
             for group, ids in zip(groups, found, strict=True):
                 held.setdefault(group, set()).update(places[token_id] for token_id in ids)
         together = np.zeros((len(places), len(places)), dtype=bool)
-        for group in held.values():
-            together[np.ix_(list(group), list(group))] = True
+        for chosen in map(list, held.values()):
+            together[np.ix_(chosen, chosen)] = True
         return together
 
     @cached_property
