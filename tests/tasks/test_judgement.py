@@ -1,6 +1,7 @@
 """Refused rows take part in nothing, repeats are dropped and counted, faults are reported before the Data Docs."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -301,7 +302,12 @@ def test_great_expectations_shows_what_was_judged(tmp_path: Path) -> None:
             expected = list(rule.failures(TABLE).index)
             assert expected or where, rule
             assert result.result["unexpected_index_list"] == expected, rule
-    assert (tmp_path / "site" / "index.html").is_file()
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert tmp_path / "site" / "index.html" in pages
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert "Content-Security-Policy" in text and ".breadcrumb" in text
+        assert not re.findall(r'(?:src|href)="(?:https?:)?//|<script|url\(', text), page
 
 
 @pytest.mark.parametrize("fault", REFUSED, ids=lambda fault: fault.name)
