@@ -623,8 +623,9 @@ def test_a_report_becomes_an_artifact_of_the_versions_run_and_a_later_one_takes_
     path = tmp_path / "report.html"
     for content in ("of one run", "of the next"):
         path.write_text(content, encoding="utf-8")
-        log_report(client, made.name, 1, path)
-        assert Path(client.download_artifacts(run_id, "report.html")).read_text(encoding="utf-8") == content
+        log_report(client, made.name, 1, path, plots={"gains": f"<svg>{content}</svg>"})
+        for artifact, text in (("report.html", content), ("plots/gains.svg", f"<svg>{content}</svg>")):
+            assert Path(client.download_artifacts(run_id, artifact)).read_text(encoding="utf-8") == text
 
 
 def test_a_report_for_a_version_that_is_not_there_is_a_clear_error(make: Make, tmp_path: Path) -> None:

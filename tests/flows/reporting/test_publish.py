@@ -49,7 +49,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Logged:
     monkeypatch.setattr("tasks.registry.lookup.find_by_digest", lambda client, name, digest: version)
     monkeypatch.setattr(
         "tasks.registry.register.log_report",
-        lambda client, name, number, path, docs=None: given.append((name, number, path)),
+        lambda client, name, number, path, docs=None, plots=None: given.append((name, number, path)),
     )
     return given
 
