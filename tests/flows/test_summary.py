@@ -17,6 +17,7 @@ DISTILLATION = {
     "contexts": {"held_out": 30},
     "after": {name: {"mean": 0.95, "p10": 0.9, "texts": 15} for name in ("all", "words", "special_tokens")},
     "under_limit": ["renal"],
+    "least_fidelity": 0.9,
 }
 
 
@@ -53,7 +54,7 @@ def test_fidelity_of_distilled_rows_is_reported_by_group(tmp_path: Path) -> None
     told = summary(tmp_path, DISTILLATION)
     assert "30 held-out texts" in told
     assert "words 0.950 (10th percentile 0.900)" in told and "special tokens 0.950" in told
-    assert "tokens below the limit: 1" in told
+    assert "tokens below 0.9: 1" in told
 
 
 @pytest.mark.parametrize("distillation", [{}, {**DISTILLATION, "after": {}}])

@@ -347,6 +347,7 @@ def _by_token(
             }
     return {
         "by_token": figures,
+        "least_fidelity": least,
         # NaN compares false, so a mean of NaN counts as under the limit.
         "under_limit": sorted(text for text, figure in figures.items() if not figure["mean"] >= least),
         "not_measured": sorted(token.text for token in tokens if token.text not in figures),

@@ -44,6 +44,17 @@ def test_it_writes_a_vocabulary_ready_for_use_a_table_counts_and_a_plot(
     assert "hepatoma" in capsys.readouterr().out
 
 
+def test_without_params_the_shipped_base_counts(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not Path("params.yaml").exists()
+    write_lines(in_folder / "corpus.txt", PROSE)
+    assert main(["corpus.txt", "--processes", "1"]) == 0
+    pieces = {row["word"]: row["pieces"] for row in rows("reports/plan/plan.csv")}
+    assert pieces == {"hepatoma": "4", "stenosis": "2"}, "the tiny base has a token for each letter"
+    assert (
+        "vocabgraft new FOLDER --vocabulary reports/plan/vocabulary.csv --corpus corpus.txt" in capsys.readouterr().out
+    )
+
+
 def test_the_vocabulary_is_read_as_the_pipeline_reads_one(arguments: list[str]) -> None:
     from vocabgraft.data.validation import new_tokens, read_vocabulary
     from vocabgraft.tokens.new_token import NewToken
