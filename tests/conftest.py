@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 from tasks.support.stage import switch_telemetry_off
 from tests.coded_base import build_coded_base
@@ -132,6 +135,48 @@ def coded_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", place)
         patch.setenv("HF_MODULES_CACHE", place)
         yield build_coded_base(tmp_path_factory.mktemp("coded") / "shift", tiny_base)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A file or folder that the first process of a session to ask for it makes; read it, never change it."""
+    base = factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_once"
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / f"{name}.lock"):
+        if not (shared / name).exists():
+            make(shared / f"{name}.partial")
+            (shared / f"{name}.partial").rename(shared / name)
+    return shared / name
+
+
+def make_empty_store(path: Path) -> None:
+    """Let MLflow make the tables of a SQLite store, and delete its default experiment, which names a folder."""
+    from tasks.registry.lookup import connect
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        connect()
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("DELETE FROM experiments")
+    connection.close()
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Makes a SQLite store for MLflow at a path and returns its URI.
+
+    A copy of one store that the session makes: the tables take MLflow 2 s of CPU. It makes the default experiment of
+    each copy anew.
+    """
+    empty = made_once(tmp_path_factory, "mlflow.db", make_empty_store)
+
+    def copy(path: Path) -> str:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(empty, path)
+        return f"sqlite:///{path}"
+
+    return copy
 
 
 @pytest.fixture(scope="session")

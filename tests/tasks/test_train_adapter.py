@@ -168,8 +168,10 @@ def test_an_adapter_that_does_not_come_back_is_not_written(
     assert not OUT.exists()
 
 
-def test_live_metrics_go_to_a_run_of_their_own(resized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{resized}/live.db")
+def test_live_metrics_go_to_a_run_of_their_own(
+    resized: Path, monkeypatch: pytest.MonkeyPatch, new_store: Callable[[Path], str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(resized / "live.db"))
     change("train_adapter", arguments={"report_to": ["mlflow"]}, evaluators=[{"dataset": "relations"}])
     change("train_adapter", method="lora_and_tokens", phases=[{"train": "rows"}, {"train": "all"}])
     assert run_stage(train_adapter, []) == 0

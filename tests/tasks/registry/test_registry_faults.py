@@ -30,9 +30,9 @@ Make = Callable[..., Made]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One registry for all tests here: making one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> str:
+    """One registry for all tests here."""
+    return new_store(tmp_path_factory.mktemp("store") / "mlflow.db")
 
 
 @pytest.fixture
@@ -211,11 +211,13 @@ def test_a_full_disk_leaves_no_version_and_a_later_run_registers(make: Make, mon
     assert made.versions() == [1]
 
 
-def test_an_artifact_folder_that_cannot_be_written_is_told(make: Make, tmp_path: Path) -> None:
+def test_an_artifact_folder_that_cannot_be_written_is_told(
+    make: Make, tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
     made = make("first")
     # A store of its own, whose artifacts are to lie where not even root can make a folder.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/own.db")
+        patch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "own.db"))
         connect().create_experiment(EXPERIMENT, artifact_location="/proc/nowhere")
         with pytest.raises(VocabgraftError, match=r"MLflow refused the registration of .*/proc"):
             made.register()
