@@ -221,6 +221,12 @@ def isolated_forks(import_server: ImportServer, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(isolated, "subprocess", SimpleNamespace(Popen=start, **names))
 
 
+@pytest.fixture
+def without_data_docs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """validate_data writes no Data Docs: they are most of its second, and tests/tasks/test_bad_input.py has them."""
+    monkeypatch.setattr("tasks.validate_data._write_data_docs", lambda judgement, site: None)
+
+
 def write_lines(path: Path, lines: list[str]) -> Path:
     """Write lines of text."""
     path.parent.mkdir(parents=True, exist_ok=True)
