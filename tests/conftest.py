@@ -206,15 +206,10 @@ def import_server() -> Iterator[ImportServer]:
 
 @pytest.fixture
 def isolated_forks(import_server: ImportServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other process of the checks is a fork of `import_server`, unless code of a model runs."""
+    """The other process of the checks is a fork of `import_server`."""
     from vocabgraft.checks import isolated
 
-    own = subprocess.Popen
-
     def start(command: list[str], **options: Any) -> Any:
-        request = json.loads(Path(command[-2]).read_text(encoding="utf-8"))
-        if request["trust_remote_code"] or request["trust_model_code"]:
-            return own(command, **options)
         return Forked(import_server, command, options["cwd"], options["env"])
 
     names = {name: getattr(subprocess, name) for name in ("DEVNULL", "PIPE", "TimeoutExpired")}

@@ -111,6 +111,8 @@ def _work(request: dict[str, Any], errors: int) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.chdir(request["cwd"])
         os.environ.update(request["env"])
+        if folder := request["env"].get("HF_MODULES_CACHE"):
+            _keep_code_in(folder)
         sys.argv = [request["script"], *request["arguments"]]
         runpy.run_path(request["script"], run_name="__main__")
         code = 0
@@ -120,6 +122,13 @@ def _work(request: dict[str, Any], errors: int) -> None:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(code)
+
+
+def _keep_code_in(folder: str) -> None:
+    """Keep the code of models in this folder; transformers read the variable when it was imported."""
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.HF_MODULES_CACHE = folder
 
 
 if __name__ == "__main__":
