@@ -27,6 +27,9 @@ from vocabgraft.storage.artifacts import digest_of, hash_files, read_json
 from .conftest import ROOT, read_manifest, write_lines
 from .flows.test_faults import at_work
 
+# The fixture runs nine stages, minutes on a machine with other work.
+pytestmark = pytest.mark.timeout(900)
+
 WORDS, TRIPLES_OF_A_RELATION, CONTEXTS, RETENTION = 4, 5, 8, 20
 SMALL = [
     "train_adapter.epochs=1",
