@@ -3,11 +3,9 @@
 python -m benchmarks.checks [--draws 200]
 
 The sound vocabularies are words of the shipped texts as the base itself embeds them, and the shipped relations,
-embedded
-by their descriptions: nothing is trained, so nothing can be broken. Words of 4 or more subword tokens resemble the
-    words
-that people add; the set of all words includes many that mean little (about, their). Each draw takes other words, texts
-and triples. A fault swaps or replaces the embeddings of words, or the scores of relations.
+embedded by their descriptions: nothing is trained, so nothing can be broken. Words of 4 or more subword tokens resemble
+the words that people add; the set of all words includes many that mean little (about, their). Each draw takes other
+words, texts and triples. A fault swaps or replaces the embeddings of words, or the scores of relations.
 """
 
 import argparse

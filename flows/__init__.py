@@ -1,1 +1,1 @@
-"""Orchestration and commands: the DAG of dvc.yaml, run with or without Prefect."""
+"""Orchestration, commands and console: the DAG of dvc.yaml, run with or without Prefect."""

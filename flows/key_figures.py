@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flows.engine.dag import Stage
 from flows.engine.stage_outcome import StageResult
+from vocabgraft.checks.result import describe_counts
 from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.artifacts import read_json
@@ -47,8 +48,7 @@ def _trained(out: Path, root: Path) -> str:
 
 
 def _checked(out: Path, root: Path) -> str:
-    counts: Mapping[str, int] = read_json(out / "checks.json")["counts"]
-    return f"{counts['passed']} of {sum(counts.values())} checks passed"
+    return describe_counts(read_json(out / "checks.json")["counts"])
 
 
 def _evaluated(out: Path, root: Path) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from itertools import chain
 from pathlib import Path
 
 from tasks.support.models import find_base
@@ -53,6 +54,7 @@ def check_consistency(
         triples=[held_out_triples(entry, settings[entry.name]) for entry in datasets if entry.format == "triples"],
         params=params,
         trust_remote_code=base.trust_remote_code,
+        training_rows=lambda: chain.from_iterable(entry.row_blocks("train") for entry in datasets),
     )
     # Started early, because its imports take as long as most of the checks.
     evidence.fresh.start()

@@ -73,7 +73,7 @@ def evaluate_model(
     found = evaluate(models, questions, new_tokens, params, seed)
     for name, model in models.items():
         found.metrics[name].update(score_tasks(tasks, model, params.batch_size))
-    _tell(found)
+    _log(found)
     with new_folder(out) as work:
         write_json(work / "metrics.json", found.metrics)
         write_json(work / "key_metrics.json", key_metrics(found))
@@ -125,7 +125,7 @@ def _record_speed(
     write_json(SPEED, {**speed, "merged_digest": digest})
 
 
-def _tell(found: Evaluation) -> None:
+def _log(found: Evaluation) -> None:
     for item in found.comparison["items"]:
         # The hits of link prediction follow its MRR; comparison.json has them.
         if item["subset"] == "all" and not item["metric"].startswith("link_hits"):

@@ -179,7 +179,7 @@ def _register(params: RegisterModelParams, made: Made, tags: dict[str, str]) -> 
     _require_readable(client, registered, made, new)
     set_alias(client, params.name, CHALLENGER, registered.version)
     decision = _decide(client, params, made, registered, measured, tags)
-    _tell(params.name, registered, decision)
+    _log(params.name, registered, decision)
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     record = {"name": params.name, "version": registered.version, DIGEST_TAG: tags[DIGEST_TAG]}
     write_json(RECORD, {**record, **decision.as_json(), "changes": found})
@@ -340,7 +340,7 @@ def _rival(
     return compare_with_champion(client, champion, candidate, benefit)
 
 
-def _tell(name: str, registered: Registered, decision: Decision) -> None:
+def _log(name: str, registered: Registered, decision: Decision) -> None:
     for gate in decision.gates:
         logger.info("gate %s", told_with_verdict(gate))
     if decision.champion:

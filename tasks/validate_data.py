@@ -239,7 +239,9 @@ def _general_texts(retention: pd.DataFrame, raw: Path, params: RetainParams | No
         lines = list(dict.fromkeys(read_lines(raw / params.texts)["text"]))
         general = [text for text in lines if text not in known]
         logger.info(
-            "retain: %d general texts; %d more are in the retention pairs", len(general), len(lines) - len(general)
+            "retain: %d general texts are trained on; %d are left out, because they are in the retention pairs",
+            len(general),
+            len(lines) - len(general),
         )
         return general, retention
     groups = group_rows([None] * len(retention), list(zip(retention["sentence1"], retention["sentence2"], strict=True)))

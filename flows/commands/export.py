@@ -15,40 +15,40 @@ from vocabgraft.models.saving import PACK_FOLDER
 if TYPE_CHECKING:
     from vocabgraft.export.to_onnx import Export
 
-FORMS = ("onnx",)
+FORMATS = ("onnx",)
 
 
 def export_model(
     model: Annotated[str, Argument(metavar="MODEL", help=f"The model: {MODEL}.")],
     out: Annotated[Path, Option(metavar="DIR", help="Folder of the export; must not exist.")],
-    to: Annotated[str, Option(metavar="FORM", help="onnx.")] = "onnx",
-    precision: Annotated[str, Option(help="Of the weights: float32, int8 or uint8.")] = "float32",
+    to: Annotated[str, Option(metavar="FORMAT", help="onnx.")] = "onnx",
+    precision: Annotated[str, Option(help="Number type of the weights: float32, int8 or uint8.")] = "float32",
     queries: Annotated[
-        Path | None, Option(metavar="FILE", help="Texts that search, one per line, to measure what the export keeps.")
+        Path | None, Option(metavar="FILE", help="Queries, one per line, to measure how many search results stay.")
     ] = None,
     documents: Annotated[
-        Path | None, Option(metavar="FILE", help="Texts that are found, one per line. Default: those of --queries.")
+        Path | None, Option(metavar="FILE", help="Documents to search, one per line. Default: those of --queries.")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Export a model to ONNX, and measure its agreement with the model.
 
-    The folder is read by onnxruntime, text-embeddings-inference, fastembed and sentence-transformers.
+    onnxruntime, text-embeddings-inference, fastembed and sentence-transformers can load the folder.
 
-    Texts are encoded by the model and by the export. The cosine of both embeddings and the share of search results that
-    stay are printed and written to DIR/export.json. Default texts: the contexts of the model's pack and general
-    sentences.
+    The model and the export encode the same texts. The command prints the cosine of their embeddings and the share of
+    search results that stay, and writes both to DIR/export.json. Default texts: the contexts of the model's pack and
+    general sentences.
     """
     if to == "static":
         raise VocabgraftError(
             "a static export is not offered: model2vec 0.10 takes added tokens out of the tokenizer before it "
             "distills, so the new words would be lost; allowed: onnx"
         )
-    if to not in FORMS:
-        raise VocabgraftError(f"there is no form {to!r}{did_you_mean(to, FORMS)}; allowed: {', '.join(FORMS)}")
+    if to not in FORMATS:
+        raise VocabgraftError(f"there is no format {to!r}{did_you_mean(to, FORMATS)}; allowed: {', '.join(FORMATS)}")
     if documents is not None and queries is None:
-        raise VocabgraftError("--documents is given without --queries; name the texts that search too")
+        raise VocabgraftError("--documents is given without --queries; give the queries too")
     given = None if queries is None else _lines(queries), None if documents is None else _lines(documents)
     output = Output(as_json, quiet)
     with output.working():

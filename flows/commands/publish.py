@@ -25,7 +25,7 @@ def publish_model(
     repo: Annotated[str, Option(metavar="NAME", help="Repository on the hub: OWNER/NAME, or NAME of your own.")],
     license_: Annotated[
         str | None,
-        Option("--license", metavar="ID", help="Of the model, such as apache-2.0. Default: that of its base."),
+        Option("--license", metavar="ID", help="License of the model, such as apache-2.0. Default: that of its base."),
     ] = None,
     onnx: Annotated[
         Path | None, Option(metavar="DIR", help="An export by `vocabgraft export`, which goes to onnx/.")
@@ -99,7 +99,7 @@ def _pack_of(model: str, folder: Path) -> Path | None:
 
 
 def _base_license(metadata: Mapping[str, Any], pack: "Pack | None") -> str:
-    """What the model's card says, which the registration took from its base; otherwise what the base's card says."""
+    """The license in the model's card, which registration copied from the base; else the one in the base's card."""
     if (stated := str(metadata.get("license") or UNKNOWN_LICENCE)) != UNKNOWN_LICENCE:
         return stated
     if pack is None or pack.base.model.startswith(REGISTRY_PREFIX):

@@ -1,1 +1,1 @@
-"""The report of a run, and the webhook for failures."""
+"""The HTML report of a run, section by section, and the webhook for failures."""

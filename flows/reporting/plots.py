@@ -31,6 +31,7 @@ COLOURS = {
     "control": "#010209",
     "page": "#01020a",
 }
+STYLES = Path(__file__).parent / "templates" / "report.css"
 # In CSS pixels: for a wide page, and for a phone of 390 pixels, without margins.
 WIDTHS = {"wide": 720, "narrow": 340}
 FONT_SIZE = 11
@@ -78,6 +79,18 @@ class PlotFolder:
         for path in self.folder.glob("*.*"):
             if path.name not in self.used:
                 path.unlink()
+
+
+def standalone_plots(folder: Path) -> dict[str, str]:
+    """The plots in the folder of a `PlotFolder` as SVG documents by name: the wide form, in the page's light colors."""
+    colours = dict(reversed(re.findall(r"--([\w-]+): ([^;]+);", STYLES.read_text(encoding="utf-8"))))
+    values = colours | {"sans": "sans-serif"}
+    found = {}
+    for path in sorted(folder.glob("*.svg")):
+        svg = path.read_text(encoding="utf-8").partition("</svg>")[0] + "</svg>"
+        svg = re.sub(r"var\(--([\w-]+)\)", lambda name: values[name[1]], svg[svg.index("<svg") :])
+        found[path.name.rpartition("-")[0]] = svg
+    return found
 
 
 def _gains(data: Mapping[str, Any], width: str) -> str:

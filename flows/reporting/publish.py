@@ -14,9 +14,10 @@ from flows.engine.prefect_run import harmless
 from flows.engine.registry_state import REGISTERING_STAGE, find_registered, registered_content
 from flows.engine.run_record import RUN_RECORD, FlowRun, run_record
 from flows.engine.stage_outcome import Outcome, StageResult
-from flows.reporting.gather import DATA_DOCS, REGISTRATION_RECORD, REPORT, gather, write_report
+from flows.reporting.gather import DATA_DOCS, PLOTS, REGISTRATION_RECORD, REPORT, gather, write_report
 from flows.reporting.numbers import markdown_table
 from flows.reporting.page import as_markdown
+from flows.reporting.plots import standalone_plots
 from flows.reporting.sections import Gathered
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.printable import printable, warn
@@ -138,7 +139,8 @@ def _give_to_mlflow(run: FlowRun, path: Path, gathered: Gathered, root: Path) ->
 
     docs = root / DATA_DOCS
     kept = docs if docs.is_dir() and not gathered.docs else None
-    log_report(connect(), run.registration["name"], run.registration["version"], path, kept)
+    plots = standalone_plots(root / PLOTS)
+    log_report(connect(), run.registration["name"], run.registration["version"], path, kept, plots)
 
 
 def _give_to_prefect(markdown: str) -> None:

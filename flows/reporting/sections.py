@@ -144,7 +144,7 @@ def _row(
 
 def _benefit_lead(row: Mapping[str, Any] | None) -> str:
     if row is None or row["gain"] is None:
-        return "No held-out item was measured."
+        return "No pairs are held out, so no gain over the base was measured. The fidelity is in the next sections."
     lead = f"{row['metric']} of {row['dataset']} {row['subset']} went from {figure(row['base'])} to "
     lead += f"{figure(row['merged'])} percent: {signed(row['gain'])} points"
     if row["low"] is not None:

@@ -44,6 +44,7 @@ def vocabulary(gathered: Gathered) -> dict[str, Any]:
             if name != "all"
         ],
         "under_limit": distilled.get("under_limit", []),
+        "least_fidelity": distilled.get("least_fidelity"),
         "by_texts": distilled.get("by_texts", []),
         **_token_table(gathered),
     }

@@ -105,7 +105,7 @@ def embedded(
         model: a model of the page.
         documents: what it embeds.
         cache: a folder.
-        progress: told how many documents are embedded.
+        progress: function that gets the number of embedded documents.
     """
     place = cache / f"{model.candidate.digest[:16]}-{documents.digest[:16]}"
     if (place / VECTORS).is_file():

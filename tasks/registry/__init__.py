@@ -1,1 +1,1 @@
-"""MLflow's registry: look-up, registration, versions, and the gates of promotion."""
+"""MLflow's registry: look-up, registration, versions, model cards, and the gates a champion must pass."""

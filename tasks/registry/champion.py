@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 ITEMS, METRICS = "items.parquet", "metrics.json"
 ITEMS_TAG, WIDTH_TAG = "test_items_digest", "embedding_width"
-ASKED_ANEW = "measured again, because the held-out items have changed"
+MEASURED_AGAIN = "measured again, because the held-out items have changed"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def compare_with_champion(client: Client, champion: Registered, candidate: Candi
     try:
         items = candidate.evaluation / ITEMS
         found = compare_recorded(client, champion, items, candidate.tags, benefit, candidate.seed)
-        return found or _measured_anew(champion, candidate, benefit)
+        return found or _measure_again(champion, candidate, benefit)
     except VocabgraftError as error:
         logger.warning("warning: version %d, the champion, could not be compared: %s", champion.version, error)
         return Rival(champion.version, benefit, None, f"could not be compared: {error}")
@@ -136,8 +136,8 @@ def compare_recorded(
     with artifact_of(client, champion, ITEMS) as path:
         theirs = _items(path, benefit) if path else None
     ours = _items(items, benefit)
-    asked = ("item", "answer", "group", "score")
-    if theirs is None or any(theirs[name] != ours[name] for name in asked):
+    columns = ("item", "answer", "group", "score")
+    if theirs is None or any(theirs[name] != ours[name] for name in columns):
         return None
     with artifact_of(client, champion, METRICS) as path:
         figures = read_json(path)["merged"] if path else {}
@@ -192,20 +192,20 @@ def _beside(ours: Columns, champions: Array, benefit: Benefit) -> Measurement:
     )
 
 
-def _measured_anew(champion: Registered, candidate: Candidate, benefit: Benefit) -> Rival:
+def _measure_again(champion: Registered, candidate: Candidate, benefit: Benefit) -> Rival:
     """Score the champion on the current held-out items."""
     new_words = NewWords(_load(candidate).tokenizer, read_tokens(candidate.tokens))
-    asked = _champion(champion, candidate, new_words)
+    rival = _champion(champion, candidate, new_words)
     if benefit.dataset in WITHOUT_LABELS:
         ours = _items(candidate.evaluation / ITEMS, benefit)
-        measured = _beside(ours, _asked_without_labels(asked, ours, candidate, benefit), benefit)
-        return _rival(champion.version, benefit, measured, candidate.seed, ASKED_ANEW, {})
-    both = [asked, Subject("merged", _load(candidate), new_words, candidate.batch_size)]
-    found = _ask(candidate, both, new_words, benefit)
+        measured = _beside(ours, _champion_values(rival, ours, candidate, benefit), benefit)
+        return _rival(champion.version, benefit, measured, candidate.seed, MEASURED_AGAIN, {})
+    both = [rival, Subject("merged", _load(candidate), new_words, candidate.batch_size)]
+    found = _measure(candidate, both, new_words, benefit)
     chosen = next(entry for entry in found if entry.metric == benefit.metric)
     rows = chosen.rows(benefit.subset)
     gain = chosen.compare("champion", "merged", benefit.subset, candidate.seed)
-    how = ASKED_ANEW if gain else f"could not be compared on {benefit}, because {chosen.undefined(benefit.subset)}"
+    how = MEASURED_AGAIN if gain else f"could not be compared on {benefit}, because {chosen.undefined(benefit.subset)}"
     return Rival(champion.version, benefit, gain, how, int(rows.sum()), figures_of(found)["champion"])
 
 
@@ -230,7 +230,9 @@ def load_champion(folder: Path, candidate: Candidate) -> "SentenceTransformer":
     return load_model(folder, device="cpu", own_modules=True, trust_remote_code=trusted)
 
 
-def _ask(candidate: Candidate, subjects: Sequence[Subject], new_words: NewWords, benefit: Benefit) -> list[Measurement]:
+def _measure(
+    candidate: Candidate, subjects: Sequence[Subject], new_words: NewWords, benefit: Benefit
+) -> list[Measurement]:
     """Measure the metrics of the benefit's dataset or benchmark, the benefit's among them."""
     dataset = next((entry for entry in read_datasets(candidate.datasets) if entry.name == benefit.dataset), None)
     if dataset is None:
@@ -247,7 +249,7 @@ def _ask(candidate: Candidate, subjects: Sequence[Subject], new_words: NewWords,
     return measure_retrieval(dataset, subjects, new_words, recall_at)
 
 
-def _asked_without_labels(champion: Subject, ours: Columns, candidate: Candidate, benefit: Benefit) -> Array:
+def _champion_values(champion: Subject, ours: Columns, candidate: Candidate, benefit: Benefit) -> Array:
     """The champion's value on each of the new model's items.
 
     Raises:

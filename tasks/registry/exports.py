@@ -76,7 +76,7 @@ def log_exports(client: Client, registered: Registered, exports: dict[ExportName
             client.log_artifacts(registered.run_id, str(folder), name)
         about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
         tag_version(client, registered.name, registered.version, {f"{TAG}{name}": json.dumps(about, sort_keys=True)})
-        logger.info("%s version %d has the export %s: %s", registered.name, registered.version, name, _told(about))
+        logger.info("%s version %d has the export %s: %s", registered.name, registered.version, name, _described(about))
 
 
 def _export(
@@ -88,7 +88,7 @@ def _export(
     export_onnx(model, folder, precision, queries, documents)
 
 
-def _told(about: dict[str, Any]) -> str:
+def _described(about: dict[str, Any]) -> str:
     agreement = about["agreement"]
     return (
         f"{about['megabytes']} MB, cosine to the model {agreement['cosine_mean']:.4f} on average and "

@@ -131,7 +131,7 @@ def champion_gate(rival: Rival) -> GateResult:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Requirement:
     """The requirement of the benefit gate: a value is shown to be above `limit`."""
 
     name: str
@@ -144,33 +144,35 @@ def _benefit_gate(measured: Measured, params: GateParams) -> GateResult:
     if benefit is None:
         limit = "none is required (register_model.gates.benefit is null)"
         return GateResult("benefit", "benefit", "holds", limit)
-    asked, entry = _asked_of(benefit, params), measured.gain(benefit)
-    told: dict[str, Any] = {"limit": f"more than {asked.limit:g}", "claim": asked.claim, "unit": _unit(benefit)}
+    required, entry = _required_of(benefit, params), measured.gain(benefit)
+    told: dict[str, Any] = {"limit": f"more than {required.limit:g}", "claim": required.claim, "unit": _unit(benefit)}
     if entry is None:
-        return GateResult("benefit", asked.name, "not shown", items=0, note=measured.why_missing(benefit), **told)
+        return GateResult("benefit", required.name, "not shown", items=0, note=measured.why_missing(benefit), **told)
     found = Comparison(**{key: entry[key] for key in ("gain", "low", "high", "p_value", "standard_error")})
     items, groups = entry["queries"], entry["groups"]
     return GateResult(
         kind="benefit",
-        name=asked.name,
-        verdict=_verdict(found, groups, asked.limit),
+        name=required.name,
+        verdict=_verdict(found, groups, required.limit),
         figure=found.gain,
         low=found.low,
         high=found.high,
         items=items,
-        needed=items_needed(found, items, groups, asked.limit),
+        needed=items_needed(found, items, groups, required.limit),
         **told,
     )
 
 
-def _asked_of(benefit: Benefit, params: GateParams) -> _Asked:
+def _required_of(benefit: Benefit, params: GateParams) -> _Requirement:
     if benefit.rule == "fidelity":
-        return _Asked("fidelity to the base", params.min_fidelity, "be near enough to the base")
+        return _Requirement("fidelity to the base", params.min_fidelity, "be near enough to the base")
     if benefit.rule == "kept":
-        return _Asked("change of retention", -100 * params.max_retention_drop, "keep the retention within its limit")
+        return _Requirement(
+            "change of retention", -100 * params.max_retention_drop, "keep the retention within its limit"
+        )
     if benefit == TOKENS_PER_TEXT:
-        return _Asked("tokens saved per text", params.min_gain, "save tokens")
-    return _Asked("gain over the base", params.min_gain, "be better")
+        return _Requirement("tokens saved per text", params.min_gain, "save tokens")
+    return _Requirement("gain over the base", params.min_gain, "be better")
 
 
 def _verdict(found: Comparison, groups: int, limit: float) -> Verdict:

@@ -63,7 +63,7 @@ def _lines(facts: Facts) -> list[str]:
         *_changes(facts.changes),
         "## Checks",
         "",
-        f"{describe_counts(facts.checks)}; `checks.json` of the run has each with its limit.",
+        f"{describe_counts(facts.checks)}; `checks.json` of the run lists each check with its limit.",
         "",
         "## What stays valid",
         "",
@@ -180,7 +180,7 @@ def _stays(facts: Facts) -> list[str]:
 
 def _limits(facts: Facts) -> list[str]:
     few = sorted({item["dataset"] for item in facts.comparison["items"] if item.get("verdict") == "smoke figure"})
-    lines = ["The metrics above are all that was measured; texts of other domains were not tried."]
+    lines = ["Only the metrics above were measured; texts of other domains were not tested."]
     if few:
         lines.append(f"The metrics of {', '.join(few)} are over few items; they show only that the pipeline works.")
     return lines

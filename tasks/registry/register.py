@@ -154,8 +154,23 @@ def remove_run(client: MlflowClient, run_id: str) -> None:
         client.delete_run(run_id)
 
 
-def log_report(client: MlflowClient, name: str, model_version: int, path: Path, docs: Path | None = None) -> None:
-    """Add the report to the artifacts of a version's run, and the Data Docs if they are missing there.
+def log_report(
+    client: MlflowClient,
+    name: str,
+    model_version: int,
+    path: Path,
+    docs: Path | None = None,
+    plots: Mapping[str, str] | None = None,
+) -> None:
+    """Add the report and its plots to the artifacts of a version's run, and the Data Docs if they are missing there.
+
+    Args:
+        client: the registry's client.
+        name: of the registered model.
+        model_version: its version.
+        path: the report.
+        docs: the folder of the Data Docs.
+        plots: SVG documents by name, logged as `plots/NAME.svg`.
 
     Raises:
         VocabgraftError: if the store refuses, or the run was deleted.
@@ -165,6 +180,8 @@ def log_report(client: MlflowClient, name: str, model_version: int, path: Path, 
         client.log_artifact(run_id, str(path))
         if docs is not None and not client.list_artifacts(run_id, docs.name):
             client.log_artifacts(run_id, str(docs), docs.name)
+        for plot, svg in (plots or {}).items():
+            client.log_text(run_id, svg, f"plots/{plot}.svg")
 
 
 def has_files(client: MlflowClient, made: Registered) -> bool:

@@ -5,6 +5,7 @@
 
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -31,17 +32,13 @@ from vocabgraft.printable import printable
 
 SITE = "vocabgraft"
 REFUSED = "refused"
-# No script can run, whatever the data contain. Style sheets come from the CDNs that Great Expectations uses.
-POLICY = (
-    "default-src 'none'; img-src data:; font-src https://cdnjs.cloudflare.com; style-src 'unsafe-inline' "
-    "https://cdn.jsdelivr.net https://cdnjs.cloudflare.com https://maxcdn.bootstrapcdn.com https://unpkg.com"
+# No script can run, whatever the data contain, and nothing is requested from another host.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+STYLES = Path(__file__).with_name("data_docs.css")
+# Great Expectations takes styles and a logo from five hosts, and advertises a newsletter.
+FOREIGN = re.compile(
+    r"<script\b.*?</script>|<style\b.*?</style>|<footer\b.*?</footer>|<link\b[^>]*>|<img\b[^>]*>", re.DOTALL
 )
-HEAD = (
-    f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    # Without scripts, folded parts would never open.
-    "<style>.collapse { display: block !important }</style>"
-)
-SCRIPTS = re.compile("<script\\b.*?</script>", re.DOTALL)
 
 
 def write_data_docs(tables: Iterable[JudgedTable], site: Path) -> dict[str, list[Any]]:
@@ -69,7 +66,9 @@ def write_data_docs(tables: Iterable[JudgedTable], site: Path) -> dict[str, list
     _escape_values(context)
     context.build_data_docs(site_names=[SITE])
     for page in site.rglob("*.html"):
-        page.write_text(_without_scripts(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(_self_contained(page.read_text(encoding="utf-8")), encoding="utf-8")
+    # Styles and pictures that the pages no longer use.
+    shutil.rmtree(site / "static", ignore_errors=True)
     # Great Expectations' own index needs scripts from a CDN.
     (site / "index.html").write_text(_index(results, site), encoding="utf-8")
     return results
@@ -94,8 +93,13 @@ def _escaped(value: Any) -> Any:
     return [_escaped(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def _without_scripts(page: str) -> str:
-    return SCRIPTS.sub("", page).replace("<head>", f"<head>{HEAD}", 1)
+def _self_contained(page: str) -> str:
+    return FOREIGN.sub("", page).replace("<head>", f"<head>{_head()}", 1)
+
+
+def _head() -> str:
+    policy = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    return f"{policy}<style>{STYLES.read_text(encoding='utf-8')}</style>"
 
 
 def _index(results: Mapping[str, list[Any]], site: Path) -> str:
@@ -107,7 +111,7 @@ def _index(results: Mapping[str, list[Any]], site: Path) -> str:
     ]
     title = "Data Docs: the raw data and their expectations"
     return (
-        f'<!doctype html>\n<html lang="en"><head>{HEAD}<title>{title}</title></head>\n'
+        f'<!doctype html>\n<html lang="en"><head>{_head()}<title>{title}</title></head>\n'
         f"<body><h1>{title}</h1>\n<ul>\n" + "\n".join(rows) + "\n</ul></body></html>\n"
     )
 

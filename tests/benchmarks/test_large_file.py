@@ -21,7 +21,7 @@ def test_triples_are_many_names_that_can_be_said_and_few_relations_the_same_each
     assert len(set(read[0]["relation"])) == RELATIONS
 
 
-def test_growth_is_told_by_the_two_largest_sizes_and_by_the_second_half_of_the_steps() -> None:
+def test_growth_is_reported_by_the_two_largest_sizes_and_by_the_second_half_of_the_steps() -> None:
     runs = [Measured(1_000_000, peak_anonymous=5_600), Measured(10_000, peak_anonymous=9_000)]
     runs.append(Measured(100_000, peak_anonymous=2_000))
     assert bytes_a_triple(runs) == 3_600 / 900_000

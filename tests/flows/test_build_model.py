@@ -286,7 +286,7 @@ def registering_project(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("store", ["sqlite:///{}/damaged.db", "http://me:hidden-word@127.0.0.1:9"])
-def test_a_registry_that_is_down_at_the_start_is_told_before_any_stage_runs(
+def test_a_registry_that_is_down_at_the_start_is_reported_before_any_stage_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: str
 ) -> None:
     root = registering_project(tmp_path / "project")

@@ -193,7 +193,7 @@ def test_a_second_flow_is_refused_with_who_is_at_work_or_waits(project: Path, un
     assert_as_undisturbed(project, undisturbed)
 
 
-def test_a_dvc_repro_beside_a_flow_is_told_who_is_busy_and_breaks_nothing(project: Path, undisturbed: Path) -> None:
+def test_a_dvc_repro_beside_a_flow_says_who_is_busy_and_breaks_nothing(project: Path, undisturbed: Path) -> None:
     with in_the_middle(project) as (process, stage):
         command = [sys.executable, "-m", "dvc", "repro"]
         done = subprocess.run(command, cwd=project, env=environment(), capture_output=True, text=True, check=False)
@@ -317,7 +317,7 @@ def test_a_lock_file_that_dvc_was_killed_while_writing_comes_back(done: Path, un
     assert_as_undisturbed(done, undisturbed)
 
 
-def test_a_record_of_dvc_that_was_cut_off_is_made_anew(project: Path, undisturbed: Path) -> None:
+def test_a_truncated_record_of_dvc_is_made_again(project: Path, undisturbed: Path) -> None:
     (project / ".dvc" / "tmp").mkdir()
     (project / ".dvc" / "tmp" / "rwlock").write_text('{"write": {"/a": {"pi', encoding="utf-8")
     code, said = run_flow(project)

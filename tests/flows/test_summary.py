@@ -17,6 +17,7 @@ DISTILLATION = {
     "contexts": {"held_out": 30},
     "after": {name: {"mean": 0.95, "p10": 0.9, "texts": 15} for name in ("all", "words", "special_tokens")},
     "under_limit": ["renal"],
+    "least_fidelity": 0.9,
 }
 
 
@@ -49,11 +50,11 @@ def summary(root: Path, distillation: dict[str, object], styles: bool = False, *
     return console.export_text(styles=styles)
 
 
-def test_fidelity_of_distilled_rows_is_told_by_group(tmp_path: Path) -> None:
+def test_fidelity_of_distilled_rows_is_reported_by_group(tmp_path: Path) -> None:
     told = summary(tmp_path, DISTILLATION)
     assert "30 held-out texts" in told
     assert "words 0.950 (10th percentile 0.900)" in told and "special tokens 0.950" in told
-    assert "tokens below the limit: 1" in told
+    assert "tokens below 0.9: 1" in told
 
 
 @pytest.mark.parametrize("distillation", [{}, {**DISTILLATION, "after": {}}])
@@ -61,7 +62,7 @@ def test_rows_that_were_not_distilled_have_no_fidelity(tmp_path: Path, distillat
     assert "fidelity" not in summary(tmp_path, distillation)
 
 
-def test_a_gain_is_told_with_its_interval_and_what_may_be_said_of_it(tmp_path: Path) -> None:
+def test_a_gain_is_reported_with_its_interval_and_what_may_be_said_of_it(tmp_path: Path) -> None:
     told = summary(tmp_path, {})
     assert "+2.50 (-1.00 to +6.00): could be chance" in told
     assert "60.0 % of 40 texts" in told and "91.2 % of the ten nearest neighbors" in told
@@ -103,13 +104,13 @@ def test_a_benefit_that_is_not_shown_is_yellow_and_a_gate_that_is_not_met_red(tm
     assert any("alias challenger" in line for line in told_of)
 
 
-def test_a_champion_is_told_with_what_is_known_of_its_benefit(tmp_path: Path) -> None:
+def test_a_champion_is_reported_with_what_is_known_of_its_benefit(tmp_path: Path) -> None:
     register(tmp_path, True, GAIN, evidence=told(GAIN))
     told_of = summary(tmp_path, {})
     assert "alias champion" in told_of and "gain over the base: +6.60 points (95 % interval +2.50 to +10.90" in told_of
 
 
-def test_the_fidelity_of_the_trained_model_is_told(tmp_path: Path) -> None:
+def test_the_fidelity_of_the_trained_model_is_reported(tmp_path: Path) -> None:
     fidelity = {"gain": 0.9466, "low": 0.94, "high": 0.95, "queries": 60}
     found = summary(tmp_path, {}, comparison=COMPARISON | {"without_labels": {"fidelity": fidelity}})
     assert "60 held-out texts" in found and "0.947 (0.940 to 0.950)" in found

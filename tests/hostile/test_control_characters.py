@@ -232,7 +232,7 @@ def test_a_stage_that_is_run_by_itself_logs_and_fails_in_printable_text(
     assert read_failure(project, "told") == "the reason"
 
 
-def test_a_failure_from_anywhere_is_told_in_printable_text(project: Path, hook: Hook) -> None:
+def test_a_failure_from_anywhere_is_reported_in_printable_text(project: Path, hook: Hook) -> None:
     from datetime import UTC, datetime
 
     set_hook(project, hook.url)

@@ -97,7 +97,9 @@ def test_a_redirect_is_not_followed(project: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("answer", [b"no HTTP at all\r\n\r\n", b"", b"\x00" * 100, b"HTTP/1.1 abc\r\n\r\n"])
-def test_an_answer_that_is_not_http_is_told(project: Path, answer: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_that_is_not_http_is_reported(
+    project: Path, answer: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     with server(lambda connection, _: connection.sendall(answer)) as (url, _):
         set_hook(project, url)
         assert not post(project, None, [], "why")

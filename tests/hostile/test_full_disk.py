@@ -75,7 +75,7 @@ def left_over(root: Path) -> list[Path]:
     [("build_model.order.json", ["--force"]), ("params.yaml", ["--set", "seed=18"]), ("", ["--set", "seed=18"])],
     ids=["the order of dvc.lock", "--set", "everything"],
 )
-def test_the_run_ends_with_one_message_and_the_hook_is_told(
+def test_the_run_ends_with_one_message_and_the_hook_gets_it(
     name: str, options: list[str], project: Path, hook: Hook, fill: Fill, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_one_message(name, ["--no-server", *options], project, hook, fill, capsys)
@@ -109,7 +109,7 @@ def check_one_message(
     assert left_over(project) == []
 
 
-def test_a_disk_that_is_full_when_dvc_lock_is_put_in_order_is_told_and_the_next_run_mends_it(
+def test_a_disk_that_is_full_when_dvc_lock_is_put_in_order_is_reported_and_the_next_run_mends_it(
     project: Path, hook: Hook, fill: Fill, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = (project / "dvc.lock").read_text(encoding="utf-8")

@@ -166,7 +166,7 @@ def test_descriptions_are_made_once(tiny_project: Path) -> None:
         load_params()
 
 
-def test_words_without_a_description_are_told_and_all_of_them_are_refused(
+def test_words_without_a_description_are_listed_and_all_are_refused(
     tiny_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add()

@@ -128,7 +128,7 @@ def test_every_format_is_accepted_with_its_types(dataset_format: str, tiny_proje
         ("margins", None, changed("margins", margin="wide"), "margin 'wide': is not a number"),
     ],
 )
-def test_bad_rows_are_told_with_what_is_allowed(
+def test_bad_rows_are_reported_with_what_is_allowed(
     dataset_format: str,
     loss: str | None,
     rows: list[dict[str, Any]],

@@ -70,7 +70,7 @@ def second_run(first_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return root
 
 
-def test_the_first_run_reports_each_token_with_its_pieces_and_texts(first_run: Path) -> None:
+def test_the_first_run_reports_each_token_with_its_subword_tokens_and_texts(first_run: Path) -> None:
     report = read(first_run / "extended_first" / "report.json")
     tokens = read(first_run / "extended_first" / "tokens.json")
     assert [entry["text"] for entry in report["tokens"]] == FIRST

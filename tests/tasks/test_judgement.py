@@ -1,6 +1,7 @@
 """Refused rows take part in nothing, repeats are dropped and counted, faults are reported before the Data Docs."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -160,7 +161,7 @@ def test_one_text_with_two_embeddings_is_a_contradiction_unless_they_differ_by_r
     assert judged().repeated == {"own": 1}
 
 
-def test_all_classes_of_faults_of_all_files_are_told_in_one_go(
+def test_all_kinds_of_faults_of_all_files_are_reported_at_once(
     tiny_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     append("terms.csv", b"caf\xe9,b,c", "a,b,c,d", *(f"a dog {number},,x" for number in range(20)), "x\0y,b,c")()
@@ -305,7 +306,12 @@ def test_great_expectations_shows_what_was_judged(tmp_path: Path) -> None:
             expected = list(rule.failures(TABLE).index)
             assert expected or where, rule
             assert result.result["unexpected_index_list"] == expected, rule
-    assert (tmp_path / "site" / "index.html").is_file()
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert tmp_path / "site" / "index.html" in pages
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert "Content-Security-Policy" in text and ".breadcrumb" in text
+        assert not re.findall(r'(?:src|href)="(?:https?:)?//|<script|url\(', text), page
 
 
 BEFORE_DATA_DOCS = """
@@ -333,7 +339,7 @@ EARLY_FAULTS: list[tuple[Callable[[], object], str]] = [
 ]
 
 
-def test_a_fault_is_told_before_anything_slow_is_imported(
+def test_a_fault_is_reported_before_anything_slow_is_imported(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roots = [tmp_path / str(number) for number in range(len(EARLY_FAULTS))]

@@ -87,7 +87,7 @@ def test_the_first_model_that_beats_the_base_becomes_champion(make: Make) -> Non
 
 
 @pytest.mark.parametrize(("gain", "drop", "unmet"), [(0.0, 0.0, "gain over the base"), (5.0, 0.02, "retention drop")])
-def test_a_model_that_misses_a_gate_stays_challenger_and_is_told_so(
+def test_a_model_that_misses_a_gate_stays_challenger_and_is_reported_so(
     make: Make, caplog: pytest.LogCaptureFixture, gain: float, drop: float, unmet: str
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -217,7 +217,7 @@ def test_a_worse_model_does_not_take_over(make: Make) -> None:
     assert first.digest_at(PREVIOUS_CHAMPION) is None
 
 
-def test_a_model_that_is_worse_by_chance_takes_over_and_the_interval_is_told(make: Make) -> None:
+def test_a_model_that_is_worse_by_chance_takes_over_and_the_interval_is_reported(make: Make) -> None:
     first, second = make("first", gain=5.0), make("second", gain=4.5, noise=(-9.0, 9.0, -8.0, 8.0))
     first.register()
     second.register()
@@ -228,7 +228,7 @@ def test_a_model_that_is_worse_by_chance_takes_over_and_the_interval_is_told(mak
     assert gate["note"] == "recorded on the same items"
 
 
-def test_a_champion_that_was_asked_other_items_is_asked_todays(make: Make) -> None:
+def test_a_champion_scored_on_other_items_is_scored_on_todays(make: Make) -> None:
     first, second = make("first", gain=5.0), make("second", gain=9.0, items="of the doctor")
     first.register()
     second.register()
@@ -262,7 +262,7 @@ def test_a_champion_whose_files_are_lost_is_no_reason_to_promote(make: Make) -> 
     assert "could not be compared" in gate["note"]
 
 
-def test_a_champion_of_another_width_is_told_of(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_champion_of_another_width_is_reported(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     first, second = make("first", gain=5.0), make("second", gain=9.0)
     first.register()
     connect().set_model_version_tag(first.name, "1", "embedding_width", "768")
@@ -286,7 +286,7 @@ def test_a_model_that_costs_too_much_stays_challenger(make: Make) -> None:
     assert "as timed" in unmet[0]["note"]
 
 
-def test_the_cost_of_a_model_that_was_not_timed_here_is_told_by_its_tokens(make: Make) -> None:
+def test_the_cost_of_a_model_that_was_not_timed_here_is_given_in_tokens(make: Make) -> None:
     made = make("first")
     SPEED.parent.mkdir()
     write_json(SPEED, {"ratio": 0.5, "merged_digest": "another"})
@@ -336,7 +336,7 @@ def test_a_champion_that_never_read_these_texts_reads_them_now(make: Make, name:
     assert figure is None or gate["figure"] < figure
 
 
-def test_a_champion_has_its_fidelity_measured_anew_over_the_same_base(make: Make, tiny_base: Path) -> None:
+def test_a_champion_has_its_fidelity_measured_again_over_the_same_base(make: Make, tiny_base: Path) -> None:
     first, second = make("first", items="of a dog"), make("second", items="of the doctor")
     identity = asdict(identify_base(tiny_base, BaseParams(model=str(tiny_base)), str(tiny_base)))
     for made in (first, second):
@@ -376,7 +376,7 @@ FORMATS = {"terms": "pairs", "relations": "triples"}
 
 
 @pytest.mark.parametrize("metric", ["link_mrr", "link_hits@1", "mrr", "recall@3"])
-def test_a_champion_is_asked_todays_triples(make: Make, metric: str) -> None:
+def test_a_champion_is_scored_on_todays_triples(make: Make, metric: str) -> None:
     first = make("first")
     first.register()
     second = make("second", items="of the doctor")
@@ -390,7 +390,7 @@ def test_a_champion_is_asked_todays_triples(make: Make, metric: str) -> None:
     assert first.digest_at(CHAMPION) == first.digest
 
 
-def test_a_champion_is_asked_todays_benchmark(make: Make) -> None:
+def test_a_champion_is_scored_on_todays_benchmark(make: Make) -> None:
     first = make("first")
     first.register()
     second = make("second")
@@ -410,7 +410,7 @@ def test_a_list_of_no_benchmarks_makes_no_other_items(make: Make) -> None:
     assert items_digest(made.root / "data" / "datasets") == before
 
 
-def test_a_run_without_a_benefit_is_promoted_and_says_that_none_was_asked_for(make: Make) -> None:
+def test_a_run_without_a_benefit_is_promoted_and_says_that_none_was_required(make: Make) -> None:
     first, second = make("first", gain=-5.0), make("second", gain=-6.0)
     for made in (first, second):
         made.register(benefit(None))
@@ -442,7 +442,7 @@ def test_a_gain_by_chance_makes_no_champion_and_every_place_says_how_many_items_
     assert said in caplog.text
 
 
-def test_a_first_champion_that_was_asked_no_evidence_says_so_for_ever(make: Make) -> None:
+def test_a_first_champion_promoted_without_evidence_keeps_saying_so(make: Make) -> None:
     any_first = GATES.model_copy(update={"first_champion": "any"})
     first, second = make("first", **CHANCE), make("second", **CHANCE)
     for _ in range(2):
@@ -568,7 +568,7 @@ def test_a_benefit_that_was_not_measured_is_not_shown(make: Make) -> None:
     assert "terms.no_new_word.mrr" in gate["note"]
 
 
-def test_a_run_holds_figures_parameters_and_curve(make: Make) -> None:
+def test_a_run_has_metrics_parameters_and_curve(make: Make) -> None:
     made = make("first")
     made.register()
     client = connect()
@@ -623,8 +623,9 @@ def test_a_report_becomes_an_artifact_of_the_versions_run_and_a_later_one_takes_
     path = tmp_path / "report.html"
     for content in ("of one run", "of the next"):
         path.write_text(content, encoding="utf-8")
-        log_report(client, made.name, 1, path)
-        assert Path(client.download_artifacts(run_id, "report.html")).read_text(encoding="utf-8") == content
+        log_report(client, made.name, 1, path, plots={"gains": f"<svg>{content}</svg>"})
+        for artifact, text in (("report.html", content), ("plots/gains.svg", f"<svg>{content}</svg>")):
+            assert Path(client.download_artifacts(run_id, artifact)).read_text(encoding="utf-8") == text
 
 
 def test_a_report_for_a_version_that_is_not_there_is_a_clear_error(make: Make, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def candidate_of(merged: Path, trust: bool) -> Candidate:
 
 
 @pytest.mark.parametrize("trust", [False, True])
-def test_a_champion_with_other_code_is_told_and_not_run(
+def test_a_champion_with_other_code_is_reported_and_not_run(
     trusted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: bool
 ) -> None:
     champion = Path(shutil.copytree(trusted / MERGED, tmp_path / "champion"))

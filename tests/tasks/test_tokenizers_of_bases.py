@@ -52,7 +52,7 @@ def xlm_roberta(tmp_path: Path) -> Path:
     return tmp_path / "xlm"
 
 
-def test_pieces_are_those_of_the_tokenizer_that_the_model_uses(xlm_roberta: Path) -> None:
+def test_subword_tokens_are_those_of_the_tokenizer_that_the_model_uses(xlm_roberta: Path) -> None:
     used = load_tokenizer(xlm_roberta)
     text = f"the {LIGATURE}sh of a dog"
     expected = used(text, add_special_tokens=False)["input_ids"]

@@ -1,7 +1,7 @@
 """Tests against chance for tokens and relations, each with a stated false alarm rate.
 
 `matching` tests a whole vocabulary: do tokens match their own texts better than if the rows were assigned at random?
-`find_swaps` tests each token: does it score the texts of another token higher than its own?
+`find_swaps` tests each token: does it score the texts of another token higher than its own, as high as that token does?
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import norm, t
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+Booleans = np.ndarray[Any, np.dtype[np.bool_]]
 Indices = np.ndarray[Any, np.dtype[np.intp]]
 # 7! = 5,040 assignments. Above that, the normal approximation is used. At a level of 0.001 and 8 to 30 rows its false
 # alarm rate is 0.0004 to 0.0009 on average over matrices, and 0.0020 if some columns are near to every row.
@@ -20,6 +21,8 @@ EXACT_UP_TO = 7
 DIGITS = 9
 # Halfway between first (0) and chance (0.5).
 PLAUSIBLE_RANK = 0.25
+# Level of the test that a token scores its own texts higher than another does. A copy of its row fails it this often.
+KEPT_LEVEL = 0.05
 
 
 def relative_ranks(scores: Floats) -> Floats:
@@ -103,7 +106,8 @@ class Swaps:
     """How far tokens score another token's texts higher than their own.
 
     Attributes:
-        excess: (tokens,) standard errors by which a token scores the worst other token's texts higher than its own.
+        excess: (tokens,) standard errors by which a token scores the worst other token's texts higher than its own; at
+            most 0 for others that kept their texts.
         others: (tokens,) that other token.
         p_values: (tokens,) p-values of `excess`, corrected for all pairs.
         critical: the smallest significant excess.
@@ -119,8 +123,11 @@ class Swaps:
     power: float
 
 
-def find_swaps(blocks: Sequence[Floats], alpha: float) -> Swaps | None:
+def find_swaps(blocks: Sequence[Floats], alpha: float, taught: Booleans | None = None) -> Swaps | None:
     """Compare each token's scores on every other token's texts with those on its own, by t-tests with pooled variance.
+
+    A token with another's row scores that token's texts as high as that token does, or higher if the other has a wrong
+    row too. So another token that scores its own texts significantly higher kept them, and no swap is reported.
 
     A text that all tokens score high shows nothing, so the mean over tokens is subtracted from each text. The
     variance is that of the texts of one token, pooled over all tokens. Holm's correction keeps the probability of any
@@ -129,6 +136,8 @@ def find_swaps(blocks: Sequence[Floats], alpha: float) -> Swaps | None:
     Args:
         blocks: for each token the scores of its texts by every token, (texts, tokens); NaN leaves a token out.
         alpha: the false alarm rate.
+        taught: (tokens, tokens) whether training rows of one group hold both tokens, which teaches them to be near;
+            such a pair is not reported.
 
     Returns:
         None if no token has a second text, or there is only one token.
@@ -144,6 +153,10 @@ def find_swaps(blocks: Sequence[Floats], alpha: float) -> Swaps | None:
     errors = np.sqrt(variance * (1 / own_counts[:, None] + 1 / np.maximum(counts.T, 1)))
     others = ~np.eye(tokens, dtype=bool)
     excess = np.where(others & (counts.T > 0), _ratio(means.T - own[:, None], errors), -np.inf)
+    # (tokens, other tokens): the other token scores its own texts higher than the token does.
+    kept_errors = np.sqrt(2 * variance / np.maximum(counts.T, 1))
+    kept = _ratio(own[None, :] - means.T, kept_errors) > float(t.isf(KEPT_LEVEL, freedom))
+    excess = np.where(kept if taught is None else kept | taught, np.minimum(excess, 0.0), excess)
     critical = float(t.isf(alpha / (tokens * (tokens - 1)), freedom))
     elsewhere = (means.sum(axis=0) - own) / (tokens - 1)
     return Swaps(

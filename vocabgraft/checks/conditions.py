@@ -74,7 +74,7 @@ def own_classes(evidence: Evidence) -> str:
         return ""
     return (
         f"the model needs {', '.join(names)}, which a process without the project does not have; "
-        "register_model.gates.allow_own_modules decides on that"
+        "register_model.gates.allow_own_modules says whether it may become champion"
     )
 
 

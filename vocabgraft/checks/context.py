@@ -1,6 +1,6 @@
 """The evidence for the checks: the models of a run, loaded from disk, and probe texts."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import cycle, islice
@@ -132,6 +132,7 @@ class Evidence:
         probes: the probe texts.
         trained: whether anything was trained; otherwise rows are as distilled.
         training_texts: texts of the train splits and contexts.
+        training_rows: gives blocks of the train splits' rows: their groups, and each row's texts as one.
         triples: triples that test the relations' tokens.
         fresh: encodings by another process.
         params: the section `check_consistency`.
@@ -153,6 +154,7 @@ class Evidence:
     params: CheckConsistencyParams
     trust_remote_code: bool = False
     trained: bool = True
+    training_rows: Callable[[], Iterable[tuple[list[str], list[str]]]] = tuple
     _encoded: dict[tuple[Artifact, tuple[str, ...]], Embeddings] = field(default_factory=dict, init=False, repr=False)
 
     def model(self, artifact: Artifact) -> "SentenceTransformer":
@@ -191,6 +193,20 @@ class Evidence:
         return find_uses(self.training_texts, self.tokenizer, self.tokens)
 
     @cached_property
+    def taught_together(self) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """Whether training rows of one group hold both of two new tokens: (tokens, tokens)."""
+        places = {token_id: place for place, token_id in enumerate(self.new_ids)}
+        held: dict[str, set[int]] = {}
+        for groups, rows in self.training_rows():
+            found = new_ids_in(self.tokenizer(rows, verbose=False)["input_ids"], places)
+            for group, ids in zip(groups, found, strict=True):
+                held.setdefault(group, set()).update(places[token_id] for token_id in ids)
+        together = np.zeros((len(places), len(places)), dtype=bool)
+        for chosen in map(list, held.values()):
+            together[np.ix_(chosen, chosen)] = True
+        return together
+
+    @cached_property
     def sink_limits(self) -> SinkLimits:
         """The usual ratio of hidden activations of the base's own words, and the ratio of a sink."""
         return sink_limits(self.model("base"), self.new_ids)
@@ -221,6 +237,7 @@ def gather_evidence(
     triples: Sequence[HeldOutTriples],
     params: CheckConsistencyParams,
     trust_remote_code: bool = False,
+    training_rows: Callable[[], Iterable[tuple[list[str], list[str]]]] = tuple,
 ) -> Evidence:
     """Load everything from disk and choose the probes: the first distinct texts with and without a new token.
 
@@ -233,6 +250,8 @@ def gather_evidence(
         triples: triples of each dataset of triples.
         params: the section `check_consistency`.
         trust_remote_code: whether code in the folders runs.
+        training_rows: gives blocks of the train splits' rows: their groups, and each row's texts as one. Read only if
+            a check needs them.
 
     If a model does not load, or there is no text of a kind, the checks that need it fail and say so.
 
@@ -265,6 +284,7 @@ def gather_evidence(
         params=params,
         trust_remote_code=trust_remote_code,
         trained=training.get("examples", 1) > 0,
+        training_rows=training_rows,
     )
 
 

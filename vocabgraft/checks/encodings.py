@@ -298,9 +298,9 @@ def _maximum(found: Differences) -> float:
 
 
 def onnx_export(evidence: Evidence) -> Finding:
-    """Largest difference of the model exported to ONNX from the same in torch, both in float32.
+    """Largest difference between the ONNX export and the model in torch, both in float32.
 
-    A search for each held-out text must also find the same other texts.
+    A search with each probe text must also find the same texts.
     """
     model = _in_float32(evidence.model("merged"))
     size, few = evidence.params.batch_size, evidence.probes.few(FEWEST)
@@ -325,8 +325,8 @@ def onnx_export(evidence: Evidence) -> Finding:
     found = largest(differences, evidence.params.onnx_tolerance, 0.0)
     if agreement.nearest_kept >= NEAREST_KEPT:
         return found
-    lost = f"of the {len(searched)} texts, searches keep {agreement.nearest_kept:.3f} of the ten nearest"
-    return replace(found, holds=False, details=shown([f"{lost}, at least {NEAREST_KEPT} is allowed", *found.details]))
+    lost = f"searches with {len(searched)} texts keep {agreement.nearest_kept:.3f} of the ten nearest"
+    return replace(found, holds=False, details=shown([f"{lost}; needed: {NEAREST_KEPT}", *found.details]))
 
 
 def _in_float32(model: "SentenceTransformer") -> "SentenceTransformer":

@@ -44,7 +44,7 @@ class FreshProcess:
 
         Args:
             folder: folder of the model.
-            base: folder of the base, which shows the difference that another process makes to any model.
+            base: folder of the base, which shows how much another process changes any model's encodings.
             others: other folders that a service does not have.
             lists: lists of texts, each encoded separately.
             batch_size: batch size of the encoding.
@@ -122,7 +122,7 @@ class FreshProcess:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
-                return _failed(f"it took longer than {TIMEOUT_SECONDS} s and was ended")
+                return _failed(f"it took longer than {TIMEOUT_SECONDS} s and was stopped")
             result = Path(scratch.name) / "result.npz"
             if process.returncode or not result.is_file():
                 why = (output.strip() or "it printed nothing").splitlines()[-1]

@@ -3,12 +3,12 @@
 Each check is a test against chance with the false alarm rate `check_consistency.meaning_alpha`, however many tokens
 there are. A vocabulary fails as a whole if it is no better than chance. A single token fails only if it is worse than
 chance: it points away from its description, or scores another token's texts higher than its own. A token that is no
-better than chance is listed in a warning, because so is one in a thousand sound tokens.
+better than chance is only listed in a warning, because one in a thousand sound tokens is no better either.
 """
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.stats import norm
 
-from vocabgraft.checks.chance import PLAUSIBLE_RANK, Matching, find_swaps, matching, relative_ranks
+from vocabgraft.checks.chance import PLAUSIBLE_RANK, Booleans, Matching, Swaps, find_swaps, matching, relative_ranks
 from vocabgraft.checks.conditions import every_text_moves, trained_relations
 from vocabgraft.checks.context import Artifact, Evidence
 from vocabgraft.checks.result import SHOWN, Finding, TooFew, at_least, at_most, shown
@@ -46,7 +46,7 @@ def meaning_kept(evidence: Evidence) -> Finding | TooFew:
     A token has three meanings: the base's embedding of its text, its description, and the texts that use it. The
     others are the base's embeddings of the other tokens and of its own words, so that ranks are comparable for 3 tokens
     and for 3,000. A code whose text meant nothing may leave that meaning; a destroyed row is near none of the three. If
-    most tokens are near none, and were not before training either, the base does not distinguish meanings.
+    most tokens are near none, both before and after training, the base does not distinguish meanings.
     """
     tokens, limit = evidence.tokens, evidence.params.max_meaning_rank
     if not tokens:
@@ -113,7 +113,9 @@ def description_cosine(evidence: Evidence) -> Finding | TooFew:
     named = {place: f"{tokens[place].text}: {cosines[place]:.3f} to {tokens[place].description!r}" for place in order}
     low = [f"{named[place]}; {_nearest(evidence, tokens[place])}" for place in order if not cosines[place] >= limit]
     weak = [named[place] for place in order if limit <= cosines[place] <= ordinary]
-    return at_least(float(np.min(cosines)), limit, low, [f"{line}, which unrelated texts have too" for line in weak])
+    return at_least(
+        float(np.min(cosines)), limit, low, [f"{line}, no higher than for unrelated texts" for line in weak]
+    )
 
 
 def descriptions_told_apart(evidence: Evidence) -> Finding | TooFew:
@@ -138,7 +140,8 @@ def descriptions_told_apart(evidence: Evidence) -> Finding | TooFew:
 def swapped_tokens(evidence: Evidence) -> Finding | TooFew:
     """Standard errors by which a token, alone, is nearer to another token's texts than to its own.
 
-    Relations with triples are left out, because their triples show more.
+    Two tokens in training rows of one group are not compared: training brings such tokens near each other, and an
+    acronym near the words that explain it. Relations with triples are left out, because their triples show more.
     """
     alpha = evidence.params.meaning_alpha
     relations = {relation_token(name) for triples in evidence.triples for name in triples.relations}
@@ -147,7 +150,9 @@ def swapped_tokens(evidence: Evidence) -> Finding | TooFew:
     ends = np.cumsum([len(evidence.uses[token.id]) for token in tokens])[:-1]
     alone = _unit(evidence.encode("merged", [token.text for token in tokens]))
     blocks = [texts @ alone.T for texts in np.split(_read(evidence, uses), ends)] if tokens else []
-    return _none_swapped(dict(zip([token.text for token in tokens], blocks, strict=True)), "texts", alpha)
+    scores = dict(zip([token.text for token in tokens], blocks, strict=True))
+    chosen = [evidence.new_ids.index(token.id) for token in tokens]
+    return _none_swapped(scores, "texts", alpha, lambda: evidence.taught_together[np.ix_(chosen, chosen)])
 
 
 def relations_told_apart(evidence: Evidence) -> Finding | TooFew:
@@ -218,13 +223,16 @@ def _judged(found: Matching, of: str, weak: Sequence[str]) -> Finding | TooFew:
     )
 
 
-def _none_swapped(scores: Mapping[str, Floats], texts: str, alpha: float) -> Finding | TooFew:
-    """Test that no token scores another's texts significantly higher than its own.
+def _none_swapped(
+    scores: Mapping[str, Floats], texts: str, alpha: float, taught: Callable[[], Booleans] | None = None
+) -> Finding | TooFew:
+    """Test that no token scores another's texts significantly higher than its own, as one with its row would.
 
     Args:
         scores: for each token the scores of its texts by every token, in the same order: (texts, tokens).
         texts: the word for texts in messages.
         alpha: the false alarm rate.
+        taught: computes which pairs of tokens are in rows of one group, (tokens, tokens); only called if it matters.
     """
     tokens, blocks = list(scores), list(scores.values())
     of = f"{len(tokens)} tokens with {sum(map(len, blocks))} {texts}"
@@ -232,8 +240,16 @@ def _none_swapped(scores: Mapping[str, Floats], texts: str, alpha: float) -> Fin
         return at_most(math.nan, 0)
     found = find_swaps(blocks, alpha)
     if found is None:
-        return TooFew(f"{of}; it needs 2 tokens, one of them with 2 {texts}")
-    weak = [
+        return TooFew(f"{of}; needed: 2 tokens, one of them with 2 {texts}")
+    learned: list[str] = []
+    if taught and (found.p_values <= alpha).any():
+        seen, found = found, find_swaps(blocks, alpha, taught()) or found
+        learned = [
+            f"{line}; training rows of one group hold both"
+            for place, line in _swapped(seen, tokens, texts, alpha).items()
+            if found.p_values[place] > alpha
+        ]
+    weak = learned + [
         f"{token}: scores its own {texts} no higher than those of others"
         for token, p_value in zip(tokens, found.own_p_values.tolist(), strict=True)
         if p_value > alpha
@@ -242,15 +258,20 @@ def _none_swapped(scores: Mapping[str, Floats], texts: str, alpha: float) -> Fin
     worst = float(found.excess.max())
     if worst < found.critical and found.power < LEAST_POWER:
         return TooFew(f"{of}: {power}", worst, shown(weak))
-    swapped = [
-        f"{tokens[place]} is nearer to the {texts} of {tokens[found.others[place]]} than to its own "
-        f"by {found.excess[place]:.1f} standard errors"
-        for place in np.argsort(-found.excess).tolist()
-        if found.p_values[place] <= alpha
-    ]
+    swapped = list(_swapped(found, tokens, texts, alpha).values())
     judged = zip(tokens, found.excess.tolist(), found.p_values.tolist(), strict=True)
     by_token = {token: (excess, p_value > alpha) for token, excess, p_value in judged if math.isfinite(excess)}
     return replace(at_most(worst, found.critical, swapped or [f"{of}; {power}"], weak), by_token=by_token)
+
+
+def _swapped(found: Swaps, tokens: Sequence[str], texts: str, alpha: float) -> dict[int, str]:
+    """A line for each significant token by its index, the largest excess first."""
+    return {
+        place: f"{tokens[place]} is nearer to the {texts} of {tokens[found.others[place]]} than to its own "
+        f"by {found.excess[place]:.1f} standard errors"
+        for place in np.argsort(-found.excess).tolist()
+        if found.p_values[place] <= alpha
+    }
 
 
 def _worst(found: Sequence[Finding | TooFew]) -> Finding | TooFew:

@@ -106,7 +106,7 @@ CHECKS: tuple[CheckEntry, ...] = (
         "rows",
         "training and merging left the base's own rows unchanged, bit for bit",
         unless=when.all_trained,
-        remedy="Run merge_adapter again; if it fails again, something but the new rows was trained.",
+        remedy="Run merge_adapter again; if it fails again, something other than the new rows was trained.",
     ),
     CheckEntry(
         rows.new_rows_finite,
@@ -164,7 +164,7 @@ CHECKS: tuple[CheckEntry, ...] = (
         "segmentation",
         "every new token is one id and decodes to itself",
         setting="validate_data.vocabulary",
-        remedy="Drop or respell the tokens named: the tokenizer changes their text before it matches them.",
+        remedy="Drop or respell the named tokens: the tokenizer changes their text before it matches them.",
     ),
     CheckEntry(
         segmentation.sizes_agree,
@@ -189,13 +189,13 @@ CHECKS: tuple[CheckEntry, ...] = (
         "segmentation",
         "decoding with skip_special_tokens keeps new tokens and drops the base's special ones",
         setting="validate_data.vocabulary",
-        remedy="Give the tokens named the kind that fits them: special is for relations and markers.",
+        remedy="Give the named tokens the kind that fits them: special is for relations and markers.",
     ),
     CheckEntry(
         encodings.artifacts_load,
         "encodings",
         "every artifact of the run loads as a model",
-        remedy="Run the stage that writes the folder named again.",
+        remedy="Run the stage that writes the named folder again.",
     ),
     CheckEntry(
         encodings.untouched_texts,
@@ -299,7 +299,7 @@ CHECKS: tuple[CheckEntry, ...] = (
         "meaning",
         "no new token lost its meaning: it is near its old subword tokens, its description or the texts that use it",
         setting="check_consistency.max_meaning_rank",
-        remedy="Add texts that use the tokens named, or lower rows_learning_rate.",
+        remedy="Add texts that use the named tokens, or lower rows_learning_rate.",
     ),
     CheckEntry(
         meaning.description_cosine,
@@ -307,7 +307,7 @@ CHECKS: tuple[CheckEntry, ...] = (
         "no new token points away from its description",
         unless=when.none_described,
         setting="check_consistency.meaning_alpha",
-        remedy="Add texts that use the tokens named, correct their descriptions, or lower rows_learning_rate.",
+        remedy="Add texts that use the named tokens, correct their descriptions, or lower rows_learning_rate.",
     ),
     CheckEntry(
         meaning.descriptions_told_apart,

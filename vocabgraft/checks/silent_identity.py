@@ -41,7 +41,7 @@ def trained_differs(evidence: Evidence) -> Finding:
 
 
 def adapter_moved(evidence: Evidence) -> Finding:
-    """Weights of the loaded adapter with their initial values, including rows and custom modules.
+    """Weights of the loaded adapter that still have their initial values, rows and custom modules included.
 
     A fresh adapter of the same configuration is made over the resized base. Its random weights never equal trained
     ones. Weights that start from fixed values (LoRA's B from zeros, a row from itself) show whether they were trained

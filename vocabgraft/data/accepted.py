@@ -1,6 +1,6 @@
 """Reads the data that `validate_data` accepted."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -67,11 +67,20 @@ class AcceptedDataset:
         """The texts of a split in blocks of rows, so that a file of any size fits into memory."""
         with pq.ParquetFile(self.path(split)) as file:
             for batch in file.iter_batches(ROWS_AT_ONCE):
-                yield self._texts(batch.to_pydict())
+                yield [text for row in self._row_texts(batch.to_pydict()) for text in row]
+
+    def row_blocks(self, split: Split) -> Iterator[tuple[list[str], list[str]]]:
+        """Blocks of rows: the group of each, as in `groups`, and its texts as one."""
+        with pq.ParquetFile(self.path(split)) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE):
+                columns = batch.to_pydict()
+                yield self._groups(columns), [" ".join(row) for row in self._row_texts(columns)]
 
     def groups(self, split: Split) -> list[str]:
         """The group of each row: its `group`, or else its first text."""
-        columns = self.columns(split)
+        return self._groups(self.columns(split))
+
+    def _groups(self, columns: Mapping[str, list[Any]]) -> list[str]:
         own = columns[COLUMNS[self.format][0]]
         return [group or text for group, text in zip(columns.get("group", own), own, strict=True)]
 
@@ -83,11 +92,11 @@ class AcceptedDataset:
             for head, relation, tail in zip(columns["head"], columns["relation"], columns["tail"], strict=True)
         ]
 
-    def _texts(self, columns: Mapping[str, list[Any]]) -> list[str]:
+    def _row_texts(self, columns: Mapping[str, list[Any]]) -> Iterable[tuple[str, ...]]:
         if self.format == "triples":
-            return [text for pair in self._pairs(columns) for text in pair]
+            return self._pairs(columns)
         names = [*text_columns(self.format), *(name for name in MORE_NEGATIVES if name in columns)]
-        return [text for row in zip(*(columns[name] for name in names), strict=True) for text in row]
+        return zip(*(columns[name] for name in names), strict=True)
 
 
 def fill_template(template: str, head: str, relation: str) -> str:

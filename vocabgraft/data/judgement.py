@@ -333,7 +333,7 @@ def shorten(value: Any) -> str:
 
 
 def told_first(refusals: Sequence[Refusal], most: int) -> list[tuple[Refusal, int]]:
-    """The first refusals of every kind, in order, each with the number of further ones that it stands for.
+    """The first refusals of every kind, in order, each with the number of further ones of its kind.
 
     Args:
         refusals: all refusals.

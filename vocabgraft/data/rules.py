@@ -181,7 +181,7 @@ def vocabulary_rules(max_token_characters: int) -> list[Rule]:
         _rule(
             "hides",
             Empty(),
-            "hides the base's token {value} in texts that contain only part of it; make it a symbol or take it out",
+            "hides the base's token {value} in texts with only a part of the word; make it a symbol or take it out",
             "token",
         ),
         _rule(
@@ -210,7 +210,7 @@ def collision_rules() -> list[Rule]:
 
 
 def uses_rule(params: ValidateDataParams) -> Rule:
-    """The rule for the number of texts that use a new word; without `min_uses` any number will do."""
+    """The rule for the number of texts that use a new word; without `min_uses` any number is allowed."""
     return _rule(
         "uses",
         Between(least=params.min_uses if params.min_uses > 1 else 0),
@@ -292,7 +292,8 @@ def example_rules(
 def comparison_rules(dataset: DatasetParams) -> list[Rule]:
     """Rules for examples compared with each other."""
     first = COLUMNS[dataset.format][0]
-    leaks = _rule("leaks_from", Empty(), "leaks: one of its texts is also held out, in {value}", first)
+    reason = "leaks: one of its texts is also in {value}, which is held out; take the row out"
+    leaks = _rule("leaks_from", Empty(), reason, first)
     contradictions: dict[Format, Rule] = {
         "triples": _rule(
             "contradicts",
@@ -358,14 +359,16 @@ def _of_triples(known_tokens: Sequence[str] | None) -> list[Rule]:
 
 
 def _of_scores(dataset: DatasetParams) -> list[Rule]:
-    # The other losses only compare scores with each other, so any numbers will do.
+    # The other losses only compare scores with each other, so any number is allowed.
     is_cosine = dataset.chosen_loss.name == "CosineSimilarityLoss"
     return _number("score", *((-1, 1) if is_cosine else (None, None)))
 
 
 def _of_labels(dataset: DatasetParams, frame: pd.DataFrame) -> list[Rule]:
     highest = _highest_label(dataset, frame)
-    allowed = "a whole number from 0" + ("" if highest is None else f" to {highest} ({dataset.chosen_loss.name})")
+    allowed = "a whole number, 0 or more"
+    if highest is not None:
+        allowed = f"a whole number from 0 to {highest} ({dataset.chosen_loss.name})"
     whole = _rule("label", Matches(r"^\s*[+-]?\d+(\.0*)?\s*$", wanted=True), f"is not a label; allowed: {allowed}")
     return [*_number("label", 0, highest, allowed), whole]
 
@@ -416,5 +419,5 @@ def _same_text() -> Rule:
 
 
 def _same_negative() -> Rule:
-    reason = "is a negative that equals the text that it should differ from; take it out"
+    reason = "is a negative that equals the text it should differ from; take the row out"
     return _rule("same_negative", OneOf((False,)), reason, "negative")

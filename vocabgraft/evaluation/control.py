@@ -66,8 +66,8 @@ def _advice(whole: Sequence[dict[str, Any]], recompute: dict[str, float | None])
     advice = []
     if ahead:
         advice.append(
-            f"the control without new words is better on {', '.join(ahead)}; add new words only for what the control "
-            f"lacks: {reasons}"
+            f"the control without new words is better on {', '.join(ahead)}; new words are then worth adding only for "
+            f"what the control lacks: {reasons}"
         )
     if leading:
         advice.append(f"with the new words the model is better than an adapter without them on {', '.join(leading)}")

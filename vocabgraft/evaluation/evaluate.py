@@ -163,8 +163,8 @@ def _subjects(
 def item_columns(measurements: Sequence[Measurement]) -> dict[str, list[Any]]:
     """The held-out items of every metric with one column of values per model, as paired tests need them.
 
-    Values of metrics in percent are shares of 1 (the reciprocal rank, 1 for a hit), values of items with a `score` are
-    similarities, and others are unchanged (a cosine, a number of tokens). A missing value is None.
+    A metric in percent is stored as a share of 1 (the reciprocal rank, 1 for a hit). The value of an item with a
+    `score` is a similarity. Others are unchanged (a cosine, a number of tokens). A missing value is None.
     """
     columns: dict[str, list[Any]] = {}
     models = list(dict.fromkeys(name for entry in measurements for name in entry.values))

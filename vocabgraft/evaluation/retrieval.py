@@ -150,7 +150,7 @@ def measure_links(
 ) -> list[Measurement]:
     """Filtered link prediction of the test triples among all entities, heads and tails of every split.
 
-    The entity in the question is not a candidate: a question is nearest to its own head, so no answer would ever rank
+    The entity in the question is not a candidate: a question is nearest to its own head, so an answer could never rank
     first.
 
     Args:

@@ -89,7 +89,7 @@ def parts_of(model: "SentenceTransformer") -> Parts:
         raise _not_covered(f"{len(pooling)} modules of type Pooling; exactly one is")
     (place,) = pooling
     if not modules[place].include_prompt:
-        raise _not_covered("a Pooling that leaves out the prompt's tokens: the graph cannot tell which they are")
+        raise _not_covered("a Pooling that leaves out the prompt's tokens: the graph cannot identify them")
     return Parts(tuple(modules[:place]), tuple(modules[place:]), tuple(children)[1:place])
 
 

@@ -1,4 +1,4 @@
-"""Weights missing from a model's file, such as the pooler of a masked language model: each load draws them anew."""
+"""Weights missing from a model's file, such as the pooler of a masked language model; each load draws them again."""
 
 from collections.abc import Sequence
 from pathlib import Path

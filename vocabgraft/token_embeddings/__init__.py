@@ -1,1 +1,1 @@
-"""The embedding rows of new tokens: initialization, distillation, attention sinks, training."""
+"""The embedding rows of new tokens: initialization, distillation, attention sinks, and the lookup of trainable rows."""

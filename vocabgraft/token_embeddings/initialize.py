@@ -16,6 +16,8 @@ from vocabgraft.tokens.tokenizer import ExtendedToken
 NEAREST = 10
 # Cosines to the nearest rows are similar; undivided, sparsemax would weight all of them equally.
 TEMPERATURE = 0.1
+# Relative, of a mean in float32.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,14 @@ def subword_mean(start: Start) -> torch.Tensor:
 
     A word or symbol that the base reads only as unknown also uses its description.
     """
-    return torch.stack([_mean_row(start, token, ("pieces", "description_pieces")) for token in start.tokens])
+    rows = [_mean_row(start, token, ("pieces", "description_pieces")) for token in start.tokens]
+    return _as_long_as_old_rows(torch.stack(rows), start.weight)
 
 
 def description_mean(start: Start) -> torch.Tensor:
     """The mean row of the description's subword tokens; of the token's own if it has no description."""
-    return torch.stack([_mean_row(start, token, ("description_pieces", "pieces")) for token in start.tokens])
+    rows = [_mean_row(start, token, ("description_pieces", "pieces")) for token in start.tokens]
+    return _as_long_as_old_rows(torch.stack(rows), start.weight)
 
 
 def similar_tokens(start: Start) -> torch.Tensor:
@@ -107,7 +111,8 @@ def similar_tokens(start: Start) -> torch.Tensor:
     unit = torch.nn.functional.normalize(weight, dim=1)
     means = torch.nn.functional.normalize(subword_mean(start), dim=1)
     cosines, nearest = (means @ unit.T).topk(min(NEAREST, weight.shape[0]), dim=1)
-    return (_sparsemax(cosines / TEMPERATURE).unsqueeze(-1) * weight[nearest]).sum(dim=1)
+    mixed = (_sparsemax(cosines / TEMPERATURE).unsqueeze(-1) * weight[nearest]).sum(dim=1)
+    return _as_long_as_old_rows(mixed, start.weight)
 
 
 METHODS: dict[str, Callable[[Start], torch.Tensor]] = {
@@ -128,6 +133,30 @@ def _mean_row(start: Start, token: ExtendedToken, sources: tuple[str, str]) -> t
     raise VocabgraftError(
         f"token {token.text!r} has no subword token that the base can read and no description; add a description"
     )
+
+
+def _as_long_as_old_rows(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Rows shorter than every old row get the median length of old rows; the others stay as they are.
+
+    A mean of k embeddings is about 1/sqrt(k) as long as one, so that in a base whose embeddings have nearly one length,
+    such as multilingual-e5, it is shorter than any that the layers above were trained on. Elsewhere the shorter mean is
+    the better start: in all-MiniLM-L6-v2 (lengths 0.24 to 1.69), 60 words start at a fidelity of 0.890 as means and of
+    0.875 at the median length, and reach 0.920 and 0.905 after one epoch of distillation.
+
+    Args:
+        rows: (tokens, width).
+        weight: the base's input embeddings, (vocabulary, width).
+    """
+    old = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
+    # A padding token's row may be zeros.
+    old = old[old > 0]
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float32)
+    if not len(old):
+        return rows
+    # The mean of equal rows may be shorter by a rounding error.
+    short = lengths < old.min() * (1 - ROUNDING)
+    scaled = rows * (old.median() / lengths.clamp(min=torch.finfo(torch.float32).tiny))
+    return torch.where(short, scaled, rows)
 
 
 def _sparsemax(scores: torch.Tensor) -> torch.Tensor:

@@ -154,15 +154,13 @@ def own_words(model: "SentenceTransformer", new_ids: set[int], most: int) -> tup
 class RowGuard:
     """Keeps each new token's row sound while an optimizer trains the rows.
 
-    With `still`, a row moves only in steps whose batch contains its token. Otherwise Adam's momentum keeps moving the
-    row of a rare word for dozens of steps after each of its texts, in total by more than the row's own length (torch's
-    SparseAdam leaves such rows alone for the same reason). On an ontology with 414 words the rows moved by a median of
-    0.96 that way, at a length of 1.13, and by 0.16 with `still`. docs/benchmarks.md has what it costs in MRR.
-
-    No row becomes longer than the longest of the base's own rows.
-
     Every `LOOK_EVERY` steps the rows are checked. A row that became an attention sink is reset to its last safe value,
     and its steps are halved from then on; after `MOST_SET_BACK` resets it no longer moves.
+
+    Two bounds hold at every step. No row becomes longer than the longest of the base's own rows. No row moves further
+    from its start than `most_moved` times the length of its start or, if larger, the mean length of the base's own
+    rows: Adam's momentum keeps moving the row of a rare word for dozens of steps after each of its texts, and such a
+    word may lose its meaning. docs/benchmarks.md compares bounds.
     """
 
     LOOK_EVERY = 10
@@ -174,7 +172,7 @@ class RowGuard:
         token_ids: Sequence[int],
         texts: Sequence[str],
         rows: torch.nn.Parameter,
-        still: bool = True,
+        most_moved: float = 0.75,
     ) -> None:
         """Measure the limits on the current model, and keep the rows.
 
@@ -183,9 +181,8 @@ class RowGuard:
             token_ids: of the rows, in order.
             texts: of the tokens.
             rows: the trained parameter, (tokens, width), changed in place.
-            still: whether rows without a gradient stay unchanged.
+            most_moved: the largest distance of a row from its start, in lengths of the start (or of a mean row).
         """
-        self.still = still
         self.model, self.rows = model, rows
         self.limits = sink_limits(model, token_ids)
         self.often = SinkProbe.of(model, token_ids, texts, ALONE)
@@ -196,7 +193,10 @@ class RowGuard:
         self.set_back = torch.zeros(len(token_ids), dtype=torch.long, device=rows.device)
         self.texts, self.steps = list(texts), 0
         # Slightly inside the limit, so that rounding cannot carry a row over it.
-        self.longest = longest_row(model, token_ids) * (1 - 1e-6)
+        mean, longest = own_row_lengths(model, token_ids)
+        self.longest = longest * (1 - 1e-6)
+        self.most_moved, self.mean = most_moved, mean
+        self.radius = self._radius()
         self._before = self.start
 
     @contextmanager
@@ -215,17 +215,23 @@ class RowGuard:
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Undo the step of rows without a gradient, shorten the step of rows that were reset, bound the length."""
-        rates = self.rates
-        if self.still and self.rows.grad is not None:
-            rates = torch.where((self.rows.grad != 0).any(dim=1, keepdim=True), rates, torch.zeros(()))
-        changed = (rates != 1)[:, 0]
-        self.rows[changed] = self._before[changed] + rates[changed] * (self.rows[changed] - self._before[changed])
+        """Shorten the step of rows that were reset, then bound the distance from the start and the length."""
+        reset = (self.rates != 1)[:, 0]
+        self.rows[reset] = self._before[reset] + self.rates[reset] * (self.rows[reset] - self._before[reset])
+        moved = self.rows - self.start
+        distances = moved.norm(dim=1, keepdim=True)
+        far = (distances > self.radius)[:, 0]
+        self.rows[far] = self.start[far] + moved[far] * (self.radius / distances)[far]
         lengths = self.rows.norm(dim=1, keepdim=True)
         long = (lengths > self.longest)[:, 0]
         # A row that started longer may keep its length, but not grow.
         limits = self._before.norm(dim=1, keepdim=True).clamp(min=self.longest)
         self.rows[long] *= (limits / lengths).clamp(max=1)[long]
+
+    def _radius(self) -> torch.Tensor:
+        # Rows that start as small noise, as transformers initializes them, need room too.
+        lengths: torch.Tensor = self.start.norm(dim=1, keepdim=True)
+        return self.most_moved * lengths.clamp(min=self.mean)
 
     def look(self, optimizer: Any) -> None:
         """Reset every row that is a sink, and keep the others as safe."""
@@ -273,16 +279,18 @@ class RowGuard:
         self.start, self.safe, self.rates, self.set_back = (
             state[name].to(self.rows.device) for name in ("start", "safe", "rates", "set_back")
         )
+        self.radius = self._radius()
 
 
-def longest_row(model: "SentenceTransformer", token_ids: Sequence[int]) -> float:
-    """The length of the longest input embedding among the base's own tokens."""
+def own_row_lengths(model: "SentenceTransformer", token_ids: Sequence[int]) -> tuple[float, float]:
+    """The mean and the largest length of the input embeddings of the base's own tokens."""
     embeddings = model[0].auto_model.get_input_embeddings()
     new, count = set(token_ids), min(model[0].auto_model.config.vocab_size, len(model.tokenizer))
     old = [token_id for token_id in range(count) if token_id not in new]
-    longest = 0.0
+    total, longest = 0.0, 0.0
     with torch.no_grad():
         for start in range(0, len(old), ROWS_AT_ONCE):
             ids = torch.tensor(old[start : start + ROWS_AT_ONCE], device=model.device)
-            longest = max(longest, float(embeddings(ids).float().norm(dim=1).max()))
-    return longest
+            lengths = embeddings(ids).float().norm(dim=1)
+            total, longest = total + float(lengths.sum()), max(longest, float(lengths.max()))
+    return total / max(len(old), 1), longest

@@ -24,8 +24,8 @@ class TokenRows(nn.Module):
     """An embedding with a few rows replaced by trainable ones.
 
     The cost of forward and backward depends only on the batch: no copy of the matrix, no dense gradient, no
-        data-dependent
-    shape. Trainable rows replace the frozen ones (no delta), so their value does not depend on the frozen matrix.
+    data-dependent shape. Trainable rows replace the frozen ones (no delta), so their value does not depend on the
+    frozen matrix.
     """
 
     def __init__(self, embedding: nn.Embedding, token_ids: Sequence[int], rows: torch.Tensor) -> None:

@@ -174,8 +174,8 @@ def rewritten(base: "Tokenizer", text: str) -> str | None:
     """The normalized form of an unstable text, which as a special token would match few texts; None if it is stable.
 
     A special token is matched before the base normalizes, so case, accents and spaces do not matter: an uncased base
-    may have `<|IsA|>`. But characters that Unicode composes, or that the base removes or replaces (a zero-width space,
-    a fullwidth sign), look like others and are written in more than one way.
+    may have `<|IsA|>`. A text is unstable if it has characters that Unicode composes, or that the base removes or
+    replaces (a zero-width space, a fullwidth sign): other texts that look the same have other characters.
     """
     if (composed := unicodedata.normalize("NFC", text)) != text:
         return composed
@@ -399,7 +399,7 @@ def why_not_addable(
     elif token.kind == "special" and (read := rewritten(base, token.text)) is not None:
         problem = f"is a special token that normalization turns into {read!r}; spell it with plain characters"
     elif (hidden := hidden_by(base, added, token)) is not None:
-        problem = f"hides the base's {hidden!r} in texts with only a part of it; make it a symbol or take it out"
+        problem = f"hides the base's {hidden!r} in texts with only a part of the word; make it a symbol or take it out"
     elif not starts and (token.kind == "special" or not readable(base, pieces)):
         problem = f"has no subword token to start from and the description {token.description!r}; describe it in words"
     else:

@@ -18,15 +18,15 @@ REMEMBERED_FORMS = 1 << 19
 class WordFilter:
     """Looks for words in normalized texts, and for other words in raw texts.
 
-    Normalization takes most of the time. The parts between spaces repeat across texts, so each is looked at once if the
+    Normalization takes most of the time. The parts between spaces repeat across texts, so each is checked once if the
     normalizer allows it: 200,000 texts of 72 characters then take a tenth of the time.
 
     Attributes:
         normalizer: the tokenizer's, or None.
         in_normalised: finds words in a normalized text.
         in_raw: finds words in a raw text.
-        spacewise: whether the parts between spaces may be looked at separately.
-        seen, holding: the parts looked at, and those in which a word was found.
+        spacewise: whether the parts between spaces may be checked separately.
+        seen, holding: the checked parts, and those in which a word was found.
     """
 
     normalizer: Any

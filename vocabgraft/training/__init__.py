@@ -1,1 +1,1 @@
-"""Adapters, trained by the trainer of sentence-transformers."""
+"""Adapters (which weights train), trained by the trainer of sentence-transformers."""

@@ -308,7 +308,7 @@ class AdapterTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
 
 
 class _Moments(TrainerCallback):  # type: ignore[misc]
-    """Tells the trainer its position in an epoch, and a listener what is logged."""
+    """Gives the trainer its position in an epoch, and passes what is logged to a listener."""
 
     def __init__(self, trainer: AdapterTrainer) -> None:
         self.trainer = trainer

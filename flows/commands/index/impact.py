@@ -30,7 +30,7 @@ def index_impact(
 ) -> None:
     """Show which share of an index stays valid with the extended tokenizer.
 
-    It holds for method tokens; any other method changes every vector.
+    This holds for method tokens only; any other method changes every vector.
     """
     impact = _measure(corpus, tuple(column or ("text",)), tokenizer)
     report = _as_json(impact, corpus)

@@ -39,15 +39,17 @@ def reembed_index(
         bool, Option("--normalize", "--normalise", help="The vectors were scaled to length 1 after encoding.")
     ] = False,
     batch_size: Annotated[int, Option(metavar="N", min=1, help="Texts per batch.")] = 64,
-    sample: Annotated[int, Option(metavar="N", min=1, help="Kept vectors that are verified.")] = 256,
-    tolerance: Annotated[float, Option(metavar="X", help="Allowed deviation of those, relative to length.")] = 1e-6,
+    sample: Annotated[int, Option(metavar="N", min=1, help="Number of kept vectors to verify.")] = 256,
+    tolerance: Annotated[
+        float, Option(metavar="X", help="Allowed deviation of verified vectors, relative to length.")
+    ] = 1e-6,
     device: Annotated[str | None, Option(help="cpu, cuda or mps. Default: the fastest that torch finds.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Update an index for a new model; only texts with new tokens are encoded again.
 
-    A stopped run resumes.
+    If a run is stopped, the next one resumes it.
     """
     from vocabgraft.index.model_diff import compare_models
     from vocabgraft.index.parquet import Columns

@@ -21,7 +21,7 @@ def transfer_pack(
     pack: Annotated[str, Argument(metavar="PACK", help=f"The pack: {MODEL}.")],
     base: Annotated[str, Option(metavar="MODEL", help=f"The new base: {MODEL}.")],
     out: Annotated[Path, Option(help="Folder of the new pack; must not exist.")],
-    pack_base: Annotated[str | None, Option(metavar="MODEL", help="The pack's own base, likewise.")] = None,
+    pack_base: Annotated[str | None, Option(metavar="MODEL", help="The pack's own base.")] = None,
     method: Annotated[
         str | None,
         Option(
@@ -29,13 +29,15 @@ def transfer_pack(
             "with --pack-base, else distillation."
         ),
     ] = None,
-    compare: Annotated[bool, Option("--compare", help="Try all four and compare them; --out gets --method's.")] = False,
+    compare: Annotated[
+        bool, Option("--compare", help="Try all four methods; --out gets the pack of --method.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Rebuild a pack for another base model.
 
-    Distillation needs the pack's texts alone. The other methods need the pack's own base too, and transfer what its
+    Distillation needs only the pack's texts. The other methods also need the pack's own base, and transfer what the
     rows learned there.
     """
     from vocabgraft.config.stages import DistillationParams

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from typer import Argument, Option
 
-from flows.commands.output import MODEL, Json, Output, Quiet, progress_bar
-from vocabgraft.config.params import load_params
+from flows.commands.output import DEFAULT_BASE, MODEL, PARAMS_OR_DEFAULT, Json, Output, Quiet, progress_bar
+from vocabgraft.config.params import PARAMS_FILE, load_params
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.importers.conceptnet import Selection, read_conceptnet
 from vocabgraft.importers.obo import DEFAULT_SCOPES, SCOPES, read_obo
@@ -43,7 +43,7 @@ Source = Annotated[Path, Argument(metavar="FILE", help="The published file.")]
 Out = Annotated[Path, Option(help="Folder to write.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace files that exist.")]
 MinUses = Annotated[int, Option(metavar="N", help="Training texts that must contain a new token.")]
-Base = Annotated[str | None, Option(metavar="MODEL", help=f"Base: {MODEL}. Default: base.model in params.yaml.")]
+Base = Annotated[str | None, Option(metavar="MODEL", help=f"Base: {MODEL}. Default: {PARAMS_OR_DEFAULT}.")]
 MinPieces = Annotated[
     int,
     Option("--min-subwords", "--min-pieces", metavar="N", help="Fewest subword tokens of a new word."),
@@ -172,8 +172,9 @@ def _base_tokenizer(model: str | None) -> "Tokenizer":
     from tasks.support.models import model_folder, resolve_base
     from vocabgraft.tokens.tokenizer import load_base_tokenizer
 
-    folder = resolve_base(load_params().base)[0] if model is None else model_folder("--base", model)
-    return load_base_tokenizer(folder)
+    if model is None and PARAMS_FILE.exists():
+        return load_base_tokenizer(resolve_base(load_params().base)[0])
+    return load_base_tokenizer(model_folder("--base", model or DEFAULT_BASE))
 
 
 def _names(text: str) -> frozenset[str]:

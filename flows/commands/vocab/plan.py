@@ -13,7 +13,7 @@ from rich.text import Text
 from typer import Option
 
 from flows.commands import output
-from flows.commands.output import MODEL, Json, Output, Quiet, progress_bar
+from flows.commands.output import DEFAULT_BASE, MODEL, PARAMS_OR_DEFAULT, Json, Output, Quiet, progress_bar
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.planning.corpus import Part, find_files, split_files
 from vocabgraft.planning.counts import WordCounts, count_words
@@ -94,13 +94,13 @@ def plan_words(
     min_count: Annotated[int, Option(metavar="N", help="Fewest occurrences of a word.")] = 5,
     min_contrast: Annotated[float, Option(metavar="Z", help="Least z-score against the background.")] = LEAST_CONTRAST,
     vocabulary: Annotated[Path | None, Option(metavar="FILE", help="A vocabulary whose words are skipped.")] = None,
-    base: Annotated[
-        str | None, Option(metavar="MODEL", help=f"Base: {MODEL}. Default: base.model in params.yaml.")
-    ] = None,
+    base: Annotated[str | None, Option(metavar="MODEL", help=f"Base: {MODEL}. {PARAMS_OR_DEFAULT}.")] = None,
     processes: Annotated[
         int | None, Option(metavar="N", min=1, help="Processes that count. Default: one per core.")
     ] = None,
-    counters: Annotated[int, Option(metavar="N", min=1, help="Different words counted at the same time.")] = COUNTERS,
+    counters: Annotated[
+        int, Option(metavar="N", min=1, help="Distinct words counted at a time; limits the memory.")
+    ] = COUNTERS,
     segment: Annotated[
         bool,
         Option("--segment", help="Split Chinese, Japanese, Thai, Lao, Khmer and Burmese into words with ICU."),
@@ -129,7 +129,7 @@ def plan_words(
     started = time.perf_counter()
     shown, outcome = Output(as_json, quiet), _run(request)
     shown.show(_table(outcome))
-    for line in _lines(outcome, out, time.perf_counter() - started):
+    for line in _lines(outcome, request, time.perf_counter() - started):
         shown.line(line)
     shown.document(_as_json(outcome, request))
 
@@ -182,15 +182,15 @@ def _check_out(out: Path) -> None:
 
 def _base(request: Request) -> tuple["Tokenizer", PlanParams]:
     from tasks.support.models import model_folder, resolve_base
-    from vocabgraft.config.params import load_params
+    from vocabgraft.config.params import PARAMS_FILE, load_params
     from vocabgraft.tokens.tokenizer import load_base_tokenizer
 
     limits: dict[str, Any] = {"min_count": request.min_count, "min_contrast": request.min_contrast}
-    if request.base is None:
+    if request.base is None and PARAMS_FILE.exists():
         params = load_params()
         folder, limits["max_characters"] = resolve_base(params.base)[0], params.extend_tokenizer.max_token_characters
     else:
-        folder = model_folder("--base", request.base)
+        folder = model_folder("--base", request.base or DEFAULT_BASE)
     return load_base_tokenizer(folder), PlanParams(**limits)
 
 
@@ -339,7 +339,10 @@ def _table(outcome: Outcome) -> Table:
     return table
 
 
-def _lines(outcome: Outcome, out: Path, seconds: float) -> list[str]:
+def _lines(outcome: Outcome, request: Request, seconds: float) -> list[str]:
+    out = request.out
+    # `vocabgraft new` takes one file.
+    corpus = request.corpus[0] if len(request.corpus) == 1 else "CORPUS"
     counts, plan = outcome.counts, outcome.plan
     saved = [0, *plan.cumulative_saved]
     before, after = counts.tokens / counts.texts, (counts.tokens - saved[outcome.top]) / counts.texts
@@ -353,6 +356,8 @@ def _lines(outcome: Outcome, out: Path, seconds: float) -> list[str]:
         f"({100 * _share(saved[plan.knee], counts.tokens):.2f} % of the tokens saved)",
         *_background_lines(outcome),
         f"written: {out}/vocabulary.csv, plan.csv, plan.json, plan.png",
+        f"next: delete the words that you do not want from {out}/vocabulary.csv, then "
+        f"vocabgraft new FOLDER --vocabulary {out}/vocabulary.csv --corpus {corpus}",
     ]
 
 

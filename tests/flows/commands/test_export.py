@@ -37,7 +37,7 @@ def test_it_writes_a_model_in_8_bits_and_says_what_that_costs(
         (["--queries", "missing.txt"], "missing.txt"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_written(
+def test_a_mistake_is_reported_before_anything_is_written(
     tiny_base: Path, in_folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
     Path("empty.txt").write_text(" \n", encoding="utf-8")

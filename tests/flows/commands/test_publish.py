@@ -131,7 +131,7 @@ def test_everything_goes_in_one_commit_with_a_complete_card(hub: Hub, model: Pat
     assert read_metadata(card)["license"] == "mit" and "# Kidney words" in card and told["card"] == card
 
 
-def test_a_dry_run_shows_what_would_go_and_asks_nobody(hub: Hub, model: Path) -> None:
+def test_a_dry_run_shows_what_would_be_sent_and_contacts_no_server(hub: Hub, model: Path) -> None:
     done = publish(hub, "--dry-run", "--license", "apache-2.0", "--public", token=None)
     assert done.returncode == 0, done.stderr
     assert not hub.created and not hub.commits and not hub.tokens
@@ -175,7 +175,7 @@ def _nothing(_: Path) -> None:
         (_nothing, ["--onnx", "nowhere"], "--onnx is nowhere, which is not an export"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_sent(
+def test_a_mistake_is_reported_before_anything_is_sent(
     model: Path, capsys: pytest.CaptureFixture[str], change: Any, options: list[str], says: str
 ) -> None:
     change(model)

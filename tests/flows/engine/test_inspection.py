@@ -60,7 +60,7 @@ def test_another_process_reads_what_this_one_would(project: Path) -> None:
     assert set(changed) == {"first", "limited"}, "or nothing was read"
 
 
-def test_what_dvc_refuses_is_told_by_the_reader(project: Path) -> None:
+def test_what_dvc_refuses_is_reported_by_the_reader(project: Path) -> None:
     (project / "dvc.yaml").write_text("stages: {first: {cmd: true, deps: [first.txt], outs: [first.txt]}}\n")
     with pytest.raises(VocabgraftError) as here:
         read_dag(project)
@@ -69,7 +69,7 @@ def test_what_dvc_refuses_is_told_by_the_reader(project: Path) -> None:
     assert str(there.value) == str(here.value)
 
 
-def test_a_reader_that_was_killed_is_told(project: Path) -> None:
+def test_a_reader_that_was_killed_is_reported(project: Path) -> None:
     # While DVC's lock is held it waits.
     with Repo(str(project)).lock, reading(project) as inspection:
         os.kill(inspection.pid, signal.SIGKILL)

@@ -29,7 +29,7 @@ CHECK = {
     "name": "description_cosine",
     "protects": "a token points to its description",
     "setting": "check_consistency.min_description_cosine",
-    "remedy": "Add texts that use the tokens named.",
+    "remedy": "Add texts that use the named tokens.",
     "figure": 0.0961,
     "limit": "at least 0.1",
     "reason": "",
@@ -56,7 +56,7 @@ WANTED = [
     "description_cosine: 0.0961, allowed: at least 0.1 (a token points to its description)",
     "  nephrectomy: 0.0961",
     "  setting: check_consistency.min_description_cosine",
-    "  remedy: Add texts that use the tokens named.",
+    "  remedy: Add texts that use the named tokens.",
 ]
 
 
@@ -115,7 +115,7 @@ def test_the_state_in_prefect_has_the_same_reason(prefect_server: None, project:
         ("python -c \"print('no such luck'); 1/0\"", "its command ended with exit code 1"),
     ],
 )
-def test_a_command_that_leaves_no_reason_is_told_by_its_end_and_not_by_the_reason_of_an_earlier_run(
+def test_a_command_that_leaves_no_reason_is_reported_by_its_end_and_not_by_the_reason_of_an_earlier_run(
     command: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write_project(tmp_path / "project", {})

@@ -141,6 +141,7 @@ def distillation() -> dict[str, Any]:
         "after": {"all": figures, "words": figures},
         "by_token": by_token,
         "under_limit": [HOSTILE],
+        "least_fidelity": 0.9,
         "by_texts": by_texts,
     }
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from flows.reporting import plots as report_plots
-from flows.reporting.plots import COLOURS, PLOTS, PlotFolder, draw
+from flows.reporting.plots import COLOURS, PLOTS, PlotFolder, draw, standalone_plots
 from tests.conftest import ROOT
 from tests.flows.reporting.report_samples import HOSTILE
 
@@ -103,3 +103,14 @@ def test_every_plot_has_a_name() -> None:
     assert sorted(PLOTS) == ["curve", "drift", "gains", "token_map"]
     with pytest.raises(KeyError):
         draw("nonsense", CURVE)
+
+
+def test_plots_leave_the_page_as_documents_of_their_own(tmp_path: Path) -> None:
+    folder = PlotFolder(tmp_path)
+    folder("gains", of_rows(low=-12.0, high=-8.0))
+    folder("token_map", MAP)
+    found = standalone_plots(tmp_path)
+    assert list(found) == ["gains", "token_map"]
+    for svg in found.values():
+        assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in svg and "#1a1f26" in svg, "the page's light colors"

@@ -49,7 +49,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Logged:
     monkeypatch.setattr("tasks.registry.lookup.find_by_digest", lambda client, name, digest: version)
     monkeypatch.setattr(
         "tasks.registry.register.log_report",
-        lambda client, name, number, path, docs=None: given.append((name, number, path)),
+        lambda client, name, number, path, docs=None, plots=None: given.append((name, number, path)),
     )
     return given
 
@@ -100,7 +100,7 @@ def test_gates_of_another_version_are_not_shown(root: Path, logged: Logged, monk
     assert read_json(root / "reports" / "run.json")["registration"]["gates"] == []
 
 
-def test_a_failed_run_is_told_and_leaves_the_registry_alone(root: Path, logged: Logged) -> None:
+def test_a_failed_run_is_reported_and_leaves_the_registry_alone(root: Path, logged: Logged) -> None:
     assert publish(flow_run(broken("check_consistency", "2 of 13 checks failed")), root)
     assert logged == []
     page = (root / PAGE).read_text(encoding="utf-8")
@@ -114,7 +114,7 @@ def test_an_experiment_leaves_the_registry_alone(root: Path, logged: Logged, mon
     assert "inside a DVC experiment" in (root / PAGE).read_text(encoding="utf-8")
 
 
-def test_a_page_that_cannot_be_made_is_told_and_no_older_one_stands_for_it(
+def test_a_page_that_cannot_be_made_is_reported_and_no_older_one_replaces_it(
     root: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*arguments: Any) -> Path:
@@ -129,14 +129,14 @@ def test_a_page_that_cannot_be_made_is_told_and_no_older_one_stands_for_it(
     assert logged == []
 
 
-def test_a_damaged_output_is_told_without_a_traceback(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_output_is_reported_without_a_traceback(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "made" / "register_model" / "registration.json").write_text("{", encoding="utf-8")
     assert not publish(flow_run(results()), root)
     said = capsys.readouterr().err
     assert "registration.json is damaged" in said and "Traceback" not in said
 
 
-def test_a_store_that_refuses_the_page_is_told_and_the_page_stays(
+def test_a_store_that_refuses_the_page_is_reported_and_the_page_stays(
     root: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*arguments: Any) -> None:
@@ -161,7 +161,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_figures_stand_beside_those_of_the_champion(
+def test_metrics_are_shown_beside_those_of_the_champion(
     root: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     champion = Registered("sample", 2, ("champion",), {})

@@ -120,7 +120,7 @@ def make_old(*paths: Path) -> None:
         os.utime(path, (1, 1))
 
 
-def test_a_full_page_has_every_section_with_its_figures(tmp_path: Path) -> None:
+def test_a_full_page_has_every_section_with_its_metrics(tmp_path: Path) -> None:
     page = made(tmp_path, flow_run(results(), registration=registration(champion=True)))
     assert [attributes["id"] for tag, attributes in page.elements if tag == "section"] == SECTIONS
     assert "Promoted sample version 3 is the champion." in page.text("verdict")
@@ -241,7 +241,7 @@ def test_the_worst_tokens_come_first_each_with_its_reason(tmp_path: Path) -> Non
     assert "1 attention sink, 1 mistaken for another, 1 worse, 1 not trained" in said
 
 
-def test_a_token_has_its_figures_before_and_after_training(tmp_path: Path) -> None:
+def test_a_token_has_its_metrics_before_and_after_training(tmp_path: Path) -> None:
     page = made(tmp_path, flow_run(results()))
     said = page.text("vocabulary")
     assert "0.31 → 0.35" in said, "the cosine to the description"
@@ -298,7 +298,7 @@ def test_lineage_tells_which_code_of_the_base_ran(tmp_path: Path) -> None:
     assert "remote code: on: <b>x.py, modeling_x.py (SHA-256 " in page.text("lineage")
 
 
-def test_a_model_that_was_not_promoted_is_told_with_the_gates_that_did_not_hold(tmp_path: Path) -> None:
+def test_a_model_that_was_not_promoted_is_shown_with_the_gates_that_did_not_hold(tmp_path: Path) -> None:
     page = made(tmp_path, flow_run(results(), registration=registration(champion=False)))
     said = page.text("verdict")
     assert "Registered, not promoted" in said
@@ -313,7 +313,7 @@ def of_gates(*gates: GateResult, champion: bool = False, **more: Any) -> dict[st
     return registration(champion) | {"gates": [gate.as_json() for gate in gates]} | more
 
 
-def test_a_benefit_that_is_not_shown_is_told_with_the_items_that_it_would_need(tmp_path: Path) -> None:
+def test_a_benefit_that_is_not_shown_is_reported_with_the_items_that_it_would_need(tmp_path: Path) -> None:
     page = made(tmp_path, flow_run(results(), registration=of_gates(NOT_SHOWN, RETENTION)))
     said = page.text("verdict")
     assert "Registered, not shown to be better" in said
@@ -518,7 +518,7 @@ def test_nothing_at_all_makes_a_page_that_says_so(tmp_path: Path) -> None:
         assert f"{maker} has written no " in page.text(section)
 
 
-def test_a_damaged_file_is_told_in_its_section_and_nowhere_else(tmp_path: Path) -> None:
+def test_a_damaged_file_is_reported_in_its_section_and_nowhere_else(tmp_path: Path) -> None:
     write_outputs(tmp_path, outputs())
     (tmp_path / "made" / "evaluate_model" / "comparison.json").write_text('{"items": [', encoding="utf-8")
     page = Page(render(gather(STAGES, tmp_path), no_plot))
@@ -542,7 +542,7 @@ def test_files_of_the_simplest_kind_are_enough(tmp_path: Path) -> None:
     assert WORDS[0] in page.text("vocabulary")
 
 
-def test_problems_of_the_evaluation_are_told(tmp_path: Path) -> None:
+def test_problems_of_the_evaluation_are_reported(tmp_path: Path) -> None:
     left = outputs()
     left["evaluate_model"]["retention.json"]["problems"] = ["the reference corpus has 7 texts, too few"]
     left["evaluate_model"]["comparison.json"]["problems"] = ["sts: no spearman, since all scores are 1"]
@@ -569,7 +569,7 @@ def test_a_check_that_could_not_run_has_no_figure_and_says_why(tmp_path: Path) -
     assert "could not run: KeyError: 'x' \u2013 \u2013 \u2013 failed" in said
 
 
-def test_benchmarks_and_link_prediction_are_figures_like_others(tmp_path: Path) -> None:
+def test_benchmarks_and_link_prediction_are_metrics_like_others(tmp_path: Path) -> None:
     left = outputs()
     for place, figures in enumerate(left["evaluate_model"]["metrics.json"].values()):
         figures["NFCorpus"] = {"all": {"main_score": 31.0 + place}}
@@ -680,7 +680,7 @@ def test_the_command_says_what_is_wrong(
     assert "vocabgraft: DVC cannot read" in capsys.readouterr().err
 
 
-def test_the_short_form_has_verdict_figures_and_address(tmp_path: Path) -> None:
+def test_the_short_form_has_verdict_metrics_and_address(tmp_path: Path) -> None:
     made(tmp_path, flow_run(broken("register_model", "the registry is away")))
     told = as_markdown(gather(STAGES, tmp_path), "file:///x/report.html")
     assert told.startswith("## Failed: register_model")

@@ -81,7 +81,7 @@ GOOD = StageResult("validate", Outcome.COMPLETED, 1.0, "")
 CANCELLED = StageResult("merge", Outcome.CANCELLED, 0.0, "")
 
 
-def test_a_failed_run_is_told_with_its_stages_and_reasons(project: Path, hook: Hook) -> None:
+def test_a_failed_run_is_posted_with_its_stages_and_reasons(project: Path, hook: Hook) -> None:
     set_hook(project, hook.url)
     assert tell_failure(run_of(GOOD, FAILED, BEHIND), project)
     (told,) = hook.told
@@ -101,13 +101,13 @@ def test_a_long_reason_is_cut_where_a_chat_service_would_cut_it(project: Path, h
 
 
 @pytest.mark.parametrize("results", [(GOOD,), (GOOD, CANCELLED), (FAILED, CANCELLED), ()])
-def test_a_good_or_cancelled_run_is_told_to_nobody(results: tuple[StageResult, ...], project: Path, hook: Hook) -> None:
+def test_a_good_or_cancelled_run_is_not_posted(results: tuple[StageResult, ...], project: Path, hook: Hook) -> None:
     set_hook(project, hook.url)
     assert not tell_failure(run_of(*results), project)
     assert hook.told == []
 
 
-def test_nobody_is_told_unless_params_yaml_says_so(project: Path, hook: Hook) -> None:
+def test_nothing_is_posted_unless_params_yaml_says_so(project: Path, hook: Hook) -> None:
     assert load_params(project / "params.yaml").failure_hook.url is None
     assert not tell_failure(run_of(FAILED), project)
 
@@ -122,7 +122,7 @@ def test_the_flow_tells_it_and_fails_as_it_would(project: Path, hook: Hook) -> N
     assert [stage["name"] for stage in told["stages"]] == ["first", "second"]
 
 
-def test_a_run_that_cannot_start_is_told_too(project: Path, hook: Hook) -> None:
+def test_a_run_that_cannot_start_is_posted_too(project: Path, hook: Hook) -> None:
     set_hook(project, hook.url)
     path = project / "params.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace("seed: 17", "seed: many"), encoding="utf-8")
@@ -146,7 +146,7 @@ def test_the_address_may_come_from_the_environment(project: Path, hook: Hook, mo
         ("ftp://x", "failure_hook of"),
     ],
 )
-def test_a_hook_that_cannot_be_told_is_said_and_changes_nothing(
+def test_a_hook_that_does_not_answer_is_reported_and_changes_nothing(
     url: str, said: str, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_hook(project, url)

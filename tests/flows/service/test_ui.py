@@ -57,7 +57,7 @@ def test_both_servers_answer_and_end_with_all_their_children(in_folder: Path) ->
     assert [group_members(group) for group in groups] == [[], []]
 
 
-def test_a_server_that_ends_is_told_with_its_log_and_ends_the_other(in_folder: Path) -> None:
+def test_a_server_that_ends_is_reported_with_its_log_and_ends_the_other(in_folder: Path) -> None:
     ending = [sys.executable, "-c", "print('no such table'); raise SystemExit(3)"]
     broken, good = servers.Server("Prefect", ending, "-", "http://127.0.0.1:9", LOG), stand_in("MLflow")
     told = r"Prefect ended with code 3; .*prefect\.log says why"
@@ -67,7 +67,7 @@ def test_a_server_that_ends_is_told_with_its_log_and_ends_the_other(in_folder: P
     assert not servers.answers(good.address)
 
 
-def test_a_port_that_is_taken_is_told(
+def test_a_port_that_is_taken_is_reported(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -101,7 +101,7 @@ def test_every_point_runs_once_and_the_best_is_marked(swept: tuple[Path, int, st
     assert (root / "reports" / "sweep.csv").read_text(encoding="utf-8").count("\n") == 4
 
 
-def test_a_failed_point_is_told_with_its_reason_and_the_others_go_on(swept: tuple[Path, int, str]) -> None:
+def test_a_failed_point_is_reported_with_its_reason_and_the_others_go_on(swept: tuple[Path, int, str]) -> None:
     root, code, _ = swept
     assert code == 1
     row = read_json(root / "reports" / "sweep.json")[2]
@@ -197,7 +197,7 @@ def test_a_killed_sweep_goes_on_and_nothing_is_left_running(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_told_to_end_ends_its_points(tmp_path: Path) -> None:
+def test_a_sweep_that_gets_a_signal_ends_its_points(tmp_path: Path) -> None:
     root = write_sweep_project(tmp_path / "project", seconds=60)
     write_sweep(root, 1, 2)
     process = sweep_in(root)

@@ -101,7 +101,7 @@ def test_documents_are_embedded_once_for_each_model_and_set_of_documents(
             embedded(model, corpora.Documents([" ".join(TEXTS)], "one text of many"), ready.cache)
 
 
-def test_a_model_that_does_not_load_is_told_and_the_others_answer(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_model_that_does_not_load_is_reported_and_the_others_answer(tiny_base: Path, tmp_path: Path) -> None:
     found = comparison(tiny_base, tmp_path)
     load = found.load
 
@@ -181,7 +181,9 @@ def test_a_title_of_beir_stands_before_its_text_and_a_bad_line_is_named(tmp_path
         read_corpus(tmp_path, ("text",))
 
 
-def test_more_documents_than_allowed_are_cut_and_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_documents_than_allowed_are_cut_and_that_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(corpora, "MOST", 3)
     path = tmp_path / "docs.txt"
     path.write_text("".join(f"{text}\n" for text in TEXTS), encoding="utf-8")

@@ -88,7 +88,7 @@ def test_fewer_tokens_are_a_gain() -> None:
     assert (found["before"], found["after"], found["gain"], found["verdict"]) == (9.0, 6.0, 3.0, "better")
 
 
-def test_other_held_out_items_are_not_compared_and_that_is_told() -> None:
+def test_other_held_out_items_are_not_compared_and_that_is_reported() -> None:
     found = changes(snapshot(), snapshot(items=items([0.9] * 20, named="other")), CHAMPION, 17)
     assert found["figures"] == []
     (problem,) = found["problems"]

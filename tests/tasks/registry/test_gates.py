@@ -96,7 +96,7 @@ def test_a_gain_is_judged_by_its_interval_its_test_and_its_groups(
     assert gate.limit == f"more than {min_gain:g}"
 
 
-def test_more_items_are_asked_for_only_where_they_could_show_something() -> None:
+def test_more_items_are_requested_only_if_they_could_show_a_gain() -> None:
     above = judged(compared(gain=2.0, low=-0.1, high=4.1, p_value=0.06, standard_error=1.07), "benefit")
     # (1.95996 + 0.84162)^2 = 7.8489 times the squared ratio of error and gain, times the items.
     assert above.needed == 225
@@ -169,7 +169,7 @@ def test_without_a_benefit_there_is_nothing_to_show_and_that_is_said() -> None:
         (0.02, 0.001, "not met", True),
     ],
 )
-def test_a_drop_of_retention_fails_by_its_point_and_is_told_with_its_interval(
+def test_a_drop_of_retention_fails_by_its_point_and_is_reported_with_its_interval(
     drop: float, width: float, verdict: Verdict, blocks: bool
 ) -> None:
     gate = judged(evaluated(5.0, retention=retention(drop, width, pairs=155)), "retention")
@@ -179,7 +179,7 @@ def test_a_drop_of_retention_fails_by_its_point_and_is_told_with_its_interval(
     assert f"{drop:.4f} in Spearman's rho" in told(gate) and "155 items" in told(gate)
 
 
-def test_a_retention_that_cannot_be_measured_stands_in_the_way() -> None:
+def test_a_retention_that_cannot_be_measured_blocks_promotion() -> None:
     problem = "retention without a new word: no spearman, since there are no pairs"
     measured = evaluated(5.0, retention={"spearman": {}, "problems": [problem]})
     gate = judged(measured, "retention")
@@ -217,7 +217,7 @@ def test_not_being_worse_than_the_champion_is_no_gain_over_the_base() -> None:
     assert blocking(gates_of(evaluated(5.0), True, {}, alike, GATES)) == []
 
 
-def test_a_champion_that_cannot_be_compared_stands_in_the_way() -> None:
+def test_a_champion_that_cannot_be_compared_blocks_promotion() -> None:
     gate = champion_gate(Rival(7, TERMS, None, "could not be compared: its files are gone"))
     assert (gate.verdict, blocking([gate])) == ("not shown", [gate])
     assert told(gate) == (
@@ -237,14 +237,14 @@ def test_a_first_champion_may_go_without_evidence_but_not_with_a_loss() -> None:
     assert decision_of(worse, evidence_asked=False).startswith("not promoted: gain over the base: -5.00 points")
 
 
-def test_evidence_that_there_is_is_not_said_to_be_unasked() -> None:
+def test_existing_evidence_is_not_called_unrequested() -> None:
     gates = gates_of(evaluated(5.0), True, {}, None, GATES)
     for asked in (True, False):
         assert decision_of(gates, asked).startswith("promoted") and NO_EVIDENCE_ASKED not in decision_of(gates, asked)
         assert evidence_of(gates, asked).startswith("gain over the base: +5.00 points (95 % interval +5.00 to +5.00")
 
 
-def test_a_failed_check_stands_in_the_way() -> None:
+def test_a_failed_check_blocks_promotion() -> None:
     gates = gates_of(evaluated(5.0), False, {}, None, GATES)
     assert [gate.kind for gate in blocking(gates)] == ["consistency"]
 

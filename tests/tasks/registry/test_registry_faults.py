@@ -58,7 +58,7 @@ def test_a_version_deleted_by_hand_comes_back_with_its_aliases(make: Make) -> No
     assert made.digest_at(CHAMPION) == made.digest_at(CHALLENGER) == made.digest
 
 
-def test_an_alias_moved_by_hand_meanwhile_is_judged_anew(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_alias_moved_by_hand_meanwhile_is_judged_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = make("first", gain=5.0), make("second", gain=8.0), make("third", gain=6.0)
     first.register()
     second.register()
@@ -179,7 +179,7 @@ Made(Path(sys.argv[2]), sys.argv[3]).register()
 
 
 @pytest.mark.parametrize("when", ["in the upload", "before the version"])
-def test_what_a_killed_registration_left_is_in_nobodys_way(
+def test_leftovers_of_a_killed_registration_do_no_harm(
     make: Make, when: str, store: str, tmp_path: Path, import_server: ImportServer
 ) -> None:
     made = make("first")
@@ -210,7 +210,7 @@ def test_a_full_disk_leaves_no_version_and_a_later_run_registers(make: Make, mon
     assert made.versions() == [1]
 
 
-def test_an_artifact_folder_that_cannot_be_written_is_told(
+def test_an_artifact_folder_that_cannot_be_written_is_reported(
     make: Make, tmp_path: Path, new_store: Callable[[Path], str]
 ) -> None:
     made = make("first")
@@ -223,7 +223,7 @@ def test_an_artifact_folder_that_cannot_be_written_is_told(
         assert made.versions() == []
 
 
-def test_a_server_that_is_down_at_registration_is_told_and_a_later_run_registers(
+def test_a_server_that_is_down_at_registration_is_reported_and_a_later_run_registers(
     make: Make, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     made = make("first")

@@ -43,7 +43,7 @@ def test_secrets_of_addresses_are_masked(text: str, told: str, monkeypatch: pyte
     assert masked(text) == told
 
 
-def test_a_password_is_masked_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_is_masked_wherever_it_occurs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:p%40ssword@host")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token-1234")
     assert masked("p@ssword, p%40ssword and token-1234") == "***, *** and ***"
@@ -63,7 +63,7 @@ def test_a_store_that_is_down_is_a_clear_error_without_its_secret(
 
 
 @pytest.mark.parametrize("place", ["a file/mlflow.db", "/proc/nowhere/mlflow.db", "damaged.db", "folder"])
-def test_a_sqlite_store_that_does_not_open_is_told_at_once(
+def test_a_sqlite_store_that_does_not_open_is_reported_at_once(
     place: str, in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_lines(in_folder / "a file", ["text"])
@@ -76,7 +76,7 @@ def test_a_sqlite_store_that_does_not_open_is_told_at_once(
     assert time.monotonic() - started < 20, "MLflow alone tries for over a minute and a half"
 
 
-def test_a_read_only_sqlite_file_is_told(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_sqlite_file_is_reported(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = in_folder / "mlflow.db"
     sqlite3.connect(path).execute("CREATE TABLE t (x)").connection.close()
     # As for a file that this process may not write; root may write every file.
@@ -93,7 +93,7 @@ def test_writers_of_one_sqlite_file_wait_for_each_other_longer(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("said", ["database or disk is full", "[Errno 28] No space left on device: 'x'"])
-def test_a_full_disk_is_told_with_its_remedy(said: str) -> None:
+def test_a_full_disk_is_reported_with_its_remedy(said: str) -> None:
     assert explained(OSError(f"{said}\n[SQL: INSERT]")) == f"{said}; free some space and run again"
 
 

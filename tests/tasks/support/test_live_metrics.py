@@ -69,7 +69,7 @@ def test_nothing_is_opened_where_no_place_is_named() -> None:
             assert log is None
 
 
-def test_a_server_that_fails_does_not_stop_the_training_and_is_told_of_once(
+def test_a_server_that_fails_does_not_stop_the_training_and_is_reported_once(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     run.breaks = True

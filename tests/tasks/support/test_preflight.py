@@ -154,7 +154,7 @@ def test_the_name_of_a_metric_has_the_similarity_of_the_base(tiny_project: Path)
     check_project(params_with(*settings, f"base.model={copy}"), RAW, lambda _: None)
 
 
-def test_a_header_without_a_column_and_every_other_problem_are_told_at_once(tiny_project: Path) -> None:
+def test_a_header_without_a_column_and_every_other_problem_are_reported_at_once(tiny_project: Path) -> None:
     (RAW / "terms.csv").write_text("anchor,positve\na,b\n", encoding="utf-8")
     (RAW / "relations.csv").unlink()
     said = refused("train_adapter.arguments={optim: adamm}", "base.model=./nowhere")
@@ -201,7 +201,7 @@ def test_a_plan_of_another_dag_checks_nothing_of_it(tiny_project: Path, capsys: 
     assert main(["--plan"]) == 0
 
 
-def test_an_edit_of_an_own_layer_is_told_of(tiny_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_of_an_own_layer_is_reported(tiny_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tiny_project))
     Path("edited_layers.py").write_text(OWN_LAYERS, encoding="utf-8")
     resized = Path("data/resize_base")

@@ -48,7 +48,7 @@ def test_a_folder_that_needs_its_base_is_caught_where_the_base_is_absent(graft: 
         process.encodings("alone")
 
 
-def test_a_process_that_dies_is_told_with_its_last_words(
+def test_a_process_that_dies_is_reported_with_its_last_words(
     graft: Graft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "script.py"
@@ -65,7 +65,7 @@ def test_a_process_that_hangs_is_ended(graft: Graft, tmp_path: Path, monkeypatch
     monkeypatch.setattr("vocabgraft.checks.isolated.isolated_worker.__file__", str(script))
     monkeypatch.setattr("vocabgraft.checks.isolated.TIMEOUT_SECONDS", 0.2)
     process = FreshProcess(graft.merged["tokens"], graft.base, (), LISTS, 64)
-    with pytest.raises(VocabgraftError, match=r"took longer than 0\.2 s and was ended"):
+    with pytest.raises(VocabgraftError, match=r"took longer than 0\.2 s and was stopped"):
         process.encodings("folder")
 
 

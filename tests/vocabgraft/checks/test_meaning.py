@@ -117,6 +117,49 @@ def test_a_row_that_is_another_tokens_is_found(plain: Evidence, size: int) -> No
     assert found.verdict == "failed"
 
 
+@pytest.mark.parametrize(("other", "verdict"), [("meaning1", "passed"), ("elsewhere", "failed")])
+def test_a_token_nearer_to_anothers_texts_is_not_swapped_if_the_other_kept_them(
+    plain: Evidence, other: str, verdict: str
+) -> None:
+    evidence = meant(plain, range(30))
+    own = evidence.model("merged").encode
+
+    def drifted(texts: Sequence[str], **_: Any) -> Any:
+        moved = {"token0": 0.3 * own(["token0"])[0] + 0.7 * direction("meaning1"), "token1": direction(other)}
+        return np.array([moved[text] if text in moved else own([text])[0] for text in texts])
+
+    evidence.model("merged").encode = drifted  # type: ignore[method-assign]
+    found = result("swapped_tokens", evidence)
+    assert found.verdict == verdict
+    if verdict == "failed":
+        assert found.details[0].startswith("token0 is nearer to the texts of token1")
+
+
+@pytest.mark.parametrize(
+    ("groups", "rows", "verdict"),
+    [
+        (["a"], ["one and two"], "passed"),
+        (["a", "a"], ["one and", "two"], "passed"),
+        (["a", "b"], ["one and", "two"], "failed"),
+    ],
+)
+def test_tokens_in_training_rows_of_one_group_may_be_near(
+    plain: Evidence, groups: list[str], rows: list[str], verdict: str
+) -> None:
+    swapped = meant(plain, [1, 0, *range(2, 30)])
+    ids = {"one": 100, "two": 101, "and": 1}
+
+    def tokenizer(texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ids[word] for word in text.split()] for text in texts]}
+
+    uses = swapped.uses
+    swapped = replace(swapped, training_rows=lambda: [(groups, rows)], tokenizer=tokenizer)  # type: ignore[arg-type]
+    swapped.__dict__["uses"] = uses
+    found = result("swapped_tokens", swapped)
+    assert found.verdict == verdict
+    assert any("training rows of one group hold both" in line for line in found.warnings) is (verdict == "passed")
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_rows_shifted_by_one_are_found(plain: Evidence, size: int) -> None:
     found = verdicts(meant(plain, [*range(1, size), 0]))
@@ -185,7 +228,7 @@ def test_tokens_without_texts_are_too_few_to_judge(plain: Evidence) -> None:
     for uses in (0, 1):
         found = result("swapped_tokens", meant(plain, [1, 0, *range(2, 30)], uses=uses))
         assert (found.verdict, found.details) == ("too few to judge", ())
-        assert "it needs 2" in found.reason
+        assert "needed: 2 tokens" in found.reason
 
 
 def test_chance_takes_unrelated_texts(plain: Evidence) -> None:

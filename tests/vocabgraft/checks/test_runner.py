@@ -860,7 +860,7 @@ def test_words_in_no_text_are_probed_in_templates(graft: Graft) -> None:
 
 
 @pytest.mark.usefixtures("isolated_forks")
-def test_what_training_did_is_not_asked_of_what_was_not_trained(graft: Graft) -> None:
+def test_checks_of_training_do_not_apply_to_an_untrained_model(graft: Graft) -> None:
     evidence = replace(gather(graft, "tokens", ("a dog", "a nephrolith")), trained=False)
     found = {check.name: check for check in check_all(evidence)}
     for name in ("new_rows_trained", "trained_differs", "adapter_moved", "relations_told_apart", "swapped_relations"):
@@ -879,7 +879,7 @@ def test_a_check_that_cannot_run_has_failed_and_says_why(sound: dict[Method, Evi
     assert found["untouched_texts"].verdict == "failed"
 
 
-def test_an_error_of_a_library_is_told_with_its_kind(sound: dict[Method, Evidence]) -> None:
+def test_an_error_of_a_library_is_reported_with_its_kind(sound: dict[Method, Evidence]) -> None:
     model = changed(sound["tokens"])
     model.encode = lambda *_, **__: 1 / 0  # type: ignore[method-assign]
     found = result("padding", put(sound["tokens"], merged=model))

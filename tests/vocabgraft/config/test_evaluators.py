@@ -102,7 +102,7 @@ def test_an_evaluator_that_does_not_fit_is_refused(
     assert told in str(caught.value)
 
 
-def test_an_evaluator_without_data_is_told(graft: Graft, write_dataset: WriteDataset) -> None:
+def test_an_evaluator_without_data_is_reported(graft: Graft, write_dataset: WriteDataset) -> None:
     dataset = write_dataset("own", "pairs", COLUMNS["pairs"], train=rows("pairs"))
     with pytest.raises(VocabgraftError, match=r"InformationRetrievalEvaluator of own has no rows to evaluate on"):
         train(graft, dataset, [{"dataset": "own"}])
@@ -180,7 +180,9 @@ def test_best_weights_that_do_not_load_are_an_error(
         train(graft, dataset, [], best_metric="eval_loss")
 
 
-def test_a_metric_that_is_not_measured_is_told_with_those_that_are(graft: Graft, write_dataset: WriteDataset) -> None:
+def test_a_metric_that_is_not_measured_is_reported_with_those_that_are(
+    graft: Graft, write_dataset: WriteDataset
+) -> None:
     with pytest.raises(VocabgraftError, match=r"'mrr', which no evaluation gives; allowed: eval_loss, .*own_loss"):
         train(graft, with_validation(write_dataset, "pairs"), [], best_metric="mrr")
 
@@ -193,7 +195,9 @@ def test_training_stops_early_without_a_gain(graft: Graft, write_dataset: WriteD
     assert max(entry["epoch"] for entry in result.curve) == 2
 
 
-def test_arguments_reach_the_trainer_and_those_it_refuses_are_told(graft: Graft, write_dataset: WriteDataset) -> None:
+def test_arguments_reach_the_trainer_and_those_it_refuses_are_reported(
+    graft: Graft, write_dataset: WriteDataset
+) -> None:
     dataset = with_validation(write_dataset, "pairs")
     arguments = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 1}
     _, result = train(graft, dataset, [], arguments=arguments)
@@ -202,7 +206,7 @@ def test_arguments_reach_the_trainer_and_those_it_refuses_are_told(graft: Graft,
         train(graft, dataset, [], arguments={"eval_strategy": "sometimes"})
 
 
-def test_a_batch_that_memory_does_not_hold_is_told_with_the_ways_out(
+def test_a_batch_that_memory_does_not_hold_is_reported_with_the_ways_out(
     graft: Graft, write_dataset: WriteDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*given: Any, **options: Any) -> Any:

@@ -283,7 +283,7 @@ def test_losses_that_look_inside_the_model_keep_the_table_of_constants_off() -> 
         ("pairs", "GISTEmbedLoss", {"guide": "nowhere"}, "the guide 'nowhere' is not a folder; allowed: base"),
     ],
 )
-def test_a_value_that_a_loss_refuses_is_told(
+def test_a_value_that_a_loss_refuses_is_reported(
     model: Any,
     write_dataset: WriteDataset,
     tmp_path: Path,

@@ -158,7 +158,7 @@ def test_rows_are_read_from_files_or_made_from_descriptions() -> None:
         assert reason in complaint(put("validate_data.datasets.1", changed))
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     changed = put("seed", "x") | {"sed": 1}
     del changed["base"]
     message = complaint(changed)
@@ -207,7 +207,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("register_model.gates.benefit", "term.all.mrr", "terms.{all,new_word,no_new_word}.{mrr,recall@10}"),
     ],
 )
-def test_values_that_do_not_fit_each_other_are_told(path: str, value: Any, told: str) -> None:
+def test_values_that_do_not_fit_each_other_are_reported(path: str, value: Any, told: str) -> None:
     assert told in complaint(put(path, value))
 
 
@@ -385,7 +385,9 @@ def test_a_phase_of_rows_is_refused_where_the_method_has_none() -> None:
         (lambda path: path.write_text("", encoding="utf-8"), "holds NoneType, not a mapping of sections"),
     ],
 )
-def test_a_file_that_is_no_mapping_is_told_by_its_name(tmp_path: Path, write: Callable[[Path], Any], told: str) -> None:
+def test_a_file_that_is_no_mapping_is_reported_by_its_name(
+    tmp_path: Path, write: Callable[[Path], Any], told: str
+) -> None:
     path = tmp_path / "params.yaml"
     write(path)
     with pytest.raises(VocabgraftError, match=r"params\.yaml") as caught:

@@ -291,7 +291,7 @@ def complaint(config: str, **arguments: Any) -> str:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_refused_method_is_told_with_its_reason_and_those_allowed(name: str) -> None:
+def test_a_refused_method_is_reported_with_its_reason_and_those_allowed(name: str) -> None:
     assert complaint(name) == f"{name} does not work here: {REFUSED[name]}; allowed: {', '.join(METHODS)}"
 
 
@@ -324,11 +324,11 @@ def test_a_refused_method_is_told_with_its_reason_and_those_allowed(name: str) -
         ("HRAConfig", {"apply_GS": True}, "apply_GS cannot be set: its initialization"),
     ],
 )
-def test_what_does_not_work_is_told_with_the_reason(config: str, arguments: dict[str, Any], told: str) -> None:
+def test_what_does_not_work_is_reported_with_the_reason(config: str, arguments: dict[str, Any], told: str) -> None:
     assert told in complaint(config, **arguments)
 
 
-def test_it_is_told_when_params_yaml_is_read() -> None:
+def test_it_is_reported_when_params_yaml_is_read() -> None:
     with pytest.raises(ValidationError, match="VeraConfig does not work here"):
         train_params(method="peft", peft={"config": "VeraConfig"})
 
@@ -350,7 +350,9 @@ def test_it_is_told_when_params_yaml_is_read() -> None:
         ("LoraConfig", {"target_modules": TARGETS, "modules_to_save": ["word_embeddings"]}, "would wrap word_embedd"),
     ],
 )
-def test_what_the_base_or_peft_refuses_is_told(graft: Graft, config: str, arguments: dict[str, Any], told: str) -> None:
+def test_what_the_base_or_peft_refuses_is_reported(
+    graft: Graft, config: str, arguments: dict[str, Any], told: str
+) -> None:
     peft = PeftParams(config=config, arguments=arguments)
     with pytest.raises(VocabgraftError, match=told):
         add_adapter(load(graft.resized), "peft", graft.new_ids, lora_params(), peft)

@@ -61,7 +61,7 @@ def test_a_score_is_in_percent_and_never_from_a_cache(package: Package) -> None:
     assert package.asked[0]["encode_kwargs"]["batch_size"] == 8
 
 
-def test_an_unknown_task_and_absent_data_are_told(package: Package) -> None:
+def test_an_unknown_task_and_absent_data_are_reported(package: Package) -> None:
     with pytest.raises(VocabgraftError, match=r"MTEB has no task 'NFCorps' .*Did you mean: 'NFCorpus'"):
         load_tasks(["NFCorps"])
     package.has_data = False

@@ -105,7 +105,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> No
     assert table(tmp_path / "t.csv", b"\xef\xbb\xbfa,b\n1,2\n")["a"] == ["1"]
 
 
-def test_rows_are_told_by_the_line_where_they_start(tmp_path: Path) -> None:
+def test_rows_are_reported_by_the_line_where_they_start(tmp_path: Path) -> None:
     read = table(tmp_path / "t.csv", 'a,b\n1,2\n\n3,"4\n5"\n\n6,7\n\n')
     assert (read["a"], read["row"]) == (["1", "3", "6"], [2, 4, 7])
     read = table(tmp_path / "t.jsonl", '{"a": "1", "b": "2"}\n\n{"a": "3", "b": "4"}\n')
@@ -162,13 +162,13 @@ def test_a_row_longer_than_the_header_does_not_shift_its_columns(tmp_path: Path,
         ("t.CSV", "a,b\n1,2\n", "ends in '.CSV'; allowed: .csv, .tsv"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_told_with_its_reason(
+def test_a_file_that_cannot_be_read_is_reported_with_its_reason(
     tmp_path: Path, name: str, content: str | bytes, told: str
 ) -> None:
     assert told in refusal(tmp_path / name, content)
 
 
-def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     content = b'a,c\nx,y\n\xff,z\n1,2,3\nq\0,r\n"s"t,u\n'
     told = refusal(tmp_path / "t.csv", content)
     for fault in (
@@ -321,7 +321,7 @@ def test_a_letter_on_the_border_of_two_blocks_is_no_bad_byte(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("read", [read_lines, lambda path: read_table(path, ("a",))])
-def test_a_missing_file_and_a_folder_are_told(tmp_path: Path, read: Callable[[Path], Any]) -> None:
+def test_a_missing_file_and_a_folder_are_reported(tmp_path: Path, read: Callable[[Path], Any]) -> None:
     for name in ("t.txt", "t.csv"):
         with pytest.raises(VocabgraftError, match=r"missing|ends in"):
             read(tmp_path / name)

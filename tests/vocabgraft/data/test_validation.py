@@ -139,17 +139,17 @@ def test_a_repeated_triple_is_directed(tmp_path: Path) -> None:
     assert told(frame, "duplicate_of") == [None, "relations.csv row 2", None]
 
 
-def test_a_pair_of_one_text_is_told(tmp_path: Path) -> None:
+def test_a_pair_of_one_text_is_reported(tmp_path: Path) -> None:
     assert list(pairs(tmp_path, ["Kidney stone,kidney  stone", "a,b", ",b"])["same_text"]) == [True, False, False]
 
 
-def test_relations_that_exclude_each_other_are_told_in_either_direction(tmp_path: Path) -> None:
+def test_relations_that_exclude_each_other_are_reported_in_either_direction(tmp_path: Path) -> None:
     lines = ["hot,Synonym,warm", "warm,Antonym,hot", "hot,MadeOf,warm", "hot,Antonym,cold", "cold,DistinctFrom,hot"]
     frame = triples(tmp_path, lines)
     assert told(frame, "contradicts") == [None, "relations.csv row 2", None, None, None]
 
 
-def test_a_training_row_that_shares_a_text_with_a_held_out_row_is_told(tmp_path: Path) -> None:
+def test_a_training_row_that_shares_a_text_with_a_held_out_row_is_reported(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.csv", ["anchor,positive", "kidney,stone", "liver,pain", "fish,water"])
     write_lines(tmp_path / "valid.csv", ["anchor,positive", "bird,Liver", "cat,wood"])
     write_lines(tmp_path / "test.csv", ["anchor,positive", "STONE,rock", "wood,house"])
@@ -206,7 +206,7 @@ def vocabulary(folder: Path, base: "Tokenizer", lines: list[str]) -> pd.DataFram
     return annotate_vocabulary(read_vocabulary(folder, "vocabulary.csv").rows, base)
 
 
-def test_what_the_base_makes_of_a_token_is_told(tmp_path: Path, base_tokenizer: "Tokenizer") -> None:
+def test_what_the_base_makes_of_a_token_is_reported(tmp_path: Path, base_tokenizer: "Tokenizer") -> None:
     lines = [
         "kidney,word,",
         "kidneys,word,",
@@ -251,7 +251,7 @@ def test_of_rows_with_one_text_the_first_says_how_it_matches(base_tokenizer: "To
     assert count_uses(base_tokenizer, tokens, ["nephrolith", "a nephro"]) == [1, 1]
 
 
-def test_words_inside_others_are_told_with_the_first_of_those() -> None:
+def test_words_inside_others_are_reported_with_the_first_of_those() -> None:
     words = ["nephro", "nephrolith", "cholith", "lith", "other", "nephro-lith"]
     assert inside_others(words) == {"nephro": "nephrolith", "lith": "nephrolith"}
     assert inside_others([]) == {}

@@ -158,7 +158,7 @@ def test_a_token_is_judged_by_the_held_out_queries_that_hold_it(
     assert second == {"queries": 0, "verdict": "too few to judge", "worst": None}
 
 
-def test_a_question_that_is_asked_often_is_one_witness(graft: Graft) -> None:
+def test_a_repeated_question_counts_once(graft: Graft) -> None:
     asked = measured(["the nephrolith"] * 20, [1] * 20, [9] * 20)
     subject = subjects_of(graft, load(graft.merged["tokens"]))["merged"]
     assert judge_tokens(subject, graft.tokens, [asked], 17)[0]["verdict"] == "too few to judge"

@@ -219,7 +219,7 @@ def test_link_prediction_agrees_with_the_evaluator(
             )
 
 
-def test_other_heads_stand_in_the_way_in_link_prediction_and_the_one_asked_about_does_not(
+def test_other_heads_compete_in_link_prediction_and_the_questioned_one_does_not(
     write_dataset: WriteDataset, subjects: list[Subject], new_words: NewWords
 ) -> None:
     # The base reads the question as "dog is a kind of", and the other head is just that.

@@ -65,13 +65,13 @@ def test_code_that_loading_runs_is_in_the_call_that_loads() -> None:
     assert "trust_remote_code" not in write_hub_card("", CardFacts("clinic/minilm", "mit"))
 
 
-def test_an_export_is_told_of() -> None:
+def test_an_export_is_reported_of() -> None:
     card = write_hub_card("", CardFacts("clinic/minilm", "mit", onnx=True))
     assert "onnx" in read_metadata(card)["tags"] and "onnx/model.onnx" in card
 
 
 @pytest.mark.parametrize("broken", ["---\na: [1\n---\nx", "---\n- a\n---\nx"])
-def test_damaged_metadata_is_told(broken: str) -> None:
+def test_damaged_metadata_is_reported(broken: str) -> None:
     with pytest.raises(VocabgraftError, match=r"metadata of the model's README\.md"):
         write_hub_card(broken, FACTS)
 

@@ -131,7 +131,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
             read_conceptnet(path, Selection())
 
 
-def test_when_nothing_is_left_the_reasons_and_the_languages_seen_are_told(tmp_path: Path) -> None:
+def test_when_nothing_is_left_the_reasons_and_the_languages_seen_are_reported(tmp_path: Path) -> None:
     with pytest.raises(VocabgraftError, match=r"no row is left of 37 .*another language.*seen: en, fr.*--language"):
         read(tmp_path, assertions(), Selection("pt"))
 

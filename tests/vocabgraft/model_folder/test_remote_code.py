@@ -164,7 +164,7 @@ def test_code_of_another_repository_is_refused_with_the_way_to_have_it(coded: Pa
     assert not ran.exists()
 
 
-def test_named_code_that_is_not_there_is_told_before_anything_runs(coded: Path, ran: Path) -> None:
+def test_named_code_that_is_not_there_is_reported_before_anything_runs(coded: Path, ran: Path) -> None:
     (coded / MODEL).unlink()
     with pytest.raises(VocabgraftError, match=rf"names {NAMED['AutoModel']}, but .* has no {MODEL}; restore the file"):
         load_model(coded, device="cpu", trust_remote_code=True)
@@ -263,7 +263,7 @@ def test_only_the_map_is_taken_out_of_a_configuration(coded: Path) -> None:
     assert after == before
 
 
-def test_a_damaged_list_of_modules_is_told(plain: Path) -> None:
+def test_a_damaged_list_of_modules_is_reported(plain: Path) -> None:
     write_json(plain / "modules.json", [{"path": ""}])
     with pytest.raises(VocabgraftError, match=r"modules\.json is not a list of modules"):
         load_model(plain, device="cpu")

@@ -53,7 +53,7 @@ def test_a_package_gives_a_folder_and_is_not_executed(in_folder: Path, monkeypat
         ("/not/there", "that folder is not there"),
     ],
 )
-def test_a_base_that_is_not_there_is_told_by_its_name(in_folder: Path, model: str, told: str) -> None:
+def test_a_base_that_is_not_there_is_reported_by_its_name(in_folder: Path, model: str, told: str) -> None:
     with pytest.raises(VocabgraftError) as caught:
         locate_base(model)
     assert f"base.model is {model!r}" in str(caught.value)
@@ -89,7 +89,9 @@ def test_a_model_of_the_hub_without_safetensors_is_refused(in_folder: Path, monk
         locate_base("owner/name")
 
 
-def test_an_unreachable_hub_is_told_with_the_offline_switch(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_with_the_offline_switch(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def snapshot_download(*_: Any, **__: Any) -> str:
@@ -101,7 +103,7 @@ def test_an_unreachable_hub_is_told_with_the_offline_switch(in_folder: Path, mon
         locate_base("owner/name")
 
 
-def test_what_can_be_no_hub_id_is_told(in_folder: Path) -> None:
+def test_what_can_be_no_hub_id_is_reported(in_folder: Path) -> None:
     with pytest.raises(VocabgraftError, match="neither a folder nor a Hub id"):
         locate_base("owner/name/too/deep")
 
@@ -149,7 +151,7 @@ def test_a_model_is_loaded_for_use_and_not_for_training(graft: Graft) -> None:
     assert not load_model(graft.base, device="cpu").training
 
 
-def test_a_damaged_folder_is_told_and_nothing_is_fetched(tmp_path: Path) -> None:
+def test_a_damaged_folder_is_reported_and_nothing_is_fetched(tmp_path: Path) -> None:
     with pytest.raises(VocabgraftError, match="does not load as a sentence-transformers model"):
         save_file({"x": torch.ones(1)}, weights(tmp_path / "m") / "model.safetensors")
         load_model(tmp_path / "m", device="cpu")

@@ -139,5 +139,5 @@ def test_the_path_of_other_texts_is_the_resized_base_but_for_new_rows(graft: Gra
     assert len(moved) == 1 and "word_embeddings" in moved.pop()
 
 
-def test_ids_are_told_as_ranges() -> None:
+def test_ids_are_reported_as_ranges() -> None:
     assert ranges_of([7, 3, 4, 5, 9]) == [[3, 5], [7, 7], [9, 9]]

@@ -107,7 +107,7 @@ def test_a_refused_conflict_is_one_that_changes_a_text_of_one_pack_alone(tiny: "
     assert np.array_equal(bank.encode(text, vocabulary="both"), alone)
 
 
-def test_words_in_each_other_that_hide_nothing_are_told_and_combined(
+def test_words_in_each_other_that_hide_nothing_are_reported_and_combined(
     tiny: "SentenceTransformer", base_tokenizer: "Tokenizer"
 ) -> None:
     one = pack_of(tiny, "one", symbol("=>"), word("astro"))

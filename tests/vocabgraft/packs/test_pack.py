@@ -162,7 +162,7 @@ def torch_pickled(folder: Path) -> None:
         (pickled("adapter/adapter_model.bin"), "holds adapter/adapter_model.bin, a pickle"),
     ],
 )
-def test_what_is_wrong_with_a_pack_is_told(damage: Callable[[Path], None], told: str, folder: Path) -> None:
+def test_what_is_wrong_with_a_pack_is_reported(damage: Callable[[Path], None], told: str, folder: Path) -> None:
     damage(folder)
     with pytest.raises(VocabgraftError, match=told):
         read_pack(folder)

@@ -140,7 +140,7 @@ def test_goals_of_the_pack_at_home_are_what_it_reads_there(small: "SentenceTrans
     assert not np.allclose(goals, own / np.linalg.norm(own, axis=1, keepdims=True), atol=1e-2)
 
 
-def test_what_the_rows_say_is_told_apart_from_what_an_adapter_says(tiny_base: Path, graft: Graft) -> None:
+def test_what_the_rows_say_is_reported_apart_from_what_an_adapter_says(tiny_base: Path, graft: Graft) -> None:
     base = load(tiny_base)
     pack = replace(pack_of(base), adapter=adapter_from(graft.adapters["lora_and_tokens"]))
     target = prepare(pack, base)

@@ -61,7 +61,7 @@ def test_parts_are_merged_in_their_order_however_long_each_takes(tmp_path: Path,
     assert [counts.texts for counts in done] == sizes
 
 
-def test_a_faulty_part_in_a_process_is_told_as_in_this_one(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_faulty_part_in_a_process_is_reported_as_in_this_one(tmp_path: Path, tokenizer: Any) -> None:
     content = b"word\n" * 30_000 + b"\xff\n"
     (tmp_path / "corpus.txt").write_bytes(content)
     parts = split_files([tmp_path / "corpus.txt"], (), part_bytes=50_000)
@@ -70,7 +70,7 @@ def test_a_faulty_part_in_a_process_is_told_as_in_this_one(tmp_path: Path, token
             count_words(parts, tokenizer, (), processes, 100, ignore)
 
 
-def test_a_killed_process_is_told_and_not_waited_for(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_killed_process_is_reported_and_not_waited_for(tmp_path: Path, tokenizer: Any) -> None:
     path = write_lines(tmp_path / "corpus.txt", ["word"])
     with pytest.raises(VocabgraftError, match="ended with code 7"):
         count_words([Fatal(path, 0, 5, 5), Part(path, 0, 5, 5)], tokenizer, (), 2, 100, ignore)
@@ -204,7 +204,7 @@ def test_the_words_of_a_compound_are_counted_too_and_no_word_twice(tokenizer: An
     assert counted.words == 3
 
 
-def test_scripts_without_spaces_are_cut_by_icu_where_that_is_asked_for(tokenizer: Any) -> None:
+def test_scripts_without_spaces_are_segmented_by_icu_on_request(tokenizer: Any) -> None:
     pytest.importorskip("icu")
     texts = [
         "\u8840\u6db2\u900f\u6790\u6cbb\u7597\u3002dialysis\u7684",
@@ -238,7 +238,7 @@ def test_a_cased_base_keeps_the_case() -> None:
     assert count(["Dog dog Été"], cased).counts == {"Dog": 1, "dog": 1, "Été": 1}
 
 
-def test_a_base_that_changes_letters_is_asked_for_every_word() -> None:
+def test_a_base_that_changes_letters_is_queried_for_every_word() -> None:
     from tokenizers import normalizers
 
     odd = build_wordpiece()

@@ -179,7 +179,7 @@ def test_reading_only_what_promises_most_finds_the_same_best_words(
     assert [word.saved for word in some] == [word.saved for word in every[:limit]]
 
 
-def test_nothing_worth_adding_is_told_with_the_reasons(tokenizer: Any) -> None:
+def test_nothing_worth_adding_is_reported_with_the_reasons(tokenizer: Any) -> None:
     with pytest.raises(VocabgraftError, match=r"no word of 2 .*below min_count: 1; one token in the base: 1"):
         plan_vocabulary(tokenizer, {"dog": 9, "stent": 1}, PlanParams())
 
@@ -189,7 +189,7 @@ def test_a_limit_that_makes_no_sense_is_refused() -> None:
         PlanParams(min_count=0)
 
 
-def test_byte_level_bases_are_asked_for_a_word_after_a_space() -> None:
+def test_byte_level_bases_read_a_word_after_a_space() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     letters = {letter: i for i, letter in enumerate("Ġabcdefghijklmnopqrstuvwxyz")}
@@ -291,7 +291,7 @@ def test_the_promise_counts_the_space_that_a_base_keeps_before_an_added_word(fam
     assert plan.cumulative_saved[-1] == pytest.approx(before - after, rel=0.02)
 
 
-def test_a_word_of_two_pieces_saves_nothing_where_the_space_stays() -> None:
+def test_a_word_of_two_subword_tokens_saves_nothing_where_the_space_stays() -> None:
     base = FAMILIES["unigram"]()
     plan = plan_vocabulary(base, {"dogx": 50, "nephrolith": 50}, PlanParams(min_count=5))
     assert [word.text for word in plan.words] == ["nephrolith"]

@@ -136,7 +136,7 @@ def test_equal_values_give_equal_bytes_whatever_their_order(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b'"\xff"'])
-def test_damaged_json_is_told_with_its_remedy(in_folder: Path, content: bytes) -> None:
+def test_damaged_json_is_reported_with_its_remedy(in_folder: Path, content: bytes) -> None:
     path = Path("data/evaluate_model/metrics.json")
     fill(path.parent, {path.name: content})
     with pytest.raises(VocabgraftError, match=r"metrics.json is damaged .*dvc checkout data/evaluate_model"):

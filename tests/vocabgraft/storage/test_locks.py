@@ -11,7 +11,7 @@ from vocabgraft.errors import VocabgraftError
 from vocabgraft.storage.locks import holder_of, only_one
 
 
-def test_who_comes_second_is_told_who_holds_it(tmp_path: Path) -> None:
+def test_who_comes_second_is_reported_who_holds_it(tmp_path: Path) -> None:
     path = tmp_path / "new" / "x.lock"
     with only_one(path, "x is being written"):
         with path.open() as stream:

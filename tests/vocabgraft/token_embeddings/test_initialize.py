@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vocabgraft.errors import VocabgraftError
@@ -30,10 +30,26 @@ def token(pieces: tuple[int, ...], described: tuple[int, ...] = (), kind: Kind =
     return ExtendedToken("renal", kind, "", 12, pieces, described)
 
 
+# The first call of torch may take longer than a deadline on a busy machine.
+@settings(deadline=None)
 @given(pieces=st.lists(st.integers(2, 11), min_size=1, max_size=6))
-def test_a_word_starts_at_the_mean_of_its_pieces(pieces: list[int]) -> None:
-    row = started(WEIGHT, [token(tuple(pieces), (3,))])
-    torch.testing.assert_close(row[0], WEIGHT[pieces].mean(dim=0))
+def test_a_word_starts_at_the_mean_of_its_pieces_and_is_no_shorter_than_an_old_row(pieces: list[int]) -> None:
+    (row,) = started(WEIGHT, [token(tuple(pieces), (3,))])
+    mean, old = WEIGHT[pieces].mean(dim=0), WEIGHT.norm(dim=1)
+    torch.testing.assert_close(row / row.norm(), mean / mean.norm())
+    torch.testing.assert_close(row.norm(), mean.norm() if mean.norm() >= old.min() * (1 - 1e-5) else old.median())
+
+
+@pytest.mark.parametrize("method", ["subword_mean", "description_mean", "similar_tokens"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_mean_in_a_base_of_nearly_one_length_is_as_long_as_its_rows(method: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    unit = torch.nn.functional.normalize(torch.randn(50, 16, generator=generator), dim=1)
+    weight = (unit * torch.linspace(0.97, 1.03, 50)[:, None]).to(dtype)
+    weight[0] = 0
+    rows = started(weight, [token((2, 3, 4, 5), (6, 7, 8)), token((9, 10), (11, 12))], method)
+    old = weight[1:].float().norm(dim=1)
+    assert (rows.float().norm(dim=1) >= old.min()).all() and (rows.float().norm(dim=1) <= old.max()).all()
 
 
 def test_a_special_token_starts_from_its_description() -> None:

@@ -272,7 +272,7 @@ def test_a_special_token_may_have_case_accents_and_spaces_that_the_base_folds(
         ("<|a\ufeffb|>", "<|ab|>"),
     ],
 )
-def test_a_special_token_that_texts_would_hold_in_another_form_is_told(
+def test_a_special_token_that_texts_would_hold_in_another_form_is_reported(
     base_tokenizer: "Tokenizer", text: str, becomes: str
 ) -> None:
     assert rewritten(base_tokenizer, text) == becomes

@@ -149,7 +149,7 @@ def test_the_first_process_of_each_machine_writes_where_files_are_not_shared(mon
     assert not writes()
 
 
-def test_libraries_are_told_the_interface_that_the_machines_meet_on() -> None:
+def test_libraries_are_reported_the_interface_that_the_machines_meet_on() -> None:
     (own,) = (name for name, of in psutil.net_if_addrs().items() if any(entry.address == "127.0.0.1" for entry in of))
     assert _interfaces("127.0.0.1", 2345) == {"GLOO_SOCKET_IFNAME": own, "NCCL_SOCKET_IFNAME": own}
 

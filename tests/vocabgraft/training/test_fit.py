@@ -234,7 +234,7 @@ def test_more_training_lowers_the_loss(graft: Graft, datasets: list[AcceptedData
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
 
-def test_a_loss_that_is_no_number_is_told_with_the_remedy(graft: Graft, datasets: list[AcceptedDataset]) -> None:
+def test_a_loss_that_is_no_number_is_reported_with_the_remedy(graft: Graft, datasets: list[AcceptedDataset]) -> None:
     model = load(graft.resized)
     with torch.no_grad():
         model[0].auto_model.get_input_embeddings().weight[graft.new_ids[0]] = float("nan")
@@ -332,7 +332,7 @@ def test_a_training_of_few_steps_over_many_rows_has_a_curve(graft: Graft, write_
     assert [entry["step"] for entry in result.curve if "loss" in entry] == [1, 2]
 
 
-def test_tokens_that_no_training_text_holds_are_told_apart(graft: Graft, write_dataset: WriteDataset) -> None:
+def test_tokens_that_no_training_text_holds_are_reported_apart(graft: Graft, write_dataset: WriteDataset) -> None:
     columns = ("anchor", "positive")
     rows = {"train": [("a nephrolith", "a stone"), ("a dog", "-> a cat")], "test": [("a thrombopenia", "blood")]}
     dataset = write_dataset("terms", "pairs", columns, **rows)

@@ -51,7 +51,7 @@ def test_an_argument_with_a_value_that_the_class_refuses_is_named() -> None:
         metrics_of([entry], [dataset_of("own", "pairs")])
 
 
-def test_every_metric_of_a_training_has_a_name_that_was_told(graft: Graft, write_dataset: WriteDataset) -> None:
+def test_every_metric_of_a_training_has_a_name_that_was_reported(graft: Graft, write_dataset: WriteDataset) -> None:
     model = load(graft.resized)
     evaluators = [{"dataset": "own"}, {"dataset": "own", "name": "TranslationEvaluator"}]
     params = train_params(evaluators=evaluators)

@@ -42,7 +42,7 @@ def test_a_million_hashes_of_near_ids_are_distinct() -> None:
 
 
 @given(st.permutations([1, 2, 3]))
-def test_the_places_of_a_triple_are_told_apart(order: list[int]) -> None:
+def test_the_places_of_a_triple_are_reported_apart(order: list[int]) -> None:
     values = np.array([1, 2, 3], dtype=np.uint64)
     first = combine(values[:1], values[1:2], values[2:])
     other = combine(*(np.array([value], dtype=np.uint64) for value in order))

@@ -255,7 +255,7 @@ def test_figures_are_appended_to_csv_files(graft: Graft, tmp_path: Path) -> None
     assert not (tmp_path / "none").exists()
 
 
-def test_the_figures_are_in_the_model_card_and_the_config_is_told(graft: Graft) -> None:
+def test_the_figures_are_in_the_model_card_and_the_config_is_reported(graft: Graft) -> None:
     model = load(graft.resized)
     evaluator = LinkPredictionEvaluator(HEADS, RELATIONS, TAILS)
     evaluator(model, None, 0, 0)

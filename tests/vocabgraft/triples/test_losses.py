@@ -314,7 +314,7 @@ def test_a_router_is_refused(graft: Graft) -> None:
         TranslationRankingLoss(model)
 
 
-def test_what_the_losses_were_made_with_is_told(model: "SentenceTransformer") -> None:
+def test_what_the_losses_were_made_with_is_reported(model: "SentenceTransformer") -> None:
     told = TranslationLoss(model, margin=1.0, negatives=2).get_config_dict()
     assert told == {"p": 2, "squared": False, "margin": 1.0, "negatives": 2, "seed": 0}
     told = TranslationRankingLoss(model, candidates=["a"], negatives=1).get_config_dict()

@@ -61,7 +61,7 @@ def test_without_a_name_the_tokenizer_is_the_one_that_the_dag_makes(project: Pat
         (["corpus.txt", "--out", "extended"], "--out extended is a folder"),
     ],
 )
-def test_bad_input_is_told_and_leaves_nothing_behind(
+def test_bad_input_is_reported_and_leaves_nothing_behind(
     project: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
     write_lines(Path("blank.txt"), ["", " "])

@@ -70,7 +70,7 @@ def test_it_says_why_every_text_is_computed(
         ([], "differs from the new model's by"),
     ],
 )
-def test_bad_input_is_told_and_leaves_nothing_behind(
+def test_bad_input_is_reported_and_leaves_nothing_behind(
     tiny_base: Path, new: Path, in_folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
     index = write_index(in_folder / "index.parquet", np.ones((15, 32)), TEXTS)

@@ -82,7 +82,7 @@ def test_a_merged_model_that_fails_the_gate_is_not_written(
     assert sorted(path.name for path in project.iterdir()) == ["kidney", "liver"]
 
 
-def test_conflicts_are_refused_or_told(
+def test_conflicts_are_refused_or_reported(
     project: Path, tiny: "SentenceTransformer", capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_pack(make_pack(tiny, "kidney", KIDNEY, seed=3), Path("again"))
@@ -106,7 +106,7 @@ def test_conflicts_are_refused_or_told(
         *((["liver", name, "--out", "both"], told) for name, told in BAD_PACKS.items()),
     ],
 )
-def test_bad_input_is_told_and_leaves_nothing_behind(
+def test_bad_input_is_reported_and_leaves_nothing_behind(
     arguments: list[str], told: str, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("other").mkdir()

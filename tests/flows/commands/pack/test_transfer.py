@@ -63,7 +63,7 @@ def test_with_the_packs_own_base_what_training_taught_is_brought_too(
         (["--out", "pack"], "pack exists already"),
     ],
 )
-def test_bad_input_is_told_and_leaves_nothing_behind(
+def test_bad_input_is_reported_and_leaves_nothing_behind(
     small: Path, pack: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
     assert main([str(pack), "--base", str(small), "--out", "carried", *options]) == 2

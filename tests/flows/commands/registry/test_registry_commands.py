@@ -71,7 +71,7 @@ def aliases(rows: dict[int, dict[str, Any]]) -> dict[str, int]:
     return {alias: number for number, row in rows.items() for alias in row["aliases"]}
 
 
-def test_the_list_has_every_version_with_its_aliases_figures_gates_and_age(listed: Listed) -> None:
+def test_the_list_has_every_version_with_its_aliases_metrics_gates_and_age(listed: Listed) -> None:
     rows = listed()
     assert list(rows) == [4, 3, 2, 1]
     assert aliases(rows) == {CHAMPION: 2, PREVIOUS_CHAMPION: 1, CHALLENGER: 4}
@@ -234,7 +234,7 @@ def test_without_texts_held_out_items_are_compared(project: Path, capsys: pytest
     assert "+1.00" in said and "better" in said
 
 
-def test_a_file_of_texts_that_is_missing_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_texts_that_is_missing_is_reported(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(["1", "2", "--file", "nowhere.txt"]) == 2
     assert "nowhere.txt cannot be read" in capsys.readouterr().err
 

@@ -110,7 +110,7 @@ def test_imported_triples_pass_validate_data_without_a_rejected_row(
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
-def test_the_files_are_written_and_told_with_their_rows(
+def test_the_files_are_written_and_reported_with_their_rows(
     kind: str, tiny_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert import_sample(kind) == 0
@@ -207,7 +207,7 @@ def test_a_mistake_ends_in_one_message_and_exit_code_2_with_nothing_written(
     assert hash_files(tiny_project) == before
 
 
-def test_a_missing_file_is_told(tiny_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_reported(tiny_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["obo", "none.obo"]) == 2
     assert "none.obo is missing" in capsys.readouterr().err
 

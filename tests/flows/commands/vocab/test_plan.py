@@ -25,7 +25,7 @@ def rows(path: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_it_writes_a_vocabulary_ready_for_use_a_table_figures_and_a_plot(
+def test_it_writes_a_vocabulary_ready_for_use_a_table_counts_and_a_plot(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--top", "1"]) == 0
@@ -42,6 +42,17 @@ def test_it_writes_a_vocabulary_ready_for_use_a_table_figures_and_a_plot(
     assert figures["top"]["tokens_saved"] == 112
     assert Path("plan/plan.png").read_bytes().startswith(b"\x89PNG")
     assert "hepatoma" in capsys.readouterr().out
+
+
+def test_without_params_the_shipped_base_counts(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not Path("params.yaml").exists()
+    write_lines(in_folder / "corpus.txt", PROSE)
+    assert main(["corpus.txt", "--processes", "1"]) == 0
+    pieces = {row["word"]: row["pieces"] for row in rows("reports/plan/plan.csv")}
+    assert pieces == {"hepatoma": "4", "stenosis": "2"}, "the tiny base has a token for each letter"
+    assert (
+        "vocabgraft new FOLDER --vocabulary reports/plan/vocabulary.csv --corpus corpus.txt" in capsys.readouterr().out
+    )
 
 
 def test_the_vocabulary_is_read_as_the_pipeline_reads_one(arguments: list[str]) -> None:
@@ -66,7 +77,7 @@ def test_against_a_background_only_special_words_are_taken(arguments: list[str])
     assert [row["token"] for row in rows("plan/vocabulary.csv")] == ["hepatoma"]
 
 
-def test_a_background_of_numbers_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_background_of_numbers_is_reported(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     write_lines(Path("numbers.txt"), ["1 2 3"])
     assert main([*arguments, "--background", "numbers.txt"]) == 2
     assert "the background has no words" in capsys.readouterr().err
@@ -98,7 +109,7 @@ def test_the_knee_is_marked_in_the_plot(arguments: list[str]) -> None:
         (b"word\n", ["--vocabulary", "none.csv"], "none.csv is missing"),
     ],
 )
-def test_bad_input_is_told_and_leaves_nothing_behind(
+def test_bad_input_is_reported_and_leaves_nothing_behind(
     arguments: list[str], capsys: pytest.CaptureFixture[str], content: bytes | None, options: list[str], says: str
 ) -> None:
     Path("corpus.txt").unlink()
