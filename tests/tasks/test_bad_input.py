@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tasks import validate_data as stage
 from tasks.support.stage import run_stage
 from tasks.validate_data import validate_data
-from vocabgraft.data.judgement import JudgedTable
+from vocabgraft.data.judgement import JudgedTable, Judgement
 from vocabgraft.storage.artifacts import hash_files
 
 from ..conftest import ROOT, build_tiny_project
@@ -454,13 +455,19 @@ def test_refused_rows_give_one_message_data_docs_and_no_output(
 ) -> None:
     from tasks.support import expectations
 
-    written: list[tuple[Sequence[JudgedTable], dict[str, list[Any]]]] = []
+    judged: list[Judgement] = []
+    results: dict[str, list[Any]] = {}
+
+    def write_of_stage(judgement: Judgement, site: Path) -> None:
+        judged.append(judgement)
+        own_of_stage(judgement, site)
 
     def write_data_docs(tables: Sequence[JudgedTable], site: Path) -> None:
-        written.append((tables, own(tables, site)))
+        results.update(own(tables, site))
 
-    own = expectations.write_data_docs
+    own, own_of_stage = expectations.write_data_docs, stage._write_data_docs
     monkeypatch.setattr(expectations, "write_data_docs", write_data_docs)
+    monkeypatch.setattr(stage, "_write_data_docs", write_of_stage)
     fault.plant()
     before = hash_files(RAW)
     assert run() == 1
@@ -474,10 +481,10 @@ def test_refused_rows_give_one_message_data_docs_and_no_output(
     assert hash_files(RAW) == before
     assert outputs() == []
     # The expectations that fail are those whose rules refused rows.
-    ((tables, results),) = written
-    for table in tables:
+    (judgement,) = judged
+    for name, table in judgement.tables.items():
         refused = {refusal.kind for refusal in table.refusals if not refusal.follows}
-        failed = {result.expectation_config.meta["reason"] for result in results[table.name] if not result.success}
+        failed = {result.expectation_config.meta["reason"] for result in results.get(name, []) if not result.success}
         assert failed == refused
 
 
