@@ -1,17 +1,21 @@
 """Tiny real models, built in code: a BERT of two layers with a WordPiece tokenizer. No network, no downloads."""
 
+import gc
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 from tasks.support.stage import switch_telemetry_off
 from tests.coded_base import build_coded_base
@@ -39,6 +43,37 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the file whose fixture runs the whole chain, so that no process waits for it at the end."""
     items.sort(key=lambda item: item.path.name != "test_chain.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file to one process, and all files that use `prefect_server` to one: to start it takes 12 s of CPU."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "prefect" if "prefect_server" in (ROOT / file).read_text(encoding="utf-8") else file
+
+    return OneServer(config, log)
+
+
+FROZEN = pytest.StashKey[int]()
+MANY_MODULES = 100
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Exempt imported modules from garbage collection.
+
+    accelerate collects garbage at the start of each training. That took 0.6 s of CPU, most of a small training, because
+    it looked at the millions of objects of the imported libraries.
+    """
+    if len(sys.modules) - item.config.stash.get(FROZEN, 0) >= MANY_MODULES:
+        gc.collect()
+        gc.freeze()
+        item.config.stash[FROZEN] = len(sys.modules)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -134,6 +169,48 @@ def coded_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield build_coded_base(tmp_path_factory.mktemp("coded") / "shift", tiny_base)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A file or folder that the first process of a session to ask for it makes; read it, never change it."""
+    base = factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_once"
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / f"{name}.lock"):
+        if not (shared / name).exists():
+            make(shared / f"{name}.partial")
+            (shared / f"{name}.partial").rename(shared / name)
+    return shared / name
+
+
+def make_empty_store(path: Path) -> None:
+    """Let MLflow make the tables of a SQLite store, and delete its default experiment, which names a folder."""
+    from tasks.registry.lookup import connect
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        connect()
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("DELETE FROM experiments")
+    connection.close()
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Makes a SQLite store for MLflow at a path and returns its URI.
+
+    A copy of one store that the session makes: the tables take MLflow 2 s of CPU. It makes the default experiment of
+    each copy anew.
+    """
+    empty = made_once(tmp_path_factory, "mlflow.db", make_empty_store)
+
+    def copy(path: Path) -> str:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(empty, path)
+        return f"sqlite:///{path}"
+
+    return copy
+
+
 @pytest.fixture(scope="session")
 def import_server() -> Iterator[ImportServer]:
     """A process that has imported sentence-transformers; shared by the session."""
@@ -144,19 +221,20 @@ def import_server() -> Iterator[ImportServer]:
 
 @pytest.fixture
 def isolated_forks(import_server: ImportServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other process of the checks is a fork of `import_server`, unless code of a model runs."""
+    """The other process of the checks is a fork of `import_server`."""
     from vocabgraft.checks import isolated
 
-    own = subprocess.Popen
-
     def start(command: list[str], **options: Any) -> Any:
-        request = json.loads(Path(command[-2]).read_text(encoding="utf-8"))
-        if request["trust_remote_code"] or request["trust_model_code"]:
-            return own(command, **options)
         return Forked(import_server, command, options["cwd"], options["env"])
 
     names = {name: getattr(subprocess, name) for name in ("DEVNULL", "PIPE", "TimeoutExpired")}
     monkeypatch.setattr(isolated, "subprocess", SimpleNamespace(Popen=start, **names))
+
+
+@pytest.fixture
+def without_data_docs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """validate_data writes no Data Docs: they are most of its second, and tests/tasks/test_bad_input.py has them."""
+    monkeypatch.setattr("tasks.validate_data._write_data_docs", lambda judgement, site: None)
 
 
 def write_lines(path: Path, lines: list[str]) -> Path:

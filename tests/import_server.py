@@ -1,10 +1,11 @@
-"""Runs `isolated_worker.py` in a fork of one process that has imported sentence-transformers already.
+"""Runs a script in a fork of one process that has imported sentence-transformers already.
 
-The import costs each process 4 to 6 s of CPU. A fork is as fresh as a new process in what the checks look at: it has
+The import costs each process 3 to 6 s of CPU. A fork is as fresh as a new process in what the checks look at: it has
 nothing of the project, its own working folder, and the model's folder alone. `tests/vocabgraft/checks/test_isolated.py`
 and `tests/test_chain.py` start real processes.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -25,7 +26,12 @@ class ImportServer:
         self._lock = threading.Lock()
 
     def run(self, request: dict[str, Any]) -> tuple[int, str]:
-        """The exit code of a fork, and what it printed on standard error."""
+        """The exit code of a fork, and what it printed on standard error.
+
+        Args:
+            request: `script`, a path; its `arguments`; `cwd`; `env`, added to the environment; and, where forks share
+                more, `imports`, which the process imports before it forks.
+        """
         with self._lock:
             process = self._process or self._start()
             assert process.stdin and process.stdout
@@ -83,6 +89,8 @@ def serve() -> None:
     print(READY, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        for name in request.get("imports", ()):
+            importlib.import_module(name)
         reading, writing = os.pipe()
         child = os.fork()
         if not child:
@@ -103,6 +111,8 @@ def _work(request: dict[str, Any], errors: int) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.chdir(request["cwd"])
         os.environ.update(request["env"])
+        if folder := request["env"].get("HF_MODULES_CACHE"):
+            _keep_code_in(folder)
         sys.argv = [request["script"], *request["arguments"]]
         runpy.run_path(request["script"], run_name="__main__")
         code = 0
@@ -112,6 +122,13 @@ def _work(request: dict[str, Any], errors: int) -> None:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(code)
+
+
+def _keep_code_in(folder: str) -> None:
+    """Keep the code of models in this folder; transformers read the variable when it was imported."""
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.HF_MODULES_CACHE = folder
 
 
 if __name__ == "__main__":

@@ -27,7 +27,17 @@ from vocabgraft.storage.artifacts import digest_of, hash_files, read_json
 from .conftest import ROOT, read_manifest, write_lines
 from .flows.test_faults import at_work
 
-WORDS, TRIPLES_OF_A_RELATION, CONTEXTS, RETENTION = 6, 8, 20, 40
+# The fixture runs nine stages, minutes on a machine with other work.
+pytestmark = pytest.mark.timeout(900)
+
+WORDS, TRIPLES_OF_A_RELATION, CONTEXTS, RETENTION = 4, 5, 8, 20
+SMALL = [
+    "train_adapter.epochs=1",
+    "train_adapter.batch_size=32",
+    "validate_data.min_uses=2",
+    "resize_base.distillation.least_steps=20",
+    "resize_base.distillation.contexts_per_token=8",
+]
 STAGES = [
     "validate_data",
     "extend_tokenizer",
@@ -73,9 +83,7 @@ def copy_project(root: Path) -> None:
     for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "pyproject.toml", ".dvc/config", PLOT_TEMPLATE):
         (root / name).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(ROOT / name, root / name)
-    edit_params(
-        root / "params.yaml", ["train_adapter.epochs=1", "train_adapter.batch_size=32", "validate_data.min_uses=4"]
-    )
+    edit_params(root / "params.yaml", SMALL)
     cut_data(ROOT / "data" / "raw", root / "data" / "raw")
     run(["git", "init", "--quiet"], root)
 

@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,13 @@ np.savez("found.npz", **found)
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[str, Made]:
+def registered(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, new_store: Callable[[Path], str]
+) -> tuple[str, Made]:
     """A store whose champion is the tiny model, and the model's folders; everything it was made from is elsewhere."""
     root = tmp_path_factory.mktemp("registered")
     shutil.copy(ROOT / "params.yaml", root)
-    uri = f"sqlite:///{root}/mlflow.db"
+    uri = new_store(root / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.delenv("DVC_EXP_NAME", raising=False)

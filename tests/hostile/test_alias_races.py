@@ -42,9 +42,9 @@ def add_version(client: Client, files: Path) -> Registered:
 
 
 @pytest.fixture
-def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_store: Callable[[Path], str]) -> Client:
     """Of a store with three versions: 2 is champion, 1 the previous one."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
     client = connect()
     client.create_registered_model(NAME)
     for _ in range(3):
@@ -177,10 +177,10 @@ def read_aliases(store: Path) -> dict[str, tuple[int, str | None]]:
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(200, marks=pytest.mark.slow)], ids=["few", "many"])
 def test_commands_at_once_and_killed_leave_one_champion_that_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_store: Callable[[Path], str], rounds: int
 ) -> None:
     store, files, choice = tmp_path / "mlflow.db", tmp_path / "files", random.Random(17)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(store))
     begin = os.fork()
     if not begin:
         first = connect()

@@ -4,7 +4,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +242,10 @@ def test_a_failure_from_anywhere_is_reported_in_printable_text(project: Path, ho
     assert all(not OBEYED.search(text) for text in texts_of(hook.told))
 
 
-def test_tags_parameters_and_cards_are_kept_printable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+def test_tags_parameters_and_cards_are_kept_printable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_store: Callable[[Path], str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
     client = connect()
     client.create_registered_model("a model")
     client.create_model_version("a model", str(tmp_path))

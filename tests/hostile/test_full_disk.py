@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,23 @@ main = cli("run")
 Fill = Callable[[Callable[[Path], bool]], None]
 
 
+@pytest.fixture(scope="module")
+def ran_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two stages after their first run; never changed."""
+    stages = {"first": Trivial(), "second": Trivial(["first"])}
+    root = write_project(tmp_path_factory.mktemp("full_disk") / "project", stages)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert main(["--no-server"]) == 0
+    return root
+
+
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: Hook) -> Path:
-    """Two stages, run once, and a hook that is told of failures."""
-    root = write_project(tmp_path / "project", {"first": Trivial(), "second": Trivial(["first"])})
+def project(ran_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: Hook) -> Path:
+    """A copy of it as the working folder, and a hook that is told of failures."""
+    root = Path(shutil.copytree(ran_once, tmp_path / "project"))
     monkeypatch.chdir(root)
     set_hook(root, hook.url)
-    assert main(["--no-server"]) == 0
     return root
 
 

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tasks import validate_data as stage
 from tasks.support.stage import run_stage
 from tasks.validate_data import validate_data
+from vocabgraft.data.judgement import JudgedTable, Judgement
 from vocabgraft.storage.artifacts import hash_files
 
 from ..conftest import ROOT, build_tiny_project
@@ -449,8 +451,23 @@ def test_unreadable_input_gives_one_message_and_no_output(
 
 @pytest.mark.parametrize("fault", REFUSED, ids=lambda fault: fault.name)
 def test_refused_rows_give_one_message_data_docs_and_no_output(
-    fault: Fault, tiny_project: Path, capsys: pytest.CaptureFixture[str]
+    fault: Fault, tiny_project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from tasks.support import expectations
+
+    judged: list[Judgement] = []
+    results: dict[str, list[Any]] = {}
+
+    def write_of_stage(judgement: Judgement, site: Path) -> None:
+        judged.append(judgement)
+        own_of_stage(judgement, site)
+
+    def write_data_docs(tables: Sequence[JudgedTable], site: Path) -> None:
+        results.update(own(tables, site))
+
+    own, own_of_stage = expectations.write_data_docs, stage._write_data_docs
+    monkeypatch.setattr(expectations, "write_data_docs", write_data_docs)
+    monkeypatch.setattr(stage, "_write_data_docs", write_of_stage)
     fault.plant()
     before = hash_files(RAW)
     assert run() == 1
@@ -463,8 +480,15 @@ def test_refused_rows_give_one_message_data_docs_and_no_output(
     assert (SITE / "index.html").is_file()
     assert hash_files(RAW) == before
     assert outputs() == []
+    # The expectations that fail are those whose rules refused rows.
+    (judgement,) = judged
+    for name, table in judgement.tables.items():
+        refused = {refusal.kind for refusal in table.refusals if not refusal.follows}
+        failed = {result.expectation_config.meta["reason"] for result in results.get(name, []) if not result.success}
+        assert failed == refused
 
 
+@pytest.mark.usefixtures("without_data_docs")
 def test_a_fault_of_a_whole_file_is_not_said_to_be_mended_by_a_quarantine(
     tiny_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -474,6 +498,7 @@ def test_a_fault_of_a_whole_file_is_not_said_to_be_mended_by_a_quarantine(
     assert "quarantine" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_data_docs")
 def test_only_the_first_problems_are_listed_and_all_are_counted(
     tiny_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -489,6 +514,7 @@ def test_only_the_first_problems_are_listed_and_all_are_counted(
         ) == 12
 
 
+@pytest.mark.usefixtures("without_data_docs")
 def test_a_failing_run_leaves_the_earlier_output_as_it_was(
     tiny_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -565,6 +591,7 @@ def warnings() -> list[str]:
     return found
 
 
+@pytest.mark.usefixtures("without_data_docs")
 def test_what_is_allowed_but_doubtful_is_warned_of_and_reported(
     tiny_project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -581,6 +608,7 @@ def test_what_is_allowed_but_doubtful_is_warned_of_and_reported(
     assert all(f"warning: {warning}" in said for warning in (large, rare, inside, common))
 
 
+@pytest.mark.usefixtures("without_data_docs")
 def test_a_harmless_vocabulary_is_not_warned_of(tiny_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.validate_data.LARGE_VOCABULARY", 1.0)
     monkeypatch.setattr("tasks.validate_data.COMMON_SHARE", 0.5)
@@ -666,6 +694,7 @@ def rejected() -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.usefixtures("without_data_docs")
 def test_a_quarantine_drops_the_refused_rows_alone_and_says_why(
     tiny_project: Path, clean_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -692,6 +721,7 @@ def test_a_quarantine_drops_the_refused_rows_alone_and_says_why(
     assert hash_files(RAW) == before
 
 
+@pytest.mark.usefixtures("without_data_docs")
 def test_a_quarantined_relation_takes_its_triples_with_it(tiny_project: Path, clean_run: Path) -> None:
     setting("validate_data.on_invalid", "quarantine")()
     append("vocabulary.csv", "<|PartOf|>,special,")()
@@ -705,6 +735,7 @@ def test_a_quarantined_relation_takes_its_triples_with_it(tiny_project: Path, cl
     assert accepted(OUT) == accepted(clean_run / OUT)
 
 
+@pytest.mark.usefixtures("without_data_docs")
 def test_more_than_the_allowed_share_fails_in_spite_of_the_quarantine(
     tiny_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -732,6 +763,7 @@ def convert(name: str, ending: str) -> None:
         pq.write_table(pa.Table.from_pylist(records), path)
 
 
+@pytest.mark.usefixtures("without_data_docs")
 @pytest.mark.parametrize("ending", [".tsv", ".json", ".jsonl", ".parquet"])
 def test_every_kind_of_table_gives_the_same_accepted_data(ending: str, tiny_project: Path, clean_run: Path) -> None:
     for key, name in TABLES.items():

@@ -20,7 +20,7 @@ from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 from .test_bad_input import append, setting, write
 from .test_without_pairs import CHAIN, read, run
 
-pytestmark = pytest.mark.usefixtures("isolated_forks")
+pytestmark = pytest.mark.usefixtures("isolated_forks", "without_data_docs")
 
 RAW, OUT = Path("data/raw"), Path("data/validate_data")
 MEANINGS = {

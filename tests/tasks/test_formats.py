@@ -1,6 +1,7 @@
 """Every format through validate_data and train_adapter: typed, judged by its loss, and refused with one message."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tasks import validate_data as stage
 from tasks.support.stage import run_stage
 from tasks.validate_data import validate_data
+from vocabgraft.data.judgement import Judgement
 
 OUT = Path("data/validate_data")
 ARGUMENTS = ["--raw", "data/raw", "--out", str(OUT), "--site", "reports/data_docs"]
@@ -33,6 +36,18 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 TYPES = {"score": pa.float64(), "margin": pa.float64(), "label": pa.int64(), "embedding": pa.list_(pa.float32())}
+
+
+@pytest.fixture(autouse=True)
+def data_docs_of_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """validate_data writes the Data Docs of the dataset `own` alone."""
+    write = stage._write_data_docs
+
+    def only(judgement: Judgement, site: Path) -> None:
+        tables = {name: table for name, table in judgement.tables.items() if name == "own"}
+        write(replace(judgement, tables=tables), site)
+
+    monkeypatch.setattr(stage, "_write_data_docs", only)
 
 
 def add(dataset_format: str, rows: list[dict[str, Any]] | None = None, **settings: Any) -> None:

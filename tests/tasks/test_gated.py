@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,14 @@ def own_code(version: Any) -> str:
 @pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_a_registered_gate_loads_by_mlflow_alone_and_stays_challenger(
-    tiny_project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    tiny_project: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    new_store: Callable[[Path], str],
 ) -> None:
     from tasks.registry.lookup import connect, find_by_alias, find_by_digest
 
-    store = f"sqlite:///{tiny_project}/mlflow.db"
+    store = new_store(tiny_project / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     put("resize_base", initialisation="subword_mean")
     put("train_adapter", method="gated", epochs=1, learning_rate=0.01)

@@ -14,6 +14,8 @@ from tasks.support.stage import run_stage
 
 from ..conftest import ROOT, build_tiny_project
 
+pytestmark = pytest.mark.usefixtures("without_data_docs")
+
 RAW, VALIDATED, EXTENDED = Path("data/raw"), Path("data/validate_data"), Path("data/extend_tokenizer")
 FIRST = ["nephrolith", "thrombopenia", "hepatoma", "gastrodyn", "<|IsA|>", "<|MadeOf|>"]
 

@@ -23,7 +23,8 @@ from vocabgraft.data.splits import split_of
 from vocabgraft.models.base import tokenizer_file
 from vocabgraft.tokens.tokenizer import load_raw_tokenizer
 
-from .test_bad_input import REFUSED, Fault, append, setting, write
+from ..conftest import build_tiny_project
+from .test_bad_input import append, setting, write
 
 RAW, OUT, SITE = Path("data/raw"), Path("data/validate_data"), Path("reports/data_docs")
 ARGUMENTS = ["--raw", str(RAW), "--out", str(OUT), "--site", str(SITE)]
@@ -74,6 +75,7 @@ def test_a_refused_word_changes_no_count_of_a_good_one(rows: list[str], tiny_pro
         assert len(refused()) == len(rows)
 
 
+@pytest.mark.usefixtures("without_data_docs")
 def test_a_refused_word_leaves_the_good_one_in_the_quarantine(tiny_project: Path) -> None:
     setting("validate_data.on_invalid", "quarantine")()
     append("vocabulary.csv", "hepatoma ,word,pain in the liver")()
@@ -134,6 +136,7 @@ REPEATS: dict[str, tuple[str, list[str]]] = {
 }
 
 
+@pytest.mark.usefixtures("without_data_docs")
 @pytest.mark.parametrize("table", REPEATS)
 def test_repeated_rows_are_dropped_and_counted(table: str, tiny_project: Path) -> None:
     before = {name: len(found.accepted) for name, found in judged().tables.items()}
@@ -186,6 +189,7 @@ def test_all_kinds_of_faults_of_all_files_are_reported_at_once(
     assert not OUT.exists()
 
 
+@pytest.mark.usefixtures("without_data_docs")
 def test_lines_that_cannot_be_read_are_quarantined_as_rows_are(tiny_project: Path) -> None:
     before = {name: len(found.accepted) for name, found in judged().tables.items()}
     setting("validate_data.on_invalid", "quarantine")()
@@ -310,54 +314,47 @@ def test_great_expectations_shows_what_was_judged(tmp_path: Path) -> None:
         assert not re.findall(r'(?:src|href)="(?:https?:)?//|<script|url\(', text), page
 
 
-@pytest.mark.parametrize("fault", REFUSED, ids=lambda fault: fault.name)
-def test_data_docs_fail_where_rows_were_refused(fault: Fault, tiny_project: Path, tmp_path: Path) -> None:
-    fault.plant()
-    judgement = judged()
-    results = write_data_docs([table for table in judgement.tables.values() if len(table.frame)], tmp_path / "site")
-    for name, table in judgement.tables.items():
-        own = {refusal.kind for refusal in table.refusals if not refusal.follows}
-        failed = {result.expectation_config.meta["reason"] for result in results.get(name, []) if not result.success}
-        assert failed == own
-
-
 BEFORE_DATA_DOCS = """
-import sys
+import os, sys
 from tasks.support.stage import ToldFirstError, _parameters
 from tasks.validate_data import validate_data
 from pathlib import Path
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.config.params import load_params
-try:
-    paths = {"raw": Path("data/raw"), "out": Path("data/validate_data"), "site": Path("reports/data_docs")}
-    validate_data(**paths, **_parameters(validate_data, load_params()))
-except VocabgraftError as error:
-    print(error)
+for project in sys.argv[1:]:
+    os.chdir(project)
+    try:
+        paths = {"raw": Path("data/raw"), "out": Path("data/validate_data"), "site": Path("reports/data_docs")}
+        validate_data(**paths, **_parameters(validate_data, load_params()))
+    except VocabgraftError as error:
+        print(error)
 # The tokenizer that the model uses comes from transformers, which takes about 2 s.
 heavy = {"great_expectations", "datasets", "sentence_transformers", "mlflow", "pyarrow.dataset"}
 print("loaded:", sorted(heavy & set(sys.modules)))
 """
+EARLY_FAULTS: list[tuple[Callable[[], object], str]] = [
+    (append("terms.csv", "a dog,,x"), "terms.csv row 50, positive ''"),
+    (append("vocabulary.csv", "kidney,word,again"), "is one token in the base already"),
+    ((RAW / "terms.csv").unlink, "terms.csv is missing"),
+]
 
 
-@pytest.mark.parametrize(
-    ("plant", "told"),
-    [
-        (append("terms.csv", "a dog,,x"), "terms.csv row 50, positive ''"),
-        (append("vocabulary.csv", "kidney,word,again"), "is one token in the base already"),
-        ((RAW / "terms.csv").unlink, "terms.csv is missing"),
-    ],
-)
 def test_a_fault_is_reported_before_anything_slow_is_imported(
-    plant: Callable[[], object], told: str, tiny_project: Path
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant()
-    ran = subprocess.run(
-        [sys.executable, "-c", BEFORE_DATA_DOCS], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert told in ran.stdout, ran.stderr
+    roots = [tmp_path / str(number) for number in range(len(EARLY_FAULTS))]
+    for root, (plant, _) in zip(roots, EARLY_FAULTS, strict=True):
+        build_tiny_project(root, tiny_base)
+        monkeypatch.chdir(root)
+        plant()
+    command = [sys.executable, "-c", BEFORE_DATA_DOCS, *map(str, roots)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    for _, told in EARLY_FAULTS:
+        assert ran.stdout.count(told) == 1, ran.stdout + ran.stderr
     assert "loaded: []" in ran.stdout
 
 
+@pytest.mark.usefixtures("without_data_docs")
 def test_rows_that_a_shared_text_moved_and_groups_that_were_cut_are_reported(tiny_project: Path) -> None:
     of = {
         split: next(f"lone {n}" for n in range(99) if split_of(f"lone {n}", 0.15, 0.25) == split)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -203,13 +204,13 @@ def test_a_champion_with_the_same_code_is_run(trusted: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_the_registered_version_says_what_ran_and_loads_by_mlflow(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, monkeypatch: pytest.MonkeyPatch, new_store: Callable[[Path], str]
 ) -> None:
     import mlflow
 
     from tasks.registry.lookup import connect, find_by_digest
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(project / "mlflow.db"))
     put("evaluate_model", control=True)
     assert run(*AFTER) == 0
     record = read(project / "data/register_model/registration.json")
@@ -233,9 +234,9 @@ def test_every_weight_trains_under_trusted_code_too(project: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("coded_base")
 def test_a_module_class_of_the_folder_is_registered_with_its_file(
-    tiny_base: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch, new_store: Callable[[Path], str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{in_folder}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(in_folder / "mlflow.db"))
     shutil.copy(ROOT / "params.yaml", in_folder)
     base = with_layer(Path(shutil.copytree(tiny_base, in_folder / "layered")))
     made = build(in_folder / "made", base, "layered", "one")

@@ -1,6 +1,7 @@
 """The stage train_adapter: what it leaves behind, and what it says while it runs."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tasks.resize_base import resize_base
 from tasks.support.stage import run_stage
 from tasks.train_adapter import CHECKPOINTS, CURVE_PLOT, train_adapter
 from tasks.validate_data import validate_data
+from tests.conftest import build_tiny_project
 from vocabgraft.data.accepted import read_general_texts, read_retention
 from vocabgraft.training.trainer import AdapterTrainer
 
@@ -28,14 +30,26 @@ class Killed(BaseException):
     """Stands for the end of a process."""
 
 
-@pytest.fixture
-def resized(tiny_project: Path) -> Path:
-    """The tiny project up to the resized base."""
-    change("resize_base", initialisation="subword_mean")
+@pytest.fixture(scope="module")
+def resized_once(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny project up to the resized base; never changed."""
+    root = tmp_path_factory.mktemp("resized") / "project"
+    build_tiny_project(root, tiny_base)
     stages: tuple[Callable[..., None], ...] = (validate_data, extend_tokenizer, resize_base)
-    for stage in stages:
-        assert run_stage(stage, []) == 0
-    return tiny_project
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        change("resize_base", initialisation="subword_mean")
+        for stage in stages:
+            assert run_stage(stage, []) == 0
+    return root
+
+
+@pytest.fixture
+def resized(resized_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the working folder."""
+    root = Path(shutil.copytree(resized_once, tmp_path / "project"))
+    monkeypatch.chdir(root)
+    return root
 
 
 def change(section: str, **values: Any) -> None:
@@ -168,8 +182,10 @@ def test_an_adapter_that_does_not_come_back_is_not_written(
     assert not OUT.exists()
 
 
-def test_live_metrics_go_to_a_run_of_their_own(resized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{resized}/live.db")
+def test_live_metrics_go_to_a_run_of_their_own(
+    resized: Path, monkeypatch: pytest.MonkeyPatch, new_store: Callable[[Path], str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(resized / "live.db"))
     change("train_adapter", arguments={"report_to": ["mlflow"]}, evaluators=[{"dataset": "relations"}])
     change("train_adapter", method="lora_and_tokens", phases=[{"train": "rows"}, {"train": "all"}])
     assert run_stage(train_adapter, []) == 0

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
@@ -22,11 +23,18 @@ LIMITED = {
 }
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Iterator[Path]:
-    """A chain after `dvc repro`, with a changed file, as the working folder."""
-    root = write_project(tmp_path / "project", CHAIN)
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chain after `dvc repro`; never changed."""
+    root = write_project(tmp_path_factory.mktemp("inspection") / "project", CHAIN)
     run_dvc(root, "repro")
+    return root
+
+
+@pytest.fixture
+def project(reproduced: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it with a changed file, as the working folder."""
+    root = Path(shutil.copytree(reproduced, tmp_path / "project"))
     add_stage(root, "limited", LIMITED)
     (root / "raw.txt").write_text("changed\n", encoding="utf-8")
     with chdir(root):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,11 @@ def sweep_in(root: Path, *arguments: str) -> "subprocess.Popen[str]":
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+def swept(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> tuple[Path, int, str]:
     """A project after a sweep of three points, of which one fails; its exit code and what it said."""
     root = write_sweep_project(tmp_path_factory.mktemp("sweep") / "project")
     write_sweep(root, 5, 3, 13)
+    new_store(root / "mlflow.db")
     process = sweep_in(root)
     said, _ = process.communicate(timeout=280)
     return root, process.returncode, said

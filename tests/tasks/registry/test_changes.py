@@ -1,7 +1,7 @@
 """What changed between two versions: by hand, and read back from a registry."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,13 @@ def test_other_held_out_items_are_not_compared_and_that_is_reported() -> None:
 
 
 def test_a_version_says_in_tag_card_and_record_what_changed_since_the_champion(
-    in_folder: Path, tiny_base: Path, tiny_project: Path, monkeypatch: pytest.MonkeyPatch
+    in_folder: Path,
+    tiny_base: Path,
+    tiny_project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    new_store: Callable[[Path], str],
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{in_folder}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(in_folder / "mlflow.db"))
     first = build(in_folder, tiny_base, "clinic", "first", gain=5.0)
     first.register()
     assert read_json(RECORD)["changes"] is None

@@ -1,11 +1,8 @@
 """What goes wrong around a registration, planted one fault at a time; each time a later run finds its way."""
 
 import errno
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +18,7 @@ from tasks.registry.lookup import CHALLENGER, CHAMPION, DIGEST_TAG, EXPERIMENT, 
 from tasks.registry.register import DataSplit, RunRecord, log_and_register
 from tasks.registry.versions import set_alias
 from tests.conftest import ROOT
+from tests.import_server import ImportServer
 from tests.registered_models import Made, build
 from vocabgraft.errors import VocabgraftError
 from vocabgraft.models.base import load_model
@@ -30,9 +28,9 @@ Make = Callable[..., Made]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One registry for all tests here: making one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> str:
+    """One registry for all tests here."""
+    return new_store(tmp_path_factory.mktemp("store") / "mlflow.db")
 
 
 @pytest.fixture
@@ -156,6 +154,7 @@ def test_parallel_registrations_leave_one_version_for_each_content(
 
 KILLED = """
 import os, signal, sys
+sys.path.insert(0, sys.argv[4])
 import mlflow
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from tests.registered_models import Made
@@ -180,16 +179,16 @@ Made(Path(sys.argv[2]), sys.argv[3]).register()
 
 
 @pytest.mark.parametrize("when", ["in the upload", "before the version"])
-def test_leftovers_of_a_killed_registration_do_no_harm(make: Make, when: str) -> None:
+def test_leftovers_of_a_killed_registration_do_no_harm(
+    make: Make, when: str, store: str, tmp_path: Path, import_server: ImportServer
+) -> None:
     made = make("first")
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, when, str(made.root), made.name],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED, encoding="utf-8")
+    request = {"script": str(script), "arguments": [when, str(made.root), made.name, str(ROOT)], "cwd": str(tmp_path)}
+    env = {"MLFLOW_TRACKING_URI": store}
+    code, said = import_server.run(request | {"env": env, "imports": ["mlflow"]})
+    assert code == -signal.SIGKILL, said
     assert made.versions() == []
     made.register()
     assert made.versions() == [1]
@@ -211,11 +210,13 @@ def test_a_full_disk_leaves_no_version_and_a_later_run_registers(make: Make, mon
     assert made.versions() == [1]
 
 
-def test_an_artifact_folder_that_cannot_be_written_is_reported(make: Make, tmp_path: Path) -> None:
+def test_an_artifact_folder_that_cannot_be_written_is_reported(
+    make: Make, tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
     made = make("first")
     # A store of its own, whose artifacts are to lie where not even root can make a folder.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/own.db")
+        patch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "own.db"))
         connect().create_experiment(EXPERIMENT, artifact_location="/proc/nowhere")
         with pytest.raises(VocabgraftError, match=r"MLflow refused the registration of .*/proc"):
             made.register()

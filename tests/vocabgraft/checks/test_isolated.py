@@ -33,6 +33,7 @@ def test_a_merged_folder_is_all_that_another_process_needs(graft: Graft, monkeyp
             assert np.abs(found - encode(model, texts, 64)).max() <= 1e-6
 
 
+@pytest.mark.usefixtures("isolated_forks")
 def test_a_folder_that_needs_its_base_is_caught_where_the_base_is_absent(graft: Graft, tmp_path: Path) -> None:
     # As the sentence-transformers flavour of MLflow saves an adapter: its base is an absolute path of this machine.
     folder = tmp_path / "merged"

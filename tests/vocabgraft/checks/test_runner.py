@@ -851,6 +851,7 @@ def test_an_empty_probe_set_fails_what_it_was_for(
     assert found["fresh_process"].verdict == "failed"
 
 
+@pytest.mark.usefixtures("isolated_forks")
 def test_words_in_no_text_are_probed_in_templates(graft: Graft) -> None:
     evidence = gather(graft, "tokens", ("a dog",))
     assert all(any(token.text.lower() in text.lower() for token in graft.tokens) for text in evidence.probes.with_new)
@@ -858,6 +859,7 @@ def test_words_in_no_text_are_probed_in_templates(graft: Graft) -> None:
     assert found["trained_differs"] == found["fresh_process"] == found["reload"] == "passed"
 
 
+@pytest.mark.usefixtures("isolated_forks")
 def test_checks_of_training_do_not_apply_to_an_untrained_model(graft: Graft) -> None:
     evidence = replace(gather(graft, "tokens", ("a dog", "a nephrolith")), trained=False)
     found = {check.name: check for check in check_all(evidence)}

@@ -26,7 +26,7 @@ GAINS = {"first": 5.0, "second": 6.0, "third": 4.0, "fourth": 3.0}
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+def filled(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, new_store: Callable[[Path], str]) -> Path:
     """A project's folder with a store of four versions: 2 is champion, 1 the previous one, 4 challenger."""
     root = tmp_path_factory.mktemp("registry") / "project"
     root.mkdir()
@@ -34,7 +34,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.delenv("DVC_EXP_NAME", raising=False)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", new_store(root / "mlflow.db"))
         for mark, gain in GAINS.items():
             build(root, tiny_base, "vocabgraft-minilm", mark, gain=gain).register()
     return root
