@@ -16,6 +16,8 @@ VERDICTS = {
     "too few to judge": "too-few-to-judge",
     "better": "better",
 }
+# Ordered by gain together: a large loss over few queries must not hide below small gains.
+UNDECIDED = ("could be chance", "too few to judge")
 KINDS = {"word": "word", "symbol": "symbol", "special": "special token"}
 # With many more rows, browsers scroll the page badly; the files have all of them.
 SHOWN_TOKENS, SHOWN_OLD_ROWS, SHOWN_NEW_ROWS = 500, 2000, 400
@@ -84,8 +86,13 @@ def token_rows(gathered: Gathered) -> list[dict[str, Any]]:
         _row(token, known.get(token["text"], NOTHING), fidelity.get(token["text"], NOTHING), checked, untrained)
         for token in extension.get("tokens", ())
     ]
-    order = list(VERDICTS)
-    return sorted(rows, key=lambda row: (order.index(row["verdict"]), _worth(row["gain"]), _worth(row["fidelity"])))
+    return sorted(rows, key=_badness)
+
+
+def _badness(row: Mapping[str, Any]) -> tuple[int, float, float]:
+    """A sort key, the worst first."""
+    order = list(VERDICTS).index(UNDECIDED[0]) if row["verdict"] in UNDECIDED else row["order"]
+    return order, _worth(row["gain"]), _worth(row["fidelity"])
 
 
 def _worth(figure: float | None) -> float:

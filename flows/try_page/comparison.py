@@ -55,7 +55,8 @@ class Comparison:
         model = self.load(candidate, self.ready[0][0] if self.ready else None)
 
         def tell(done: int) -> None:
-            self.state = f"{candidate.title} embeds the documents: {done:,} of {len(self.documents.texts):,}"
+            total = len(self.documents.texts)
+            self.state = f"the {candidate.title.lower()} embeds the documents ({done:,} of {total:,})"
 
         tell(0)
         vectors = embedded(model, self.documents, self.cache, tell)

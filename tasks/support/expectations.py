@@ -99,7 +99,8 @@ def _self_contained(page: str) -> str:
 
 def _head() -> str:
     policy = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    return f"{policy}<style>{STYLES.read_text(encoding='utf-8')}</style>"
+    viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    return f"{policy}{viewport}<style>{STYLES.read_text(encoding='utf-8')}</style>"
 
 
 def _index(results: Mapping[str, list[Any]], site: Path) -> str:
@@ -120,13 +121,18 @@ def _expectations(table: JudgedTable) -> list[Any]:
     return [*map(_of_rule, table.rules), *map(_of_count, table.counts)]
 
 
+def _readable(pattern: str) -> str:
+    """The same pattern with control characters as escapes, because a browser shows them as boxes."""
+    return re.sub(r"[\x00-\x1f]", lambda found: f"\\x{ord(found[0]):02x}", pattern)
+
+
 # An expectation and its arguments for each kind of check.
 TRANSLATIONS: Mapping[type, Callable[[Any], tuple[type[gxe.Expectation], dict[str, Any]]]] = {
     Filled: lambda check: (gxe.ExpectColumnValuesToNotBeNull, {}),
     Empty: lambda check: (gxe.ExpectColumnValuesToBeNull, {}),
     Matches: lambda check: (
         gxe.ExpectColumnValuesToMatchRegex if check.wanted else gxe.ExpectColumnValuesToNotMatchRegex,
-        {"regex": check.pattern},
+        {"regex": _readable(check.pattern)},
     ),
     AtMostLong: lambda check: (gxe.ExpectColumnValueLengthsToBeBetween, {"max_value": check.longest}),
     Between: lambda check: (

@@ -310,7 +310,8 @@ def test_great_expectations_shows_what_was_judged(tmp_path: Path) -> None:
     assert tmp_path / "site" / "index.html" in pages
     for page in pages:
         text = page.read_text(encoding="utf-8")
-        assert "Content-Security-Policy" in text and ".breadcrumb" in text
+        assert "Content-Security-Policy" in text and ".breadcrumb" in text and 'name="viewport"' in text
+        assert "\x08" not in text, "a control character of a pattern is shown as an escape"
         assert not re.findall(r'(?:src|href)="(?:https?:)?//|<script|url\(', text), page
 
 

@@ -241,6 +241,17 @@ def test_the_worst_tokens_come_first_each_with_its_reason(tmp_path: Path) -> Non
     assert "1 attention sink, 1 mistaken for another, 1 worse, 1 not trained" in said
 
 
+def test_a_large_loss_over_few_queries_stands_before_a_small_gain(tmp_path: Path) -> None:
+    left = outputs()
+    entry = next(token for token in left["evaluate_model"]["tokens.json"]["tokens"] if token["token"] == WORDS[3])
+    few = {"queries": 2, "base": 50.34, "merged": 14.55, "gain": -35.79, "verdict": "too few to judge", "worst": None}
+    entry["held_out"] = few
+    page = made(tmp_path, flow_run(results()), left)
+    names = list(rows_of_tokens(page))
+    assert names.index(WORDS[2]) < names.index(WORDS[3]) < names.index(WORDS[1]), "worse, then by the gain"
+    assert "training and held-out texts that contain the token" in page.text("vocabulary"), "columns are explained"
+
+
 def test_a_token_has_its_metrics_before_and_after_training(tmp_path: Path) -> None:
     page = made(tmp_path, flow_run(results()))
     said = page.text("vocabulary")
