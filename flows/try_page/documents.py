@@ -61,7 +61,7 @@ def held_out_documents(root: Path) -> Documents:
     texts = list(dict.fromkeys(text for entry in sets for text in entry.documents))
     if not texts:
         raise VocabgraftError("no dataset has held-out queries; name a file of documents with --corpus")
-    return Documents(texts[:MOST], ", ".join(entry.name for entry in sets), len(texts) > MOST)
+    return Documents(texts[:MOST], f"the held-out data ({', '.join(entry.name for entry in sets)})", len(texts) > MOST)
 
 
 def read_corpus(path: Path, columns: Sequence[str]) -> Documents:
