@@ -84,7 +84,7 @@ def _offline() -> None:
 
 
 @pytest.fixture
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A new working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path

