@@ -15,6 +15,7 @@ from vocabgraft.storage.bounds import special_files
 # Limits for one line of a plan.
 FILES_NAMED, VALUE_LENGTH = 3, 30
 FIRST_RUN = "first run: it has no result here yet"
+NOT_IN_LOCK = "first run: it is not in dvc.lock"
 DEFAULT_RETRIES = 2
 SECONDS_BETWEEN_LOOKS, SECONDS_TO_GIVE_UP = 1.0, 3600.0
 # Repeats vocabgraft.config.params, which is slow to import in a DVC process.
@@ -61,8 +62,10 @@ class Planned:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Reasons to run, one per line."""
-        return (*self.own, *(f"{name} runs before it" for name in self.behind))
+        """Reasons to run, one per line; a first run needs no other."""
+        if not self.behind or {FIRST_RUN, NOT_IN_LOCK} & set(self.own):
+            return self.own
+        return (*self.own, f"{', '.join(self.behind)} {'runs' if len(self.behind) == 1 else 'run'} before it")
 
     @property
     def runs(self) -> bool:
@@ -217,7 +220,7 @@ def _status_at_once(repo: Any) -> dict[str, Any]:
 def _reasons(stage: Any, entries: Sequence[Any], made: Collection[Path]) -> list[str]:
     """DVC's status of a stage as short lines; `made` are the outputs of all stages."""
     if stage.cmd and not any(dep.hash_info for dep in (*stage.deps, *stage.outs)):
-        return ["first run: it is not in dvc.lock"]
+        return [NOT_IN_LOCK]
     first_run = _has_no_result(stage, entries)
     lines = [FIRST_RUN] if first_run else []
     lines += [entry for entry in entries if isinstance(entry, str)]
@@ -233,7 +236,8 @@ def _reasons(stage: Any, entries: Sequence[Any], made: Collection[Path]) -> list
                     of_files[path] = state
                 else:
                     lines.append(f"{'dep' if kind == 'changed deps' else 'output'} {path}: {state}")
-    return [*_code(of_files), *lines]
+    # In a fresh clone, dvc.lock is often older than the code.
+    return lines if first_run else [*_code(of_files), *lines]
 
 
 def _has_no_result(stage: Any, entries: Sequence[Any]) -> bool:

@@ -101,6 +101,28 @@ def test_a_changed_parameter_is_a_reason_for_its_stage_and_for_those_behind_it(
     }
 
 
+def test_a_stage_names_the_stages_before_it_in_one_line_and_none_on_its_first_run() -> None:
+    stage = Stage("join", (), ())
+    assert Planned(stage, (), ("left", "right")).reasons == ("left, right run before it",)
+    assert Planned(stage, (FIRST_RUN,), ("left", "right")).reasons == (FIRST_RUN,)
+    assert Planned(stage).reasons == ()
+
+
+def test_code_newer_than_dvc_lock_is_no_reason_on_a_first_run(
+    tmp_path: Path, reproduced: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_project(tmp_path / "clone", CROSSING)
+    lock = (reproduced / "dvc.lock").read_text(encoding="utf-8")
+    assert "raw.txt" in lock
+    (root / "dvc.lock").write_text(lock.replace("raw.txt", "raw.py"), encoding="utf-8")
+    described = (root / "dvc.yaml").read_text(encoding="utf-8")
+    (root / "dvc.yaml").write_text(described.replace("raw.txt", "raw.py"), encoding="utf-8")
+    (root / "raw.txt").unlink()
+    (root / "raw.py").write_text("edited", encoding="utf-8")
+    monkeypatch.chdir(root)
+    assert changes(root)["first"] == [FIRST_RUN]
+
+
 def test_in_a_fresh_clone_every_stage_has_its_first_run_whatever_is_missing(
     tmp_path: Path, reproduced: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
