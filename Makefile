@@ -43,7 +43,7 @@ deps: $(VENV)/.installed ## write the code deps of dvc.yaml from the import grap
 docs: $(VENV)/.installed-test ## build the documentation site into build/site; no page asks another host
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
-test: $(VENV)/.installed-test ## run the tests in two processes (about 17 minutes on 2 cores)
+test: $(VENV)/.installed-test ## run the tests in two processes (about 11 minutes on 2 cores)
 	@# One thread a process: two that share a core wait for each other.
 	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

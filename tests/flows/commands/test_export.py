@@ -28,7 +28,7 @@ def test_it_writes_a_model_in_8_bits_and_says_what_that_costs(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--to", "onxx"], "no form 'onxx' (do you mean onnx?); allowed: onnx"),
+        (["--to", "onxx"], "no format 'onxx' (do you mean onnx?); allowed: onnx"),
         (["--to", "static"], "model2vec 0.10 takes added tokens out"),
         (["--precision", "int4"], "no precision 'int4' (do you mean int8?)"),
         (["--documents", "texts.txt"], "--documents is given without --queries"),

@@ -87,7 +87,8 @@ def test_strings_are_words_and_start_from_their_pieces(model: "SentenceTransform
     assert (token.kind, token.single_word) == ("word", True)
     ids = model.tokenizer("hepatoma", add_special_tokens=False)["input_ids"]
     weight = model[0].auto_model.get_input_embeddings().weight
-    assert torch.allclose(bank.pack("x").rows[0], weight[ids].mean(dim=0), atol=1e-7)
+    # The rows of the tiny base have nearly one length, so a mean of eight starts at their median length.
+    assert torch.cosine_similarity(bank.pack("x").rows[0], weight[ids].mean(dim=0), dim=0).item() == pytest.approx(1)
 
 
 def test_rows_come_from_a_reference_where_it_has_the_token(bank: VocabularyBank) -> None:
