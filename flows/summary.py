@@ -139,7 +139,7 @@ def _fidelity(distilled: dict[str, Any] | None) -> list[str]:
     kept_out = distilled["contexts"]["held_out"]
     return [
         f"fidelity of the distilled rows (cosine to the base on {kept_out} held-out texts): {', '.join(groups)}; "
-        f"tokens below {distilled['least_fidelity']:g}: {under}"
+        f"tokens below {distilled.get('least_fidelity', 'the limit')}: {under}"
     ]
 
 

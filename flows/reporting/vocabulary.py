@@ -46,7 +46,7 @@ def vocabulary(gathered: Gathered) -> dict[str, Any]:
             if name != "all"
         ],
         "under_limit": distilled.get("under_limit", []),
-        "least_fidelity": distilled.get("least_fidelity"),
+        "least_fidelity": distilled.get("least_fidelity", "the limit"),
         "by_texts": distilled.get("by_texts", []),
         **_token_table(gathered),
     }

@@ -57,6 +57,11 @@ def test_fidelity_of_distilled_rows_is_reported_by_group(tmp_path: Path) -> None
     assert "tokens below 0.9: 1" in told
 
 
+def test_a_report_of_an_earlier_version_names_no_limit(tmp_path: Path) -> None:
+    earlier = {key: value for key, value in DISTILLATION.items() if key != "least_fidelity"}
+    assert "tokens below the limit: 1" in summary(tmp_path, earlier)
+
+
 @pytest.mark.parametrize("distillation", [{}, {**DISTILLATION, "after": {}}])
 def test_rows_that_were_not_distilled_have_no_fidelity(tmp_path: Path, distillation: dict[str, object]) -> None:
     assert "fidelity" not in summary(tmp_path, distillation)

@@ -36,7 +36,7 @@ def ran_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(ran_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: Hook) -> Path:
-    """A copy of it as the working folder, and a hook that is told of failures."""
+    """A copy of the project as the working folder, with a hook that runs when a run fails."""
     root = Path(shutil.copytree(ran_once, tmp_path / "project"))
     monkeypatch.chdir(root)
     set_hook(root, hook.url)

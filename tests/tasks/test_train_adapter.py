@@ -46,7 +46,7 @@ def resized_once(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def resized(resized_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, as the working folder."""
+    """A copy of that project as the working folder."""
     root = Path(shutil.copytree(resized_once, tmp_path / "project"))
     monkeypatch.chdir(root)
     return root

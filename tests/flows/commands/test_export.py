@@ -1,4 +1,4 @@
-"""`vocabgraft export`: what is told of an export, and mistakes that leave nothing behind."""
+"""`vocabgraft export`: what it prints, and mistakes that leave nothing behind."""
 
 import json
 from pathlib import Path

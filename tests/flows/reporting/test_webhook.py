@@ -1,4 +1,4 @@
-"""A webhook is told of failed runs, of those alone, and cannot undo or hide anything."""
+"""The webhook receives failed runs only; its own failure neither changes nor hides a result."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""The store's address: whether it answers, and what is told of it."""
+"""The store's address: whether the store answers, and what messages say about it."""
 
 import sqlite3
 import threading

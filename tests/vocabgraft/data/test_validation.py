@@ -1,4 +1,4 @@
-"""What is told of each raw row: split, repetitions, contradictions, leaks, uses."""
+"""What validation reports for each raw row: split, repetitions, contradictions, leaks, uses."""
 
 import json
 from pathlib import Path
